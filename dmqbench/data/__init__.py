@@ -1,0 +1,1 @@
+"""Calibration data: seeded noise and labels, and the bank of full-precision trajectories."""

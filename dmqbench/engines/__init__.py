@@ -1,0 +1,28 @@
+"""Engines: how a frozen layer is computed.
+
+``simulate`` uses floats, ``int_reference`` exact integers. An engine is a function from a frozen layer to a callable on
+the layer's float input; a faster one can be added here without touching a method.
+"""
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from dmqbench.engines.int_reference import int_reference
+from dmqbench.engines.simulate import simulate
+from dmqbench.quant.frozen import FrozenLayer, freeze_layer
+from dmqbench.quant.layers import quant_layers
+
+Engine = Callable[[FrozenLayer], Callable[[Tensor], Tensor]]
+
+ENGINES: dict[str, Engine] = {"simulate": simulate, "int_reference": int_reference}
+
+
+def lower_(network: nn.Module, engine: str) -> None:
+    """Let every frozen layer compute with ``engine``.
+
+    Layers whose weights or activations are in full precision (bits 32) have no integers and stay as they are.
+    """
+    for layer in quant_layers(network).values():
+        if layer.weight_quantizer is not None and layer.activation_quantizer is not None:
+            layer.lowered = ENGINES[engine](freeze_layer(layer))

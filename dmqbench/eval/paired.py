@@ -1,0 +1,129 @@
+"""Metrics that compare each sample with the full-precision sample of the same seed.
+
+Range, reduction and identical images are fixed here, once: a metric is one ``PairedMetric`` with a function from two
+batches to one number per pair; register it in ``PAIRED_METRICS`` and it is computed, reported and compared.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from dmqbench.eval.images import require_pair, to_float01
+from dmqbench.eval.protocol import Measurement, MetricUnavailable, Protocol
+from dmqbench.eval.statistics import bootstrap_mean
+
+PerImage = list[float | None]
+
+_SSIM_WINDOW = 11
+_SSIM_SIGMA = 1.5
+_IMAGES_AT_ONCE = 32
+
+
+@dataclass(frozen=True)
+class PairedMetric:
+    """A paired metric: ``per_image(samples, reference)`` gives one number per pair, ``None`` where it is infinite.
+
+    ``operand`` says what it compares: "images" (uint8 [N, C, H, W]) or "state" (the sampler's final state, float32
+    [N, ...], before decoding).
+    """
+
+    name: str
+    version: int
+    higher_is_better: bool
+    operand: Literal["images", "state"]
+    tool: str
+    per_image: Callable[[Tensor, Tensor], PerImage]
+
+    @property
+    def rounding(self) -> str:
+        """What the values were rounded to before they were compared, as it stands in the protocol."""
+        return "uint8" if self.operand == "images" else "float32"
+
+
+def psnr(images: Tensor, reference: Tensor) -> PerImage:
+    """Return 10 log10(255² / MSE) in dB for each pair of uint8 images [N, C, H, W]; ``None`` where identical."""
+    require_pair(images, reference)
+    squared = (images.to(torch.int32) - reference.to(torch.int32)).square()
+    errors = squared.flatten(1).double().mean(dim=1)
+    decibels = 10 * torch.log10(255.0**2 / errors)
+    return [value if error > 0 else None for value, error in zip(decibels.tolist(), errors.tolist())]
+
+
+def ssim(images: Tensor, reference: Tensor) -> PerImage:
+    """Return the structural similarity of each pair of uint8 images, in [-1, 1], 1 where identical.
+
+    Wang et al. 2004, eq. 13, with their Gaussian window (σ 1.5, 11×11) and constants, over pixels whose window lies
+    inside the image, in float64. ``MetricUnavailable`` for images smaller than the window.
+    """
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    require_pair(images, reference)
+    height, width = images.shape[-2:]
+    if min(height, width) < _SSIM_WINDOW:
+        raise MetricUnavailable(
+            f"ssim needs images of at least {_SSIM_WINDOW}×{_SSIM_WINDOW}, got {height}×{width}"
+        )
+    values: list[float | None] = []
+    for ours, theirs in zip(images.split(_IMAGES_AT_ONCE), reference.split(_IMAGES_AT_ONCE)):
+        similarity = structural_similarity_index_measure(
+            to_float01(ours, torch.float64),
+            to_float01(theirs, torch.float64),
+            gaussian_kernel=True,
+            sigma=_SSIM_SIGMA,
+            kernel_size=_SSIM_WINDOW,
+            data_range=1.0,
+            reduction="none",
+        )
+        assert isinstance(similarity, Tensor)
+        values += similarity.reshape(-1).tolist()
+    return values
+
+
+def mse(states: Tensor, reference: Tensor) -> PerImage:
+    """Return the mean squared error of each pair of final sampler states, float32 [N, ...], in their own units."""
+    for what, batch in (("states", states), ("reference", reference)):
+        if batch.dtype != torch.float32 or batch.ndim < 2 or batch.numel() == 0:
+            raise ValueError(
+                f"mse: {what} must be float32 N×..., got {batch.dtype} of shape {tuple(batch.shape)}"
+            )
+        if not torch.isfinite(batch).all():
+            raise ValueError(f"mse: {what} hold NaN or infinity")
+    if states.shape != reference.shape:
+        raise ValueError(f"mse: {tuple(states.shape)} and {tuple(reference.shape)} do not pair one to one")
+    return (states.double() - reference.double()).square().flatten(1).mean(dim=1).tolist()
+
+
+PAIRED_METRICS: dict[str, PairedMetric] = {
+    metric.name: metric
+    for metric in (
+        PairedMetric("psnr", 1, True, "images", "dmqbench", psnr),
+        PairedMetric("ssim", 1, True, "images", "torchmetrics", ssim),
+        PairedMetric("mse", 1, False, "state", "dmqbench", mse),
+    )
+}
+
+
+def summarise(metric: PairedMetric, values: Sequence[float | None], protocol: Protocol) -> Measurement:
+    """Return the mean over the pairs that have a number, with its bootstrap interval.
+
+    Pairs without one are identical: they are counted in ``extra["identical"]``, not averaged. When all are, the value
+    is ``None`` and the measurement exact. ``protocol`` must speak of this metric, version and number of pairs.
+    """
+    if (protocol.metric, protocol.version, protocol.n) != (metric.name, metric.version, len(values)):
+        raise ValueError(
+            f"{metric.name}/{metric.version} over {len(values)} pairs cannot carry the protocol of "
+            f"{protocol.metric}/{protocol.version} over {protocol.n}"
+        )
+    numbers = [value for value in values if value is not None]
+    return Measurement(
+        value=sum(numbers) / len(numbers) if numbers else None,
+        ci95=bootstrap_mean(numbers) if numbers else None,
+        n=len(values),
+        protocol=protocol.id,
+        exact=not numbers,
+        higher_is_better=metric.higher_is_better,
+        extra={"identical": len(values) - len(numbers)} if len(numbers) < len(values) else {},
+    )

@@ -1,0 +1,164 @@
+"""Files that are whole or absent: names, atomic writing, hashes and locks between processes. Standard library only."""
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import secrets
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+TEMPORARY_PREFIX = ".tmp-"
+MAX_JSON_BYTES = 256 * 2**20
+
+_SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+=,@-]{0,99}")
+_BLOCK = 2**20
+
+
+def safe_name(text: str) -> str:
+    """Return ``text`` if it can be one component of a path; everything that becomes one passes here.
+
+    Allowed are 1 to 100 ASCII letters, digits and ``_ . + = , @ -``, the first a letter, a digit or ``_``: so no
+    name leaves its folder, hides, looks like an option, or differs between file systems.
+
+    Raises:
+        ValueError: anything else, in one line.
+    """
+    if not isinstance(text, str) or not _SAFE_NAME.fullmatch(text):
+        shown = ascii(text) if len(str(text)) <= 60 else ascii(str(text)[:57]) + "..."
+        raise ValueError(
+            f"{shown} cannot be a file name here: 1 to 100 letters, digits or _.+=,@- and no leading '.' or '-'"
+        )
+    return text
+
+
+def sync(path: Path) -> None:
+    """Force a file's bytes, or a folder's list of names, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path with the same suffix; what is written there becomes ``path`` at the end, or never.
+
+    A reader sees the old file or the new one, whole, whenever the writer is killed and whenever the power fails.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(4)}{path.suffix}")
+    try:
+        yield temporary
+        sync(temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync(path.parent)
+
+
+def save_atomic(path: str | Path, data: bytes | str) -> None:
+    """Write ``data`` (text as UTF-8) to ``path``, creating its folder."""
+    with replacing(Path(path)) as temporary:
+        temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+def save_json(path: str | Path, value: Any) -> None:
+    """Write ``value`` as JSON with sorted keys: equal values give equal bytes.
+
+    Raises:
+        ValueError: a number is NaN or infinite, which JSON cannot say.
+    """
+    save_atomic(path, json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """JSON with sorted keys, an indent of two and a final newline; ValueError on NaN and infinities."""
+    return json.dumps(value, sort_keys=True, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def load_json(path: str | Path) -> Any:
+    """Read a JSON file of at most 256 MiB.
+
+    Raises:
+        ValueError: it is larger, or not strict JSON in UTF-8 (NaN is refused), in one line.
+        OSError: it cannot be read.
+    """
+    path = Path(path)
+    if path.stat().st_size > MAX_JSON_BYTES:
+        raise ValueError(f"{path} is too large to be read as JSON")
+    try:
+        return json.loads(path.read_bytes().decode(), parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from None
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def sha256_file(path: str | Path) -> str:
+    """Hex digest of a file's content, read once in constant memory."""
+    digest = hashlib.sha256()
+    buffer = memoryview(bytearray(_BLOCK))
+    with open(path, "rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            digest.update(buffer[:count])
+    return digest.hexdigest()
+
+
+def sweep_temporary(folder: Path) -> None:
+    """Remove what killed writers left in ``folder`` and its direct subfolders; the caller excludes live writers."""
+    for pattern in (f"{TEMPORARY_PREFIX}*", f"*/{TEMPORARY_PREFIX}*"):
+        for leftover in folder.glob(pattern):
+            leftover.unlink(missing_ok=True)
+
+
+@contextmanager
+def exclusive(path: Path, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
+    """Hold the lock file ``path`` against every other process and thread; ``on_wait`` is called once before waiting.
+
+    The operating system drops the lock when its holder dies, however it dies.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = _acquire(path, on_wait)
+    try:
+        yield
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(path)
+        # A forked child shares the descriptor: closing alone would leave the child holding the lock.
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
+        os.close(descriptor)
+
+
+def _acquire(path: Path, on_wait: Callable[[], None] | None) -> int:
+    """Descriptor of the locked file. Release removes the file, so a waiter may get a lock on a name that is gone."""
+    while True:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if on_wait is not None:
+                    on_wait()
+                    on_wait = None
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if _is_current(descriptor, path):
+                return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+
+
+def _is_current(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False

@@ -1,0 +1,245 @@
+"""Stages: calibration as a Lightning training loop over units, resumable to the same bits.
+
+A method is an ordered list of stages. A stage works through its units (a block, a layer, a slice of iterations), one
+Lightning epoch per unit and one ``fit`` per stage. What a stage leaves behind is the calibration state of the network,
+nothing else.
+"""
+
+import logging
+import time
+import warnings
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import pytorch_lightning as pl
+import torch
+from safetensors import safe_open
+from safetensors.torch import load, save
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset
+
+from dmqbench.data.bank import TrajectoryBank
+from dmqbench.models.adapter import Adapter
+from dmqbench.models.topology import Topology
+from dmqbench.quant.spec import StepGroups
+from dmqbench.quant.state import calibration_state, load_calibration_state_
+from dmqbench.samplers.plan import SamplerPlan
+from dmqbench.files import save_atomic
+
+SECONDS_PER_STEP = 0.5
+"""Inner iterations run until this has passed, so that Lightning's own cost is small and a signal is still heard."""
+
+
+class CalibrationDiverged(RuntimeError):
+    """A loss became infinite or undefined; the state of the last finished unit is kept."""
+
+
+class Record(Protocol):
+    """Where a stage reports; the job's JSONL record."""
+
+    def log(self, event: str, **values: Any) -> None: ...
+
+
+@dataclass(frozen=True)
+class Workbench:
+    """What a stage works on. The network inside the adapter carries the quantizable layers of the precision plan."""
+
+    adapter: Adapter
+    topology: Topology
+    bank: TrajectoryBank
+    sampler: SamplerPlan
+    guidance: float
+    step_groups: StepGroups
+    """Which network calls share a row of activation parameters."""
+    seed: int
+    record: Record
+
+    @property
+    def network(self) -> nn.Module:
+        return self.adapter.network
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.network.parameters()).device
+
+
+class Stage(pl.LightningModule):
+    """One step of a method.
+
+    Subclasses say what the units are, and what is done at the start of one, in each iteration, and at its end. All of
+    an iteration's randomness must come from its coordinates (seed, stage, unit, iteration).
+    """
+
+    name: ClassVar[str]
+    weights_only: ClassVar[bool] = False
+    """Does it leave activation quantizers untouched? Its outcome then serves every activation bit-width."""
+
+    def __init__(self, bench: Workbench) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self._bench = (bench,)  # in a tuple: the network must not become a submodule, checkpoints never hold it
+        self.first_unit = 0
+        self.iteration = 0
+        self.network_forwards = 0.0
+        """Cost so far, in full-precision network calls of batch 1; a backward pass counts as two forwards."""
+        self.seconds = 0.0
+        """Time spent so far on finished units, over all runs of the stage."""
+
+    @property
+    def bench(self) -> Workbench:
+        return self._bench[0]
+
+    def state(self) -> dict[str, Tensor]:
+        """The calibration state that the stage has reached."""
+        return calibration_state(self.bench.network, activations=not self.weights_only)
+
+    @abstractmethod
+    def units(self) -> tuple[str, ...]:
+        """Names of the units, in the order in which they are calibrated."""
+
+    @abstractmethod
+    def iterations(self, unit: str) -> int:
+        """Number of iterations of a unit."""
+
+    def start_unit(self, unit: str) -> None:
+        """Prepare a unit."""
+
+    @abstractmethod
+    def iterate(self, unit: str, iteration: int) -> Tensor | None:
+        """Do one iteration; return its loss, if it has one."""
+
+    def finish_unit(self, unit: str) -> dict[str, float]:
+        """Complete a unit; return what is worth recording of it."""
+        return {}
+
+    @property
+    def unit(self) -> str:
+        return self.units()[self.first_unit + self.current_epoch]
+
+    def configure_optimizers(self) -> None:
+        """Units make their own optimizers: each trains other parameters."""
+
+    def train_dataloader(self) -> DataLoader:
+        return DataLoader(_Ticks(self), batch_size=None)
+
+    def on_train_epoch_start(self) -> None:
+        self.iteration = 0
+        self.unit_started = time.perf_counter()
+        with torch.enable_grad():
+            self.start_unit(self.unit)
+
+    def training_step(self, tick: int) -> None:
+        started = time.perf_counter()
+        total = self.iterations(self.unit)
+        while self.iteration < total and time.perf_counter() - started < SECONDS_PER_STEP:
+            loss = self.iterate(self.unit, self.iteration)
+            if loss is not None and not torch.isfinite(loss):
+                raise CalibrationDiverged(
+                    f"stage {self.name}, unit {self.unit}: loss {float(loss.detach())} at iteration {self.iteration}"
+                )
+            self.iteration += 1
+            if loss is not None:
+                self.log("loss", loss.detach(), prog_bar=True)
+
+    def on_train_epoch_end(self) -> None:
+        facts = self.finish_unit(self.unit)
+        self.seconds += time.perf_counter() - self.unit_started
+        self.bench.record.log("unit", stage=self.name, unit=self.unit, **facts)
+
+
+class _Ticks(IterableDataset):
+    """Yields until the stage has done all iterations of its unit."""
+
+    def __init__(self, stage: Stage) -> None:
+        self.stage = stage
+
+    def __iter__(self) -> Iterator[int]:
+        total = self.stage.iterations(self.stage.unit)
+        while self.stage.iteration < total:
+            yield self.stage.iteration
+
+
+class UnitCheckpoint(pl.Callback):
+    """Keeps the calibration state after every unit in one file, written atomically.
+
+    The number of finished units travels in the file's own header, so that state and progress cannot part.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, stage: pl.LightningModule) -> None:
+        assert isinstance(stage, Stage)
+        done = stage.first_unit + stage.current_epoch + 1
+        header = {
+            "units_done": str(done),
+            "network_forwards": repr(stage.network_forwards),
+            "seconds": repr(stage.seconds),
+        }
+        save_atomic(self.path, save(stage.state(), header))
+
+    def resume(self, stage: Stage) -> None:
+        """Set the network and the stage to where a killed run left them, if it left anything."""
+        if not self.path.exists():
+            return
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                header = file.metadata()
+            state = load(self.path.read_bytes())
+        except Exception as error:  # a damaged checkpoint costs its units, never the job
+            stage.bench.record.log("checkpoint_discarded", stage=stage.name, reason=str(error))
+            return
+        load_calibration_state_(stage.bench.network, state)
+        stage.first_unit = int(header["units_done"])
+        stage.network_forwards = float(header["network_forwards"])
+        stage.seconds = float(header["seconds"])
+
+
+def run_stage(stage: Stage, accelerator: str, callbacks: Sequence[pl.Callback]) -> None:
+    """Run a stage, from where ``UnitCheckpoint.resume`` set it; its outcome is ``stage.state()``.
+
+    Raises:
+        CalibrationDiverged: a loss is not finite.
+        KeyboardInterrupt: the user or a signal stopped it; finished units are kept by the checkpoint.
+    """
+    remaining = len(stage.units()) - stage.first_unit
+    if remaining <= 0:
+        return
+    with _quiet_lightning():
+        trainer = pl.Trainer(
+            accelerator=accelerator,
+            devices=1,
+            max_epochs=remaining,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            reload_dataloaders_every_n_epochs=1,
+            callbacks=list(callbacks),
+        )
+        try:
+            trainer.fit(stage)
+        except SystemExit:  # Lightning turns Ctrl-C into an exit; the caller decides what a stop means
+            raise KeyboardInterrupt from None
+
+
+@contextmanager
+def _quiet_lightning() -> Iterator[None]:
+    """Keep Lightning's advertisements and its advice on loaders and optimizers, which stages do without, off the screen."""
+    logger = logging.getLogger("pytorch_lightning")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="pytorch_lightning")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+StageFactory = type[Stage]

@@ -1,0 +1,15 @@
+"""Q-Diffusion (Li et al., ICCV 2023): calibration along the deployment sampler, split skip inputs, block
+reconstruction with AdaRound on the quantized prefix, then learned activation steps.
+"""
+
+from dmqbench.methods.base import StageFactory
+from dmqbench.methods.ranges import ActivationRange, WeightRange
+from dmqbench.methods.reconstruction import ActivationReconstruction, WeightReconstruction
+
+STAGES: dict[str, StageFactory] = {
+    "weight_range": WeightRange,
+    "weight_reconstruction": WeightReconstruction,
+    "activation_range": ActivationRange,
+    "activation_reconstruction": ActivationReconstruction,
+}
+"""The stages this method may use, by the names that its YAML lists."""

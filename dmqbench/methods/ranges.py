@@ -1,0 +1,179 @@
+"""The stages that set ranges: of weights by themselves, of activations from the bank."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dmqbench.methods.base import Stage, Workbench
+from dmqbench.methods.capture import run_points
+from dmqbench.quant.functional import affine_parameters
+from dmqbench.quant.layers import QuantLayer, quant_layers, quantization
+from dmqbench.quant.observers import mse_search, observe
+from dmqbench.quant.quantizer import ActivationQuantizer
+from dmqbench.quant.spec import StepGroups
+from dmqbench.quant.state import activation_quantizers
+
+
+class WeightRange(Stage):
+    """Scale and zero-point of every (row, input group) of every weight, by an observer (rounding to nearest)."""
+
+    name = "weight_range"
+    weights_only = True
+
+    def __init__(self, bench: Workbench, observer: str, candidates: int, exponent: float) -> None:
+        super().__init__(bench)
+        self.observer = observer
+        self.observer_settings = {"candidates": candidates, "exponent": exponent}
+        self.layers = [
+            layer for layer in quant_layers(bench.network).values() if layer.weight_quantizer is not None
+        ]
+
+    def units(self) -> tuple[str, ...]:
+        return ("weights",)
+
+    def iterations(self, unit: str) -> int:
+        return len(self.layers)
+
+    @torch.no_grad()
+    def iterate(self, unit: str, iteration: int) -> None:
+        set_weight_range_(self.layers[iteration], self.observer, self.observer_settings)
+
+
+def set_weight_range_(layer: QuantLayer, observer: str, settings: dict[str, Any]) -> None:
+    """Set the weight parameters of one layer from its scaled weight."""
+    quantizer = layer.weight_quantizer
+    assert quantizer is not None
+    parameters = []
+    for rows in quantizer.rows(layer.scaled_weight()):
+        low, high = observe(observer, rows, quantizer.levels, **settings)
+        parameters.append(affine_parameters(low, high, quantizer.levels))
+    scales, zero_points = zip(*parameters, strict=True)
+    quantizer.set_parameters_(torch.stack(scales, dim=1), torch.stack(zero_points, dim=1))
+
+
+class ActivationRange(Stage):
+    """Activation ranges from bank points that run through the network with quantized weights.
+
+    A bounded sample of the values of every quantizer is kept, row by row of its step table; the smallest and largest
+    values are exact. The observer then works on these rows.
+    """
+
+    name = "activation_range"
+
+    def __init__(
+        self,
+        bench: Workbench,
+        observer: str,
+        candidates: int,
+        exponent: float,
+        samples: int,
+        batch: int,
+        values_per_row: int,
+    ) -> None:
+        super().__init__(bench)
+        self.observer = observer
+        self.candidates, self.exponent = candidates, exponent
+        self.points = bench.bank.cal.spread(samples)
+        self.batch = batch
+        self.values_per_sample = max(1, values_per_row * bench.step_groups.rows // len(self.points))
+        self.steps = bench.step_groups
+        self.quantizers = activation_quantizers(bench.network)
+        self.seen: dict[str, _Sample] = {}
+
+    def units(self) -> tuple[str, ...]:
+        return ("observe",)
+
+    def iterations(self, unit: str) -> int:
+        return -(-len(self.points) // self.batch)
+
+    def start_unit(self, unit: str) -> None:
+        self.seen = {
+            name: _Sample(quantizer, self.steps, self.values_per_sample) for name, quantizer in self.quantizers.items()
+        }
+
+    @torch.no_grad()
+    def iterate(self, unit: str, iteration: int) -> None:
+        bench = self.bench
+        for name, quantizer in self.quantizers.items():
+            quantizer.observer = self.seen[name].add
+        part = self.points[iteration * self.batch : (iteration + 1) * self.batch]
+        try:
+            with quantization(bench.network, weight=True, activation=True):
+                for size in run_points(bench.adapter, bench.bank.cal, part, self.batch, bench.guidance):
+                    self.network_forwards += size
+        finally:
+            for quantizer in self.quantizers.values():
+                quantizer.observer = None
+
+    @torch.no_grad()
+    def finish_unit(self, unit: str) -> dict[str, float]:
+        for name, quantizer in self.quantizers.items():
+            low, high = self._ends(self.seen[name], quantizer)
+            scale, zero_point = affine_parameters(low, high, quantizer.levels)
+            quantizer.set_parameters_(scale, zero_point, self.steps)
+        self.seen = {}
+        return {"quantizers": len(self.quantizers), "points": len(self.points)}
+
+    def _ends(self, sample: "_Sample", quantizer: ActivationQuantizer) -> tuple[Tensor, Tensor]:
+        """Return the range ends [rows, groups]."""
+        ends = []
+        for group in range(quantizer.groups.count):
+            rows = []
+            for row in range(self.steps.rows):
+                values, low, high = sample.row(group, row)
+                levels = torch.tensor([quantizer.levels], device=values.device)
+                if self.observer == "mse":
+                    found = mse_search(
+                        values[None],
+                        levels,
+                        candidates=self.candidates,
+                        exponent=self.exponent,
+                        ends=(low[None], high[None]),
+                    )
+                else:
+                    found = observe(self.observer, values[None], levels)
+                rows.append(torch.cat(found))
+            ends.append(torch.stack(rows))
+        stacked = torch.stack(ends, dim=1)  # [rows, groups, 2]
+        return stacked[..., 0], stacked[..., 1]
+
+
+class _Sample:
+    """Values of one activation, thinned evenly, kept per (input group, row of steps) with exact extremes."""
+
+    def __init__(self, quantizer: ActivationQuantizer, steps: StepGroups, per_sample: int) -> None:
+        self.quantizer = quantizer
+        self.row_of_call = torch.tensor(steps.row_of_call)
+        self.per_sample = per_sample
+        self.values: dict[tuple[int, int], list[Tensor]] = {}
+        self.low: dict[tuple[int, int], Tensor] = {}
+        self.high: dict[tuple[int, int], Tensor] = {}
+
+    def add(self, x: Tensor) -> None:
+        """Take in activations [B, …] of the batch that is in flight."""
+        steps = self.quantizer.context.step.cpu()
+        rows = self.row_of_call[steps] if len(self.row_of_call) else torch.zeros_like(steps)
+        for group, part in enumerate(self.quantizer.groups.slices):
+            piece = x.narrow(self.quantizer.channel_axis, part.start, part.stop - part.start).flatten(1)
+            stride = max(1, piece.shape[1] // self.per_sample)
+            for row in rows.unique().tolist():
+                chosen = piece[rows == row]
+                key = (group, row)
+                # Each sample starts its thinning elsewhere, or some pixels would never be looked at.
+                kept = torch.cat([values[index % stride :: stride] for index, values in enumerate(chosen)])
+                self.values.setdefault(key, []).append(kept)
+                low, high = torch.aminmax(chosen)
+                self.low[key] = torch.minimum(self.low.get(key, low), low)
+                self.high[key] = torch.maximum(self.high.get(key, high), high)
+
+    def row(self, group: int, row: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return (values [K], smallest, largest) of one row.
+
+        Raises:
+            ValueError: no bank point was at any of the row's steps.
+        """
+        key = (group, row)
+        if key not in self.values:
+            raise ValueError(f"no calibration point is at the steps of row {row}; raise budget.samples")
+        return torch.cat(self.values[key]), self.low[key], self.high[key]

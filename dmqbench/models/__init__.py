@@ -1,0 +1,1 @@
+"""Networks around diffusers: finding and loading them, what they are made of, and one way to call them."""

@@ -1,0 +1,166 @@
+"""One way to call any denoiser: conditions, guidance, learned variance and the step that quantizers read."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from diffusers import ModelMixin
+from torch import Tensor
+
+from dmqbench.models.conditioning import (
+    ClassConditioner,
+    Conditioner,
+    Decoder,
+    LatentDecoder,
+    PixelDecoder,
+    Unconditional,
+)
+from dmqbench.models.folders import ModelError, ModelSource
+from dmqbench.models.sources import LoadedModel, load_decoder_network, load_model
+from dmqbench.models.topology import Topology, trace
+from dmqbench.quant.context import StepContext
+from dmqbench.samplers.schedule import NoiseSchedule
+
+
+class Adapter:
+    """A denoiser with everything that sampling from it needs.
+
+    Args:
+        network: called as ``network(x, timestep, **cond, return_dict=False)[0]``.
+        sample_shape: (C, H, W) of the sampler's state.
+        schedule: the noise schedule that the network was trained with.
+        prediction: what it predicts: ``epsilon``, ``v_prediction`` or ``sample``.
+        context: shared by all quantizers of this network.
+    """
+
+    def __init__(
+        self,
+        network: ModelMixin,
+        *,
+        sample_shape: tuple[int, int, int],
+        schedule: NoiseSchedule,
+        prediction: str,
+        conditioner: Conditioner,
+        decoder: Decoder,
+        context: StepContext | None = None,
+    ) -> None:
+        self.network = network
+        self.sample_shape = sample_shape
+        self.schedule = schedule
+        self.prediction = prediction
+        self.conditioner = conditioner
+        self.decoder = decoder
+        self.context = context or StepContext()
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.network.parameters()).device
+
+    def denoise(
+        self,
+        x: Tensor,
+        timestep: Tensor | int,
+        cond: Mapping[str, Tensor],
+        step: Tensor,
+        guidance: float = 1.0,
+    ) -> Tensor:
+        """Return the network's prediction [B, C, H, W].
+
+        With guidance g ≠ 1 it is e_u + g (e_c − e_u) (Ho & Salimans 2021), from *one* network call on the batch
+        [null conditions; conditions]. Channels beyond C, a learned variance, are dropped.
+
+        Args:
+            x: state [B, C, H, W].
+            timestep: diffusion time, int64 [B] or one number for all.
+            cond: conditions, each of leading size B.
+            step: index of the network call in the sampler's plan, int64 [B].
+        """
+        timestep = torch.as_tensor(timestep, device=x.device).expand(len(x))
+        if guidance == 1.0:
+            return self._call(x, timestep, cond, step)
+        null = self.conditioner.null(cond)
+        both = {name: torch.cat([null[name], cond[name]]) for name in cond}
+        unguided, guided = self._call(
+            torch.cat([x, x]), torch.cat([timestep, timestep]), both, torch.cat([step, step])
+        ).chunk(2)
+        return unguided + guidance * (guided - unguided)
+
+    def _call(self, x: Tensor, timestep: Tensor, cond: Mapping[str, Tensor], step: Tensor) -> Tensor:
+        if step.shape != (len(x),):
+            raise ValueError(
+                f"step must have shape [{len(x)}], one call index per sample, not {list(step.shape)}"
+            )
+        with self.context.at(step):
+            output = self.network(x, timestep, **cond, return_dict=False)[0]
+        return output[:, : self.sample_shape[0]]
+
+    def example_inputs(
+        self, batch: int = 1, device: torch.device | str | None = None
+    ) -> tuple[tuple[Tensor, Tensor], dict[str, Any]]:
+        """Return (args, kwargs) of a network call for probing, by default on the network's device."""
+        device = self.device if device is None else device
+        x = torch.zeros(batch, *self.sample_shape, device=device)
+        timestep = torch.zeros(batch, dtype=torch.long, device=device)
+        return (x, timestep), {**self.conditioner.example(batch, device), "return_dict": False}
+
+    def topology(self) -> Topology:
+        """Probe the network once and return what it is made of."""
+        args, kwargs = self.example_inputs()
+        with self.context.at(torch.zeros(1, dtype=torch.long, device=self.device)):
+            return trace(self.network, args, kwargs)
+
+    def enable_checkpointing(self) -> None:
+        """Recompute blocks in the backward pass, each at the step at which it first ran."""
+        self.network.enable_gradient_checkpointing(gradient_checkpointing_func=self.context.checkpoint)
+
+    def disable_checkpointing(self) -> None:
+        """Keep all activations for the backward pass again."""
+        self.network.disable_gradient_checkpointing()
+
+
+def load_adapter(
+    source: ModelSource,
+    device: torch.device | str = "cpu",
+    *,
+    schedule: NoiseSchedule | None = None,
+    conditioner: Conditioner | None = None,
+) -> Adapter:
+    """Load a model and everything around it.
+
+    Args:
+        device: where the network is put.
+        schedule: of a bare network, whose folder has no scheduler; otherwise read from the folder.
+        conditioner: of a model conditioned on text; otherwise made from what the network says.
+
+    Raises:
+        ModelError: the model cannot be loaded, or one of these is needed and not given.
+    """
+    model = load_model(source)
+    decoder = load_decoder_network(model.folder)
+    return Adapter(
+        model.network.to(device),
+        sample_shape=model.sample_shape,
+        schedule=schedule or schedule_of(model),
+        prediction=model.prediction_type,
+        conditioner=conditioner or _conditioner_of(model),
+        decoder=PixelDecoder() if decoder is None else LatentDecoder(decoder, decoder.config.scaling_factor),
+    )
+
+
+def schedule_of(model: LoadedModel) -> NoiseSchedule:
+    """Return the noise schedule that the model's folder states; ModelError without one or with an unknown form."""
+    config = model.scheduler
+    if config is None:
+        raise ModelError(f"{model.folder}: no scheduler there; give the noise schedule of a bare network")
+    try:
+        return NoiseSchedule.from_scheduler_config(config)
+    except (TypeError, ValueError) as error:
+        raise ModelError(f"{model.folder}: its scheduler configuration cannot be used ({error})") from error
+
+
+def _conditioner_of(model: LoadedModel) -> Conditioner:
+    if model.kind == "text":
+        raise ModelError(f"{model.folder}: conditioned on text; give the embeddings of the prompts")
+    if model.classes is None:
+        return Unconditional()
+    return ClassConditioner(model.classes, model.null_label)

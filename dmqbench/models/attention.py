@@ -1,0 +1,121 @@
+"""Explicit attention inside diffusers networks, where the matrix products are to be quantized."""
+
+from collections.abc import Mapping
+
+from diffusers.models.attention_processor import Attention
+from torch import Tensor, nn
+
+from dmqbench.models.adapter import Adapter
+from dmqbench.models.topology import Topology
+from dmqbench.quant.attention import AttentionQuantizers, explicit_attention
+from dmqbench.quant.spec import BitWidth, StepGroups
+
+
+def attention_modules(network: nn.Module) -> dict[str, Attention]:
+    """Name → attention module, in the order of registration."""
+    return {name: module for name, module in network.named_modules() if isinstance(module, Attention)}
+
+
+def set_explicit_attention_(network: nn.Module, quantizers: Mapping[str, AttentionQuantizers | None]) -> None:
+    """Make the named attention modules compute their products explicitly, through their quantizers.
+
+    The others keep the fused kernel. None computes explicitly in full precision. Networks need no
+    ``set_attn_processor`` for this, which not every diffusers model has.
+
+    Raises:
+        ValueError: the network has no attention of that name, or it is of a form that this processor does not cover.
+    """
+    modules = attention_modules(network)
+    for name, operands in quantizers.items():
+        if name not in modules:
+            raise ValueError(f"the network has no attention module {name}")
+        attention = modules[name]
+        if not _covered(attention):
+            raise ValueError(
+                f"attention {name}: spatial norms and added or absent projections are not supported"
+            )
+        attention.set_processor(ExplicitAttention(operands))
+
+
+def _covered(attention: Attention) -> bool:
+    """Whether the module is an ordinary self- or cross-attention."""
+    absent = attention.to_k is None or attention.to_v is None or attention.to_out is None
+    return attention.spatial_norm is None and attention.add_k_proj is None and not absent
+
+
+def attach_attention_quantizers_(
+    adapter: Adapter, topology: Topology, bits: BitWidth, steps: StepGroups
+) -> None:
+    """Give every attention that the network executes quantizers of ``bits.activation`` for its operands, switched off.
+
+    Raises:
+        ValueError: the activations stay in full precision.
+    """
+    levels = bits.activation_levels
+    if levels is None:
+        raise ValueError(f"bits {bits.name}: attention in full precision needs no quantizers")
+    names = [attention.name for attention in topology.attentions]
+    quantizers = {name: AttentionQuantizers(adapter.context, levels, steps) for name in names}
+    set_explicit_attention_(adapter.network, quantizers)
+
+
+class ExplicitAttention(nn.Module):
+    """A diffusers attention processor: projections as in the network, products as in ``quant.attention``.
+
+    It is a module, so that its quantizers move, train and are saved with the network.
+    """
+
+    def __init__(self, quantizers: AttentionQuantizers | None = None) -> None:
+        super().__init__()
+        self.quantizers = quantizers
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+    ) -> Tensor:
+        # diffusers reads this signature to decide what it may pass; a module's own is too general and logs warnings.
+        return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask)
+
+    def forward(self, attn: Attention, x: Tensor, context: Tensor | None, mask: Tensor | None) -> Tensor:
+        """Return the attention output with the shape of ``x``: [B, N, C], or [B, C, H, W] with N = H·W."""
+        tokens = x.flatten(2).transpose(1, 2) if x.ndim == 4 else x
+        if attn.group_norm is not None:
+            tokens = attn.group_norm(tokens.transpose(1, 2)).transpose(1, 2)
+        query, key, value = self._operands(attn, tokens, context)
+        if mask is not None:
+            mask = attn.prepare_attention_mask(mask, key.shape[2], len(x))
+            mask = mask.view(len(x), attn.heads, -1, mask.shape[-1])
+        if self.quantizers is None:
+            mixed = explicit_attention(query, key, value, scale=attn.scale, mask=mask)
+        else:
+            mixed = self.quantizers(query, key, value, attn.scale, mask)
+        out = mixed.transpose(1, 2).flatten(2)
+        for layer in attn.to_out:  # the projection and its dropout
+            out = layer(out)
+        if x.ndim == 4:
+            out = out.transpose(1, 2).reshape(x.shape)
+        if attn.residual_connection:
+            out = out + x
+        return out / attn.rescale_output_factor
+
+    @staticmethod
+    def _operands(attn: Attention, tokens: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Query, key and value as [B, heads, N, d]."""
+        if context is None:
+            context = tokens
+        elif attn.norm_cross is not None:
+            context = attn.norm_encoder_hidden_states(context)
+
+        def heads(projected: Tensor) -> Tensor:
+            return projected.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+
+        query, key, value = heads(attn.to_q(tokens)), heads(attn.to_k(context)), heads(attn.to_v(context))
+        if attn.norm_q is not None:
+            query = attn.norm_q(query)
+        if attn.norm_k is not None:
+            key = attn.norm_k(key)
+        return query, key, value

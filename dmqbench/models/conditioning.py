@@ -1,0 +1,123 @@
+"""What a network is conditioned on, and how its samples become images."""
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import torch
+from diffusers import AutoencoderKL, VQModel
+from torch import Tensor
+
+from dmqbench.data.noise import Stream, draw_labels
+from dmqbench.eval.images import to_uint8
+
+
+class Conditioner(Protocol):
+    """Conditions as keyword arguments of the network, a function of (stream, seed, indices)."""
+
+    def conditions(self, stream: Stream, seed: int, indices: Sequence[int]) -> dict[str, Tensor]:
+        """Return the conditions of the given sample indices, each with leading size B, on the CPU."""
+        ...
+
+    def null(self, cond: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the conditions of the unguided branch, with the shapes and device of ``cond``.
+
+        Raises:
+            ValueError: the model cannot be guided.
+        """
+        ...
+
+    def example(self, batch: int, device: torch.device | str) -> dict[str, Tensor]:
+        """Return conditions of the right shapes for probing the network."""
+        ...
+
+
+class Unconditional:
+    """No condition at all."""
+
+    def conditions(self, stream: Stream, seed: int, indices: Sequence[int]) -> dict[str, Tensor]:
+        return {}
+
+    def null(self, cond: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        raise ValueError("guidance: this model is unconditional (allowed: sampler.guidance=1)")
+
+    def example(self, batch: int, device: torch.device | str) -> dict[str, Tensor]:
+        return {}
+
+
+class ClassConditioner:
+    """Class labels 0..classes−1; ``null_label`` means "no class", where the model was trained with one."""
+
+    def __init__(self, classes: int, null_label: int | None = None) -> None:
+        self.classes = classes
+        self.null_label = null_label
+
+    def conditions(self, stream: Stream, seed: int, indices: Sequence[int]) -> dict[str, Tensor]:
+        return {"class_labels": draw_labels(stream, seed, indices, self.classes)}
+
+    def null(self, cond: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        if self.null_label is None:
+            raise ValueError("guidance: this model has no null label (allowed: sampler.guidance=1)")
+        return {"class_labels": torch.full_like(cond["class_labels"], self.null_label)}
+
+    def example(self, batch: int, device: torch.device | str) -> dict[str, Tensor]:
+        return {"class_labels": torch.zeros(batch, dtype=torch.long, device=device)}
+
+
+class TextConditioner:
+    """Precomputed text embeddings: sample i of a stream has that stream's prompt i.
+
+    Args:
+        prompts: stream → embeddings [P, tokens, width]; streams hold different prompts.
+        null: embedding of the empty prompt, [tokens, width].
+    """
+
+    def __init__(self, prompts: Mapping[Stream, Tensor], null: Tensor) -> None:
+        for stream, embeddings in prompts.items():
+            if embeddings.shape[1:] != null.shape:
+                raise ValueError(
+                    f"prompts of stream {stream} have shape {list(embeddings.shape[1:])}, "
+                    f"the empty prompt {list(null.shape)}"
+                )
+        self.prompts = dict(prompts)
+        self.null_embedding = null
+
+    def conditions(self, stream: Stream, seed: int, indices: Sequence[int]) -> dict[str, Tensor]:
+        available = len(self.prompts.get(stream, ()))
+        if max(indices) >= available:
+            raise ValueError(f"stream {stream} has {available} prompts, sample {max(indices)} was asked for")
+        return {"encoder_hidden_states": self.prompts[stream][list(indices)]}
+
+    def null(self, cond: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        embeddings = cond["encoder_hidden_states"]
+        return {"encoder_hidden_states": self.null_embedding.to(embeddings).expand_as(embeddings)}
+
+    def example(self, batch: int, device: torch.device | str) -> dict[str, Tensor]:
+        return {"encoder_hidden_states": torch.zeros(batch, *self.null_embedding.shape, device=device)}
+
+
+class Decoder(Protocol):
+    """From the sampler's final state to images."""
+
+    def decode(self, state: Tensor) -> Tensor:
+        """Return uint8 images [N, C, H, W] of a state [N, …]."""
+        ...
+
+
+class PixelDecoder:
+    """The state is the image, in [−1, 1]."""
+
+    def decode(self, state: Tensor) -> Tensor:
+        return to_uint8(state)
+
+
+class LatentDecoder:
+    """The state is a latent, divided by the autoencoder's scaling factor before it is decoded."""
+
+    def __init__(self, network: AutoencoderKL | VQModel, scaling_factor: float) -> None:
+        self.network = network
+        self.scaling_factor = scaling_factor
+
+    @torch.no_grad()
+    def decode(self, state: Tensor) -> Tensor:
+        network = self.network.to(state.device)  # calibration never moves it there
+        return to_uint8(network.decode(state / self.scaling_factor, return_dict=False)[0])

@@ -1,0 +1,173 @@
+"""Where a model's files lie, and whether they are whole. Reads headers only and needs no torch.
+
+A model is a diffusers folder: a pipeline (``unet/`` or ``transformer/``, ``scheduler/``, perhaps a decoder) or a bare
+network. Weights are safetensors; pickles are never opened.
+"""
+
+import json
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from dmqbench.files import load_json, safe_name
+
+EMBEDDED = Path(__file__).parents[1] / "zoo" / "weights"
+NETWORK_FOLDERS = ("unet", "transformer")
+DECODER_FOLDERS = ("vqvae", "vae")
+CONFIG = "config.json"
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+WEIGHTS_INDEX = f"{WEIGHTS}.index.json"
+SCHEDULER_CONFIG = Path("scheduler") / "scheduler_config.json"
+
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+_LARGEST_HEADER = 100 * 2**20
+
+
+class ModelError(Exception):
+    """A model cannot be used as it is; the message says in one line where, what is wrong and what to do."""
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Which model to load.
+
+    Args:
+        kind: ``embedded`` (shipped with this package), ``local`` (a diffusers folder) or ``hub`` (a repository).
+        location: the embedded model's name, the folder's path, or ``owner/name``.
+        revision: of a hub repository: the commit, so that the weights cannot change under a result.
+        classes: number of real classes where the label table has one entry more, the null label of guidance.
+    """
+
+    kind: Literal["embedded", "local", "hub"]
+    location: str
+    revision: str | None = None
+    classes: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("embedded", "local", "hub"):
+            raise ValueError(f"model source kind={self.kind} is not known (allowed: embedded, local, hub)")
+        if self.kind == "embedded":
+            safe_name(self.location)
+        if (self.kind == "hub") != (self.revision is not None):
+            raise ValueError(
+                f"model source {self.kind} {self.location}: a hub repository needs its revision, others have none"
+            )
+
+    @property
+    def advice(self) -> str:
+        """How to get the files, for error messages."""
+        if self.kind == "embedded":
+            return f"it is shipped with dmqbench and made by python -m dmqbench.zoo.{self.location}"
+        if self.kind == "local":
+            return "give a folder that diffusers' save_pretrained wrote"
+        return f"fetch it once while online: hf download {self.location} --revision {self.revision}"
+
+
+def locate(source: ModelSource) -> Path:
+    """Return the model's folder, downloading a hub repository unless it is cached or ``HF_HUB_OFFLINE`` is set.
+
+    Raises:
+        ModelError: there is no such folder, or the repository cannot be had.
+    """
+    if source.kind == "hub":
+        return _snapshot(source)
+    folder = EMBEDDED / source.location if source.kind == "embedded" else Path(source.location)
+    if not folder.is_dir():
+        raise ModelError(f"model {source.location}: there is no folder {folder}; {source.advice}")
+    return folder
+
+
+def _snapshot(source: ModelSource) -> Path:
+    from huggingface_hub import snapshot_download
+
+    shards = WEIGHTS.replace(".", "-*.")
+    parts = ("", *(f"{name}/" for name in (*NETWORK_FOLDERS, *DECODER_FOLDERS)))
+    wanted = [f"{part}{name}" for part in parts for name in (CONFIG, WEIGHTS, WEIGHTS_INDEX, shards)]
+    try:
+        folder = snapshot_download(
+            source.location,
+            revision=source.revision,
+            allow_patterns=[*wanted, "model_index.json", SCHEDULER_CONFIG.as_posix()],
+        )
+    except (OSError, ValueError) as error:  # the hub's own errors derive from these two
+        raise ModelError(
+            f"model {source.location} at revision {source.revision} is neither cached nor to be had from the hub "
+            f"({type(error).__name__}); {source.advice}"
+        ) from error
+    return Path(folder)
+
+
+def network_folder(folder: Path, advice: str = "") -> Path:
+    """Return the folder of the denoiser: a part of a pipeline, or ``folder`` itself.
+
+    Raises:
+        ModelError: neither holds a ``config.json``.
+    """
+    for candidate in (*(folder / name for name in NETWORK_FOLDERS), folder):
+        if (candidate / CONFIG).is_file():
+            return candidate
+    raise ModelError(
+        f"{folder}: no {CONFIG} there nor in {' or '.join(f'{name}/' for name in NETWORK_FOLDERS)}"
+        f"{f'; {advice}' if advice else ''}"
+    )
+
+
+def decoder_folder(folder: Path) -> Path | None:
+    """Return the folder of a latent model's decoder; None for pixel models."""
+    return next((folder / name for name in DECODER_FOLDERS if (folder / name / CONFIG).is_file()), None)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Read a JSON object; ModelError when it is absent or something else."""
+    try:
+        config = load_json(path)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: cannot be read as JSON ({type(error).__name__})") from error
+    if not isinstance(config, dict):
+        raise ModelError(f"{path}: expected a JSON object, got {type(config).__name__}")
+    return config
+
+
+def weight_files(folder: Path, advice: str = "") -> tuple[Path, ...]:
+    """Return the safetensors files of one component, each of them whole.
+
+    Raises:
+        ModelError: a file is absent or truncated, or there are only pickles.
+    """
+    hint = f"; {advice}" if advice else ""
+    if (folder / WEIGHTS).is_file():
+        files: tuple[Path, ...] = (folder / WEIGHTS,)
+    elif (folder / WEIGHTS_INDEX).is_file():
+        shards = read_config(folder / WEIGHTS_INDEX).get("weight_map", {}).values()
+        files = tuple(folder / safe_name(name) for name in sorted(set(shards)))
+    else:
+        pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
+        if pickles:
+            raise ModelError(
+                f"{folder}: only pickled weights ({pickles[0]}), which are never opened; convert them to "
+                f"{WEIGHTS} with save_pretrained(safe_serialization=True)"
+            )
+        raise ModelError(f"{folder}: weights file {WEIGHTS} is missing{hint}")
+    for path in files:
+        _require_whole(path, hint)
+    return files
+
+
+def _require_whole(path: Path, hint: str) -> None:
+    """Compare a safetensors file's length with what its header announces."""
+    try:
+        size = path.stat().st_size
+        with open(path, "rb") as file:
+            (header_size,) = struct.unpack("<Q", file.read(8))
+            if header_size > min(size, _LARGEST_HEADER):
+                raise ValueError("header longer than the file")
+            header = json.loads(file.read(header_size))
+        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+    except FileNotFoundError:
+        raise ModelError(f"{path}: this part of the weights is missing{hint}") from None
+    except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"{path}: truncated or not a safetensors file{hint}") from error
+    expected = 8 + header_size + max(ends, default=0)
+    if size != expected:
+        raise ModelError(f"{path}: truncated, {size} of {expected} bytes{hint}")

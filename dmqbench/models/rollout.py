@@ -1,0 +1,56 @@
+"""Following trajectories: the one loop over network calls that the bank and the sampler share."""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dmqbench.data.noise import Stream, initial_noise, step_noise
+from dmqbench.models.adapter import Adapter
+from dmqbench.samplers.plan import SamplerPlan, State
+
+
+class Visit(NamedTuple):
+    """One network call of a rollout."""
+
+    call: int
+    before: State
+    output: Tensor
+    """What the network predicted, guidance included, [B, C, H, W]."""
+    after: State
+
+
+@torch.no_grad()
+def rollout(
+    adapter: Adapter,
+    plan: SamplerPlan,
+    *,
+    stream: Stream,
+    seed: int,
+    indices: Sequence[int],
+    guidance: float,
+    perturbation: float = 0.0,
+) -> Iterator[Visit]:
+    """Follow the trajectories of ``indices`` from noise to sample, one network call at a time.
+
+    Args:
+        perturbation: relative size of a deterministic disturbance of x_T, for the numerical floor.
+    """
+    device = next(adapter.network.parameters()).device
+    x = initial_noise(stream, seed, indices, adapter.sample_shape)
+    if perturbation:
+        x = x * (1 + perturbation)
+    cond = {name: value.to(device) for name, value in adapter.conditioner.conditions(stream, seed, indices).items()}
+    state = plan.initial(x.to(device))
+    for call, timestep in enumerate(plan.timesteps):
+        step = torch.full((len(indices),), call, device=device)
+        output = adapter.denoise(
+            state.x, torch.full_like(step, timestep), cond, step, guidance=guidance
+        )
+        noise = None
+        if plan.calls[call].sigma > 0:
+            noise = step_noise(stream, seed, indices, call, adapter.sample_shape).to(device)
+        after = plan.step(state, output, call, noise)
+        yield Visit(call, state, output, after)
+        state = after

@@ -1,0 +1,244 @@
+"""Loading networks from diffusers folders: one allow-list, one loader, one error."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import diffusers
+import torch
+from diffusers.utils import logging as diffusers_logging
+from safetensors import SafetensorError
+from torch import Tensor
+
+from dmqbench.models.folders import (
+    CONFIG,
+    SCHEDULER_CONFIG,
+    ModelError,
+    ModelSource,
+    decoder_folder,
+    locate,
+    network_folder,
+    read_config,
+    weight_files,
+)
+
+NETWORKS = ("UNet2DModel", "UNet2DConditionModel", "DiTTransformer2DModel")
+DECODERS = ("AutoencoderKL", "VQModel")
+
+Conditioning = Literal["none", "class", "text"]
+
+
+@dataclass(frozen=True)
+class NetworkSpec:
+    """What a network's ``config.json`` says about its inputs and outputs.
+
+    Raises:
+        ModelError: the class is not on the allow-list, or the network needs inputs that this project does not give.
+    """
+
+    config: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        _require_class(self.config, NETWORKS)
+        for key in ("class_embed_type", "addition_embed_type", "encoder_hid_dim_type"):
+            if self.config.get(key) is not None:
+                raise ModelError(f"{self.class_name}: {key}={self.config[key]} is not supported")
+        channels, *_ = self.sample_shape
+        if self.output_channels not in (channels, 2 * channels):
+            raise ModelError(
+                f"{self.class_name}: {channels} input and {self.output_channels} output channels; a denoiser predicts "
+                "as many channels as it reads, or twice as many with a learned variance"
+            )
+
+    @property
+    def class_name(self) -> str:
+        return self.config["_class_name"]
+
+    @property
+    def sample_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the sampler's state."""
+        channels, size = self._required("in_channels"), self._required("sample_size")
+        height, width = size if isinstance(size, (list, tuple)) else (size, size)
+        return channels, height, width
+
+    @property
+    def output_channels(self) -> int:
+        out = self.config.get("out_channels")
+        return self._required("in_channels") if out is None else out
+
+    @property
+    def learned_variance(self) -> bool:
+        """The second half of the output channels is a variance, which this project drops for a fixed one."""
+        return self.output_channels != self.sample_shape[0]
+
+    @property
+    def conditioning(self) -> Conditioning:
+        if self.class_name == "UNet2DConditionModel":
+            return "text"
+        return "none" if self.label_entries is None else "class"
+
+    @property
+    def label_entries(self) -> int | None:
+        """Rows of the label table, the null label of guidance included; None without labels."""
+        if self.class_name == "DiTTransformer2DModel":
+            return self._required("num_embeds_ada_norm") + 1  # diffusers appends the null label itself
+        return self.config.get("num_class_embeds")
+
+    @property
+    def context_width(self) -> int:
+        """Length of one token of a text condition."""
+        return self._required("cross_attention_dim")
+
+    def _required(self, key: str) -> Any:
+        value = self.config.get(key)
+        if value is None:
+            raise ModelError(f"{self.class_name}: {CONFIG} has no {key}")
+        return value
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A network in evaluation mode with frozen float32 weights, and what belongs to it."""
+
+    network: diffusers.ModelMixin
+    spec: NetworkSpec
+    folder: Path
+    scheduler: Mapping[str, Any] | None
+    """The diffusers scheduler's configuration; None where the folder holds a bare network."""
+    classes: int | None
+    """Number of real classes; None unless conditioned on classes."""
+
+    @property
+    def sample_shape(self) -> tuple[int, int, int]:
+        return self.spec.sample_shape
+
+    @property
+    def prediction_type(self) -> str:
+        """What the network predicts: ``epsilon``, ``v_prediction`` or ``sample``."""
+        return (self.scheduler or {}).get("prediction_type", "epsilon")
+
+    @property
+    def kind(self) -> Conditioning:
+        return self.spec.conditioning
+
+    @property
+    def null_label(self) -> int | None:
+        """The label that means "no class"; None where the model has none and guidance is impossible."""
+        entries = self.spec.label_entries
+        return (
+            self.classes
+            if entries is not None and self.classes is not None and entries > self.classes
+            else None
+        )
+
+
+def load_model(source: ModelSource) -> LoadedModel:
+    """Load a network, checking that every one of its weights is in the checkpoint.
+
+    Raises:
+        ModelError: anything is missing, damaged, of another shape or of a class that is not on the allow-list.
+    """
+    folder = locate(source)
+    part = network_folder(folder, source.advice)
+    spec = NetworkSpec(read_config(part / CONFIG))
+    network = _load_weights(part, spec.config, NETWORKS, source.advice)
+    scheduler = folder / SCHEDULER_CONFIG
+    return LoadedModel(
+        network=network,
+        spec=spec,
+        folder=folder,
+        scheduler=read_config(scheduler) if scheduler.is_file() else None,
+        classes=_classes(spec, source),
+    )
+
+
+def load_decoder_network(folder: Path) -> Any:
+    """Return the decoder (``AutoencoderKL`` or ``VQModel``) of a latent model's folder; None for a pixel model."""
+    part = decoder_folder(folder)
+    return None if part is None else _load_weights(part, read_config(part / CONFIG), DECODERS)
+
+
+def meta_model(config: Mapping[str, Any]) -> diffusers.ModelMixin:
+    """Build the network of ``config`` (with ``_class_name``) on the meta device: shapes without weights."""
+    cls = _require_class(config, NETWORKS)
+    with torch.device("meta"):
+        return cls.from_config(dict(config)).eval().requires_grad_(False)
+
+
+def example_inputs(
+    spec: NetworkSpec, batch: int = 1, device: torch.device | str = "cpu", tokens: int = 77
+) -> tuple[tuple[Tensor, Tensor], dict[str, Any]]:
+    """Return (args, kwargs) of a network call, for probing; ``tokens`` is the length of a text condition."""
+    kwargs: dict[str, Any] = {"return_dict": False}
+    if spec.conditioning == "class":
+        kwargs["class_labels"] = torch.zeros(batch, dtype=torch.long, device=device)
+    elif spec.conditioning == "text":
+        kwargs["encoder_hidden_states"] = torch.zeros(batch, tokens, spec.context_width, device=device)
+    timestep = torch.zeros(batch, dtype=torch.long, device=device)
+    return (torch.zeros(batch, *spec.sample_shape, device=device), timestep), kwargs
+
+
+def _classes(spec: NetworkSpec, source: ModelSource) -> int | None:
+    entries = spec.label_entries
+    if spec.conditioning != "class" or entries is None:
+        return None
+    if source.classes is None:
+        return entries - 1 if spec.class_name == "DiTTransformer2DModel" else entries
+    if not 0 < source.classes <= entries:
+        raise ModelError(
+            f"model {source.location}: classes={source.classes}, but its label table has {entries} rows"
+        )
+    return source.classes
+
+
+def _require_class(config: Mapping[str, Any], allowed: tuple[str, ...]) -> Any:
+    name = config.get("_class_name")
+    if name not in allowed:
+        raise ModelError(f"model class {name} cannot be loaded (allowed: {', '.join(allowed)})")
+    return getattr(diffusers, name)
+
+
+def _load_weights(
+    folder: Path, config: Mapping[str, Any], allowed: tuple[str, ...], advice: str = ""
+) -> diffusers.ModelMixin:
+    cls = _require_class(config, allowed)
+    weight_files(folder, advice)
+    try:
+        with _only_errors_logged():
+            network, loading = cls.from_pretrained(
+                folder,
+                torch_dtype=torch.float32,
+                use_safetensors=True,
+                local_files_only=True,
+                # The fast path leaves weights that the checkpoint lacks on the meta device.
+                low_cpu_mem_usage=False,
+                output_loading_info=True,
+            )
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        raise ModelError(f"{folder}: the weights do not fit {CONFIG} ({reason[:200]})") from error
+    for what, say in (
+        ("missing_keys", "lacks"),
+        ("unexpected_keys", "has unknown"),
+        ("mismatched_keys", "misfits"),
+    ):
+        if loading[what]:
+            first = min(str(key) for key in loading[what])
+            raise ModelError(
+                f"{folder}: the checkpoint {say} {len(loading[what])} of the network's weights, the first is {first}"
+                f"{f'; {advice}' if advice else ''}"
+            )
+    return network.eval().requires_grad_(False)
+
+
+@contextmanager
+def _only_errors_logged() -> Iterator[None]:
+    """What diffusers would warn about while loading is an error here, said once."""
+    before = diffusers_logging.get_verbosity()
+    diffusers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        diffusers_logging.set_verbosity(before)

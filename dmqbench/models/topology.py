@@ -1,0 +1,224 @@
+"""What a network is made of, found by running it once: layers, skip concatenations, attentions and units."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+from math import prod
+from typing import Any, Literal
+
+import torch
+from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.attention_processor import Attention
+from diffusers.models.resnet import ResnetBlock2D, ResnetBlockCondNorm2D
+from diffusers.models.unets.unet_2d_blocks import KAttentionBlock
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+Kind = Literal["conv1d", "conv2d", "linear"]
+
+BLOCKS = (ResnetBlock2D, ResnetBlockCondNorm2D, BasicTransformerBlock, KAttentionBlock, Attention)
+"""What is reconstructed as one unit; of nested ones the outermost counts."""
+
+_KINDS: Mapping[type[nn.Module], Kind] = {
+    nn.Conv1d: "conv1d",
+    nn.Conv2d: "conv2d",
+    nn.Linear: "linear",
+}
+
+
+@dataclass(frozen=True)
+class LayerInfo:
+    """One executed convolution or linear layer.
+
+    Args:
+        order: position among the layers, by first execution.
+        boundaries: cut points inside the input channels where a concatenation that feeds this layer directly was
+            joined: (64,) for a skip of 32 joined to 64 channels; empty without one.
+        embedding: a linear layer on [B, C] inputs, which are time and label embeddings.
+        macs: multiply-accumulates of one network call at batch 1.
+    """
+
+    name: str
+    kind: Kind
+    order: int
+    boundaries: tuple[int, ...]
+    embedding: bool
+    macs: int
+    groups: int
+    weight_shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class AttentionInfo:
+    """One executed attention; ``macs`` are those of its two products in one network call at batch 1."""
+
+    name: str
+    macs: int
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A block, or a layer outside blocks, with its layers in execution order."""
+
+    name: str
+    kind: Literal["block", "layer"]
+    layers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Topology:
+    """What one network call executes, in execution order. Layers that are never executed are absent."""
+
+    layers: tuple[LayerInfo, ...]
+    attentions: tuple[AttentionInfo, ...]
+    units: tuple[Unit, ...]
+
+    @property
+    def by_name(self) -> dict[str, LayerInfo]:
+        return {layer.name: layer for layer in self.layers}
+
+    @property
+    def first(self) -> LayerInfo:
+        """The first layer that is not part of the time or label embedding."""
+        return next(layer for layer in self.layers if not layer.embedding)
+
+    @property
+    def last(self) -> LayerInfo:
+        """The last layer that is not part of the time or label embedding."""
+        return next(layer for layer in reversed(self.layers) if not layer.embedding)
+
+    @property
+    def macs(self) -> int:
+        """Of all convolutions and linear layers."""
+        return sum(layer.macs for layer in self.layers)
+
+    @property
+    def attention_macs(self) -> int:
+        """Of the matrix products inside attentions."""
+        return sum(attention.macs for attention in self.attentions)
+
+
+@torch.no_grad()
+def trace(network: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Topology:
+    """Run ``network(*args, **kwargs)`` once and return what was executed; works on the meta device.
+
+    The first argument is the sample [B, C, H, W]. A layer's concatenation is recognised by the tensor itself: a layer
+    reads a skip if its input *is* what ``torch.cat`` returned along the channels of 4-D tensors, whatever the names.
+    """
+    probe = _Probe(batch=len(args[0]))
+    handles = []
+    for name, module in network.named_modules():
+        if isinstance(module, tuple(_KINDS)):
+            handles.append(module.register_forward_hook(probe.layer_hook(name)))
+        elif isinstance(module, Attention):
+            handles.append(module.register_forward_hook(probe.attention_hook(name), with_kwargs=True))
+    try:
+        with probe.joined:
+            network(*args, **kwargs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    layers = tuple(_layer_info(network.get_submodule(name), seen) for name, seen in probe.layers.items())
+    attentions = tuple(AttentionInfo(name, macs) for name, macs in probe.attentions.items())
+    return Topology(layers, attentions, _units(network, list(probe.layers)))
+
+
+class _ChannelCuts(TorchFunctionMode):
+    """Remembers where the results of channel concatenations were joined."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        # The tensor is kept beside its cuts: a freed one's id could be given to another.
+        self._results: dict[int, tuple[Tensor, tuple[int, ...]]] = {}
+
+    def of(self, tensor: Tensor) -> tuple[int, ...]:
+        """Cut points of ``tensor``; empty if it is not the result of a concatenation."""
+        return self._results[id(tensor)][1] if id(tensor) in self._results else ()
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        if func in (torch.cat, torch.concat, torch.concatenate) and result.ndim == 4:
+            tensors = args[0] if args else kwargs["tensors"]
+            dim = args[1] if len(args) > 1 else kwargs.get("dim", kwargs.get("axis", 0))
+            if dim in (1, -3) and len(tensors) > 1:
+                cuts = tuple(accumulate(tensor.shape[1] for tensor in tensors))[:-1]
+                self._results[id(result)] = (result, cuts)
+        return result
+
+
+@dataclass
+class _SeenLayer:
+    name: str
+    order: int
+    boundaries: tuple[int, ...]
+    embedding: bool
+    macs: int = 0
+
+
+@dataclass
+class _Probe:
+    """What the hooks of one forward pass have seen."""
+
+    batch: int
+    joined: _ChannelCuts = field(default_factory=_ChannelCuts)
+    layers: dict[str, _SeenLayer] = field(default_factory=dict)
+    attentions: dict[str, int] = field(default_factory=dict)
+
+    def layer_hook(self, name: str) -> Callable[..., None]:
+        def record(module: Any, args: tuple[Tensor, ...], output: Tensor) -> None:
+            if name not in self.layers:
+                embedding = isinstance(module, nn.Linear) and args[0].ndim == 2
+                self.layers[name] = _SeenLayer(name, len(self.layers), self.joined.of(args[0]), embedding)
+            products_per_output = module.weight[0].numel()
+            self.layers[name].macs += output.numel() // self.batch * products_per_output
+
+        return record
+
+    def attention_hook(self, name: str) -> Callable[..., None]:
+        def record(module: Attention, args: tuple[Any, ...], kwargs: dict[str, Any], _: Any) -> None:
+            x = args[0] if args else kwargs["hidden_states"]
+            context = args[1] if len(args) > 1 else kwargs.get("encoder_hidden_states")
+            queries = _tokens(x)
+            keys = queries if context is None else _tokens(context)
+            self.attentions[name] = self.attentions.get(name, 0) + 2 * queries * keys * module.inner_dim
+
+        return record
+
+
+def _tokens(x: Tensor) -> int:
+    """Sequence length of [B, N, C] or [B, C, H, W]."""
+    return x.shape[1] if x.ndim == 3 else prod(x.shape[2:])
+
+
+def _layer_info(module: Any, seen: _SeenLayer) -> LayerInfo:
+    [kind] = [kind for cls, kind in _KINDS.items() if isinstance(module, cls)]
+    return LayerInfo(
+        name=seen.name,
+        kind=kind,
+        order=seen.order,
+        boundaries=seen.boundaries,
+        embedding=seen.embedding,
+        macs=seen.macs,
+        groups=getattr(module, "groups", 1),
+        weight_shape=tuple(module.weight.shape),
+    )
+
+
+def _units(network: nn.Module, layers: Sequence[str]) -> tuple[Unit, ...]:
+    """Group layers (in execution order) by their outermost block; units are ordered by their first layer."""
+    blocks = {name for name, module in network.named_modules() if isinstance(module, BLOCKS)}
+    members: dict[str, list[str]] = {}
+    for layer in layers:
+        path = layer.split(".")
+        parents = (".".join(path[:depth]) for depth in range(1, len(path)))
+        members.setdefault(next((parent for parent in parents if parent in blocks), layer), []).append(layer)
+    return tuple(
+        Unit(name, "block" if name in blocks else "layer", tuple(names)) for name, names in members.items()
+    )

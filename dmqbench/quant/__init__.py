@@ -1,0 +1,1 @@
+"""The quantization core: specifications, observers, quantizers, quantized layers. Imports torch only."""

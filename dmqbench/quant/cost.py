@@ -1,0 +1,102 @@
+"""Size and arithmetic of a quantized denoiser, under named counting rules. Works on the meta device."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from dmqbench.quant.plan import LayerPlan, PrecisionPlan
+from dmqbench.quant.spec import FULL_PRECISION
+
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class CountedLayer:
+    """What counting needs to know of a Conv or Linear layer that the network executes."""
+
+    name: str
+    weight_shape: tuple[int, ...]
+    macs: int
+    """Multiply-accumulates of one network call, batch 1."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Cost of the denoiser alone. BOPs = Σ macs · weight bits · activation bits over Conv and Linear layers."""
+
+    parameters: int
+    quantized_layers: int
+    skip_layers: int
+    full_precision_layers: int
+    size_mib: dict[str, float | None]
+    macs: int
+    attention_macs: int
+    bops: int
+
+
+def mean_weight_bits(plan: LayerPlan | None, rows: int) -> float:
+    """Average weight bits over the output rows of a layer; 32 when the plan leaves it out."""
+    return FULL_PRECISION if plan is None else sum(plan.bits_of_rows(rows)) / rows
+
+
+def weight_bits_total(layers: Sequence[CountedLayer], plans: Mapping[str, LayerPlan]) -> float:
+    """Bits of all Conv and Linear weights, each at the width that the plan gives it."""
+    return sum(
+        _elements(layer) * mean_weight_bits(plans.get(layer.name), layer.weight_shape[0]) for layer in layers
+    )
+
+
+def _elements(layer: CountedLayer) -> int:
+    count = 1
+    for size in layer.weight_shape:
+        count *= size
+    return count
+
+
+def count_cost(
+    layers: Sequence[CountedLayer],
+    plan: PrecisionPlan,
+    paper_plan: PrecisionPlan,
+    parameters: int,
+    attention_macs: int,
+    nominal: LayerPlan | None,
+    packed_bytes: int | None = None,
+) -> Cost:
+    """Count a plan.
+
+    Args:
+        layers: every executed Conv and Linear.
+        plan: what is quantized here.
+        paper_plan: what the method's official code quantizes, for the rule ``paper_code``.
+        parameters: all parameters of the denoiser; those outside Conv and Linear weights count 32 bits.
+        attention_macs: of the two products of every attention, batch 1; they are not in ``macs``.
+        nominal: the bit-widths that the rule ``all_layers`` gives to every Conv and Linear; None for full precision.
+        packed_bytes: length of the file that this project writes, where it exists.
+    """
+    rest = parameters - sum(_elements(layer) for layer in layers)
+    plans = plan.by_name
+
+    def size(by_name: Mapping[str, LayerPlan]) -> float:
+        return round((weight_bits_total(layers, by_name) + rest * FULL_PRECISION) / 8 / MIB, 4)
+
+    everywhere = {layer.name: nominal for layer in layers} if nominal is not None else {}
+    return Cost(
+        parameters=parameters,
+        quantized_layers=len(plan.layers),
+        skip_layers=sum(bool(layer.boundaries) for layer in plan.layers),
+        full_precision_layers=len(layers) - len(plan.layers),
+        size_mib={
+            "all_layers": size(everywhere),
+            "paper_code": size(paper_plan.by_name),
+            "packed": None if packed_bytes is None else round(packed_bytes / MIB, 4),
+        },
+        macs=sum(layer.macs for layer in layers),
+        attention_macs=attention_macs,
+        bops=round(
+            sum(layer.macs * _bit_product(plans.get(layer.name), layer.weight_shape[0]) for layer in layers)
+        ),
+    )
+
+
+def _bit_product(plan: LayerPlan | None, rows: int) -> float:
+    activation = FULL_PRECISION if plan is None else plan.activation_bits
+    return mean_weight_bits(plan, rows) * activation

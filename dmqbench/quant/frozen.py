@@ -1,0 +1,118 @@
+"""A frozen layer as integers: its meaning, from which every engine computes."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from dmqbench.quant.functional import quantize
+from dmqbench.quant.layers import QuantLayer
+from dmqbench.quant.quantizer import ActivationQuantizer, along_axis
+
+LinearMap = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+
+
+@dataclass(frozen=True)
+class FrozenLayer:
+    """Codes, scales, zero-points and exponents of one layer with quantized weights and activations.
+
+    y[o] = bias[o] + Σ_g s_x[g] s_w[o, g] Σ_{c in g} 2^e[c] q_x[c] q_w[o, c], with q = code − zero_point.
+    """
+
+    name: str
+    kind: str
+    weight_integers: Tensor
+    """q_w, int16 [R, C, …]."""
+    weight_scale: Tensor
+    """s_w, [R, G]."""
+    bias: Tensor | None
+    activation: ActivationQuantizer
+    equivalent_scale: Tensor | None
+    """Divides the input per channel before it is quantized, [C]."""
+    channel_axis: int
+    linear_map: LinearMap
+    """The bare convolution or matrix product: (x, weight, bias) → y, stride and padding included."""
+
+    @property
+    def parts(self) -> tuple[slice, ...]:
+        return self.activation.groups.slices
+
+    @property
+    def weight_fits_int8(self) -> bool:
+        """May a signed 8-bit kernel hold the integers? An asymmetric 8-bit weight does not always fit."""
+        return bool(self.weight_integers.min() >= -128 and self.weight_integers.max() <= 127)
+
+    def input_integers(self, x: Tensor) -> Tensor:
+        """q_x of a float input, as floats: divided by s and then by s_x · 2^e as in training, clipped, rounded."""
+        if self.equivalent_scale is not None:
+            x = x / along_axis(self.equivalent_scale[None], x.ndim, self.channel_axis)
+        grid = self._of_batch(self._input_grids)
+        scale, zero_point = (along_axis(grid[:, i], x.ndim, self.channel_axis) for i in range(2))
+        return quantize(x, scale, zero_point, self.activation.levels)
+
+    def input_parts(self, x: Tensor) -> tuple[Tensor, ...]:
+        """The channels of ``x`` that each input group reads."""
+        if len(self.parts) == 1:
+            return (x,)
+        return tuple(x.narrow(self.channel_axis, part.start, part.stop - part.start) for part in self.parts)
+
+    def channel_powers(self, x: Tensor) -> Tensor | None:
+        """2^e broadcastable to ``x``, or None without power-of-two scaling."""
+        if self._powers is None:
+            return None
+        return along_axis(self._of_batch(self._powers), x.ndim, self.channel_axis)
+
+    def output_scales(self, ndim: int) -> tuple[Tensor, ...]:
+        """s_x[g] s_w[:, g] of every group, broadcastable to the output: the one multiplication after the sum."""
+        scales = self._of_batch(self._output_scales)
+        return tuple(along_axis(scales[:, g], ndim, self.channel_axis) for g in range(len(self.parts)))
+
+    def broadcast_bias(self, ndim: int) -> Tensor | None:
+        """The bias broadcastable to the output."""
+        return None if self.bias is None else along_axis(self.bias[None], ndim, self.channel_axis)
+
+    def _of_batch(self, table: Tensor) -> Tensor:
+        """Rows of a table [rows, …] for the samples in flight: [B, …], or [1, …] where all calls share one row."""
+        return table[self.activation.rows()] if len(table) > 1 else table
+
+    @cached_property
+    def _input_grids(self) -> Tensor:
+        """(s_x · 2^e, zero-point) for every row and channel, [rows, 2, C], or [rows, 2, 1] when channels share."""
+        scale, zero_point = self.activation.tables()
+        return torch.stack(torch.broadcast_tensors(scale, zero_point), dim=1).detach()
+
+    @cached_property
+    def _powers(self) -> Tensor | None:
+        exponent = self.activation.exponent
+        return None if exponent is None else torch.exp2(exponent.to(self.weight_scale.dtype))
+
+    @cached_property
+    def _output_scales(self) -> Tensor:
+        """[rows, G, R]."""
+        return self.activation.scale.detach()[:, :, None] * self.weight_scale.T[None]
+
+
+def freeze_layer(layer: QuantLayer) -> FrozenLayer:
+    """Return the integers of a layer after ``freeze_()``.
+
+    Raises:
+        ValueError: weights or activations of the layer are in full precision, or its activation ranges are dynamic.
+    """
+    weights, activation = layer.weight_quantizer, layer.activation_quantizer
+    if weights is None or activation is None or weights.codes is None or activation.dynamic:
+        raise ValueError(
+            f"layer {layer.plan.name}: only frozen static weights and activations have an integer form"
+        )
+    return FrozenLayer(
+        name=layer.plan.name,
+        kind=layer.kind,
+        weight_integers=weights.integers(layer.weight).to(torch.int16),
+        weight_scale=weights.scale.detach().clone(),
+        bias=layer.bias,
+        activation=activation,
+        equivalent_scale=None if layer.equivalent_scale is None else layer.equivalent_scale.detach(),
+        channel_axis=layer.channel_axis,
+        linear_map=layer.apply_weight,
+    )

@@ -1,0 +1,116 @@
+"""Uniform affine quantization as pure functions.
+
+A value x is represented by an integer q with −z ≤ q ≤ L−1−z and reconstructed as q·s, where s is the scale, z the
+zero-point and L the number of levels. q is the stored code minus the zero-point, so that reconstruction needs no
+subtraction and zero is always exact. All parameters broadcast against x.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+SMALLEST_SCALE = 1e-30
+"""Below this a float32 quotient x/s can overflow; a range this narrow is indistinguishable from zero."""
+
+
+def affine_parameters(low: Tensor, high: Tensor, levels: Tensor | int) -> tuple[Tensor, Tensor]:
+    """Return (scale, zero_point) of an asymmetric grid of ``levels`` values over [low, high] widened to hold zero.
+
+    scale = (high − low) / (L − 1), zero_point = round(−low / scale) in 0..L−1. Differentiable in both ends through
+    the scale. A range of width zero gives scale 1, so that a constant zero is reproduced; ends beyond half the
+    largest float are pulled in, so that no grid point is infinite.
+    """
+    largest = torch.finfo(low.dtype).max / 2
+    low, high = low.clamp(-largest, 0.0), high.clamp(0.0, largest)
+    steps = levels - 1
+    scale = high / steps - low / steps  # each end on its own: their difference may overflow
+    scale = torch.where(scale > SMALLEST_SCALE, scale, torch.ones_like(scale))
+    zero_point = torch.round(-low / scale).detach()
+    return scale, torch.minimum(zero_point, torch.as_tensor(steps, dtype=scale.dtype, device=scale.device))
+
+
+def round_through(x: Tensor) -> Tensor:
+    """Round half to even, with the identity as gradient (straight-through estimator)."""
+    return x + (x.round() - x).detach()
+
+
+def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, levels: Tensor | int) -> Tensor:
+    """Return integers q as floats: clamp(round(x / s), −z, L−1−z).
+
+    Clamping before rounding gives the same integers, because both ends are integers, and never rounds an infinity.
+    """
+    return _clip_(x / scale, zero_point, levels).round_()
+
+
+def _clip_(ratio: Tensor, zero_point: Tensor, levels: Tensor | int) -> Tensor:
+    """clamp(x/s, −z, L−1−z) in place; on a CPU, clamp() with two tensors as bounds takes four times as long."""
+    return ratio.clamp_min_(-zero_point).clamp_max_(levels - 1 - zero_point)
+
+
+class _FakeQuantize(torch.autograd.Function):
+    """One node instead of six: a chain keeps every intermediate, and runs 2 to 3 times as long in both directions."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, levels: Tensor | int) -> Tensor:
+        ctx.save_for_backward(x, scale, zero_point)
+        ctx.levels = levels
+        return quantize(x, scale, zero_point, levels).mul_(scale)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, scale, zero_point = ctx.saved_tensors
+        ratio = x / scale
+        clipped = _clip_(ratio.clone(), zero_point, ctx.levels)
+        inside = clipped == ratio
+        of_x = of_scale = of_zero_point = None
+        if ctx.needs_input_grad[0]:
+            of_x = gradient * inside
+        if ctx.needs_input_grad[1]:
+            integers = clipped.round_()
+            of_scale = (gradient * torch.where(inside, integers - ratio, integers)).sum_to_size(scale.shape)
+        if ctx.needs_input_grad[2]:
+            of_zero_point = -(gradient * scale * ~inside).sum_to_size(zero_point.shape)
+        return of_x, of_scale, of_zero_point, None
+
+
+def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, levels: Tensor | int) -> Tensor:
+    """Quantize and reconstruct, differentiable once in ``x``, ``scale`` and ``zero_point``.
+
+    The gradient of x is 1 inside the range and 0 outside; that of the scale is round(x/s) − x/s inside and the
+    clipped integer outside (LSQ, Esser et al. 2020, eq. 3); that of the zero-point is 0 inside and −s outside.
+    """
+    return _FakeQuantize.apply(x, scale, zero_point, levels)
+
+
+RECTIFIED_LOW, RECTIFIED_HIGH = -0.1, 1.1
+
+
+def rectified_sigmoid(alpha: Tensor) -> Tensor:
+    """h(α) = clip(1.2 σ(α) − 0.1, 0, 1): the soft rounding variable (AdaRound, Nagel et al. 2020, eq. 23)."""
+    return (torch.sigmoid(alpha) * (RECTIFIED_HIGH - RECTIFIED_LOW) + RECTIFIED_LOW).clamp(0, 1)
+
+
+def rectified_sigmoid_inverse(fraction: Tensor) -> Tensor:
+    """Return α with h(α) = fraction, for fractions in [0, 1]."""
+    return -torch.log((RECTIFIED_HIGH - RECTIFIED_LOW) / (fraction - RECTIFIED_LOW) - 1)
+
+
+def rounding_regularizer(alpha: Tensor, beta: float) -> Tensor:
+    """Σ 1 − |2 h(α) − 1|^β: pushes every h towards 0 or 1 as β falls (AdaRound, eq. 24)."""
+    return (1 - (2 * rectified_sigmoid(alpha) - 1).abs().pow(beta)).sum()
+
+
+def soft_round_weight(
+    weight: Tensor, alpha: Tensor, scale: Tensor, zero_point: Tensor, levels: Tensor | int
+) -> Tensor:
+    """clamp(⌊w/s⌋ + h(α), −z, L−1−z)·s: the weight while its rounding is learned (AdaRound, eq. 22)."""
+    rounded = (weight / scale).floor() + rectified_sigmoid(alpha)
+    return rounded.clamp(-zero_point, levels - 1 - zero_point) * scale
+
+
+def dynamic_parameters(x: Tensor, levels: int, axes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Min-max parameters reduced over ``axes``, kept as size 1; differentiable through the ranges."""
+    return affine_parameters(x.amin(axes, keepdim=True), x.amax(axes, keepdim=True), levels)

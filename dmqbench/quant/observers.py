@@ -1,0 +1,118 @@
+"""Range estimators: from observed values to the ends of a quantization range.
+
+All work on rows: values [R, K] in, ends [R] out, every row on its own. A row is an output channel of a weight, or an
+activation's values at one step.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dmqbench.quant.functional import affine_parameters
+
+CHUNK_ELEMENTS = 1 << 16
+"""Rows are searched in chunks whose temporaries stay inside a core's cache: twice as fast as all rows at once."""
+
+
+def min_max(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the smallest and largest value of each row."""
+    low, high = torch.aminmax(values, dim=1)
+    return low, high
+
+
+def percentile(values: Tensor, fraction: float = 0.999) -> tuple[Tensor, Tensor]:
+    """Return the ends that leave (1 − fraction)/2 of a row's values outside on each side."""
+    if not 0 < fraction <= 1:
+        raise ValueError(f"fraction {fraction}: allowed is 0 < fraction <= 1")
+    tail = (1 - fraction) / 2
+    ordered = values.sort(dim=1).values
+    last = values.shape[1] - 1
+    return ordered[:, round(tail * last)], ordered[:, round((1 - tail) * last)]
+
+
+def mse_search(
+    values: Tensor,
+    levels: Tensor,
+    *,
+    candidates: int = 80,
+    exponent: float = 2.4,
+    ends: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Return the shrunken min-max ends with the least mean |x − Q(x)|^p (LAPQ, as in Q-Diffusion).
+
+    Candidate i multiplies both ends by 1 − i/100; the first of equal ones wins.
+
+    Args:
+        values: [R, K].
+        levels: number of levels of each row, [R] or a scalar tensor.
+        candidates: how many shrink factors are tried, 1..100.
+        exponent: p.
+        ends: (low, high) [R] to shrink; by default each row's smallest and largest value.
+    """
+    if not 1 <= candidates <= 100:
+        raise ValueError(f"candidates {candidates}: allowed are 1 to 100")
+    low, high = ends if ends is not None else min_max(values)
+    levels = levels.to(values).expand(len(values))
+    factors = 1 - 0.01 * torch.arange(candidates, dtype=values.dtype, device=values.device)
+    scale, zero_point = affine_parameters(low * factors[:, None], high * factors[:, None], levels)
+    grids = torch.stack((scale, -zero_point, levels - 1 - zero_point), dim=1)[..., None]
+    rows = max(1, CHUNK_ELEMENTS // max(1, values.shape[1]))
+    parts = [slice(start, start + rows) for start in range(0, len(values), rows)]
+    errors = torch.cat([_errors(values[part], grids[:, :, part], exponent) for part in parts], dim=1)
+    best = (errors * (scale / scale[0]).pow(exponent)).argmin(dim=0)  # the first of equal ones
+    return low * factors[best], high * factors[best]
+
+
+def _errors(values: Tensor, grids: Tensor, exponent: float) -> Tensor:
+    """Mean |x/s − q|^p of every candidate and row [N, R], for grids [N, (scale, bottom, top), R, 1].
+
+    The candidates are looped over and the rows vectorised; every operation writes into one of two buffers, because
+    at this size the memory traffic of temporaries costs more than the arithmetic. Errors are in units of the scale,
+    so that their power can neither overflow nor vanish.
+    """
+    ratio, error = torch.empty_like(values), torch.empty_like(values)
+    means = []
+    for scale, bottom, top in grids:
+        torch.div(values, scale, out=ratio)
+        torch.round(ratio, out=error)
+        error.clamp_min_(bottom).clamp_max_(top).sub_(ratio)
+        # |d|^p as 2^(p/2 · log2 d²): pow() guards its last bit at twice the price of all of these.
+        error.mul_(error).log2_().mul_(exponent / 2).exp2_()
+        means.append(error.mean(dim=1))
+    return torch.stack(means)
+
+
+@dataclass
+class MovingRange:
+    """Exponential moving average of batch ranges (momentum 0.95 in TFMQ-DM and DMQ)."""
+
+    momentum: float = 0.95
+    low: Tensor | None = None
+    high: Tensor | None = None
+
+    def update(self, values: Tensor) -> None:
+        """Take in one batch of rows [R, K]; the first batch sets the range."""
+        low, high = min_max(values)
+        if self.low is None or self.high is None:
+            self.low, self.high = low, high
+        else:
+            self.low = torch.lerp(low, self.low, self.momentum)
+            self.high = torch.lerp(high, self.high, self.momentum)
+
+
+Observer = Callable[..., tuple[Tensor, Tensor]]
+
+
+def observe(name: str, values: Tensor, levels: Tensor, **settings: float) -> tuple[Tensor, Tensor]:
+    """Return the range ends [R] that the named observer finds for rows [R, K]."""
+    if name == "mse":
+        return mse_search(
+            values, levels, candidates=int(settings["candidates"]), exponent=settings["exponent"]
+        )
+    if name == "min_max":
+        return min_max(values)
+    if name == "percentile":
+        return percentile(values, settings["fraction"])
+    raise ValueError(f"observer={name} is not known (allowed: min_max, mse, percentile)")

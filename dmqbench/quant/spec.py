@@ -1,0 +1,114 @@
+"""What is quantized how: frozen, torch-free descriptions."""
+
+import itertools
+from dataclasses import dataclass
+
+FULL_PRECISION = 32
+
+
+@dataclass(frozen=True)
+class BitWidth:
+    """Bits of weights and activations; 32 means left in full precision."""
+
+    weight: int
+    activation: int
+
+    def __post_init__(self) -> None:
+        if not (1 <= self.weight <= 8 or self.weight == FULL_PRECISION):
+            raise ValueError(f"weight bits {self.weight}: allowed are 1 to 8, or 32 for full precision")
+        if not (2 <= self.activation <= 8 or self.activation in (16, FULL_PRECISION)):
+            raise ValueError(
+                f"activation bits {self.activation}: allowed are 2 to 8, 16, or 32 for full precision"
+            )
+
+    @property
+    def name(self) -> str:
+        return f"w{self.weight}a{self.activation}"
+
+    @property
+    def weight_levels(self) -> int | None:
+        return None if self.weight == FULL_PRECISION else 2**self.weight
+
+    @property
+    def activation_levels(self) -> int | None:
+        return None if self.activation == FULL_PRECISION else 2**self.activation
+
+
+@dataclass(frozen=True)
+class Scope:
+    """Which parts of a network are quantized besides its ordinary convolutions and linear layers.
+
+    Methods differ in what they leave in full precision, and rankings can be won by that alone: the scope is part
+    of the protocol of every number.
+    """
+
+    first_last: bool = False
+    embedding: bool = False
+    attention: bool = False
+    split: bool = True
+    """Cut the input of a layer that reads a skip concatenation: each part has its own ranges (Q-Diffusion)."""
+
+
+COMMON_SCOPE = Scope()
+
+
+@dataclass(frozen=True)
+class InputGroups:
+    """Contiguous groups of input channels, each with its own scale: split skips and group-wise quantization.
+
+    ``boundaries`` are the cut points strictly inside ``channels``: (64,) of 96 gives the groups 0..63 and 64..95.
+    """
+
+    channels: int
+    boundaries: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        cuts = (0, *self.boundaries, self.channels)
+        if any(left >= right for left, right in itertools.pairwise(cuts)):
+            raise ValueError(
+                f"boundaries {self.boundaries} do not cut {self.channels} channels into non-empty groups"
+            )
+
+    @classmethod
+    def of_size(cls, channels: int, size: int) -> "InputGroups":
+        """Groups of ``size`` channels; the last may be smaller."""
+        return cls(channels, tuple(range(size, channels, size)))
+
+    @property
+    def count(self) -> int:
+        return len(self.boundaries) + 1
+
+    @property
+    def slices(self) -> tuple[slice, ...]:
+        cuts = (0, *self.boundaries, self.channels)
+        return tuple(slice(left, right) for left, right in itertools.pairwise(cuts))
+
+    @property
+    def group_of_channel(self) -> tuple[int, ...]:
+        """For every channel, the group that it belongs to."""
+        return tuple(index for index, part in enumerate(self.slices) for _ in range(part.start, part.stop))
+
+
+@dataclass(frozen=True)
+class StepGroups:
+    """Which row of an activation-parameter table each network call uses."""
+
+    row_of_call: tuple[int, ...]
+
+    @classmethod
+    def shared(cls) -> "StepGroups":
+        """One row for every call; the step is then never asked for."""
+        return cls(())
+
+    @classmethod
+    def per_step(cls, calls: int) -> "StepGroups":
+        return cls(tuple(range(calls)))
+
+    @classmethod
+    def of_size(cls, calls: int, size: int) -> "StepGroups":
+        """Contiguous groups of ``size`` calls; the last may be smaller (AccuQuant)."""
+        return cls(tuple(call // size for call in range(calls)))
+
+    @property
+    def rows(self) -> int:
+        return max(self.row_of_call, default=0) + 1

@@ -1,0 +1,142 @@
+"""The state of calibration of a network, as plain tensors: what a stage hands to the next, and what is stored."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from dmqbench.quant.attention import AttentionQuantizers
+from dmqbench.quant.layers import QuantLayer, quant_layers
+from dmqbench.quant.quantizer import ActivationQuantizer
+
+DERIVED = ("weight", "bias", "fixed_weight", "group_of_channel")
+"""Tensors of a layer that are the model's own, or follow from the rest."""
+
+OPTIONAL = ("alpha", "codes", "exponent", "equivalent_scale", "adapter_down", "adapter_up")
+"""Tensors that a quantizer or layer may be without."""
+
+Shape = tuple[int | None, ...]
+"""Expected sizes; None where any size will do."""
+
+
+def _owners(network: nn.Module) -> dict[str, nn.Module]:
+    """Every module that holds calibration tensors directly, by name."""
+    owners: dict[str, nn.Module] = {}
+    for name, module in network.named_modules():
+        if isinstance(module, QuantLayer | AttentionQuantizers):
+            for inner, child in module.named_modules(prefix=name):
+                owners[inner] = child
+    return owners
+
+
+def _own_tensors(module: nn.Module) -> dict[str, Tensor]:
+    tensors = {**module._parameters, **module._buffers}
+    return {name: value for name, value in tensors.items() if value is not None and name not in DERIVED}
+
+
+def _expected_shapes(name: str, module: nn.Module, network: nn.Module) -> dict[str, Shape]:
+    """The shape of every calibration tensor that ``module`` may hold."""
+    if isinstance(module, ActivationQuantizer):
+        groups = module.groups
+        table: Shape = (None, groups.count)
+        return {
+            "scale": table,
+            "zero_point": table,
+            "exponent": (None, groups.channels),
+            "row_of_call": (None,),
+        }
+    if isinstance(module, QuantLayer):
+        rows, channels, *_ = module.weight.shape
+        return {
+            "equivalent_scale": (channels,),
+            "adapter_down": (None, module.weight[0].numel()),
+            "adapter_up": (rows, None),
+        }
+    if isinstance(module, AttentionQuantizers):
+        return {}
+    weight = network.get_submodule(name.rpartition(".")[0]).weight
+    assert isinstance(weight, Tensor)
+    own: dict[str, Shape] = {key: tuple(value.shape) for key, value in _own_tensors(module).items()}
+    return own | {"codes": tuple(weight.shape), "alpha": tuple(weight.shape)}
+
+
+def _fits(shape: torch.Size, expected: Shape) -> bool:
+    return len(shape) == len(expected) and all(
+        size in (actual, None) for actual, size in zip(shape, expected, strict=True)
+    )
+
+
+def _first_difference(network: nn.Module, state: Mapping[str, Tensor]) -> str | None:
+    """In what ``state`` does not fit ``network``, or None."""
+    owners = _owners(network)
+    shapes = {name: _expected_shapes(name, module, network) for name, module in owners.items()}
+    for key, value in state.items():
+        name, _, attribute = key.rpartition(".")
+        expected = shapes.get(name, {}).get(attribute)
+        if expected is None:
+            return f"the calibration state holds {key}, which this model or precision plan lacks"
+        if not _fits(value.shape, expected):
+            return f"{key} has shape {list(value.shape)} in the calibration state, {list(expected)} in this model"
+        if attribute == "levels" and not torch.equal(value.cpu(), getattr(owners[name], attribute).cpu()):
+            return f"{key} differs: the calibration state is for other bit-widths"
+    for name, module in owners.items():
+        for attribute in _own_tensors(module):
+            required = attribute not in OPTIONAL and not isinstance(module, ActivationQuantizer)
+            if required and f"{name}.{attribute}" not in state:
+                return f"the calibration state lacks {name}.{attribute}"
+    return None
+
+
+def activation_quantizers(network: nn.Module) -> dict[str, ActivationQuantizer]:
+    """Name → activation quantizer of every layer and attention, in the order of registration."""
+    return {
+        name: module for name, module in network.named_modules() if isinstance(module, ActivationQuantizer)
+    }
+
+
+def calibration_state(network: nn.Module, activations: bool = True) -> dict[str, Tensor]:
+    """Return copies of all calibration tensors: codes, scales, zero-points, levels, exponents, tables, adapters.
+
+    Without ``activations`` the state holds nothing of activation quantizers, so that weights calibrated once serve
+    every activation bit-width.
+    """
+    return {
+        f"{name}.{attribute}": value.detach().clone().contiguous()
+        for name, module in _owners(network).items()
+        if activations or not isinstance(module, ActivationQuantizer)
+        for attribute, value in _own_tensors(module).items()
+    }
+
+
+@torch.no_grad()
+def load_calibration_state_(network: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Set all calibration tensors to ``state``; no layer is lowered any more.
+
+    Optional tensors that it lacks become absent, activation quantizers that it does not speak of uncalibrated.
+
+    Raises:
+        ValueError: the state is of another model or plan; the first difference is named, and nothing is changed.
+    """
+    difference = _first_difference(network, state)
+    if difference is not None:
+        raise ValueError(difference)
+    owners = _owners(network)
+    for name, module in owners.items():
+        for attribute in _own_tensors(module):
+            if f"{name}.{attribute}" in state:
+                continue
+            if attribute in OPTIONAL:
+                setattr(module, attribute, None)
+            elif attribute == "scale":
+                module.get_parameter(attribute).fill_(torch.nan)
+    device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
+    for key, value in state.items():
+        name, _, attribute = key.rpartition(".")
+        module = owners[name]
+        value = value.to(device, copy=True)
+        is_buffer = attribute in module._buffers
+        setattr(module, attribute, value if is_buffer else nn.Parameter(value, requires_grad=False))
+    for layer in quant_layers(network).values():
+        fixed = layer.weight_quantizer is not None and layer.weight_quantizer.codes is not None
+        layer.fixed_weight = layer.weight_quantizer.reconstruct() if fixed else None
+        layer.lowered = None

@@ -1,0 +1,84 @@
+"""The noise schedule that a model was trained with."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from dmqbench.samplers.timesteps import require_one_of
+
+BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
+MAX_COSINE_BETA = 0.999
+
+
+@dataclass(frozen=True)
+class NoiseSchedule:
+    """Forward process x_t = √ᾱ_t x_0 + √(1-ᾱ_t) ε over timesteps 0..T-1, with ᾱ_t = Π_{i≤t} (1-β_i).
+
+    Attributes:
+        num_train_timesteps: T, at least 1.
+        beta_start, beta_end: β_0 and β_{T-1}, in (0, 1); not used by "squaredcos_cap_v2".
+        beta_schedule: "linear" in β (Ho et al. 2020), "scaled_linear" in √β (latent diffusion), or
+            "squaredcos_cap_v2" (Nichol and Dhariwal 2021, eq. 17, β capped at 0.999).
+
+    Raises:
+        ValueError: a value outside its range.
+    """
+
+    num_train_timesteps: int = 1000
+    beta_start: float = 0.0001
+    beta_end: float = 0.02
+    beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "linear"
+
+    def __post_init__(self) -> None:
+        require_one_of("beta_schedule", self.beta_schedule, BETA_SCHEDULES)
+        if self.num_train_timesteps < 1:
+            raise ValueError(f"num_train_timesteps {self.num_train_timesteps}: allowed are 1 and more")
+        if not 0 < self.beta_start <= self.beta_end < 1:
+            raise ValueError(
+                f"beta_start {self.beta_start}, beta_end {self.beta_end}: "
+                "allowed are 0 < beta_start <= beta_end < 1"
+            )
+
+    @classmethod
+    def from_scheduler_config(cls, config: Mapping[str, Any]) -> "NoiseSchedule":
+        """Read the schedule out of a diffusers scheduler configuration; absent keys have diffusers' defaults.
+
+        Raises:
+            ValueError: the configuration has another schedule (own betas, zero terminal SNR, a fourth kind).
+        """
+        for key in ("trained_betas", "rescale_betas_zero_snr"):
+            if config.get(key) not in (None, False):
+                raise ValueError(
+                    f"scheduler {key} is set: allowed is a beta_schedule of {', '.join(BETA_SCHEDULES)}"
+                )
+        keys = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule")
+        return cls(**{key: config[key] for key in keys if key in config})
+
+    def alphas_cumprod(self) -> Tensor:
+        """Return ᾱ, float64 [T], strictly between 0 and 1: exactly the values of diffusers' float32 table.
+
+        The rounding is kept because 1-ᾱ is about 1e-4 at the first timesteps: a table accurate to float64
+        would differ there, by some 1e-4 of 1-ᾱ, from the one that published numbers rest on.
+        """
+        betas = self._betas()
+        table = (1 - betas).double().cumprod(0).float().double()
+        if not (table[-1] > 0 and table[0] < 1):
+            raise ValueError(
+                f"betas {betas[0]:g} to {betas[-1]:g}: allowed are those that keep ᾱ between 0 and 1"
+            )
+        return table
+
+    def _betas(self) -> Tensor:
+        count = self.num_train_timesteps
+        if self.beta_schedule == "linear":
+            return torch.linspace(self.beta_start, self.beta_end, count, dtype=torch.float32)
+        if self.beta_schedule == "scaled_linear":
+            return torch.linspace(self.beta_start**0.5, self.beta_end**0.5, count, dtype=torch.float32) ** 2
+        level = [math.cos((index / count + 0.008) / 1.008 * math.pi / 2) ** 2 for index in range(count + 1)]
+        betas = [min(1 - after / before, MAX_COSINE_BETA) for before, after in pairwise(level)]
+        return torch.tensor(betas, dtype=torch.float32)

@@ -1,0 +1,103 @@
+"""The timesteps at which a sampler calls the network, from the standard library alone.
+
+Ids of samples hash this list, and a job that is already done is answered without importing torch.
+
+The spacings are those of Table 2 in Lin et al., "Common Diffusion Noise Schedules and Sample Steps are
+Flawed" (2023). The lists equal ``scheduler.timesteps`` of diffusers, with one exception: for some step counts
+(61 of 1000 is the first) rounding makes its "trailing" list end with a surplus timestep -1, which does not
+exist.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+KINDS = ("ddim", "ddpm", "dpmpp", "pndm")
+SPACINGS = ("leading", "trailing", "linspace")
+RUNGE_KUTTA_STEPS = 3
+"""PNDM takes its first three steps with four network calls each."""
+
+
+def require_one_of(name: str, value: str, allowed: Sequence[str]) -> None:
+    """Raise a ValueError that names the value and what is allowed, unless ``value`` is among ``allowed``."""
+    if value not in allowed:
+        raise ValueError(f"{name} {value!r}: allowed are {', '.join(allowed)}")
+
+
+def plan_timesteps(
+    kind: str,
+    steps: int,
+    spacing: str,
+    steps_offset: int,
+    num_train_timesteps: int,
+    skip_prk: bool = True,
+) -> tuple[int, ...]:
+    """Return the timestep of every network call, in the order of the calls.
+
+    Args:
+        kind: one of ``KINDS``.
+        steps: 1 to ``num_train_timesteps`` sampler steps. PNDM takes more calls than steps: one more with
+            ``skip_prk``, nine more without.
+        spacing: one of ``SPACINGS``.
+        steps_offset: added to every timestep of "leading" spacing; the other two ignore it, as in diffusers.
+        num_train_timesteps: T; timesteps lie in 0..T-1.
+        skip_prk: PNDM only: start with the linear multi-step method instead of Runge-Kutta.
+
+    Returns:
+        Strictly decreasing timesteps; non-increasing for "pndm", which evaluates some timesteps twice.
+
+    Raises:
+        ValueError: an argument is out of its range, or the timesteps would repeat or leave 0..T-1.
+
+    >>> plan_timesteps("ddim", 4, "leading", 0, 1000)
+    (750, 500, 250, 0)
+    """
+    require_one_of("sampler kind", kind, KINDS)
+    require_one_of("spacing", spacing, SPACINGS)
+    if not 1 <= steps <= num_train_timesteps:
+        raise ValueError(
+            f"steps {steps}: allowed are 1 to {num_train_timesteps}, the training timesteps of the model"
+        )
+    if steps_offset < 0:
+        raise ValueError(f"steps_offset {steps_offset}: allowed are 0 and more")
+    if kind == "pndm":
+        grid = _grid(spacing, steps, steps_offset, num_train_timesteps)
+        timesteps = _pndm(grid, skip_prk, half_step=num_train_timesteps // steps // 2)
+    elif kind == "dpmpp" and spacing != "trailing":
+        timesteps = _grid(spacing, steps + 1, steps_offset, num_train_timesteps)[:-1]
+    else:
+        timesteps = _grid(spacing, steps, steps_offset, num_train_timesteps)
+    if timesteps[0] >= num_train_timesteps:
+        raise ValueError(
+            f"steps_offset {steps_offset} with {steps} steps: the first timestep would be {timesteps[0]}, "
+            f"allowed are 0 to {num_train_timesteps - 1}"
+        )
+    if kind != "pndm" and len(set(timesteps)) < len(timesteps):
+        raise ValueError(
+            f"steps {steps} with {kind} and {spacing} spacing: timesteps repeat, allowed are fewer than "
+            f"{num_train_timesteps}"
+        )
+    return tuple(timesteps)
+
+
+def _grid(spacing: str, count: int, offset: int, num_train_timesteps: int) -> list[int]:
+    """Return ``count`` evenly spaced timesteps, largest first."""
+    if spacing == "leading":
+        stride = num_train_timesteps // count
+        return [offset + index * stride for index in reversed(range(count))]
+    if spacing == "trailing":
+        # Rounded as numpy.arange(T, 0, -T / count) is: it multiplies the difference of its first two values.
+        stride = (num_train_timesteps - num_train_timesteps / count) - num_train_timesteps
+        return [round(num_train_timesteps + index * stride) - 1 for index in range(count)]
+    stride = (num_train_timesteps - 1) / max(1, count - 1)
+    return [round(index * stride) for index in reversed(range(count))]
+
+
+def _pndm(grid: list[int], skip_prk: bool, half_step: int) -> list[int]:
+    if skip_prk:
+        return grid[:1] + grid[1:2] + grid[1:]
+    if len(grid) <= RUNGE_KUTTA_STEPS:
+        raise ValueError(f"steps {len(grid)} without skip_prk: allowed are {RUNGE_KUTTA_STEPS + 1} and more")
+    timesteps = []
+    for start, end in pairwise(grid[: RUNGE_KUTTA_STEPS + 1]):
+        timesteps += [start, end + half_step, end + half_step, end]
+    return timesteps + grid[RUNGE_KUTTA_STEPS:]

@@ -1,0 +1,379 @@
+"""The run store: artifacts named by what determines them, made once, whole or absent, and verified when read."""
+
+import logging
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dmqbench.files import exclusive, replacing, safe_name, save_atomic, sweep_temporary, sync
+from dmqbench.manifest import MANIFEST, Entry, Manifest, Verifier, behind_link, safe_file_name
+
+log = logging.getLogger(__name__)
+
+KINDS = ("trajectories", "quantized", "samples", "result")
+GROWING = frozenset({"samples"})
+"""Kinds made of independent files, each worth keeping when another one is damaged."""
+
+_ID = re.compile(r"[0-9a-f]{16}")
+_NEXT = ".next"
+
+
+class StoreError(Exception):
+    """The store cannot be used as asked; one line for the user."""
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A folder whose files were verified."""
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def kind(self) -> str:
+        return self.manifest.kind
+
+    @property
+    def id(self) -> str:
+        return self.manifest.id
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        return self.manifest.facts
+
+    @property
+    def files(self) -> dict[str, Path]:
+        return {name: self.path / name for name in self.manifest.files}
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What ``verify_all`` found out about one artifact: it is whole where there are no problems."""
+
+    kind: str
+    id: str
+    problems: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Inspection:
+    """``manifest`` is None if there is none or it is damaged; ``problems`` maps a file to what is wrong with it."""
+
+    manifest: Manifest | None
+    problems: Mapping[str, str]
+
+
+class Store:
+    """Artifacts below ``root``: ``{kind}/{id}/``, with work under way in ``.work/`` and damaged ones in ``.aside/``.
+
+    An id is 16 lower-case hexadecimal digits. Nothing is created before something is written, so a finished store
+    can be read where it cannot be written. A file is hashed once per ``Store`` object unless it changes.
+    """
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root).absolute()
+        self._verifier = Verifier()
+
+    def path(self, kind: str, id: str) -> Path:
+        """Folder of an artifact, there or not.
+
+        Raises:
+            ValueError: an unknown kind or a malformed id.
+            StoreError: the folder is a link that leaves the store.
+        """
+        if kind not in KINDS:
+            raise ValueError(f"unknown kind {kind!r}: allowed are {', '.join(KINDS)}")
+        folder = self.root / kind / _checked_id(id)
+        if not Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(self.root)):
+            raise StoreError(f"{folder} is a link that leaves the run store")
+        return folder
+
+    def work(self, id: str) -> Path:
+        """Folder for what is under way on ``id``, created; it survives a kill and goes when the artifact is there."""
+        folder = self._work_path(id)
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def ids(self, kind: str) -> list[str]:
+        """Ids of one kind that have a manifest, sorted; not verified."""
+        folder = self.path(kind, "0" * 16).parent
+        return sorted(
+            path.parent.name for path in folder.glob(f"*/{MANIFEST}") if _ID.fullmatch(path.parent.name)
+        )
+
+    def check_writable(self) -> None:
+        """Raise StoreError unless files can be made, locked and removed below the root."""
+        try:
+            with exclusive(self.root / ".work" / f"probe-{os.getpid()}.lock"):
+                pass
+        except OSError as error:
+            raise StoreError(
+                f"the run store {self.root} cannot be written ({error.strerror}): "
+                "choose another with store.root=... or DMQBENCH_RUNS"
+            ) from None
+
+    @contextmanager
+    def lock(
+        self, kind: str, id: str, part: str | None = None, on_wait: Callable[[str], None] = log.warning
+    ) -> Iterator[None]:
+        """Be the only one who makes this artifact, or this part of a growing one, among all processes.
+
+        ``on_wait`` gets one line before the wait begins. Leftovers of killed makers are swept when the whole artifact
+        is locked. Not reentrant. Look into the store again once inside: another job may have made the artifact.
+        """
+        work = self._work_path(id)
+        finished = self.path(kind, id) / MANIFEST
+        name = "-".join([kind, id] + ([] if part is None else [safe_name(part)]))
+        message = f"waiting for another job that makes {kind} {id}" + (f", {part}" if part else "")
+        with exclusive(self.root / ".work" / f"{name}.lock", lambda: on_wait(message)):
+            if part is None and finished.exists() and kind not in GROWING:
+                shutil.rmtree(work, ignore_errors=True)
+            elif part is None:
+                sweep_temporary(work)
+            yield
+
+    def verified(self, kind: str, id: str) -> Artifact | None:
+        """The artifact if it is there and every file has its recorded hash.
+
+        A damaged artifact is moved to ``.aside/`` with a warning and counts as absent, so that it is made again; of
+        a growing one, only the damaged files are moved.
+
+        Raises:
+            StoreError: it is damaged and cannot be moved, because the store is read-only.
+        """
+        inspection = self._inspect(kind, id)
+        if inspection is None:
+            return None
+        if inspection.manifest is not None and not inspection.problems:
+            return Artifact(self.path(kind, id), inspection.manifest)
+        # Another process may just be replacing these files: only what is still wrong under its lock is damage.
+        try:
+            with self._editing(kind, id):
+                return self._settle(kind, id)
+        except OSError as error:
+            raise StoreError(
+                f"{kind} {id} in {self.root} is damaged and cannot be put aside ({error.strerror})"
+            ) from None
+
+    def verified_files(self, kind: str, id: str) -> dict[str, Path]:
+        """Paths of the verified files of an artifact by name; empty if it is absent."""
+        artifact = self.verified(kind, id)
+        return {} if artifact is None else artifact.files
+
+    def publish(self, kind: str, id: str, folder: Path, facts: Mapping[str, Any]) -> Artifact:
+        """Make the files in ``folder``, which is ``work(id)`` or lies in it, the artifact; remove ``work(id)``.
+
+        The folder is renamed into place when its files and then its manifest are on disk. If another process was
+        first, its artifact stays and is returned.
+
+        Raises:
+            ValueError: the folder is elsewhere, empty, or holds links, deeper folders or unsafe names.
+        """
+        target, work = self.path(kind, id), self._work_path(id)
+        if not folder.resolve().is_relative_to(work.resolve()):
+            raise ValueError(f"{folder} is not in the work area of {id}")
+        manifest = Manifest(kind, id, _seal(folder), facts)
+        save_atomic(folder / MANIFEST, manifest.dump())
+        with self._editing(kind, id):
+            theirs = self._settle(kind, id)
+            if theirs is None:
+                if target.exists():
+                    self._put_aside(target, kind, id, "it has no manifest")
+                _rename_durably(folder, target)
+            else:
+                log.info("%s %s was made by another job meanwhile", kind, id)
+        shutil.rmtree(work, ignore_errors=True)
+        return theirs or Artifact(target, manifest)
+
+    def append_file(
+        self,
+        kind: str,
+        id: str,
+        name: str,
+        write: Callable[[Path], object],
+        facts: Mapping[str, Any] | None = None,
+    ) -> Path:
+        """Add one file to a growing artifact; a killed process loses no more than this file.
+
+        ``write(path)`` writes it, with others kept out: compute before. If ``name`` is there and verified, it stays
+        and ``write`` is not called. ``facts`` are used by whoever adds the first file.
+        """
+        folder = self.path(kind, id)
+        target = _own_file(folder, name)
+        with self._editing(kind, id):
+            manifest = self._readable_manifest(kind, id) or Manifest(kind, id, {}, facts or {})
+            files = dict(manifest.files)
+            if name in files:
+                problem = self._verifier.problem(folder, name, files[name])
+                if problem is None:
+                    return target
+                self._put_aside_file(kind, id, name, problem)
+            with replacing(target) as temporary:
+                write(temporary)
+            files[name] = Entry.of(target)
+            save_atomic(folder / MANIFEST, Manifest(kind, id, files, manifest.facts).dump())
+        return target
+
+    def replace_files(
+        self, kind: str, id: str, files: Mapping[str, bytes | str], facts: Mapping[str, Any] | None = None
+    ) -> Artifact:
+        """Write ``files`` into an artifact, new or finished, all or none of them; its other files stay.
+
+        They are first written aside with their manifest, and then moved one by one: who comes after a kill in
+        between finishes the move. ``facts`` replace the recorded ones unless None.
+        """
+        folder = self.path(kind, id)
+        for name in files:
+            _own_file(folder, name)
+        with self._editing(kind, id):
+            before = self._settle(kind, id)
+            manifest = before.manifest if before is not None else Manifest(kind, id)
+            for name, content in files.items():
+                save_atomic(folder / _NEXT / name, content)
+            entries = {name: Entry.of(folder / _NEXT / name) for name in files}
+            after = Manifest(
+                kind, id, {**manifest.files, **entries}, manifest.facts if facts is None else facts
+            )
+            save_atomic(folder / _NEXT / MANIFEST, after.dump())
+            _finish_replacement(folder)
+        return Artifact(folder, after)
+
+    def verify_all(self) -> Iterator[Checked]:
+        """Inspect every artifact that has a manifest, and move nothing."""
+        for kind in KINDS:
+            for id in self.ids(kind):
+                inspection = self._inspect(kind, id)
+                if inspection is not None:
+                    problems = tuple(f"{name} {problem}" for name, problem in inspection.problems.items())
+                    yield Checked(kind, id, problems)
+
+    def _work_path(self, id: str) -> Path:
+        return self.root / ".work" / _checked_id(id)
+
+    def _editing(self, kind: str, id: str) -> AbstractContextManager[None]:
+        """The short lock around every change of a finished folder; a maker's lock may be held around it."""
+        return exclusive(self.root / ".work" / f"{kind}-{id}.edit.lock")
+
+    def _inspect(self, kind: str, id: str) -> _Inspection | None:
+        """What is in the folder now; None if there is no manifest and none about to be put in place."""
+        folder = self.path(kind, id)
+        try:
+            manifest = Manifest.load(folder, kind, id)
+        except (FileNotFoundError, NotADirectoryError):
+            unfinished = (folder / _NEXT / MANIFEST).exists()
+            return _Inspection(None, {MANIFEST: "is not in place yet"}) if unfinished else None
+        except (OSError, ValueError) as error:
+            return _Inspection(None, {MANIFEST: str(error)})
+        found = {name: self._verifier.problem(folder, name, entry) for name, entry in manifest.files.items()}
+        return _Inspection(
+            manifest, {name: problem for name, problem in found.items() if problem is not None}
+        )
+
+    def _settle(self, kind: str, id: str) -> Artifact | None:
+        """Finish or put aside what is not whole, and return the artifact if there is one; under the editing lock."""
+        folder = self.path(kind, id)
+        sweep_temporary(folder)
+        _finish_replacement(folder)
+        inspection = self._inspect(kind, id)
+        if inspection is None:
+            return None
+        manifest = inspection.manifest
+        if manifest is not None and not inspection.problems:
+            return Artifact(folder, manifest)
+        if manifest is None or kind not in GROWING:
+            name, problem = next(iter(inspection.problems.items()))
+            self._put_aside(folder, kind, id, f"{name} {problem}")
+            return None
+        kept = {name: entry for name, entry in manifest.files.items() if name not in inspection.problems}
+        for name, problem in inspection.problems.items():
+            self._put_aside_file(kind, id, name, problem)
+        manifest = Manifest(kind, id, kept, manifest.facts)
+        save_atomic(folder / MANIFEST, manifest.dump())
+        return Artifact(folder, manifest)
+
+    def _readable_manifest(self, kind: str, id: str) -> Manifest | None:
+        """The manifest as it stands, files unverified: adding to many files must not cost reading them all."""
+        folder = self.path(kind, id)
+        sweep_temporary(folder)
+        _finish_replacement(folder)
+        try:
+            return Manifest.load(folder, kind, id)
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            self._put_aside(folder, kind, id, f"{MANIFEST} {error}")
+            return None
+
+    def _put_aside(self, folder: Path, kind: str, id: str, why: str) -> None:
+        target = self._free_aside(kind, id)
+        _rename_durably(folder, target)
+        log.warning("%s %s is damaged (%s): moved to %s, to be made again", kind, id, why, target)
+
+    def _put_aside_file(self, kind: str, id: str, name: str, problem: str) -> None:
+        folder = self.path(kind, id)
+        moved = name.split("/")[0] if behind_link(folder, name) else name
+        if os.path.lexists(folder / moved):
+            _rename_durably(folder / moved, self._free_aside(kind, id) / moved)
+        log.warning("%s of %s %s %s: put aside, to be made again", name, kind, id, problem)
+
+    def _free_aside(self, kind: str, id: str) -> Path:
+        number = 1
+        while (target := self.root / ".aside" / f"{kind}-{id}-{number}").exists():
+            number += 1
+        return target
+
+
+def _checked_id(id: str) -> str:
+    if not isinstance(id, str) or not _ID.fullmatch(id):
+        raise ValueError(f"{ascii(id)[:60]} is not an id: 16 lower-case hexadecimal digits")
+    return safe_name(id)
+
+
+def _own_file(folder: Path, name: str) -> Path:
+    """Path of a file about to be written; StoreError if a link would lead it elsewhere."""
+    if behind_link(folder, safe_file_name(name)):
+        raise StoreError(f"{folder / name} lies behind a link")
+    return folder / name
+
+
+def _rename_durably(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    os.rename(source, target)
+    sync(target.parent)
+    sync(source.parent)
+
+
+def _seal(folder: Path) -> dict[str, Entry]:
+    """Force everything in ``folder`` to the disk and hash it; ValueError if it cannot be an artifact."""
+    sweep_temporary(folder)
+    (folder / MANIFEST).unlink(missing_ok=True)
+    entries = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_symlink() or not (path.is_file() or path.is_dir()):
+            raise ValueError(f"{path} is not a plain file")
+        if path.is_file():
+            entries[safe_file_name(path.relative_to(folder).as_posix())] = Entry.of(path)
+        sync(path)
+    if not entries:
+        raise ValueError(f"{folder} has no files to publish")
+    return entries
+
+
+def _finish_replacement(folder: Path) -> None:
+    """Move what ``replace_files`` has written aside into place, the manifest last; under the editing lock."""
+    staged = folder / _NEXT
+    if (staged / MANIFEST).exists():
+        for path in sorted(staged.rglob("*")):
+            name = path.relative_to(staged)
+            if path.is_file() and name != Path(MANIFEST):
+                (folder / name).parent.mkdir(exist_ok=True)
+                os.replace(path, folder / name)
+                sync((folder / name).parent)
+        os.replace(staged / MANIFEST, folder / MANIFEST)
+        sync(folder)
+    shutil.rmtree(staged, ignore_errors=True)

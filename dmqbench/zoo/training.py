@@ -1,0 +1,125 @@
+"""Lightning modules that train the embedded models, and the curve that is shipped beside their weights."""
+
+import copy
+import json
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class DenoiserTraining(pl.LightningModule):
+    """Train a class-conditional noise predictor by ε-matching (DDPM, Ho et al. 2020, eq. 14).
+
+    The label is replaced by ``null_label`` with probability ``label_dropout``, so that the same network serves
+    classifier-free guidance. What is kept is an exponential moving average of the weights.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        alphas_cumprod: Tensor,
+        null_label: int,
+        steps: int,
+        learning_rate: float = 1e-3,
+        label_dropout: float = 0.1,
+        ema_decay: float = 0.999,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.average = copy.deepcopy(network).requires_grad_(False)
+        self.register_buffer("alphas_cumprod", alphas_cumprod)
+        self.null_label = null_label
+        self.steps = steps
+        self.learning_rate = learning_rate
+        self.label_dropout = label_dropout
+        self.ema_decay = ema_decay
+        self.curve: list[tuple[int, float]] = []
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
+        images, labels = batch
+        noise = torch.randn_like(images)
+        timesteps = torch.randint(len(self.alphas_cumprod), (len(images),), device=images.device)
+        signal = self.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
+        noisy = signal.sqrt() * images + (1 - signal).sqrt() * noise
+        dropped = torch.rand(len(labels), device=labels.device) < self.label_dropout
+        labels = labels.masked_fill(dropped, self.null_label)
+        loss = F.mse_loss(self.network(noisy, timesteps, class_labels=labels).sample, noise)
+        self.log("loss", loss, prog_bar=True)
+        self.curve.append((self.global_step, round(float(loss.detach()), 6)))
+        return loss
+
+    def on_train_batch_end(self, outputs: object, batch: object, batch_index: int) -> None:
+        # A short warm-up of the average: early weights are far from the late ones.
+        decay = min(self.ema_decay, (1 + self.global_step) / (10 + self.global_step))
+        with torch.no_grad():
+            for kept, live in zip(self.average.parameters(), self.network.parameters(), strict=True):
+                kept.lerp_(live, 1 - decay)
+
+    def configure_optimizers(self) -> dict:
+        optimizer = torch.optim.AdamW(self.network.parameters(), lr=self.learning_rate, weight_decay=0.0)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, max_lr=self.learning_rate, total_steps=self.steps, pct_start=0.05
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+class ClassifierTraining(pl.LightningModule):
+    """Train a digit classifier by cross entropy on shifted and slightly noisy images."""
+
+    def __init__(self, network: nn.Module, steps: int, learning_rate: float = 2e-3) -> None:
+        super().__init__()
+        self.network = network
+        self.steps = steps
+        self.learning_rate = learning_rate
+        self.curve: list[tuple[int, float]] = []
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
+        images, labels = batch
+        shifts = torch.randint(-1, 2, (2,)).tolist()
+        images = torch.roll(images, shifts, dims=(2, 3)) + 0.1 * torch.randn_like(images)
+        loss = F.cross_entropy(self.network(images), labels, label_smoothing=0.05)
+        self.log("loss", loss, prog_bar=True)
+        self.curve.append((self.global_step, round(float(loss.detach()), 6)))
+        return loss
+
+    def configure_optimizers(self) -> dict:
+        optimizer = torch.optim.AdamW(self.network.parameters(), lr=self.learning_rate, weight_decay=1e-3)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, max_lr=self.learning_rate, total_steps=self.steps, pct_start=0.1
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def fit(
+    module: DenoiserTraining | ClassifierTraining, images: Tensor, labels: Tensor, *, batch: int, seed: int
+) -> None:
+    """Run ``module.steps`` steps of batches drawn with replacement, on the accelerator that is there."""
+    dataset = torch.utils.data.TensorDataset(images, labels)
+    sampler = torch.utils.data.RandomSampler(
+        dataset,
+        replacement=True,
+        num_samples=batch * module.steps,
+        generator=torch.Generator().manual_seed(seed),
+    )
+    loader = torch.utils.data.DataLoader(dataset, batch_size=batch, sampler=sampler)
+    trainer = pl.Trainer(
+        max_steps=module.steps,
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        gradient_clip_val=1.0,
+    )
+    trainer.fit(module, loader)
+
+
+def save_curve(path: Path, curve: list[tuple[int, float]], every: int, **facts: object) -> None:
+    """Write a training record: ``facts`` (command, seed, results) and the loss averaged over ``every`` steps."""
+    losses = [loss for _, loss in curve]
+    means = [
+        [start + every, round(sum(losses[start : start + every]) / every, 6)]
+        for start in range(0, len(losses) - every + 1, every)
+    ]
+    path.write_text(json.dumps({**facts, "loss": means}, indent=1) + "\n")

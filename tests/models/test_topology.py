@@ -1,0 +1,255 @@
+"""The probe against facts worked out by hand, against torch's own operation counter, and on full-size shapes."""
+
+import pytest
+import torch
+from tiny import dit, inputs, text_unet, unet
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from dmqbench.models.attention import attention_modules, set_explicit_attention_
+from dmqbench.models.sources import NetworkSpec, example_inputs, meta_model
+from dmqbench.models.topology import trace
+
+NETWORKS = pytest.mark.parametrize("build", [unet, text_unet, dit])
+
+
+def traced(network, batch=2):
+    return trace(network, *inputs(network, batch))
+
+
+@pytest.mark.parametrize("build", [unet, text_unet])
+def test_skips_of_a_unet_are_the_shortcuts_of_its_up_blocks(build):
+    # Skips are taken from the end of [conv_in 16, resnet 16, downsampler 16, resnet 32]; each is joined to what the
+    # layer before put out: 32, 32, 32 and 16 channels.
+    assert {layer.name: layer.boundaries for layer in traced(build()).layers if layer.boundaries} == {
+        "up_blocks.0.resnets.0.conv_shortcut": (32,),
+        "up_blocks.0.resnets.1.conv_shortcut": (32,),
+        "up_blocks.1.resnets.0.conv_shortcut": (32,),
+        "up_blocks.1.resnets.1.conv_shortcut": (16,),
+    }
+
+
+def test_a_transformer_has_no_skips():
+    assert not any(layer.boundaries for layer in traced(dit()).layers)
+
+
+class Joins(nn.Module):
+    """Concatenations of every kind, under names that say nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c, self.d, self.e = (nn.Conv2d(9, 9, 1) for _ in range(5))
+        self.f = nn.Linear(9, 9)
+        self.g = nn.Conv2d(9, 9, 1)
+        self.never = nn.Conv2d(9, 9, 1)
+
+    def forward(self, x):
+        parts = x.split([2, 3, 4], dim=1)
+        joined = torch.cat(parts, dim=1)
+        self.a(joined)
+        self.b(torch.concat((parts[0], x[:, :7]), -3))
+        self.c(torch.cat([x, x], dim=2))
+        self.d(torch.relu(joined))
+        self.e(torch.concatenate(tensors=[joined]))
+        self.f(torch.cat([part.mean((2, 3)) for part in parts], dim=1))
+        return self.a(self.g(joined + 0))
+
+
+def test_only_a_direct_channel_concatenation_sets_boundaries():
+    topology = trace(Joins(), (torch.randn(1, 9, 4, 4),), {})
+    found = {layer.name: layer.boundaries for layer in topology.layers}
+    assert found == {"a": (2, 5), "b": (2,), "c": (), "d": (), "e": (), "f": (), "g": ()}
+
+
+def test_a_layer_that_runs_twice_keeps_its_first_place_and_adds_its_macs():
+    topology = trace(Joins(), (torch.randn(1, 9, 4, 4),), {})
+    assert [layer.name for layer in topology.layers] == ["a", "b", "c", "d", "e", "f", "g"]
+    assert [layer.order for layer in topology.layers] == list(range(7))
+    assert topology.by_name["a"].macs == 2 * 81 * 16
+    assert topology.by_name["g"].macs == 81 * 16
+    assert topology.by_name["c"].macs == 81 * 32
+    assert topology.by_name["f"].macs == 81
+
+
+def test_layers_that_never_run_are_absent():
+    topology = trace(Joins(), (torch.randn(1, 9, 4, 4),), {})
+    assert "never" not in topology.by_name
+    assert "never" not in [unit.name for unit in topology.units]
+
+
+def test_kinds_groups_and_shapes():
+    network = nn.Sequential(nn.Conv1d(4, 6, 3, groups=2), nn.Conv1d(6, 6, 1))
+    first, second = trace(network, (torch.randn(3, 4, 10),), {}).layers
+    assert (first.kind, first.groups, first.weight_shape) == ("conv1d", 2, (6, 2, 3))
+    assert first.macs == 6 * 8 * 2 * 3
+    assert (second.kind, second.groups, second.macs) == ("conv1d", 1, 6 * 8 * 6)
+
+
+@NETWORKS
+def test_macs_equal_the_operations_that_torch_counts(build):
+    network = build()
+    topology = traced(network, batch=1)
+    set_explicit_attention_(
+        network, dict.fromkeys(attention_modules(network))
+    )  # fused kernels are not all counted
+    args, kwargs = inputs(network, batch=1)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(*args, **kwargs)
+    assert 2 * (topology.macs + topology.attention_macs) == counter.get_total_flops()
+    assert len(topology.attentions) == len(attention_modules(network))
+
+
+@NETWORKS
+def test_meta_and_real_networks_have_the_same_topology_for_any_batch(build):
+    network = build()
+    config = {**network.config, "_class_name": type(network).__name__}
+    args, kwargs = example_inputs(NetworkSpec(config), device="meta", tokens=5)
+    on_meta = trace(meta_model(config), args, kwargs)
+    assert on_meta == traced(network, batch=1) == traced(network, batch=3)
+
+
+@NETWORKS
+def test_units_partition_the_layers_in_execution_order(build):
+    topology = traced(build())
+    assert sorted(name for unit in topology.units for name in unit.layers) == sorted(topology.by_name)
+    starts = [topology.by_name[unit.layers[0]].order for unit in topology.units]
+    assert starts == sorted(starts)
+    for unit in topology.units:
+        orders = [topology.by_name[name].order for name in unit.layers]
+        assert orders == sorted(orders)
+        assert unit.kind == "block" or unit.layers == (unit.name,)
+
+
+def test_units_are_the_outermost_blocks_and_the_layers_between_them():
+    assert [(unit.name, unit.kind, len(unit.layers)) for unit in traced(text_unet()).units[:10]] == [
+        ("time_embedding.linear_1", "layer", 1),
+        ("time_embedding.linear_2", "layer", 1),
+        ("conv_in", "layer", 1),
+        ("down_blocks.0.resnets.0", "block", 3),
+        ("down_blocks.0.downsamplers.0.conv", "layer", 1),
+        ("down_blocks.1.resnets.0", "block", 4),
+        ("down_blocks.1.attentions.0.proj_in", "layer", 1),
+        (
+            "down_blocks.1.attentions.0.transformer_blocks.0",
+            "block",
+            10,
+        ),  # 2 × (q, k, v, out) and the feed-forward
+        ("down_blocks.1.attentions.0.proj_out", "layer", 1),
+        ("mid_block.resnets.0", "block", 3),
+    ]
+    attention_unit = next(unit for unit in traced(unet()).units if unit.name == "mid_block.attentions.0")
+    assert attention_unit.kind == "block"
+    assert [name.rpartition("attentions.0.")[2] for name in attention_unit.layers] == [
+        "to_q",
+        "to_k",
+        "to_v",
+        "to_out.0",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("build", "first", "last"),
+    [
+        (unet, "conv_in", "conv_out"),
+        (text_unet, "conv_in", "conv_out"),
+        (dit, "pos_embed.proj", "proj_out_2"),
+    ],
+)
+def test_first_and_last_layers_see_the_sample(build, first, last):
+    topology = traced(build())
+    assert (topology.first.name, topology.last.name) == (first, last)
+
+
+def test_embedding_layers_are_those_on_vectors():
+    for build in (unet, text_unet):
+        topology = traced(build())
+        assert {layer.name for layer in topology.layers if layer.embedding} == {
+            name for name in topology.by_name if "time_emb" in name
+        }
+
+
+def test_tracing_leaves_nothing_behind():
+    network = unet()
+    traced(network)
+    with pytest.raises(ValueError, match="class_labels"):
+        trace(network, inputs(network)[0], {"return_dict": False})
+    assert not any(module._forward_hooks for module in network.modules())
+
+
+def repeated(kind, attention, count, *, up=False):
+    plain, attending = f"{kind}{'Up' if up else 'Down'}Block2D", f"{attention}{'Up' if up else 'Down'}Block2D"
+    return [attending] * count + [plain] if up else [plain] + [attending] * count
+
+
+UNCONDITIONAL = {"_class_name": "UNet2DModel", "layers_per_block": 2}
+TEXT = {"_class_name": "UNet2DConditionModel", "layers_per_block": 2}
+FULL_SIZE = {
+    "ddpm_cifar10": UNCONDITIONAL
+    | {
+        "sample_size": 32,
+        "in_channels": 3,
+        "out_channels": 3,
+        "block_out_channels": [128, 256, 256, 256],
+        "down_block_types": ["DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"],
+        "up_block_types": ["UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"],
+        "attention_head_dim": None,
+        "downsample_padding": 0,
+        "flip_sin_to_cos": False,
+        "freq_shift": 1,
+    },
+    "ldm4_bedroom": UNCONDITIONAL
+    | {
+        "sample_size": 64,
+        "in_channels": 3,
+        "out_channels": 3,
+        "block_out_channels": [224, 448, 672, 896],
+        "down_block_types": repeated("", "Attn", 3),
+        "up_block_types": repeated("", "Attn", 3, up=True),
+        "attention_head_dim": 32,
+    },
+    "ldm4_imagenet": TEXT
+    | {
+        "sample_size": 64,
+        "in_channels": 3,
+        "out_channels": 3,
+        "block_out_channels": [192, 384, 576, 960],
+        "down_block_types": repeated("", "CrossAttn", 3),
+        "up_block_types": repeated("", "CrossAttn", 3, up=True),
+        "cross_attention_dim": 512,
+        "attention_head_dim": [6, 12, 18, 30],
+    },
+    "sd14": TEXT
+    | {
+        "sample_size": 64,
+        "in_channels": 4,
+        "out_channels": 4,
+        "block_out_channels": [320, 640, 1280, 1280],
+        "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
+        "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
+        "cross_attention_dim": 768,
+        "attention_head_dim": 8,
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "tokens", "parameters", "convolutions", "linears", "skips", "quantizable", "gmacs"),
+    [
+        ("ddpm_cifar10", 0, 35.75, 65, 48, 12, 87, 6.1),
+        ("ldm4_bedroom", 0, 274.06, 67, 88, 12, 129, 96.1),
+        ("ldm4_imagenet", 1, 400.92, 99, 184, 12, 257, 99.8),
+        ("sd14", 77, 859.52, 98, 184, 12, 256, 338.7),
+    ],
+)
+def test_full_size_networks_on_meta(
+    name, tokens, parameters, convolutions, linears, skips, quantizable, gmacs
+):
+    network = meta_model(FULL_SIZE[name])
+    args, kwargs = example_inputs(NetworkSpec(FULL_SIZE[name]), device="meta", tokens=tokens)
+    topology = trace(network, args, kwargs)
+    kinds = [layer.kind for layer in topology.layers]
+    assert round(sum(p.numel() for p in network.parameters()) / 1e6, 2) == parameters
+    assert (kinds.count("conv2d"), kinds.count("linear")) == (convolutions, linears)
+    assert sum(bool(layer.boundaries) for layer in topology.layers) == skips
+    assert sum(not layer.embedding for layer in topology.layers) - 2 == quantizable
+    assert topology.macs / 1e9 == pytest.approx(gmacs, rel=0.01)  # as commonly reported for these models

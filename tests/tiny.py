@@ -1,0 +1,139 @@
+"""Tiny random networks of the real classes, and diffusers folders of them; built in milliseconds, no downloads."""
+
+from pathlib import Path
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DiTTransformer2DModel,
+    ModelMixin,
+    UNet2DConditionModel,
+    UNet2DModel,
+    VQModel,
+)
+
+CLASSES = 10
+TOKENS = 5
+
+
+def build(cls: type[ModelMixin], seed: int, **config) -> ModelMixin:
+    """A network with random weights that depend on ``seed`` alone, in evaluation mode and frozen."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = cls(**config)
+        for parameter in network.parameters():  # zero initialisation would hide whole branches
+            if not parameter.any():
+                torch.nn.init.normal_(parameter, std=0.1)
+    return network.eval().requires_grad_(False)
+
+
+def unet(seed: int = 0, *, class_entries: int | None = CLASSES + 1, size: int = 8, **config) -> UNet2DModel:
+    """Class-conditional pixel U-Net with attention at two resolutions and a null label."""
+    settings = {
+        "sample_size": size,
+        "in_channels": 1,
+        "out_channels": 1,
+        "layers_per_block": 1,
+        "block_out_channels": (16, 32),
+        "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+        "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+        "attention_head_dim": 8,
+        "norm_num_groups": 8,
+        "num_class_embeds": class_entries,
+    }
+    return build(UNet2DModel, seed, **{**settings, **config})
+
+
+def text_unet(seed: int = 0) -> UNet2DConditionModel:
+    """U-Net with self- and cross-attention over 5 tokens of width 12."""
+    return build(
+        UNet2DConditionModel,
+        seed,
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        layers_per_block=1,
+        block_out_channels=(16, 32),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=12,
+        attention_head_dim=2,
+        norm_num_groups=8,
+    )
+
+
+def dit(seed: int = 0) -> DiTTransformer2DModel:
+    """Diffusion transformer that predicts a variance in the second half of its output channels."""
+    return build(
+        DiTTransformer2DModel,
+        seed,
+        num_attention_heads=2,
+        attention_head_dim=8,
+        in_channels=4,
+        out_channels=8,
+        num_layers=2,
+        sample_size=8,
+        num_embeds_ada_norm=CLASSES,
+    )
+
+
+def autoencoder(seed: int = 0) -> AutoencoderKL:
+    """Autoencoder from 3×16×16 images to 4×8×8 latents."""
+    return build(
+        AutoencoderKL,
+        seed,
+        in_channels=3,
+        out_channels=3,
+        down_block_types=("DownEncoderBlock2D", "DownEncoderBlock2D"),
+        up_block_types=("UpDecoderBlock2D", "UpDecoderBlock2D"),
+        block_out_channels=(8, 16),
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=16,
+        scaling_factor=0.5,
+    )
+
+
+def vq_autoencoder(seed: int = 0) -> VQModel:
+    """Vector-quantizing autoencoder from 3×16×16 images to 4×8×8 latents."""
+    return build(
+        VQModel,
+        seed,
+        in_channels=3,
+        out_channels=3,
+        down_block_types=("DownEncoderBlock2D", "DownEncoderBlock2D"),
+        up_block_types=("UpDecoderBlock2D", "UpDecoderBlock2D"),
+        block_out_channels=(8, 16),
+        latent_channels=4,
+        num_vq_embeddings=16,
+        norm_num_groups=4,
+        sample_size=16,
+        scaling_factor=0.5,
+    )
+
+
+def save_pipeline(folder: Path, network: ModelMixin, decoder: ModelMixin | None = None, **scheduler) -> Path:
+    """Write a diffusers pipeline folder and return it."""
+    part = "transformer" if isinstance(network, DiTTransformer2DModel) else "unet"
+    network.save_pretrained(folder / part)
+    DDIMScheduler(clip_sample=False, **scheduler).save_pretrained(folder / "scheduler")
+    if decoder is not None:
+        decoder.save_pretrained(folder / ("vqvae" if isinstance(decoder, VQModel) else "vae"))
+    return folder
+
+
+def inputs(network: ModelMixin, batch: int = 2, seed: int = 0) -> tuple[tuple[torch.Tensor, ...], dict]:
+    """(args, kwargs) of a random call of one of the networks above."""
+    generator = torch.Generator().manual_seed(seed)
+    config = network.config
+    x = torch.randn(batch, config.in_channels, config.sample_size, config.sample_size, generator=generator)
+    timestep = torch.randint(1000, (batch,), generator=generator)
+    kwargs: dict = {"return_dict": False}
+    if isinstance(network, UNet2DConditionModel):
+        kwargs["encoder_hidden_states"] = torch.randn(
+            batch, TOKENS, config.cross_attention_dim, generator=generator
+        )
+    elif isinstance(network, DiTTransformer2DModel) or config.num_class_embeds is not None:
+        kwargs["class_labels"] = torch.randint(CLASSES, (batch,), generator=generator)
+    return (x, timestep), kwargs
