@@ -28,7 +28,8 @@ def safe_name(text: str) -> str:
         ValueError: anything else, in one line.
     """
     if not isinstance(text, str) or not _SAFE_NAME.fullmatch(text):
-        shown = ascii(text) if len(str(text)) <= 60 else ascii(str(text)[:57]) + "..."
+        shown = ascii(text)
+        shown = shown if len(shown) <= 60 else f"{shown[:57]}..."
         raise ValueError(
             f"{shown} cannot be a file name here: 1 to 100 letters, digits or _.+=,@- and no leading '.' or '-'"
         )

@@ -1,5 +1,7 @@
 """What an artifact of the run store consists of: the ``manifest.json`` that is written last and checked on reading."""
 
+import hashlib
+import json
 import os
 import re
 import stat
@@ -55,12 +57,18 @@ class Entry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Files of an artifact by name, and facts that its maker wrote beside them (JSON)."""
+    """Files of an artifact by name, and facts that its maker wrote beside them.
+
+    ``facts`` are held as they will be read back from JSON: lists for tuples, text for keys.
+    """
 
     kind: str
     id: str
     files: Mapping[str, Entry] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "facts", json.loads(json.dumps(self.facts, allow_nan=False)))
 
     @classmethod
     def load(cls, folder: Path, kind: str, id: str) -> "Manifest":
@@ -73,26 +81,27 @@ class Manifest:
         if not stat.S_ISREG(os.lstat(folder / MANIFEST).st_mode):
             raise ValueError("is not a plain file")
         value = load_json(folder / MANIFEST)
+        if not isinstance(value, dict) or value.pop("sha256", None) != _digest_of(value):
+            raise ValueError("does not have its recorded sha256")
         match value:
-            case {
-                "version": int(version),
-                "kind": str(),
-                "id": str(),
-                "files": dict(files),
-                "facts": dict(facts),
-            }:
+            case {"version": version, "kind": str(), "id": str(), "files": dict(files), "facts": dict(facts)}:
                 if version != VERSION:
                     raise ValueError(f"has version {version}, not {VERSION}")
                 if (value["kind"], value["id"]) != (kind, id):
-                    raise ValueError(f"belongs to {value['kind'][:20]} {value['id'][:20]}")
+                    raise ValueError(f"belongs to {value['kind']} {value['id']}")
                 return cls(kind, id, {safe_file_name(n): Entry.parse(e) for n, e in files.items()}, facts)
         raise ValueError("lacks a field")
 
     def dump(self) -> str:
+        """The text of ``manifest.json``, with a hash of itself: a flipped bit in a fact does not go unnoticed."""
         files = {name: {"sha256": entry.sha256, "bytes": entry.bytes} for name, entry in self.files.items()}
-        return json_text(
-            {"version": VERSION, "kind": self.kind, "id": self.id, "files": files, "facts": dict(self.facts)}
-        )
+        body = {"version": VERSION, "kind": self.kind, "id": self.id, "files": files, "facts": self.facts}
+        return json_text({**body, "sha256": _digest_of(body)})
+
+
+def _digest_of(body: Mapping[str, Any]) -> str:
+    text = json.dumps(body, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 class Verifier:

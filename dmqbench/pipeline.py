@@ -3,38 +3,37 @@
 Everything here is reached through a ``Workshop``, which loads the model once and only when something must be computed.
 """
 
-import json
-import resource
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import cached_property
+from collections.abc import Callable
+from functools import cached_property, partial
 from importlib import import_module
 
 import torch
 from safetensors.torch import load_file, save
 
-from dmqbench.config import Job, JobIds, StageConfig
 from dmqbench.data.bank import Trajectories, TrajectoryBank, follow, join
+from dmqbench.data.noise import Stream
 from dmqbench.engines import lower_
 from dmqbench.eval.evaluate import SampleSet
 from dmqbench.eval.generate import chunk_count, chunk_name, sample_chunk
-from dmqbench.methods.base import StageFactory, Workbench, run_stage
+from dmqbench.files import save_atomic, save_json
+from dmqbench.ids import JobIds
+from dmqbench.methods.base import StageFactory, UnitCheckpoint, Workbench, run_stage
 from dmqbench.models.adapter import Adapter, load_adapter
 from dmqbench.models.attention import attach_attention_quantizers_
-from dmqbench.models.topology import Topology, trace
+from dmqbench.models.topology import Topology
 from dmqbench.progress import UnitProgress, meter
-from dmqbench.quant.layers import freeze_, quantize_layers_
+from dmqbench.quant.layers import freeze_, quantization, quantize_layers_, set_quantization_
 from dmqbench.quant.plan import PrecisionPlan, uniform_plan
-from dmqbench.quant.spec import COMMON_SCOPE, FULL_PRECISION, BitWidth, Scope, StepGroups
-from dmqbench.quant.state import calibration_state, load_calibration_state_
+from dmqbench.quant.spec import COMMON_SCOPE, BitWidth, Scope, StepGroups
+from dmqbench.quant.state import load_calibration_state_
 from dmqbench.samplers.plan import SamplerPlan, build_plan
+from dmqbench.schema import Job, StageConfig
 from dmqbench.store import Artifact, Store
 from dmqbench.tracking import Record
 
-MIB = 2**20
-PERTURBATION = 1e-7
+STATE = "state.safetensors"
+PLAN = "plan.json"
 
 
 class Workshop:
@@ -45,7 +44,8 @@ class Workshop:
         self.ids = ids
         self.store = store
         self.record = record
-        self.device = torch.device("cuda" if job.trainer.accelerator == "gpu" else "cpu")
+        self.sample_seconds = 0.0
+        """Time spent so far on drawing samples that were not in the store."""
 
     # ---- what the job says, as objects
 
@@ -59,13 +59,14 @@ class Workshop:
 
     @property
     def step_groups(self) -> StepGroups:
-        calls = self.plan.network_calls
-        return StepGroups.per_step(calls) if self.job.bits.ranges == "step" else StepGroups.shared()
+        if self.job.bits.ranges == "step":
+            return StepGroups.per_step(self.plan.network_calls)
+        return StepGroups.shared()
 
     @cached_property
     def adapter(self) -> Adapter:
         """The full-precision model."""
-        return load_adapter(self.job.model, self.device)
+        return load_adapter(self.job.model.checkpoint, self.job.device_type)
 
     @cached_property
     def plan(self) -> SamplerPlan:
@@ -73,19 +74,18 @@ class Workshop:
 
     @cached_property
     def topology(self) -> Topology:
-        args, kwargs = self.adapter.example_inputs()
-        return trace(self.adapter.network, args, kwargs)
+        return self.adapter.topology()
 
-    @property
+    @cached_property
     def precision_plan(self) -> PrecisionPlan:
         return uniform_plan(self.topology.layers, self.bits, self.scope)
 
     @cached_property
     def quantized(self) -> Adapter:
-        """The same model with quantizable layers; they share the parameters of the full-precision one."""
-        topology, plan = self.topology, self.precision_plan  # traced before the layers are exchanged
+        """The same model with quantizable layers; with their switches off it is still the full-precision one."""
+        topology, plan = self.topology, self.precision_plan  # traced before layers are exchanged
         quantize_layers_(self.adapter.network, plan, self.adapter.context, self.step_groups)
-        if self.scope.attention and self.bits.activation != FULL_PRECISION:
+        if self.scope.attention and self.bits.activation_levels is not None:
             attach_attention_quantizers_(self.adapter, topology, self.bits, self.step_groups)
         return self.adapter
 
@@ -94,42 +94,47 @@ class Workshop:
     def bank(self) -> TrajectoryBank:
         """The calibration and validation trajectories, from the store or made now."""
         artifact = self._made_once("trajectories", self.ids.trajectories, self._make_trajectories)
-        streams = {}
-        for stream in ("cal", "val"):
-            parts = [load_file(path) for path in sorted(artifact.path.glob(f"{stream}_*.safetensors"))]
-            streams[stream] = join([Trajectories.from_tensors(part) for part in parts])
-        return TrajectoryBank(streams["cal"], streams["val"], self.job.seed)
+
+        def stream(name: Stream) -> Trajectories:
+            parts = [path for file, path in sorted(artifact.files.items()) if file.startswith(name)]
+            return join([Trajectories.from_tensors(load_file(path)) for path in parts])
+
+        return TrajectoryBank(stream("cal"), stream("val"), self.job.seed)
 
     def _make_trajectories(self) -> dict[str, float]:
         """Follow the trajectories batch by batch into the work folder; batches that a killed run left are kept."""
         job, folder = self.job, self.store.work(self.ids.trajectories)
         batch = job.sampler.chunk
-        counts = {"cal": job.budget.trajectories, "val": job.budget.validation}
-        jobs = [(stream, start) for stream, count in counts.items() for start in range(0, count, batch)]
+        counts: dict[Stream, int] = {"cal": job.budget.trajectories, "val": job.budget.validation}
+        starts = [(stream, start) for stream, count in counts.items() for start in range(0, count, batch)]
         started = time.perf_counter()
-        with meter(f"trajectories of {job.model.name}", len(jobs)) as shown:
-            for stream, start in jobs:
+        with (
+            meter(f"trajectories of {job.model.name}", len(starts)) as shown,
+            quantization(self.adapter.network, weight=False, activation=False),
+        ):
+            for stream, start in starts:
                 path = folder / f"{stream}_{start // batch:05d}.safetensors"
                 if not path.exists():
-                    indices = range(start, min(start + batch, counts[stream]))
-                    [part] = follow(
+                    part = follow(
                         self.adapter,
                         self.plan,
                         stream=stream,
                         seed=job.seed,
-                        indices=indices,
+                        indices=range(start, min(start + batch, counts[stream])),
                         guidance=job.sampler.guidance,
-                        batch=batch,
                     )
                     save_atomic(path, save(part.to_tensors()))
                 shown.advance()
-        return {"seconds": time.perf_counter() - started, "network_forwards": sum(counts.values()) * self.plan.network_calls}
+        return {
+            "seconds": time.perf_counter() - started,
+            "network_forwards": sum(counts.values()) * self.plan.network_calls,
+        }
 
     def _made_once(self, kind: str, id: str, make: Callable[[], dict]) -> Artifact:
         """Return the verified artifact; if there is none, let ``make`` fill its work folder, and publish that."""
         artifact = self.store.verified(kind, id)
         if artifact is None:
-            with self.store.lock(id):
+            with self.store.lock(kind, id):
                 artifact = self.store.verified(kind, id)
                 if artifact is None:
                     facts = make()
@@ -138,13 +143,14 @@ class Workshop:
 
     # ---- stages
 
-    def calibrated(self) -> Artifact | None:
-        """The artifact of the method's last stage; None for full precision."""
-        artifact = None
-        for stage, id in self.ids.stages:
-            config = next(config for config in self.job.method.stages if config.name == stage)
-            artifact = self._made_once("quantized", id, lambda: self._run_stage(config, id, artifact))  # noqa: B023
-        return artifact
+    def calibrated(self) -> list[Artifact]:
+        """The artifacts of the method's stages in order; none for full precision."""
+        artifacts: list[Artifact] = []
+        for config, (_, id) in zip(self.job.method.stages, self.ids.stages, strict=True):
+            parent = artifacts[-1] if artifacts else None
+            make = partial(self._run_stage, config, id, parent)
+            artifacts.append(self._made_once("quantized", id, make))
+        return artifacts
 
     def _run_stage(self, config: StageConfig, id: str, parent: Artifact | None) -> dict[str, float]:
         folder = self.store.work(id)
@@ -177,38 +183,51 @@ class Workshop:
 
     def frozen(self) -> Adapter:
         """The model of this job, ready to sample: full precision, or frozen and lowered to the engine."""
-        artifact = self.calibrated()
-        if artifact is None:
+        stages = self.calibrated()
+        if not stages:
             return self.adapter
         network = self.quantized.network
-        load_calibration_state_(network, load_file(artifact.path / STATE))
+        load_calibration_state_(network, load_file(stages[-1].path / STATE))
         freeze_(network)
         lower_(network, self.job.engine)
         return self.quantized
 
-    def samples(self, adapter: Callable[[], Adapter], id: str, count: int, title: str, *, seed: int, perturbation: float = 0.0) -> SampleSet:
-        """The first ``count`` samples of the artifact ``id``; missing chunks are drawn with ``adapter``."""
-        job = self.job
+    def full_precision(self) -> Adapter:
+        """The model with all quantization off."""
+        set_quantization_(self.adapter.network, weight=False, activation=False)
+        return self.adapter
+
+    def samples(
+        self, id: str, count: int, title: str, model: Callable[[], Adapter], *, seed: int, perturbation: float = 0.0
+    ) -> SampleSet:
+        """The first ``count`` samples of the artifact ``id``; chunks that are missing are drawn from ``model()``."""
+        job, store = self.job, self.store
         names = [chunk_name(number) for number in range(chunk_count(count, job.sampler.chunk))]
-        present = self.store.verified_files("samples", id)
+        present = store.verified_files("samples", id)
         missing = [number for number, name in enumerate(names) if name not in present]
         if missing:
-            model = adapter()
+            adapter = model()
+            started = time.perf_counter()
             with meter(f"samples of {title}", len(names), len(names) - len(missing)) as shown:
                 for number in missing:
-                    drawn = sample_chunk(
-                        model,
-                        self.plan,
-                        number,
-                        chunk=job.sampler.chunk,
-                        seed=seed,
-                        guidance=job.sampler.guidance,
-                        perturbation=perturbation,
-                    )
-                    self.store.append_file("samples", id, names[number], save(drawn.to_tensors()))
+                    with store.lock("samples", id, part=names[number]):
+                        if names[number] not in store.verified_files("samples", id):
+                            drawn = sample_chunk(
+                                adapter,
+                                self.plan,
+                                number,
+                                chunk=job.sampler.chunk,
+                                seed=seed,
+                                guidance=job.sampler.guidance,
+                                perturbation=perturbation,
+                            )
+                            content = save(drawn.to_tensors())
+                            store.append_file("samples", id, names[number], lambda path, c=content: path.write_bytes(c))
                     shown.advance()
-            present = self.store.verified_files("samples", id)
+            seconds = time.perf_counter() - started
+            self.sample_seconds += seconds
+            self.record.log("samples", id=id, drawn=len(missing), seconds=seconds)
+            present = store.verified_files("samples", id)
         parts = [load_file(present[name]) for name in names]
-        return SampleSet(
-            torch.cat([part["images"] for part in parts])[:count], torch.cat([part["state"] for part in parts])[:count]
-        )
+        images, state = (torch.cat([part[key] for part in parts])[:count] for key in ("images", "state"))
+        return SampleSet(images, state)

@@ -4,7 +4,7 @@ Each trajectory is followed once and every step is kept: O(T) network calls, whe
 O(T²).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -95,19 +95,16 @@ def follow(
     seed: int,
     indices: Sequence[int],
     guidance: float,
-    batch: int,
-) -> Iterator[Trajectories]:
-    """Follow the trajectories of ``indices`` in batches; yields each batch as soon as it is done."""
-    for start in range(0, len(indices), batch):
-        part = indices[start : start + batch]
-        visits = list(rollout(adapter, plan, stream=stream, seed=seed, indices=part, guidance=guidance))
-        states = [visits[0].before.x, *(visit.after.x for visit in visits)]
-        yield Trajectories(
-            x=torch.stack(states, dim=1).cpu(),
-            output=torch.stack([visit.output for visit in visits], dim=1).cpu(),
-            cond=adapter.conditioner.conditions(stream, seed, part),
-            timesteps=tuple(plan.timesteps),
-        )
+) -> Trajectories:
+    """Follow the trajectories of ``indices`` together, one network call per step of the plan."""
+    visits = list(rollout(adapter, plan, stream=stream, seed=seed, indices=indices, guidance=guidance))
+    states = [visits[0].before.x, *(visit.after.x for visit in visits)]
+    return Trajectories(
+        x=torch.stack(states, dim=1).cpu(),
+        output=torch.stack([visit.output for visit in visits], dim=1).cpu(),
+        cond=adapter.conditioner.conditions(stream, seed, indices),
+        timesteps=plan.timesteps,
+    )
 
 
 def join(parts: Sequence[Trajectories]) -> Trajectories:

@@ -1,7 +1,7 @@
 """Fréchet distances between sets of features: ``fd_<extractor>`` and ``fd2fp32_<extractor>``, never FID.
 
-The plug-in estimate depends on n (it grows as n falls), so n is part of its protocol and its interval covers the
-expectation of the estimate at this n. A naive bootstrap would not even contain the estimate.
+The plug-in estimate depends on n (it grows as n falls), so n is part of its protocol and its interval covers
+the expectation of the estimate at this n. A naive bootstrap would not even contain the estimate.
 """
 
 from collections.abc import Callable
@@ -32,7 +32,8 @@ class TooFewSamples(MetricUnavailable):
 class Extractor:
     """A frozen feature network: ``features`` maps float32 images [N, C, H, W] in [-1, 1] to [N, d].
 
-    ``hash`` is that of its weights; ``resize`` is what it does to the images first, both part of the protocol.
+    ``hash`` is that of its weights; ``resize`` is what it does to the images first, both part of the
+    protocol.
     """
 
     name: str
@@ -70,8 +71,9 @@ def fit_gaussian(features: Tensor) -> Gaussian:
 def frechet_distance(a: Gaussian, b: Gaussian) -> float:
     """Return |m_a − m_b|² + tr(A + B − 2 (A^½ B A^½)^½) (Dowson and Landau 1982), ≥ 0.
 
-    With A = F Fᵀ and B = G Gᵀ the last trace is the sum of the singular values of Fᵀ G: symmetric in a and b, real
-    whatever the rank, and exact to rounding where eigenvalues vanish, unlike the square root of a matrix product.
+    With A = F Fᵀ and B = G Gᵀ the last trace is the sum of the singular values of Fᵀ G: symmetric in a and b,
+    real whatever the rank, and exact to rounding where eigenvalues vanish, unlike the square root of a matrix
+    product.
     """
     overlap = torch.linalg.svdvals(_factor(a.covariance).mT @ _factor(b.covariance)).sum()
     shift = (a.mean - b.mean).square().sum()
@@ -106,9 +108,10 @@ def frechet_with_interval(
 ) -> FrechetEstimate:
     """Return the Fréchet distance between features [N, d] and reference [M, d] with its interval.
 
-    ``paired``: row i of both belongs to the same seed (quantized and full-precision samples), and a group is deleted
-    from both; otherwise the reference is fixed (a dataset). Rows are deleted in consecutive groups, so labels that
-    cycle with the index stay balanced in each. ``TooFewSamples`` below 2 d rows on either side.
+    ``paired``: row i of both belongs to the same seed (quantized and full-precision samples), and a group is
+    deleted from both; otherwise the reference is fixed (a dataset). Rows are deleted in consecutive groups,
+    so labels that cycle with the index stay balanced in each. ``TooFewSamples`` below 2 d rows on either
+    side.
     """
     features, reference = _checked(features), _checked(reference)
     if features.shape[1] != reference.shape[1]:
@@ -132,7 +135,8 @@ def frechet_with_interval(
     return FrechetEstimate(value, interval, result.debiased, len(features))
 
 
-class _Moments(NamedTuple):
+@dataclass(frozen=True)
+class _Moments:
     """Count, sum [d] and sum of outer products [d, d] of features about a centre [d]."""
 
     count: int

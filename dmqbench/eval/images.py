@@ -1,5 +1,7 @@
 """The one image type that every metric accepts, uint8 [N, C, H, W] with C = 1 or 3, and its conversions."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -67,4 +69,4 @@ def _described(images: Tensor) -> str:
     if images.numel() == 0 or images.is_complex():
         return dtype
     low, high = images.min().item(), images.max().item()
-    return f"{dtype} holding NaN" if low != low else f"{dtype} in [{low:g}, {high:g}]"
+    return f"{dtype} holding NaN" if math.isnan(low) else f"{dtype} in [{low:g}, {high:g}]"

@@ -1,7 +1,8 @@
 """Metrics that compare each sample with the full-precision sample of the same seed.
 
-Range, reduction and identical images are fixed here, once: a metric is one ``PairedMetric`` with a function from two
-batches to one number per pair; register it in ``PAIRED_METRICS`` and it is computed, reported and compared.
+Range, reduction and identical images are fixed here, once: a metric is one ``PairedMetric`` with a function
+from two batches to one number per pair; register it in ``PAIRED_METRICS`` and it is computed, reported and
+compared.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,8 +27,8 @@ _IMAGES_AT_ONCE = 32
 class PairedMetric:
     """A paired metric: ``per_image(samples, reference)`` gives one number per pair, ``None`` where it is infinite.
 
-    ``operand`` says what it compares: "images" (uint8 [N, C, H, W]) or "state" (the sampler's final state, float32
-    [N, ...], before decoding).
+    ``operand`` says what it compares: "images" (uint8 [N, C, H, W]) or "state" (the sampler's final state,
+    float32 [N, ...], before decoding).
     """
 
     name: str
@@ -55,8 +56,8 @@ def psnr(images: Tensor, reference: Tensor) -> PerImage:
 def ssim(images: Tensor, reference: Tensor) -> PerImage:
     """Return the structural similarity of each pair of uint8 images, in [-1, 1], 1 where identical.
 
-    Wang et al. 2004, eq. 13, with their Gaussian window (σ 1.5, 11×11) and constants, over pixels whose window lies
-    inside the image, in float64. ``MetricUnavailable`` for images smaller than the window.
+    Wang et al. 2004, eq. 13, with their Gaussian window (σ 1.5, 11×11) and constants, over pixels whose
+    window lies inside the image, in float64. ``MetricUnavailable`` for images smaller than the window.
     """
     from torchmetrics.functional.image import structural_similarity_index_measure
 
@@ -109,8 +110,9 @@ PAIRED_METRICS: dict[str, PairedMetric] = {
 def summarise(metric: PairedMetric, values: Sequence[float | None], protocol: Protocol) -> Measurement:
     """Return the mean over the pairs that have a number, with its bootstrap interval.
 
-    Pairs without one are identical: they are counted in ``extra["identical"]``, not averaged. When all are, the value
-    is ``None`` and the measurement exact. ``protocol`` must speak of this metric, version and number of pairs.
+    Pairs without one are identical: they are counted in ``extra["identical"]``, not averaged. When all are,
+    the value is ``None`` and the measurement exact. ``protocol`` must speak of this metric, version and
+    number of pairs.
     """
     if (protocol.metric, protocol.version, protocol.n) != (metric.name, metric.version, len(values)):
         raise ValueError(

@@ -1,7 +1,7 @@
 """A metric value and the protocol without which it cannot exist. Imports no torch: reports read it.
 
-``Protocol`` lists everything that determines how a value was measured; its ``id`` is one readable line. Values with
-different ids are different quantities and refuse to share a column.
+``Protocol`` lists everything that determines how a value was measured; its ``id`` is one readable line.
+Values with different ids are different quantities and refuse to share a column.
 """
 
 import hashlib
@@ -89,7 +89,8 @@ class Protocol:
 class Floor:
     """What the metric reads when nothing was quantized, so that a value can be judged against it.
 
-    "numerical": full precision against itself perturbed by 1e-7; "other_seed": against itself with another seed.
+    "numerical": full precision against itself perturbed by 1e-7; "other_seed": against itself with another
+    seed.
     """
 
     kind: Literal["numerical", "other_seed"]

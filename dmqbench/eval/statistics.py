@@ -1,11 +1,13 @@
 """Intervals and comparisons. NumPy only: reports use it without torch.
 
-A mean over images gets a bootstrap interval; two methods are compared by the interval of their *paired difference*;
-a statistic of a whole set (a Fréchet distance) gets a jackknife, because resampling with repeats biases it.
+A mean over images gets a bootstrap interval; two methods are compared by the interval of their *paired
+difference*; a statistic of a whole set (a Fréchet distance) gets a jackknife, because resampling with repeats
+biases it.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import NormalDist
 from typing import Literal, NamedTuple
 
@@ -44,8 +46,8 @@ class Difference:
 def bootstrap_mean(values: ArrayLike, seed: int = 0, resamples: int = RESAMPLES) -> Interval | None:
     """Return the 95 % BCa bootstrap interval of the mean of ``values`` [N]; ``None`` below two values.
 
-    BCa corrects the percentile interval for bias and skewness (Efron 1987, "Better bootstrap confidence intervals"),
-    which errors of images have. It is a function of (values, seed): the same on every machine.
+    BCa corrects the percentile interval for bias and skewness (Efron 1987, "Better bootstrap confidence
+    intervals"), which errors of images have. It is a function of (values, seed): the same on every machine.
     """
     data = np.asarray(values, dtype=np.float64)
     if data.ndim != 1 or not np.isfinite(data).all():
@@ -89,14 +91,14 @@ class Jackknife:
 def jackknife(estimate: float, without: Callable[[slice], float], n: int, groups: int = 32) -> Jackknife:
     """Return the delete-a-group jackknife of a statistic of ``n`` samples.
 
-    ``without(members)`` is the statistic without those samples. Groups are consecutive samples, nearly equal in size;
-    unequal sizes are weighted (Busing, Meijer and van der Leeden 1999, "Delete-m jackknife for unequal m"), and the
-    interval is Student's with groups − 1 degrees of freedom.
+    ``without(members)`` is the statistic without those samples. Groups are consecutive samples, nearly equal
+    in size; unequal sizes are weighted (Busing, Meijer and van der Leeden 1999, "Delete-m jackknife for
+    unequal m"), and the interval is Student's with groups − 1 degrees of freedom.
     """
     if not 2 <= groups <= n:
         raise ValueError(f"jackknife: groups must be between 2 and the {n} samples, got {groups}")
     edges = np.linspace(0, n, groups + 1).round().astype(int)
-    replicates = np.array([without(slice(low, high)) for low, high in zip(edges[:-1], edges[1:])])
+    replicates = np.array([without(slice(low, high)) for low, high in pairwise(edges)])
     inflation = n / np.diff(edges)
     debiased = groups * estimate - np.sum((1 - 1 / inflation) * replicates)
     pseudo = inflation * estimate - (inflation - 1) * replicates

@@ -23,12 +23,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from dmqbench.data.bank import TrajectoryBank
+from dmqbench.files import save_atomic
 from dmqbench.models.adapter import Adapter
 from dmqbench.models.topology import Topology
 from dmqbench.quant.spec import StepGroups
 from dmqbench.quant.state import calibration_state, load_calibration_state_
 from dmqbench.samplers.plan import SamplerPlan
-from dmqbench.files import save_atomic
 
 SECONDS_PER_STEP = 0.5
 """Inner iterations run until this has passed, so that Lightning's own cost is small and a signal is still heard."""

@@ -25,9 +25,7 @@ class WeightRange(Stage):
         super().__init__(bench)
         self.observer = observer
         self.observer_settings = {"candidates": candidates, "exponent": exponent}
-        self.layers = [
-            layer for layer in quant_layers(bench.network).values() if layer.weight_quantizer is not None
-        ]
+        self.layers = [layer for layer in quant_layers(bench.network).values() if layer.weight_quantizer is not None]
 
     def units(self) -> tuple[str, ...]:
         return ("weights",)

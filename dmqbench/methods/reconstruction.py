@@ -220,9 +220,7 @@ class WeightReconstruction(BlockReconstruction):
             return 0.0
         annealed = (progress - self.warmup) / (1 - self.warmup)
         beta = self.beta_start + (self.beta_end - self.beta_start) * annealed
-        return self.regularization * sum(
-            rounding_regularizer(alpha, beta) for alpha in self.parameters_in_training
-        )
+        return self.regularization * sum(rounding_regularizer(alpha, beta) for alpha in self.parameters_in_training)
 
     def settle(self, unit: nn.Module) -> None:
         freeze_weight_(unit)

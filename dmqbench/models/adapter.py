@@ -4,8 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from diffusers import ModelMixin
-from torch import Tensor
+from torch import Tensor, nn
 
 from dmqbench.models.conditioning import (
     ClassConditioner,
@@ -35,7 +34,7 @@ class Adapter:
 
     def __init__(
         self,
-        network: ModelMixin,
+        network: nn.Module,
         *,
         sample_shape: tuple[int, int, int],
         schedule: NoiseSchedule,
@@ -111,11 +110,13 @@ class Adapter:
 
     def enable_checkpointing(self) -> None:
         """Recompute blocks in the backward pass, each at the step at which it first ran."""
-        self.network.enable_gradient_checkpointing(gradient_checkpointing_func=self.context.checkpoint)
+        network: Any = self.network
+        network.enable_gradient_checkpointing(gradient_checkpointing_func=self.context.checkpoint)
 
     def disable_checkpointing(self) -> None:
         """Keep all activations for the backward pass again."""
-        self.network.disable_gradient_checkpointing()
+        network: Any = self.network
+        network.disable_gradient_checkpointing()
 
 
 def load_adapter(

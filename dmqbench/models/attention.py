@@ -1,6 +1,7 @@
 """Explicit attention inside diffusers networks, where the matrix products are to be quantized."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
@@ -29,7 +30,7 @@ def set_explicit_attention_(network: nn.Module, quantizers: Mapping[str, Attenti
     for name, operands in quantizers.items():
         if name not in modules:
             raise ValueError(f"the network has no attention module {name}")
-        attention = modules[name]
+        attention: Any = modules[name]
         if not _covered(attention):
             raise ValueError(
                 f"attention {name}: spatial norms and added or absent projections are not supported"
@@ -80,15 +81,15 @@ class ExplicitAttention(nn.Module):
         # diffusers reads this signature to decide what it may pass; a module's own is too general and logs warnings.
         return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask)
 
-    def forward(self, attn: Attention, x: Tensor, context: Tensor | None, mask: Tensor | None) -> Tensor:
+    def forward(self, attn: Any, x: Tensor, context: Tensor | None, mask: Tensor | None) -> Tensor:
         """Return the attention output with the shape of ``x``: [B, N, C], or [B, C, H, W] with N = H·W."""
         tokens = x.flatten(2).transpose(1, 2) if x.ndim == 4 else x
         if attn.group_norm is not None:
             tokens = attn.group_norm(tokens.transpose(1, 2)).transpose(1, 2)
         query, key, value = self._operands(attn, tokens, context)
         if mask is not None:
-            mask = attn.prepare_attention_mask(mask, key.shape[2], len(x))
-            mask = mask.view(len(x), attn.heads, -1, mask.shape[-1])
+            keys = key.shape[2]
+            mask = attn.prepare_attention_mask(mask, keys, len(x)).view(len(x), attn.heads, -1, keys)
         if self.quantizers is None:
             mixed = explicit_attention(query, key, value, scale=attn.scale, mask=mask)
         else:
@@ -103,7 +104,7 @@ class ExplicitAttention(nn.Module):
         return out / attn.rescale_output_factor
 
     @staticmethod
-    def _operands(attn: Attention, tokens: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def _operands(attn: Any, tokens: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Query, key and value as [B, heads, N, d]."""
         if context is None:
             context = tokens

@@ -1,10 +1,9 @@
 """What a network is conditioned on, and how its samples become images."""
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
-from diffusers import AutoencoderKL, VQModel
 from torch import Tensor
 
 from dmqbench.data.noise import Stream, draw_labels
@@ -113,7 +112,7 @@ class PixelDecoder:
 class LatentDecoder:
     """The state is a latent, divided by the autoencoder's scaling factor before it is decoded."""
 
-    def __init__(self, network: AutoencoderKL | VQModel, scaling_factor: float) -> None:
+    def __init__(self, network: Any, scaling_factor: float) -> None:
         self.network = network
         self.scaling_factor = scaling_factor
 

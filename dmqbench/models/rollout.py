@@ -45,9 +45,7 @@ def rollout(
     state = plan.initial(x.to(device))
     for call, timestep in enumerate(plan.timesteps):
         step = torch.full((len(indices),), call, device=device)
-        output = adapter.denoise(
-            state.x, torch.full_like(step, timestep), cond, step, guidance=guidance
-        )
+        output = adapter.denoise(state.x, torch.full_like(step, timestep), cond, step, guidance=guidance)
         noise = None
         if plan.calls[call].sigma > 0:
             noise = step_noise(stream, seed, indices, call, adapter.sample_shape).to(device)

@@ -10,7 +10,7 @@ import diffusers
 import torch
 from diffusers.utils import logging as diffusers_logging
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 
 from dmqbench.models.folders import (
     CONFIG,
@@ -23,6 +23,7 @@ from dmqbench.models.folders import (
     read_config,
     weight_files,
 )
+from dmqbench.models.topology import Topology, trace
 
 NETWORKS = ("UNet2DModel", "UNet2DConditionModel", "DiTTransformer2DModel")
 DECODERS = ("AutoencoderKL", "VQModel")
@@ -102,7 +103,7 @@ class NetworkSpec:
 class LoadedModel:
     """A network in evaluation mode with frozen float32 weights, and what belongs to it."""
 
-    network: diffusers.ModelMixin
+    network: nn.Module
     spec: NetworkSpec
     folder: Path
     scheduler: Mapping[str, Any] | None
@@ -160,7 +161,7 @@ def load_decoder_network(folder: Path) -> Any:
     return None if part is None else _load_weights(part, read_config(part / CONFIG), DECODERS)
 
 
-def meta_model(config: Mapping[str, Any]) -> diffusers.ModelMixin:
+def meta_model(config: Mapping[str, Any]) -> nn.Module:
     """Build the network of ``config`` (with ``_class_name``) on the meta device: shapes without weights."""
     cls = _require_class(config, NETWORKS)
     with torch.device("meta"):
@@ -202,7 +203,7 @@ def _require_class(config: Mapping[str, Any], allowed: tuple[str, ...]) -> Any:
 
 def _load_weights(
     folder: Path, config: Mapping[str, Any], allowed: tuple[str, ...], advice: str = ""
-) -> diffusers.ModelMixin:
+) -> nn.Module:
     cls = _require_class(config, allowed)
     weight_files(folder, advice)
     try:
@@ -242,3 +243,11 @@ def _only_errors_logged() -> Iterator[None]:
         yield
     finally:
         diffusers_logging.set_verbosity(before)
+
+
+def meta_topology(source: ModelSource) -> tuple[Topology, int]:
+    """Return the topology and the number of parameters of a model from its configuration alone, no weights read."""
+    spec = NetworkSpec(read_config(network_folder(locate(source), source.advice) / CONFIG))
+    network = meta_model(spec.config)
+    args, kwargs = example_inputs(spec, device="meta")
+    return trace(network, args, kwargs), sum(parameter.numel() for parameter in network.parameters())

@@ -107,7 +107,8 @@ def trace(network: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
     """
     probe = _Probe(batch=len(args[0]))
     handles = []
-    for name, module in network.named_modules():
+    modules = dict(network.named_modules())
+    for name, module in modules.items():
         if isinstance(module, tuple(_KINDS)):
             handles.append(module.register_forward_hook(probe.layer_hook(name)))
         elif isinstance(module, Attention):
@@ -118,7 +119,7 @@ def trace(network: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
     finally:
         for handle in handles:
             handle.remove()
-    layers = tuple(_layer_info(network.get_submodule(name), seen) for name, seen in probe.layers.items())
+    layers = tuple(_layer_info(modules[name], seen) for name, seen in probe.layers.items())
     attentions = tuple(AttentionInfo(name, macs) for name, macs in probe.attentions.items())
     return Topology(layers, attentions, _units(network, list(probe.layers)))
 
@@ -198,7 +199,8 @@ def _tokens(x: Tensor) -> int:
 
 
 def _layer_info(module: Any, seen: _SeenLayer) -> LayerInfo:
-    [kind] = [kind for cls, kind in _KINDS.items() if isinstance(module, cls)]
+    weight: Tensor = module.weight
+    kind: Kind = next(kind for cls, kind in _KINDS.items() if isinstance(module, cls))
     return LayerInfo(
         name=seen.name,
         kind=kind,
@@ -207,7 +209,7 @@ def _layer_info(module: Any, seen: _SeenLayer) -> LayerInfo:
         embedding=seen.embedding,
         macs=seen.macs,
         groups=getattr(module, "groups", 1),
-        weight_shape=tuple(module.weight.shape),
+        weight_shape=tuple(weight.shape),
     )
 
 

@@ -51,8 +51,13 @@ class QuantLayer(nn.Module):
             levels = torch.tensor(plan.weight_levels_of_rows(len(self.weight)))
             self.weight_quantizer = WeightQuantizer(levels, groups, self.weight.ndim)
         if plan.activation_levels is not None:
+            channels = self.weight.shape[1] * getattr(self, "groups", 1)
             self.activation_quantizer = ActivationQuantizer(
-                context, plan.activation_levels, groups, self.channel_axis, steps
+                context,
+                plan.activation_levels,
+                InputGroups(channels, plan.boundaries),
+                self.channel_axis,
+                steps,
             )
         self.to(self.weight.device)
 

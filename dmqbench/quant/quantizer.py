@@ -38,6 +38,8 @@ class WeightQuantizer(nn.Module):
     ``alpha`` is set) or fixed (once ``codes`` are set).
     """
 
+    levels: Tensor
+    group_of_channel: Tensor
     codes: Tensor | None
     """Stored codes, uint8 [R, C, …] in 0..L−1; integers of the weight are codes − zero_point."""
 
@@ -120,6 +122,8 @@ class ActivationQuantizer(nn.Module):
     depend on who shares a batch.
     """
 
+    row_of_call: Tensor
+    group_of_channel: Tensor
     exponent: Tensor | None
     """Powers of two on the scale, int8 [rows or 1, C]; None means none."""
 

@@ -137,6 +137,6 @@ def load_calibration_state_(network: nn.Module, state: Mapping[str, Tensor]) -> 
         is_buffer = attribute in module._buffers
         setattr(module, attribute, value if is_buffer else nn.Parameter(value, requires_grad=False))
     for layer in quant_layers(network).values():
-        fixed = layer.weight_quantizer is not None and layer.weight_quantizer.codes is not None
-        layer.fixed_weight = layer.weight_quantizer.reconstruct() if fixed else None
+        weights = layer.weight_quantizer
+        layer.fixed_weight = None if weights is None or weights.codes is None else weights.reconstruct()
         layer.lowered = None

@@ -58,36 +58,35 @@ def test_a_settled_alpha_rounds_the_same_softly_and_hard():
     assert torch.equal(quantizer(weight), soft)
 
 
-def output_error(weight: torch.Tensor, rounded: torch.Tensor, inputs: torch.Tensor) -> float:
-    return ((weight - rounded) @ inputs.T).square().mean().item()
-
-
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", range(4))
 def test_learned_rounding_comes_near_the_best_of_all_roundings_and_beats_nearest(seed):
     generator = torch.Generator().manual_seed(seed)
-    weight = torch.randn(1, 8, generator=generator)
-    common = torch.randn(64, 1, generator=generator)
-    inputs = common + 0.3 * torch.randn(64, 8, generator=generator)
-    quantizer = calibrated(weight, [8])
-    scale, zero_point = quantizer.scale, quantizer.zero_point
-    nearest = output_error(weight, quantizer(weight), inputs)
-    every = []
-    for choice in itertools.product((0.0, 1.0), repeat=8):
-        integers = ((weight / scale).floor() + torch.tensor(choice)).clamp(-zero_point, 7 - zero_point)
-        every.append(output_error(weight, integers * scale, inputs))
+    weight = torch.randn(4, 8, generator=generator)
+    shared = torch.randn(64, 1, generator=generator)
+    inputs = shared + 0.3 * torch.randn(64, 8, generator=generator)
+    quantizer = calibrated(weight, [8] * 4)
+    scale, zero_point = quantizer.scale[:, None], quantizer.zero_point[:, None]
+
+    def output_error(rounded: torch.Tensor) -> torch.Tensor:
+        return ((weight - rounded) @ inputs.T).square().mean(dim=1).sum()
+
+    nearest = output_error(quantizer(weight)).item()
+    choices = torch.tensor(list(itertools.product((0.0, 1.0), repeat=8)))
+    integers = (weight[:, None] / scale).floor() + choices
+    every = weight[:, None] - integers.clamp(-zero_point, 7 - zero_point) * scale
+    best = (every @ inputs.T).square().mean(dim=2).amin(dim=1).sum().item()
 
     alpha = quantizer.learn_rounding_(weight)
-    optimizer = torch.optim.Adam([alpha], lr=0.03)
+    optimizer = torch.optim.Adam([alpha], lr=0.1)
     for iteration in range(400):
         optimizer.zero_grad()
-        loss = ((weight - quantizer(weight)) @ inputs.T).square().mean()
+        loss = output_error(quantizer(weight))
         if iteration >= 80:
-            loss = loss + 0.002 * rounding_regularizer(alpha, 20 - 18 * (iteration - 80) / 320)
+            loss = loss + 0.01 * rounding_regularizer(alpha, 20 - 18 * (iteration - 80) / 320)
         loss.backward()
         optimizer.step()
     quantizer.fix_(weight)
-    learned = output_error(weight, quantizer(weight), inputs)
+    learned = output_error(quantizer(weight)).item()
 
-    assert min(every) <= learned < nearest
-    better = sum(error < learned * (1 - 1e-6) for error in every)
-    assert better <= len(every) * 0.05
+    assert best <= learned * (1 + 1e-5)
+    assert learned <= best + 0.25 * (nearest - best)

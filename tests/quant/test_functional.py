@@ -157,9 +157,7 @@ def test_straight_through_gradient_is_the_identity_inside_and_zero_outside(seed,
 
 def test_values_on_the_ends_of_the_grid_count_as_inside():
     x = torch.tensor([-2.0, 0.0, 1.0], requires_grad=True)
-    (gradient,) = torch.autograd.grad(
-        fake_quantize(x, torch.tensor(1.0), torch.tensor(2.0), 4).sum(), x
-    )
+    (gradient,) = torch.autograd.grad(fake_quantize(x, torch.tensor(1.0), torch.tensor(2.0), 4).sum(), x)
     assert gradient.tolist() == [1, 1, 1]
 
 

@@ -1,0 +1,328 @@
+"""From the command line to validated jobs: composing with Hydra, checking, resolving. Imports no torch.
+
+A wrong configuration is a ``ConfigError``: one line with the key, the value and the nearest allowed one.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+
+from dmqbench.ids import JobIds, derived_id, job_ids, weights_hash
+from dmqbench.models.folders import ModelError
+from dmqbench.schema import (
+    GROUPS,
+    METHOD_KEYS,
+    TO_COME,
+    Job,
+    MethodConfig,
+    RootConfig,
+    StageConfig,
+    full_precision,
+)
+from dmqbench.validation import ConfigError, closest, make_job
+
+__all__ = [
+    "CONF",
+    "SWEEPS",
+    "ConfigError",
+    "Job",
+    "JobIds",
+    "MethodConfig",
+    "ModelError",
+    "StageConfig",
+    "compose",
+    "derived_id",
+    "full_precision",
+    "job_ids",
+    "make_job",
+    "search_path",
+    "weights_hash",
+]
+
+
+def shipped(name: str) -> Path:
+    """A folder that lies beside the package in a checkout and inside it in a wheel."""
+    package = Path(__file__).parent
+    return package / name if (package / name).is_dir() else package.parent / name
+
+
+CONF = shipped("conf")
+SWEEPS = shipped("sweeps")
+ROOT = "config"
+HIDDEN = "base_"
+"""Prefix of schemas, which are no options."""
+
+_RESOLVER = re.compile(r"\$\{[^}]*:")
+_CALLS_NOTHING = "calls a resolver, which configurations here must not"
+_METHOD_GROUP = "method"
+_KINDS = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "a word",
+    list: "a list [...]",
+}
+
+
+def register_schemas() -> None:
+    """Tell Hydra the schemas: ``base_config`` for the root and ``base_<group>`` in every group but ``method``."""
+    store = ConfigStore.instance()
+    store.store(name=f"{HIDDEN}{ROOT}", node=_schema(RootConfig))
+    for group, kind in GROUPS.items():
+        store.store(group=group, name=f"{HIDDEN}{group}", node=_schema(kind))
+
+
+def _schema(kind: type) -> DictConfig:
+    """The typed node of a frozen dataclass, writable while a configuration is composed."""
+    node = OmegaConf.structured(kind)
+    _make_writable(node)
+    return node
+
+
+def _make_writable(node: DictConfig) -> None:
+    OmegaConf.set_readonly(node, None)
+    for key in node:
+        child = node._get_node(key)
+        if isinstance(child, DictConfig) and not child._is_missing() and not child._is_none():
+            _make_writable(child)
+
+
+register_schemas()
+
+
+def search_path(config_dirs: Sequence[str]) -> list[str]:
+    """The override that adds folders of the user's own YAMLs.
+
+    Raises:
+        ConfigError: a folder does not exist.
+    """
+    for folder in config_dirs:
+        if not Path(folder).is_dir():
+            raise ConfigError("--config-dir", folder, problem="is not a folder")
+    paths = [f"'file://{Path(folder).resolve()}'" for folder in config_dirs]
+    return [f"hydra.searchpath=[{','.join(paths)}]"] if paths else []
+
+
+def compose(overrides: Sequence[str]) -> DictConfig:
+    """Compose the configuration of one job from ``key=value`` overrides.
+
+    Group choices are composed by Hydra; the remaining values must then fit what was composed, in name and type. The
+    YAML of a method is its schema in the same way.
+
+    Raises:
+        ConfigError: an unknown option or key, a value of the wrong type, bad syntax, or a typo inside a YAML.
+    """
+    parsed = parse(overrides)
+    hydra_own = [override.input_line or "" for override in parsed if override.is_hydra_override()]
+    own = [override for override in parsed if not override.is_hydra_override()]
+    for override in own:
+        _check_form(override)
+    choices = [override for override in own if override.key_or_group in (*GROUPS, _METHOD_GROUP)]
+    with initialize_config_dir(str(CONF), job_name="dmqbench", version_base="1.3"):
+        for choice in choices:
+            _check_choice(choice, hydra_own)
+        try:
+            config = hydra_compose(ROOT, [*hydra_own, *(choice.input_line or "" for choice in choices)])
+        except (HydraException, OmegaConfBaseException) as error:
+            raise _translated(error) from None
+    _check_method_yaml(config.method)
+    for override in own:
+        if override not in choices:
+            for key, value in _leaves(override.key_or_group, override.value()):
+                _set(config, key, value)
+    _refuse_resolvers(OmegaConf.to_container(config, resolve=False), "")
+    return config
+
+
+def parse(overrides: Sequence[str]) -> list[Override]:
+    """Parse overrides one by one; ConfigError names the one that cannot be read."""
+    parser = OverridesParser.create()
+    parsed = []
+    for text in overrides:
+        try:
+            parsed.append(parser.parse_override(text))
+        except (OverrideParseException, HydraException) as error:
+            key, _, value = text.partition("=")
+            reason = str(error).splitlines()[0]
+            raise ConfigError(key, value, problem=f"cannot be read as key=value ({reason})") from None
+    return parsed
+
+
+def _check_form(override: Override) -> None:
+    key, value = override.key_or_group, override.value()
+    if override.is_delete():
+        raise ConfigError(f"~{key}", value, problem="removes a key, and all of them are needed")
+    if override.is_sweep_override():
+        raise ConfigError(key, override.get_value_string(), problem="has several values, which need -m")
+    if override.package is not None:
+        raise ConfigError(f"{key}@{override.package}", value, problem="is not known: groups have one place")
+
+
+def _check_choice(choice: Override, hydra_own: list[str]) -> None:
+    group, value = choice.key_or_group, choice.value()
+    loader = GlobalHydra.instance().config_loader()
+    found = loader.get_group_options(group, config_name=ROOT, overrides=hydra_own)
+    options = [name for name in found if not name.startswith(HIDDEN)]
+    if value in options:
+        return
+    if value in TO_COME.get(group, ()):
+        raise ConfigError(group, value, options, "is not built yet")
+    raise ConfigError(group, value, options)
+
+
+def _translated(error: Exception) -> ConfigError:
+    """What Hydra and OmegaConf say in ten lines, in one."""
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
+        group, _, name = str(error.missing_cfg_file).rpartition("/")
+        options = [option for option in error.options if not option.startswith(HIDDEN)]
+        return ConfigError(group or "config", name, options)
+    cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
+    place = re.match(r"In '([^']+)'", str(error))
+    where = f"in {place.group(1)}.yaml" if place else ""
+    if isinstance(cause, ConfigKeyError) and cause.key is not None:
+        kind = cause.object_type
+        keys = [item.name for item in fields(kind)] if is_dataclass(kind) else []
+        key = str(cause.full_key or cause.key)
+        value = _yaml_value(place.group(1), str(cause.key)) if place else "..."
+        return ConfigError(key, value, keys, f"{where} is not a key", nearest=closest(cause.key, keys))
+    if isinstance(cause, OmegaConfBaseException) and cause.full_key:
+        return ConfigError(str(cause.full_key), cause.value, problem=f"{where}: {str(cause).splitlines()[0]}")
+    text = [line for line in (*str(error).splitlines(), *str(cause or "").splitlines()) if line.strip()]
+    return ConfigError("config", "?", problem=f"cannot be composed: {' '.join(text[:2])}")
+
+
+def _yaml_value(name: str, key: str) -> Any:
+    """What a YAML on the search path gives for ``key``, for the message alone."""
+    loader = GlobalHydra.instance().config_loader()
+    for source in loader.get_sources():
+        path = Path(source.path) / f"{name}.yaml"
+        if source.scheme() == "file" and path.is_file():
+            values = OmegaConf.load(path)
+            return values.get(key, "...") if isinstance(values, DictConfig) else "..."
+    return "..."
+
+
+def _leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict) and value:
+        for name, part in value.items():
+            yield from _leaves(f"{key}.{name}", part)
+    else:
+        yield key, value
+
+
+def _set(config: DictConfig, key: str, value: Any) -> None:
+    """Give an existing key a value of its type."""
+    known = list(_known_keys(config))
+    if key not in known:
+        siblings = OmegaConf.select(config, key.rpartition(".")[0]) if "." in key else config
+        allowed = [str(name) for name in (siblings if isinstance(siblings, DictConfig) else config)]
+        similar = (
+            [name for name in known if name.startswith(key.rpartition(".")[0] + ".")] if "." in key else []
+        )
+        raise ConfigError(
+            key, value, allowed, "is not a key", closest(key, similar or [*known, *map(str, config)])
+        )
+    kind = _kind_of(config, key)
+    if value is not None and kind is not None:
+        value = _converted(key, value, kind, OmegaConf.select(config, key))
+    try:
+        OmegaConf.update(config, key, value, merge=False, force_add=False)
+    except OmegaConfBaseException as error:
+        raise ConfigError(key, value, problem=f"does not fit: {str(error).splitlines()[0]}") from None
+
+
+def _known_keys(config: DictConfig, prefix: str = "") -> Iterator[str]:
+    """Dotted names of all values."""
+    for key in config:
+        node = config._get_node(key)
+        name = f"{prefix}{key}"
+        if isinstance(node, DictConfig) and not node._is_none():
+            yield from _known_keys(node, f"{name}.")
+        else:
+            yield name
+
+
+def _kind_of(config: DictConfig, key: str) -> type | None:
+    """The type of a key: its schema's, or in a method that of the value in the YAML; None where that is null."""
+    parent, _, name = key.rpartition(".")
+    group = OmegaConf.select(config, parent) if parent else config
+    declared = group._get_node(name)._metadata.ref_type
+    if declared in _KINDS:
+        return declared
+    value = OmegaConf.select(config, key)
+    if isinstance(value, ListConfig):
+        return list
+    return None if value is None else type(value)
+
+
+def _converted(key: str, value: Any, kind: type, default: Any) -> Any:
+    fits = {
+        bool: isinstance(value, bool),
+        int: isinstance(value, int) and not isinstance(value, bool),
+        float: isinstance(value, (int, float)) and not isinstance(value, bool),
+        list: isinstance(value, list),
+        str: not isinstance(value, (list, dict)),
+    }
+    if isinstance(value, str) and value.startswith("${"):
+        return value
+    if not fits.get(kind, True):
+        raise ConfigError(key, value, [_KINDS[kind]], f"is not {_KINDS[kind]}", default)
+    return kind(value) if kind in (float, str) else value
+
+
+def _check_method_yaml(method: DictConfig) -> None:
+    """A method's YAML has all common keys, a node for every stage, and nothing else."""
+    for key in METHOD_KEYS:
+        if key not in method:
+            raise ConfigError(
+                f"method.{key}", None, METHOD_KEYS, "is missing in the method's YAML", nearest=key
+            )
+    stages = [str(stage) for stage in method.stages]
+    for key in method:
+        if key not in METHOD_KEYS and key not in stages:
+            allowed = (*METHOD_KEYS, *stages)
+            raise ConfigError(
+                f"method.{key}", "...", allowed, "in the method's YAML is not a key", closest(key, allowed)
+            )
+    for stage in stages:
+        _check_stage_yaml(stage, method.get(stage))
+
+
+def _check_stage_yaml(stage: str, node: Any) -> None:
+    if not isinstance(node, DictConfig):
+        raise ConfigError("method.stages", stage, problem="has no settings of that name in the method's YAML")
+    path = CONF / "stage" / f"{stage}.yaml"
+    known = list(OmegaConf.load(path)) if path.is_file() else list(node)
+    for key in node:
+        if key not in known:
+            name = f"method.{stage}.{key}"
+            raise ConfigError(
+                name, node[key], known, "in the method's YAML is not a key", closest(key, known)
+            )
+    for key in ("version", "uses"):
+        if key not in node:
+            raise ConfigError(f"method.{stage}.{key}", None, problem="is missing in the method's YAML")
+
+
+def _refuse_resolvers(value: Any, key: str) -> None:
+    """A configuration refers to other values of itself, never to the environment or to code."""
+    if isinstance(value, dict):
+        for name, part in value.items():
+            _refuse_resolvers(part, f"{key}.{name}".lstrip("."))
+    elif isinstance(value, list):
+        for part in value:
+            _refuse_resolvers(part, key)
+    elif isinstance(value, str) and _RESOLVER.search(value):
+        raise ConfigError(key, value, problem=_CALLS_NOTHING)

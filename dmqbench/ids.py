@@ -1,0 +1,168 @@
+"""Ids of artifacts: 16 hexadecimal digits of a hash of what determines them. Computed without torch."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from dmqbench.files import sha256_file
+from dmqbench.models.folders import (
+    CONFIG,
+    SCHEDULER_CONFIG,
+    ModelError,
+    decoder_folder,
+    locate,
+    network_folder,
+    read_config,
+    weight_files,
+)
+from dmqbench.samplers.timesteps import plan_timesteps
+from dmqbench.schema import DTYPE, Job, ModelConfig, SamplerConfig, StageConfig
+
+VERSIONS = {"trajectories": 1, "quantized": 1, "samples": 1, "result": 1}
+"""Raised when the numbers in an artifact of this kind change for a reason that no other version records."""
+
+_TRAIN_TIMESTEPS = 1000
+
+
+@dataclass(frozen=True)
+class JobIds:
+    """Ids of everything a job makes; ``stages`` holds (stage name, id) in order, ``quantized`` is the last of them."""
+
+    trajectories: str
+    stages: tuple[tuple[str, str], ...]
+    quantized: str | None
+    samples: str
+    result: str
+
+
+def canonical_json(value: Any) -> str:
+    """JSON that is equal for equal values: sorted keys, no spaces, no NaN."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def short_hash(value: Any) -> str:
+    """First 16 hexadecimal digits of the sha256 of ``value`` as canonical JSON."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:16]
+
+
+def weights_hash(model: ModelConfig) -> str:
+    """Sha256 over the configurations and safetensors of a model's folder, by their place in it.
+
+    Raises:
+        ModelError: the folder or a file in it is missing or not whole.
+    """
+    folder = locate(model.checkpoint)
+    network = network_folder(folder, model.checkpoint.advice)
+    parts = [part for part in (network, decoder_folder(folder)) if part is not None]
+    files = [
+        *(path for part in parts for path in (part / CONFIG, *weight_files(part, model.checkpoint.advice))),
+        *([folder / SCHEDULER_CONFIG] if (folder / SCHEDULER_CONFIG).is_file() else []),
+    ]
+    try:
+        listing = {os.path.relpath(path, folder): sha256_file(path) for path in files}
+    except OSError as error:
+        raise ModelError(f"{error.filename}: cannot be read ({error.strerror})") from None
+    return hashlib.sha256(canonical_json(listing).encode()).hexdigest()
+
+
+def network_config(model: ModelConfig) -> dict[str, Any]:
+    """The ``config.json`` of a model's denoiser; ModelError if there is none."""
+    return read_config(network_folder(locate(model.checkpoint), model.checkpoint.advice) / CONFIG)
+
+
+def timesteps(sampler: SamplerConfig, model: ModelConfig) -> tuple[int, ...]:
+    """Timestep of every network call; ValueError, one line, for an impossible sampler."""
+    return plan_timesteps(
+        sampler.name,
+        sampler.steps,
+        sampler.spacing,
+        sampler.steps_offset,
+        _train_timesteps(model),
+        sampler.skip_prk,
+    )
+
+
+def _train_timesteps(model: ModelConfig) -> int:
+    """A bare network's folder has no scheduler, and ``task=cost`` needs no folder at all."""
+    if model.source == "hub":
+        return _TRAIN_TIMESTEPS  # counting calls must not download a repository
+    try:
+        path = locate(model.checkpoint) / SCHEDULER_CONFIG
+    except ModelError:
+        return _TRAIN_TIMESTEPS
+    return (
+        read_config(path).get("num_train_timesteps", _TRAIN_TIMESTEPS) if path.is_file() else _TRAIN_TIMESTEPS
+    )
+
+
+def job_ids(job: Job, weights: str) -> JobIds:
+    """Ids of a job on a model whose ``weights_hash`` is ``weights``."""
+    model = {
+        "name": job.model.name,
+        "kind": job.model.kind,
+        "weights": weights,
+        "classes": job.model.classes or 0,
+    }
+    sampler = _sampler_facts(job)
+    trajectories = derived_id(
+        "trajectories",
+        dict(
+            model=model,
+            sampler=sampler,
+            dataset=job.dataset.name,
+            calibration=job.budget.trajectories,
+            validation=job.budget.validation,
+            seed=job.seed,
+        ),
+    )
+    stages: list[tuple[str, str]] = []
+    for stage in job.method.stages:
+        parent = stages[-1][1] if stages else trajectories
+        stages.append((stage.name, _stage_id(job, stage, parent)))
+    quantized = stages[-1][1] if stages else None
+    samples = derived_id(
+        "samples",
+        dict(
+            of=model if quantized is None else quantized,
+            sampler=sampler,
+            labels=f"index % {job.model.classes}" if job.model.classes else None,
+            seed=job.metrics.seed,
+            engine=job.engine,
+            dtype=DTYPE,
+            device=job.device_type,
+        ),
+    )
+    return JobIds(trajectories, tuple(stages), quantized, samples, derived_id("result", {"samples": samples}))
+
+
+def _sampler_facts(job: Job) -> dict[str, Any]:
+    facts = asdict(job.sampler)
+    del facts["batch"]  # how much is computed at once where that changes no number
+    return {**facts, "timesteps": timesteps(job.sampler, job.model)}
+
+
+def _stage_id(job: Job, stage: StageConfig, parent: str) -> str:
+    facts: dict[str, Any] = {
+        "parent": parent,
+        "stage": stage.name,
+        "stage_version": stage.version,
+        "settings": stage.id_settings,
+        "scope": {"paper": job.method.paper_scope} if job.bits.scope == "paper" else job.bits.scope,
+        "weight": job.bits.weight,
+    }
+    if "activation" in stage.uses:
+        facts |= {"activation": job.bits.activation, "ranges": job.bits.ranges}
+    return derived_id("quantized", facts)
+
+
+def derived_id(kind: str, facts: Mapping[str, Any]) -> str:
+    """Id of an artifact of ``kind`` that ``facts`` determine."""
+    return short_hash({"kind": kind, "version": VERSIONS[kind], **facts})
+
+
+def perturbed_id(samples: str, perturbation: float) -> str:
+    """Id of the samples ``samples`` drawn from x_T · (1 + perturbation): the numerical floor of paired metrics."""
+    return _id("samples", of=samples, perturbation=perturbation)

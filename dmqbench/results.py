@@ -1,0 +1,223 @@
+"""Finished results as a store keeps them, and which of them share a table. Imports no torch."""
+
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from dmqbench.eval.protocol import differing_entries, entries_of
+from dmqbench.files import load_json
+from dmqbench.manifest import Manifest, Verifier
+from dmqbench.store import Store
+
+EMBEDDED_MODELS = frozenset({"digits", "scenes"})
+"""Trained by this project: their numbers say nothing about a paper's."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """One job's ``result.json`` and the folder in which it lies."""
+
+    folder: Path
+    record: Mapping[str, Any]
+
+    @classmethod
+    def load(cls, folder: Path) -> "Result":
+        """Read a result folder; ``ValueError`` or ``OSError`` say in one line why it cannot be read."""
+        record = load_json(folder / "result.json")
+        absent = [key for key in ("method", "model", "bits", "metrics") if key not in record]
+        if absent:
+            raise ValueError(f"{folder / 'result.json'} lacks {', '.join(absent)}")
+        return cls(folder, record)
+
+    @property
+    def method(self) -> str:
+        return self.record["method"]
+
+    @property
+    def model(self) -> str:
+        return self.record["model"]
+
+    @property
+    def dataset(self) -> str | None:
+        return self.record.get("dataset")
+
+    @property
+    def bits(self) -> str:
+        return self.record["bits"]
+
+    @property
+    def seed(self) -> int:
+        return self.record.get("seed", 0)
+
+    @property
+    def embedded(self) -> bool:
+        return self.model in EMBEDDED_MODELS
+
+    @property
+    def full_precision(self) -> bool:
+        return self.method == "fp"
+
+    @property
+    def scope(self) -> str | None:
+        """``None`` for the full-precision model, in which nothing is quantized."""
+        return None if self.full_precision else self.record.get("scope")
+
+    @property
+    def ranges(self) -> str | None:
+        return None if self.full_precision else self.record.get("ranges")
+
+    @property
+    def metrics(self) -> Mapping[str, Mapping[str, Any]]:
+        return self.record["metrics"]
+
+    @property
+    def size_mib(self) -> float | None:
+        """Bytes of the packed file where one is written, else every weight at its bits, in MiB."""
+        sizes = self.record.get("cost", {}).get("size_mib", {})
+        return sizes.get("all_layers") if sizes.get("packed") is None else sizes["packed"]
+
+    @property
+    def calibration_seconds(self) -> float | None:
+        return None if self.full_precision else self.record.get("timing", {}).get("calibrate_s")
+
+    @property
+    def rank(self) -> tuple[Any, ...]:
+        """Sorting key: full precision, then by falling bits, then by method, ranges and seed."""
+        widths = [int(digits) for digits in re.findall(r"\d+", self.bits)]
+        falling = tuple(-width for width in widths)
+        return (not self.full_precision, falling, self.method, self.ranges or "", self.seed)
+
+    @cached_property
+    def per_image(self) -> Mapping[str, list[float | None]]:
+        """Values of the paired metrics, one per pair in index order; empty where none were kept."""
+        path = self.folder / "per_image.json"
+        return load_json(path) if path.exists() else {}
+
+
+@dataclass(frozen=True)
+class Table:
+    """Results whose columns each have one protocol, in the order of ``Result.rank``."""
+
+    rows: tuple[Result, ...]
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of the metrics that any row has, in the order in which they were measured."""
+        return tuple(dict.fromkeys(chain.from_iterable(row.metrics for row in self.rows)))
+
+    @property
+    def scope(self) -> str | None:
+        return next((row.scope for row in self.rows if not row.full_precision), None)
+
+    def accepts(self, result: Result) -> bool:
+        """Whether ``result`` has the model, dataset and scope of the rows, and their protocol in every metric."""
+        return all(_comparable(row, result) for row in self.rows)
+
+    def protocols(self, metric: str) -> tuple[str, ...]:
+        """Distinct protocol ids of one column; the full-precision rows' come last, for they name no scope."""
+        rows = sorted(self.rows, key=lambda row: row.full_precision)
+        return tuple(dict.fromkeys(row.metrics[metric]["protocol"] for row in rows if metric in row.metrics))
+
+
+def load_store(root: Path, on_damage: Callable[[str], None]) -> list[Result]:
+    """Return the finished results of the run store ``root``, sorted by ``Result.rank``.
+
+    Only what a manifest vouches for is read; ``on_damage`` gets one line for each result that is left out.
+    Nothing is moved or written, so a read-only store will do.
+    """
+    store, verifier = Store(root), Verifier()
+    results = []
+    for id in store.ids("result"):
+        folder = store.path("result", id)
+        try:
+            manifest = Manifest.load(folder, "result", id)
+            problems = [f"{name} {problem}" for name, entry in manifest.files.items()
+                        if (problem := verifier.problem(folder, name, entry))]  # fmt: skip
+            if problems:
+                raise ValueError(problems[0])
+            results.append(Result.load(folder))
+        except (OSError, ValueError) as error:
+            on_damage(f"result {id} is left out: {error}")
+    return sorted(results, key=lambda result: result.rank)
+
+
+def comparable_tables(results: Iterable[Result]) -> list[Table]:
+    """Return the fewest tables, first come first served, in which no column mixes protocols and no table scopes.
+
+    A full-precision row stands in every table that it can be compared with.
+    """
+    ordered = sorted(
+        results, key=lambda result: (result.model, str(result.dataset), str(result.scope), result.rank)
+    )
+    tables: list[Table] = []
+    for result in (result for result in ordered if not result.full_precision):
+        _place(result, tables)
+    for result in (result for result in ordered if result.full_precision):
+        homes = [index for index, table in enumerate(tables) if table.accepts(result)]
+        for index in homes:
+            tables[index] = Table((*tables[index].rows, result))
+        if not homes:
+            tables.append(Table((result,)))
+    return [Table(tuple(sorted(table.rows, key=lambda row: row.rank))) for table in tables]
+
+
+def why_apart(tables: Sequence[Table]) -> str | None:
+    """Say in one line what keeps the results of one model in several tables; ``None`` if nothing does."""
+    if len(tables) < 2:
+        return None
+    differences: dict[str, tuple[str, ...]] = {}
+    for metric in dict.fromkeys(chain.from_iterable(table.metrics for table in tables)):
+        first = [table.protocols(metric)[0] for table in tables if metric in table.metrics]
+        differences |= differing_entries(first)
+    scopes = tuple(dict.fromkeys(str(table.scope) for table in tables if table.scope))
+    if len(scopes) > 1:
+        differences["scope"] = scopes
+    datasets = tuple(dict.fromkeys(str(table.rows[0].dataset) for table in tables))
+    if len(datasets) > 1:
+        differences["dataset"] = datasets
+    shown = "; ".join(f"{key} {' | '.join(values)}" for key, values in differences.items())
+    return (
+        f"in separate tables, because the protocols differ: {shown or 'in a part that only the hash shows'}"
+    )
+
+
+def score(record: Mapping[str, Any]) -> float | None:
+    """Return the value as a number in which more is better; ``None`` where it is absent or its direction unknown.
+
+    Identical images, which have no value, count as perfect.
+    """
+    if record.get("exact"):
+        return math.inf
+    higher, value = record.get("higher_is_better"), record.get("value")
+    if higher is None or value is None:
+        return None
+    return value if higher else -value
+
+
+def _place(result: Result, tables: list[Table]) -> None:
+    for index, table in enumerate(tables):
+        if table.accepts(result):
+            tables[index] = Table((*table.rows, result))
+            return
+    tables.append(Table((result,)))
+
+
+def _comparable(a: Result, b: Result) -> bool:
+    if (a.model, a.dataset) != (b.model, b.dataset):
+        return False
+    scope_free = a.full_precision or b.full_precision
+    if not scope_free and a.scope != b.scope:
+        return False
+    shared = a.metrics.keys() & b.metrics.keys()
+    pairs = ((a.metrics[name]["protocol"], b.metrics[name]["protocol"]) for name in shared)
+    return all(ours == theirs or (scope_free and _without_scope(ours) == _without_scope(theirs))
+               for ours, theirs in pairs)  # fmt: skip
+
+
+def _without_scope(protocol: str) -> dict[str, str]:
+    return {key: value for key, value in entries_of(protocol).items() if key != "scope"}

@@ -1,0 +1,288 @@
+"""One job, as a recipe: what it needs is looked up in the store or made, then measured and written down."""
+
+import json
+import platform
+import resource
+import subprocess
+import time
+from dataclasses import asdict, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dmqbench.eval.evaluate import Evaluation, Evaluator, Floors
+from dmqbench.eval.protocol import Protocol
+from dmqbench.files import json_text
+from dmqbench.ids import job_ids, perturbed_id, weights_hash
+from dmqbench.pipeline import Workshop
+from dmqbench.quant.cost import Cost, count_cost
+from dmqbench.quant.plan import LayerPlan, PrecisionPlan, uniform_plan
+from dmqbench.quant.spec import BitWidth, Scope
+from dmqbench.schema import Job, full_precision
+from dmqbench.store import Artifact, Store
+from dmqbench.tracking import Record, Tracker
+
+PERTURBATION = 1e-7
+"""Relative change of x_T for the numerical floor: less than one unit in the last place of float32."""
+
+PACKAGES = ("torch", "diffusers", "pytorch-lightning", "torchmetrics", "numpy", "scikit-learn")
+
+
+def open_workshop(job: Job) -> Workshop:
+    """Return the workshop of ``job`` over its store, which must be writable."""
+    store = Store(job.store_root)
+    store.check_writable()
+    ids = job_ids(job, weights_hash(job.model))
+    return Workshop(job, ids, store, Record.of_job(job.store_root, ids.result))
+
+
+def run_job(job: Job) -> Path:
+    """Make everything that ``job`` needs, measure it, and return its result folder."""
+    shop = open_workshop(job)
+    with shop.record:
+        shop.record.log("job", config=job.config, ids=asdict(shop.ids))
+        evaluator = make_evaluator(shop)
+        with tracker(shop, "calibration"):
+            stages = shop.calibrated()
+        samples = draw_samples(shop)
+        with tracker(shop, "evaluation") as mirror:
+            started = time.perf_counter()
+            evaluation = evaluator.evaluate(samples, job.metrics.names)
+            seconds = time.perf_counter() - started
+            result = compose_result(shop, evaluation, stages, seconds)
+            folder = write_result(shop, result, evaluation)
+            values = {name: found.value for name, found in evaluation.measurements.items()}
+            shop.record.log("metrics", **{name: value for name, value in values.items() if value is not None})
+            mirror.summarize({"metrics": result["metrics"], "cost": result["cost"], "timing": result["timing"]})
+    return folder
+
+
+def make_trajectories(job: Job) -> Path:
+    """Make the trajectory bank of ``job``; return its folder."""
+    shop = open_workshop(job)
+    shop.bank()
+    return shop.store.path("trajectories", shop.ids.trajectories)
+
+
+def calibrate(job: Job) -> Path:
+    """Run the stages of ``job``; return the folder of the last one's artifact."""
+    shop = open_workshop(job)
+    with shop.record, tracker(shop, "calibration"):
+        stages = shop.calibrated()
+    return stages[-1].path if stages else shop.store.root
+
+
+def sample(job: Job) -> Path:
+    """Draw the samples of ``job``; return their folder."""
+    shop = open_workshop(job)
+    with shop.record:
+        draw_samples(shop)
+    return shop.store.path("samples", shop.ids.samples)
+
+
+def tracker(shop: Workshop, kind: Any) -> Tracker:
+    """The wandb mirror of one half of the job."""
+    job = shop.job
+    return Tracker(
+        shop.record,
+        kind,
+        mode=job.tracker.mode,
+        directory=job.store_root,
+        tags=(job.method.name, job.model.name, job.bits.name),
+        config=job.config,
+    )
+
+
+def draw_samples(shop: Workshop):
+    """The samples of this job's model."""
+    job = shop.job
+    return shop.samples(shop.ids.samples, job.metrics.samples, job.title, shop.frozen, seed=job.metrics.seed)
+
+
+def make_evaluator(shop: Workshop) -> Evaluator:
+    """Full-precision samples, the floors beside them, and the protocol that all metrics of this job share."""
+    job = shop.job
+    hash = weights_hash(job.model)
+    reference = full_precision(job)
+    elsewhere = replace(reference, metrics=replace(job.metrics, seed=job.metrics.seed + 1))
+    fp_id = job_ids(reference, hash).samples
+
+    def drawn(id: str, count: int, title: str, seed: int, perturbation: float = 0.0):
+        return shop.samples(id, count, title, shop.full_precision, seed=seed, perturbation=perturbation)
+
+    full = drawn(fp_id, job.metrics.samples, "full precision", job.metrics.seed)
+    floors = Floors(
+        perturbed=drawn(
+            perturbed_id(fp_id, PERTURBATION), job.metrics.pairs, "the numerical floor", job.metrics.seed, PERTURBATION
+        ),
+        other_seed=drawn(
+            job_ids(elsewhere, hash).samples, job.metrics.samples, "the floor of another seed", job.metrics.seed + 1
+        ),
+    )
+    quantized = job.method.name != "fp"
+    protocol = Protocol(
+        metric="shared",
+        version=1,
+        tool="dmqbench",
+        rounding="uint8",
+        n=job.metrics.samples,
+        seed=job.metrics.seed,
+        sampler=job.sampler.name,
+        timesteps=shop.plan.timesteps,
+        eta=job.sampler.eta,
+        guidance=job.sampler.guidance,
+        chunk=job.sampler.chunk,
+        engine=job.engine,
+        scope=job.bits.scope if quantized else None,
+        clip=job.sampler.clip_sample,
+    )
+    return Evaluator(protocol, full, job.dataset.name, job.metrics.pairs, floors)
+
+
+def compose_result(
+    shop: Workshop, evaluation: Evaluation, stages: list[Artifact], evaluate_seconds: float
+) -> dict[str, Any]:
+    """The content of ``result.json`` (design section 5)."""
+    job, ids = shop.job, shop.ids
+    bank = shop.store.verified("trajectories", ids.trajectories) if stages else None
+    forwards = [artifact.facts["network_forwards"] for artifact in ([bank] if bank else []) + stages]
+    return {
+        "job_id": ids.result,
+        "method": job.method.name,
+        "model": job.model.name,
+        "bits": job.bits.name,
+        "scope": job.bits.scope,
+        "ranges": job.bits.ranges,
+        "dataset": job.dataset.name,
+        "seed": job.seed,
+        "embedded": job.model.source == "embedded",
+        "config": job.config,
+        "samples": {"quantized": ids.samples, "fp": job_ids(full_precision(job), weights_hash(job.model)).samples},
+        "metrics": {name: found.to_json() for name, found in evaluation.measurements.items()},
+        "unavailable": evaluation.unavailable,
+        "cost": {**describe_cost(job), "simulated": True},
+        "timing": {
+            "trajectories_s": round(bank.facts["seconds"], 3) if bank else 0.0,
+            "calibrate_s": round(sum(artifact.facts["seconds"] for artifact in stages), 3),
+            "sample_s": round(shop.sample_seconds, 3),
+            "evaluate_s": round(evaluate_seconds, 3),
+            "unet_forwards_calibration": round(sum(forwards)),
+            "peak_memory_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        },
+        "environment": environment(job),
+    }
+
+
+def write_result(shop: Workshop, result: dict[str, Any], evaluation: Evaluation) -> Path:
+    """Write or extend the result; records of the same metric, version, n and protocol are replaced, others stay."""
+    store, id = shop.store, shop.ids.result
+    with store.lock("result", id):
+        per_image = dict(evaluation.per_image)
+        before = store.verified("result", id)
+        if before is not None:
+            old = json.loads(before.files["result.json"].read_text())
+            asked = {**old["metrics"], **old["unavailable"]}.keys() - set(shop.job.metrics.names)
+            result["metrics"] |= {name: old["metrics"][name] for name in asked if name in old["metrics"]}
+            result["unavailable"] |= {name: old["unavailable"][name] for name in asked if name in old["unavailable"]}
+            old_images = json.loads(before.files["per_image.json"].read_text())
+            per_image |= {name: old_images[name] for name in asked if name in old_images}
+        files = {"result.json": json_text(result), "per_image.json": json_text(per_image)}
+        return store.replace_files("result", id, files).path
+
+
+# ---- cost and plan
+
+
+def describe_cost(job: Job) -> dict[str, Any]:
+    """Cost of the job's denoiser in the keys of the contract; needs no weights."""
+    from dmqbench.models.sources import meta_topology
+
+    topology, parameters = meta_topology(job.model.checkpoint)
+    bits = BitWidth(job.bits.weight, job.bits.activation)
+    quantized = job.method.name != "fp"
+
+    def plan(scope: Scope) -> PrecisionPlan:
+        return uniform_plan(topology.layers, bits, scope) if quantized else PrecisionPlan(())
+
+    paper = Scope(**job.method.paper_scope)
+    scope = paper if job.bits.scope == "paper" else Scope()
+    nominal = LayerPlan("all", bits.weight, bits.activation) if quantized else None
+    cost: Cost = count_cost(topology.layers, plan(scope), plan(paper), parameters, topology.attention_macs, nominal)
+    named = {"model": job.model.name, "method": job.method.name, "bits": job.bits.name, "scope": job.bits.scope}
+    return {**named, **asdict(cost), "full_precision_names": list(plan(scope).full_precision)}
+
+
+def show_cost(job: Job) -> None:
+    """Print the cost as a table and, as the last line, one JSON object."""
+    from rich.console import Console
+    from rich.table import Table
+
+    cost = describe_cost(job)
+    table = Table(title=f"Cost of {job.title} (denoiser alone, one call, batch 1)")
+    table.add_column("")
+    table.add_column("", justify="right")
+    for key, value in cost.items():
+        if key not in ("size_mib", "full_precision_names"):
+            table.add_row(key, f"{value:,}" if isinstance(value, int) else str(value))
+    for rule, size in cost["size_mib"].items():
+        table.add_row(f"size_mib: {rule}", "not written yet" if size is None else f"{size:.2f}")
+    Console().print(table)
+    print(json.dumps(cost))
+
+
+def show_plan(job: Job) -> None:
+    """Print what would run and what is in the store already."""
+    from rich.console import Console
+    from rich.table import Table
+
+    store, hash = Store(job.store_root), weights_hash(job.model)
+    ids, reference = job_ids(job, hash), job_ids(full_precision(job), hash)
+    rows = [("samples", "full precision", reference.samples)]
+    if job.method.stages:
+        rows.append(("trajectories", f"{job.budget.trajectories} + {job.budget.validation}", ids.trajectories))
+    rows += [("quantized", name, id) for name, id in ids.stages]
+    rows += [("samples", job.title, ids.samples), ("result", job.title, ids.result)]
+    table = Table("artifact", "what", "id", "state", title=f"Plan of {job.title}")
+    for kind, what, id in rows:
+        table.add_row(kind, what, id, state_of(store, job, kind, id))
+    Console().print(table)
+
+
+def state_of(store: Store, job: Job, kind: str, id: str) -> str:
+    """One word on an artifact: what a run would do about it."""
+    artifact = store.verified(kind, id)
+    if artifact is None:
+        return "to be made"
+    if kind == "samples":
+        chunks = -(-job.metrics.samples // job.sampler.chunk)
+        return f"{min(len(artifact.files), chunks)} of {chunks} chunks are there"
+    return "is there"
+
+
+def environment(job: Job) -> dict[str, Any]:
+    """Versions, device and threads of this run, and the commit where it ran from a checkout."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    device = torch.cuda.get_device_name() if job.device_type == "cuda" else platform.processor() or platform.machine()
+    return {
+        "python": platform.python_version(),
+        "versions": versions,
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "git_commit": git_commit(),
+    }
+
+
+def git_commit() -> str | None:
+    """The commit of the checkout that this package lies in, or None."""
+    folder = Path(__file__).resolve().parent.parent
+    if not (folder / ".git").exists():
+        return None
+    answer = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True)
+    return answer.stdout.strip() or None

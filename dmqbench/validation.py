@@ -1,0 +1,310 @@
+"""Checking a composed configuration and turning it into a job. Imports neither torch nor Hydra."""
+
+import difflib
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, fields
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, TypeVar
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from dmqbench import schema
+from dmqbench.files import safe_name
+from dmqbench.ids import network_config, timesteps
+from dmqbench.samplers.timesteps import SPACINGS
+from dmqbench.schema import (
+    GROUPS,
+    METHOD_KEYS,
+    BitsConfig,
+    Job,
+    MethodConfig,
+    ModelConfig,
+    StageConfig,
+    full_precision,
+)
+
+_NEEDED = {"embedded": (), "local": ("path",), "hub": ("path", "revision")}
+
+T = TypeVar("T")
+
+
+class ConfigError(Exception):
+    """The configuration is wrong. ``str`` is one line: key, value, what is wrong, the nearest allowed, all allowed.
+
+    Args:
+        nearest: what to try instead, if it is not the one of ``allowed`` that is most like the value.
+    """
+
+    def __init__(
+        self,
+        key: str,
+        value: Any,
+        allowed: Iterable[Any] = (),
+        problem: str = "is not known",
+        nearest: Any = None,
+    ) -> None:
+        self.key, self.value, self.allowed, self.problem = key, value, tuple(allowed), problem
+        self.nearest = closest(value, self.allowed) if nearest is None else nearest
+        super().__init__(" ".join(self._line().split()))
+
+    def __reduce__(self):
+        return type(self), (self.key, self.value, self.allowed, self.problem, self.nearest)
+
+    def _line(self) -> str:
+        line = f"{self.key}={_shown(self.value)} {self.problem}"
+        if self.nearest is not None:
+            line += f"; nearest: {_shown(self.nearest)}"
+        return f"{line} (allowed: {', '.join(map(_shown, self.allowed))})" if self.allowed else line
+
+
+def _shown(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return f"[{','.join(map(_shown, value))}]" if isinstance(value, (list, tuple)) else str(value)
+
+
+def closest(value: Any, allowed: Sequence[Any]) -> Any:
+    """The one of ``allowed`` that is most like ``value``: the nearest number, or the most similar name."""
+    if not allowed:
+        return None
+    numbers = (int, float)
+    if isinstance(value, numbers) and all(isinstance(name, numbers) for name in allowed):
+        return min(allowed, key=lambda number: abs(number - value))
+    by_name = {str(name): name for name in allowed}
+    return by_name[difflib.get_close_matches(str(value), by_name, n=1, cutoff=0.0)[0]]
+
+
+def make_job(config: DictConfig) -> Job:
+    """Check every value and resolve what depends on others.
+
+    Raises:
+        ConfigError: a value is not allowed, or two do not fit.
+        ModelError: a model whose shape is not configured has no folder to read it from.
+    """
+    plain = _resolved(config)
+    for key, allowed in (("task", schema.TASKS), ("engine", schema.ENGINES)):
+        _one_of(key, plain[key], allowed, schema.TASKS_TO_COME if key == "task" else ())
+    groups = {group: kind(**_frozen(plain[group])) for group, kind in GROUPS.items()}
+    method = _method(plain["method"], OmegaConf.to_container(config.method, resolve=False))
+    _check_seeds(plain)
+    _check_bits(groups["bits"])
+    _check_metrics(groups["metrics"])
+    _check_counts(groups["budget"])
+    _one_of("tracker.mode", groups["tracker"].mode, schema.TRACKER_MODES)
+    _one_of(
+        "dataset",
+        groups["dataset"].name,
+        groups["model"].datasets,
+        problem=f"does not fit model={groups['model'].name}",
+    )
+    groups["model"] = _model(groups["model"], groups["sampler"].guidance)
+    _check_sampler(groups["sampler"], groups["model"])
+    groups["bits"] = _with(groups["bits"], ranges=_ranges(groups["bits"], method))
+    groups["trainer"] = _with(groups["trainer"], accelerator=_accelerator(groups["trainer"].accelerator))
+    evaluate = schema.EvaluateConfig(**plain["evaluate"])
+    _check_evaluate(plain["task"], evaluate)
+    resolved = {**plain, **{group: asdict(value) for group, value in groups.items()}}
+    del resolved["store"]  # where results lie is no part of what they are
+    job = Job(
+        task=plain["task"],
+        seed=plain["seed"],
+        engine=plain["engine"],
+        method=method,
+        **groups,
+        evaluate=evaluate,
+        store_root=_store_root(plain["store"]["root"]),
+        config=_plain(resolved),
+    )
+    return full_precision(job) if method.name == "fp" else job
+
+
+def _resolved(config: DictConfig) -> dict[str, Any]:
+    try:
+        plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        raise ConfigError(str(error.full_key), "???", problem="must be given") from None
+    except OmegaConfBaseException as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(str(error.full_key), error.value, problem=f"does not fit: {reason}") from None
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def _frozen(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+
+
+def _plain(value: Any) -> Any:
+    """The same value in what JSON has."""
+    if isinstance(value, dict):
+        return {key: _plain(part) for key, part in value.items()}
+    return [_plain(part) for part in value] if isinstance(value, (list, tuple)) else value
+
+
+def _with(config: T, **changes: Any) -> T:
+    return type(config)(**{**{item.name: getattr(config, item.name) for item in fields(config)}, **changes})  # type: ignore[arg-type]
+
+
+def _one_of(
+    key: str, value: Any, allowed: Sequence[Any], to_come: Sequence[Any] = (), problem: str = "is not known"
+) -> None:
+    if value not in allowed:
+        raise ConfigError(key, value, allowed, "is not built yet" if value in to_come else problem)
+
+
+def _at_least(key: str, value: float, least: float) -> None:
+    if not value >= least:
+        raise ConfigError(key, value, [f"{least} and more"], "is too small", nearest=least)
+
+
+def _check_seeds(plain: Mapping[str, Any]) -> None:
+    _at_least("seed", plain["seed"], 0)
+    _at_least("metrics.seed", plain["metrics"]["seed"], 0)
+
+
+def _check_bits(bits: BitsConfig) -> None:
+    _one_of("bits.weight", bits.weight, schema.WEIGHT_BITS, problem="is not allowed")
+    _one_of("bits.activation", bits.activation, schema.ACTIVATION_BITS, problem="is not allowed")
+    _one_of("bits.scope", bits.scope, schema.SCOPES)
+    _one_of("bits.ranges", bits.ranges, ("method", *schema.RANGES))
+
+
+def _ranges(bits: BitsConfig, method: MethodConfig) -> str:
+    return method.ranges if bits.ranges == "method" else bits.ranges
+
+
+def _check_metrics(metrics: schema.MetricsConfig) -> None:
+    known = (*schema.METRICS, *schema.METRICS_TO_COME)
+    for name in metrics.names:
+        _one_of("metrics.names", name, known)
+    _at_least("metrics.samples", metrics.samples, 1)
+    _at_least("metrics.pairs", metrics.pairs, 1)
+    if metrics.pairs > metrics.samples:
+        raise ConfigError(
+            "metrics.pairs",
+            metrics.pairs,
+            [metrics.samples],
+            "is more than metrics.samples, of which pairs are the first",
+        )
+
+
+def _check_counts(budget: schema.BudgetConfig) -> None:
+    for item in fields(budget):
+        if item.name != "name":
+            _at_least(f"budget.{item.name}", getattr(budget, item.name), 1)
+
+
+def _check_sampler(sampler: schema.SamplerConfig, model: ModelConfig) -> None:
+    _at_least("sampler.chunk", sampler.chunk, 1)
+    _at_least("sampler.batch", sampler.batch, 1)
+    _at_least("sampler.guidance", sampler.guidance, 0)
+    _at_least("sampler.steps", sampler.steps, 1)
+    if not 0 <= sampler.eta <= 1:
+        raise ConfigError(
+            "sampler.eta", sampler.eta, ["0 to 1"], "is out of range", 0 if sampler.eta < 0 else 1
+        )
+    _one_of("sampler.spacing", sampler.spacing, SPACINGS)
+    try:
+        sampler.spec()
+        timesteps(sampler, model)
+    except ValueError as error:
+        # These messages begin with the name of the field.
+        name = str(error).split()[0]
+        name = name if name in asdict(sampler) else "name"
+        raise ConfigError(
+            f"sampler.{name}", getattr(sampler, name), problem=f"is not possible: {error}"
+        ) from None
+
+
+def _check_evaluate(task: str, evaluate: schema.EvaluateConfig) -> None:
+    given = {key: value for key, value in asdict(evaluate).items() if value is not None}
+    for key, value in given.items():
+        if task != "evaluate":
+            raise ConfigError(f"evaluate.{key}", value, problem="is read by task=evaluate only")
+        if not Path(value).is_file():
+            raise ConfigError(f"evaluate.{key}", value, problem="is not a file")
+    if evaluate.fp_samples is not None and evaluate.samples is None:
+        raise ConfigError("evaluate.samples", None, problem="must be given with evaluate.fp_samples")
+
+
+def _model(model: ModelConfig, guidance: float) -> ModelConfig:
+    """Fill in from the model's folder what its YAML leaves open."""
+    _one_of("model.source", model.source, tuple(_NEEDED))
+    for key in ("path", "revision"):
+        if getattr(model, key) is None and key in _NEEDED[model.source]:
+            raise ConfigError(f"model.{key}", None, problem=f"must be given with model={model.name}")
+    try:
+        safe_name(model.name)
+    except ValueError as error:
+        raise ConfigError("model.name", model.name, problem=f"is not allowed: {error}") from None
+    if not model.sample_shape:
+        config = network_config(model)
+        size = config.get("sample_size")
+        size = size if isinstance(size, (list, tuple)) else (size, size)
+        classes = model.classes if model.classes is not None else config.get("num_class_embeds")
+        model = _with(model, sample_shape=(config.get("in_channels"), *size), classes=classes)
+    if guidance != 1 and not model.classes:
+        raise ConfigError(
+            "sampler.guidance", guidance, [1.0], f"needs a model with classes, and {model.name} has none"
+        )
+    return model
+
+
+def _method(plain: Mapping[str, Any], unresolved: Any) -> MethodConfig:
+    for stage in plain["stages"]:
+        available = [key for key in plain if key not in METHOD_KEYS]
+        _one_of("method.stages", stage, available)
+    _one_of("method.calibration", plain["calibration"], schema.CALIBRATIONS)
+    _one_of("method.ranges", plain["ranges"], schema.RANGES)
+    _one_of_keys("method.paper_scope", plain["paper_scope"], schema.PAPER_SCOPE)
+    used = str({key: value for key, value in unresolved.items() if key not in METHOD_KEYS})
+    for key, default in (("faithful", False), ("path", None), ("calibration", "common")):
+        if plain[key] != default and f"method.{key}}}" not in used:
+            problem = f"changes nothing in method={plain['name']}"
+            raise ConfigError(f"method.{key}", plain[key], [default], problem)
+    return MethodConfig(
+        **{key: plain[key] for key in METHOD_KEYS if key != "stages"},
+        stages=tuple(_stage(name, plain[name]) for name in plain["stages"]),
+    )
+
+
+def _one_of_keys(key: str, value: Mapping[str, Any], allowed: Mapping[str, Any]) -> None:
+    for name in allowed:
+        if not isinstance(value.get(name), bool):
+            raise ConfigError(f"{key}.{name}", value.get(name), (True, False), "is not true or false")
+    for name in value:
+        _one_of(key, name, tuple(allowed))
+
+
+def _stage(name: str, values: Mapping[str, Any]) -> StageConfig:
+    about = ("version", "uses", "not_in_id")
+    for use in values["uses"]:
+        _one_of(f"method.{name}.uses", use, ("weight", "activation"))
+    settings = {key: value for key, value in values.items() if key not in about}
+    return StageConfig(
+        name, values["version"], tuple(values["uses"]), settings, tuple(values.get("not_in_id", ()))
+    )
+
+
+def _accelerator(wanted: str) -> str:
+    _one_of("trainer.accelerator", wanted, schema.ACCELERATORS)
+    return wanted if wanted != "auto" else "gpu" if cuda_expected() else "cpu"
+
+
+def cuda_expected() -> bool:
+    """Is there an NVIDIA driver, a visible device, and a torch built for it? Known without importing torch."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None and visible.strip() in ("", "-1"):
+        return False
+    try:
+        built = not version("torch").endswith("+cpu")
+    except PackageNotFoundError:
+        return False
+    return built and Path("/proc/driver/nvidia/version").exists()
+
+
+def _store_root(configured: str | None) -> Path:
+    return Path(configured or os.environ.get("DMQBENCH_RUNS") or "runs").expanduser().absolute()

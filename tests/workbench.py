@@ -1,0 +1,107 @@
+"""Adapters and workbenches around the networks of ``tiny``: what a calibration stage works on, in milliseconds."""
+
+from typing import Any
+
+import torch
+from tiny import CLASSES, TOKENS, dit, text_unet, unet
+
+from dmqbench.data.bank import TrajectoryBank, follow
+from dmqbench.methods.base import Workbench
+from dmqbench.models.adapter import Adapter
+from dmqbench.models.conditioning import ClassConditioner, PixelDecoder, TextConditioner
+from dmqbench.quant.functional import affine_parameters
+from dmqbench.quant.layers import quant_layers, quantization, quantize_layers_
+from dmqbench.quant.plan import uniform_plan
+from dmqbench.quant.spec import COMMON_SCOPE, BitWidth, Scope, StepGroups
+from dmqbench.samplers.plan import SamplerPlan, build_plan
+from dmqbench.samplers.schedule import NoiseSchedule
+from dmqbench.samplers.spec import SamplerSpec
+
+SCHEDULE = NoiseSchedule(1000, 1e-4, 0.02, "linear")
+
+
+class Log:
+    """Keeps what is recorded."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[str, dict[str, Any]]] = []
+
+    def log(self, event: str, **values: Any) -> None:
+        self.events.append((event, values))
+
+    def of(self, event: str) -> list[dict[str, Any]]:
+        return [values for name, values in self.events if name == event]
+
+
+def adapter_of(network) -> Adapter:
+    """Class conditions with a null label, or random "prompts" where the network attends to text."""
+    config = network.config
+    conditioner: Any = ClassConditioner(CLASSES, null_label=CLASSES)
+    if "cross_attention_dim" in config:
+        generator = torch.Generator().manual_seed(5)
+        shape = (TOKENS, config.cross_attention_dim)
+        prompts = {stream: torch.randn(16, *shape, generator=generator) for stream in ("cal", "val", "eval")}
+        conditioner = TextConditioner(prompts, torch.randn(shape, generator=generator))
+    return Adapter(
+        network,
+        sample_shape=(config.in_channels, config.sample_size, config.sample_size),
+        schedule=SCHEDULE,
+        prediction="epsilon",
+        conditioner=conditioner,
+        decoder=PixelDecoder(),
+    )
+
+
+BUILDERS = {"unet": unet, "text_unet": text_unet, "dit": dit}
+
+
+def sampler(kind: str = "ddim", steps: int = 4, **settings: Any) -> SamplerPlan:
+    return build_plan(SamplerSpec(kind, steps, **settings), SCHEDULE)
+
+
+def workbench(
+    bits: BitWidth = BitWidth(3, 6),
+    *,
+    network=None,
+    scope: Scope = COMMON_SCOPE,
+    steps: StepGroups | None = None,
+    trajectories: int = 8,
+    guidance: float = 1.0,
+    seed: int = 0,
+) -> Workbench:
+    """A network with quantizable layers, all switched off, and a bank of four-step trajectories of it."""
+    adapter = adapter_of(unet() if network is None else network)
+    plan, topology = sampler(), adapter.topology()
+    bank = TrajectoryBank(
+        follow(adapter, plan, stream="cal", seed=seed, indices=range(trajectories), guidance=guidance),
+        follow(adapter, plan, stream="val", seed=seed, indices=range(4), guidance=guidance),
+        seed,
+    )
+    steps = steps or StepGroups.shared()
+    quantize_layers_(adapter.network, uniform_plan(topology.layers, bits, scope), adapter.context, steps)
+    return Workbench(adapter, topology, bank, plan, guidance, steps, seed, Log())
+
+
+@torch.no_grad()
+def set_min_max_ranges_(adapter: Adapter, x, timestep, cond, step) -> None:
+    """Min-max ranges of weights, and of activations in one full-precision call, the same for every step."""
+    layers = quant_layers(adapter.network)
+    seen: dict[str, torch.Tensor] = {}
+    handles = [
+        layer.register_forward_pre_hook(lambda _, args, name=name: seen.update({name: args[0]}))
+        for name, layer in layers.items()
+    ]
+    with quantization(adapter.network, weight=False, activation=False):
+        adapter.denoise(x, timestep, cond, step)
+    for handle in handles:
+        handle.remove()
+    for name, layer in layers.items():
+        weights, activation = layer.weight_quantizer, layer.activation_quantizer
+        grids = [affine_parameters(r.amin(1), r.amax(1), weights.levels) for r in weights.rows(layer.weight)]
+        weights.set_parameters_(*(torch.stack(tables, 1) for tables in zip(*grids, strict=True)))
+        channels = seen[name].movedim(layer.channel_axis, 0).flatten(1)
+        parts = [channels[part] for part in activation.groups.slices]
+        low, high = (torch.stack([getattr(part, end)() for part in parts]) for end in ("amin", "amax"))
+        scale, zero_point = affine_parameters(low, high, activation.levels)
+        rows = len(activation.scale)
+        activation.set_parameters_(scale.repeat(rows, 1), zero_point.repeat(rows, 1))
