@@ -77,7 +77,7 @@ def main() -> None:
     weight = torch.randn(ROWS, CHANNELS, KERNEL, KERNEL, generator=generator) * 0.02
     rows = weight.flatten(1)
     print(
-        f"Weight {ROWS}×{CHANNELS}×{KERNEL}×{KERNEL}, {CANDIDATES} candidates, exponent {EXPONENT}, one thread;"
+        f"Weight {ROWS}×{CHANNELS}×{KERNEL}×{KERNEL}, {CANDIDATES} candidates, exponent {EXPONENT}, 1 thread;"
     )
     print(f"the published form timed on {TIMED_ROWS} of {ROWS} rows and scaled up.\n")
     print(

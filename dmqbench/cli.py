@@ -1,16 +1,14 @@
-"""The command ``dmqbench``: every job is composed and checked before the first one starts, then launched by Hydra.
+"""The command ``dmqbench``: all jobs are composed and checked before the first starts; Hydra launches them.
 
-Exit status: 0 done; 1 a job failed; 2 the configuration is wrong, in one line; 130 interrupted. Importing this module,
-``--help`` and refusing a configuration need no torch, and neither does a job whose result is in the store.
+Exit status: 0 done; 1 a job failed; 2 the configuration is wrong, in one line; 130 interrupted. Importing
+this module, ``--help`` and refusing a configuration need no torch, nor does a job whose result is there.
 """
 
-import itertools
-import shlex
 import signal
 import sys
 import traceback
-import warnings
-from collections.abc import Iterable, Sequence
+from argparse import Namespace
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from importlib import import_module
@@ -19,11 +17,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 if TYPE_CHECKING:
-    from argparse import Namespace
-
-    from omegaconf import DictConfig
-
-    from dmqbench.schema import Job
+    from dmqbench.planning import Planned
 
 DONE, FAILED, WRONG, INTERRUPTED = 0, 1, 2, 130
 
@@ -36,11 +30,13 @@ ACTIONS = {
     "plan": "show_plan",
     "cost": "show_cost",
 }
-"""The function of ``dmqbench.run`` behind every task; it returns a folder, or None if it printed its answer."""
+"""The function of ``dmqbench.run`` behind every task; it returns a folder, or None if it printed all."""
 
 ERROR_FILE = "error.json"
-SWEEP_KEY = "+sweeps="
-LOCAL_LAUNCHERS = ("basic", "joblib")
+NOT_OFFERED = ("config_name", "config_path", "experimental_rerun")
+"""Hydra's options that exchange the whole configuration or load a pickle."""
+
+GROUP_NAMES = ("method", "model", "bits", "dataset", "sampler", "metrics", "budget", "tracker", "trainer")
 
 HELP = """\
 dmqbench quantizes a diffusion model, samples from it, and measures what that cost in image quality.
@@ -51,35 +47,21 @@ dmqbench quantizes a diffusion model, samples from it, and measures what that co
   dmqbench task=plan method=rtn                     what would run, and what is there already
   dmqbench-report                                   the table of everything in the store
 
-Configuration (key=value; any key that --cfg job shows can be set):
+Configuration (key=value; every key that --cfg job shows can be set):
 {groups}
-  task         run (default) trajectories calibrate sample evaluate plan cost
   sweeps       {sweeps}
+  task         {tasks}
   store.root   where results lie; otherwise DMQBENCH_RUNS, otherwise ./runs
 
 Options:
-  -m                   multirun: keys may have several values
+  -m                   multirun: a key may have several values
   --cfg job            show the configuration of a job and stop
-  --config-dir DIR     a folder with your own YAMLs, in the same groups
+  --config-dir DIR     a folder with YAMLs of your own, in the same groups
   -sc install=bash     tab completion: eval "$(dmqbench -sc install=bash)"; also zsh, fish
-  --hydra-help         the rest, which is Hydra's; launchers: hydra/launcher=joblib, ray, submitit_slurm
+  --hydra-help         the rest, which is Hydra's
+
+Jobs go elsewhere with hydra/launcher=joblib, ray or submitit_slurm.
 """
-
-
-class Planned(NamedTuple):
-    """A checked job, the overrides it came from, and the id of its result (None for a task that needs no weights)."""
-
-    overrides: tuple[str, ...]
-    job: "Job"
-    result: str | None
-
-    @property
-    def folder(self) -> Path | None:
-        return None if self.result is None else self.job.store_root / "result" / self.result
-
-    @property
-    def command(self) -> str:
-        return shlex.join(["dmqbench", *self.overrides])
 
 
 class Outcome(NamedTuple):
@@ -90,12 +72,12 @@ class Outcome(NamedTuple):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return the exit status."""
+    """Carry out a command line and return the exit status."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if {"-h", "--help"} & set(arguments):
         print(help_text(), end="")
         return DONE
-    with suppress(ValueError):  # only a process's main thread has signals
+    with suppress(ValueError):  # only the main thread of a process has signals
         signal.signal(signal.SIGTERM, _interrupt)
     try:
         return _main(arguments)
@@ -110,23 +92,19 @@ def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
 
 def _main(arguments: list[str]) -> int:
     from dmqbench.config import ConfigError, ModelError
-    from dmqbench.store import StoreError
+    from dmqbench.planning import plan
 
     try:
         options = parse_arguments(arguments)
         if options.shell_completion or options.info or options.hydra_help:
             return hand_to_hydra(arguments)
-        planned, hydra_own = plan(options)
+        planned = plan(options)
         if options.cfg:
             return hand_to_hydra(arguments)
     except (ConfigError, ModelError) as error:
         complain(error)
         return WRONG
-    try:
-        return carry_out(planned, hydra_own)
-    except (StoreError, OSError) as error:
-        complain(error)
-        return FAILED
+    return carry_out(planned)
 
 
 def complain(line: object) -> None:
@@ -134,177 +112,170 @@ def complain(line: object) -> None:
 
 
 def help_text() -> str:
-    """The help, with the options of every group as they lie in ``conf/``."""
+    """The help, with the options of every group; from file names alone, so that it comes at once."""
     package = Path(__file__).parent
-    conf, sweeps = (
-        folder if (folder := package / name).is_dir() else package.parent / name
-        for name in ("conf", "sweeps")
-    )
-    groups = ("method", "model", "bits", "dataset", "sampler", "metrics", "budget", "tracker", "trainer")
-    lines = [f"  {group:<12} {' '.join(_names(conf / group))}" for group in groups]
-    return HELP.format(groups="\n".join(lines), sweeps=" ".join(_names(sweeps)))
+    root = package if (package / "conf").is_dir() else package.parent
+    groups = "\n".join(f"  {group:<12} {_names(root / 'conf' / group)}" for group in GROUP_NAMES)
+    return HELP.format(groups=groups, sweeps=_names(root / "sweeps"), tasks=" ".join(ACTIONS))
 
 
-def _names(folder: Path) -> list[str]:
-    return sorted(path.stem for path in folder.glob("*.yaml"))
+def _names(folder: Path) -> str:
+    return " ".join(sorted(path.stem for path in folder.glob("*.yaml")))
 
 
-# ---- what is asked for
-
-
-def parse_arguments(arguments: Sequence[str]) -> "Namespace":
-    """Parse Hydra's options, of which those that replace our configuration or load pickles are refused.
-
-    Raises:
-        ConfigError: an unknown or refused option.
-    """
+def parse_arguments(arguments: Sequence[str]) -> Namespace:
+    """Parse Hydra's options; ConfigError for an option that is unknown or not offered here."""
     from hydra._internal.utils import get_args_parser
 
-    from dmqbench.config import ConfigError
+    from dmqbench.config import ConfigError, closest
 
     parser = get_args_parser()
+    known = [flag for action in parser._actions for flag in action.option_strings]
 
     def refuse(message: str) -> NoReturn:
-        flags = [argument for argument in arguments if argument.startswith("-")]
-        known = [flag for action in parser._actions for flag in action.option_strings]
-        wrong = next((flag for flag in flags if flag.partition("=")[0] not in known), None)
-        if wrong is None:
-            raise ConfigError("option", " ".join(flags), problem=f"cannot be read ({message})")
-        key, _, value = wrong.partition("=")
-        raise ConfigError(key, value, known, "is not an option", nearest=_similar(key, known))
+        flags = [text.partition("=") for text in arguments if text.startswith("-")]
+        for flag, _, value in flags:
+            if flag not in known:
+                raise ConfigError(flag, value, known, "is not an option", closest(flag, known))
+        raise ConfigError("options", " ".join(arguments), problem=f"cannot be read ({message})")
 
     parser.error = refuse
     options = parser.parse_args(list(arguments))
-    for name in ("config_name", "config_path", "experimental_rerun"):
+    for name in NOT_OFFERED:
         if getattr(options, name) is not None:
-            raise ConfigError(
-                f"--{name.replace('_', '-')}",
-                getattr(options, name),
-                problem="is not offered; your own YAMLs go into a folder given by --config-dir",
-            )
+            flag = f"--{name.replace('_', '-')}"
+            problem = "is not offered; YAMLs of your own go into a folder given by --config-dir"
+            raise ConfigError(flag, getattr(options, name), ["--config-dir"], problem)
     return options
 
 
-def _similar(name: str, known: Sequence[str]) -> str:
-    from dmqbench.config import closest
+def hand_to_hydra(arguments: Sequence[str]) -> int:
+    """Let Hydra show a configuration or complete a word; return its exit status."""
+    import hydra
 
-    return closest(name, known)
+    from dmqbench.config import CONF, ROOT
 
-
-def plan(options: "Namespace") -> tuple[list[Planned], list[str]]:
-    """Return all jobs, each once, composed and checked, and Hydra's own overrides.
-
-    Raises:
-        ConfigError, ModelError: one of them is wrong or cannot start.
-    """
-    from dmqbench.config import ConfigError, parse, search_path
-
-    config_dirs = [options.config_dir] if options.config_dir else []
-    own_path = search_path(config_dirs)
-    names = [text.removeprefix(SWEEP_KEY) for text in options.overrides if text.startswith(SWEEP_KEY)]
-    plain = [text for text in options.overrides if not text.startswith(SWEEP_KEY)]
-    parsed = parse([*own_path, *plain])
-    hydra_own = [override.input_line or "" for override in parsed if override.is_hydra_override()]
-    if any(text.startswith("hydra/sweeper") for text in hydra_own):
-        raise ConfigError("hydra/sweeper", "...", ["basic"], "is not offered: jobs are expanded before Hydra sees them")
-    mine = [override.input_line or "" for override in parsed if not override.is_hydra_override()]
-    products = [
-        [*listed, *chosen]
-        for name in names or [None]
-        for listed in (sweep_jobs(name, config_dirs) if name is not None else [[]])
-        for chosen in (expand(mine, hydra_own) if options.multirun else [mine])
-    ]
-    if options.cfg and len(products) > 1:
-        raise ConfigError("--cfg", options.cfg, problem=f"shows one job, and these are {len(products)}")
-    unique: dict[Any, Planned] = {}
-    for overrides in products:
-        one = check(overrides, hydra_own)
-        unique.setdefault(_sameness(one), one)
-    return list(unique.values()), hydra_own
-
-
-def expand(overrides: Sequence[str], hydra_own: Sequence[str]) -> list[list[str]]:
-    """All combinations of the values of a multirun, in the order of the command line."""
-    from dmqbench.config import parse_with_options
-
-    choices = []
-    for text, override in zip(overrides, parse_with_options(overrides), strict=True):
-        if override.is_sweep_override():
-            values = override.sweep_string_iterator()
-            choices.append([f"{override.get_key_element()}={value}" for value in values if not value.startswith("base_")])
-        else:
-            choices.append([text])
-    return [list(chosen) for chosen in itertools.product(*choices)]
-
-
-def sweep_jobs(name: str, config_dirs: Sequence[str]) -> list[list[str]]:
-    """Read ``sweeps/<name>.yaml``: ``jobs``, a list of lists of overrides, and ``overrides``, common to all.
-
-    Raises:
-        ConfigError: there is no such sweep, or it is something else.
-    """
-    from omegaconf import OmegaConf
-    from yaml import YAMLError
-
-    from dmqbench.config import SWEEPS, ConfigError
-
-    folders = [SWEEPS, *(Path(folder) / "sweeps" for folder in config_dirs)]
-    files = {path.stem: path for folder in folders for path in sorted(folder.glob("*.yaml"))}
-    if name not in files:
-        raise ConfigError("sweeps", name, files)
+    sys.argv = [sys.argv[0], *arguments]
     try:
-        content = OmegaConf.to_container(OmegaConf.load(files[name]))
-    except (YAMLError, OSError) as error:
-        raise ConfigError("sweeps", name, problem=f"cannot be read ({str(error).splitlines()[0]})") from None
-    content = content if isinstance(content, dict) else {"jobs": content}
-    for key in content:
-        if key not in ("jobs", "overrides"):
-            raise ConfigError(f"sweeps/{name}.yaml: {key}", "...", ["jobs", "overrides"], "is not a key", _similar(str(key), ["jobs", "overrides"]))
-    jobs, common = content.get("jobs"), content.get("overrides") or []
-    lists = [common, *jobs] if isinstance(jobs, list) and jobs else [None]
-    if not all(isinstance(part, list) and all(isinstance(text, str) for text in part) for part in lists):
-        raise ConfigError(f"sweeps/{name}.yaml: jobs", "...", problem="is not a list of lists of key=value")
-    return [[*common, *job] for job in jobs]
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name=ROOT)(_nothing)()
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else FAILED if stop.code else DONE
+    return DONE
 
 
-def check(overrides: Sequence[str], hydra_own: Sequence[str]) -> Planned:
-    """Compose and check one job, down to the files of its model; ConfigError or ModelError."""
-    from dmqbench.config import ConfigError, compose, cuda_expected, job_ids, make_job
-
-    job = make_job(compose([*hydra_own, *overrides]))
-    launcher = next((text.partition("=")[2] for text in hydra_own if text.startswith("hydra/launcher=")), "basic")
-    if launcher in LOCAL_LAUNCHERS and job.trainer.accelerator == "gpu" and not cuda_expected():
-        raise ConfigError("trainer.accelerator", "gpu", ["cpu"], "needs a CUDA device, and none is seen here")
-    result = None if job.task == "cost" else job_ids(job, hash_of(job.model)).result
-    return Planned(tuple(overrides), job, result)
+def _nothing(config: Any) -> None:
+    """What Hydra would run if it were asked to."""
 
 
-def hash_of(model: Any, known: dict[Any, str] = {}) -> str:  # noqa: B006
-    """``weights_hash``, computed once for all jobs of a sweep."""
-    from dmqbench.config import weights_hash
+def carry_out(planned: Sequence["Planned"]) -> int:
+    """Answer what is in the store, launch the rest, print one table and all folders; return the status."""
+    from dmqbench.planning import is_answered
+    from dmqbench.store import StoreError
 
-    if model not in known:
-        known[model] = weights_hash(model)
-    return known[model]
+    try:
+        outcomes = {
+            number: Outcome(str(one.folder)) for number, one in enumerate(planned) if is_answered(one)
+        }
+        missing = [number for number in range(len(planned)) if number not in outcomes]
+        if missing:
+            done = launch([planned[number] for number in missing])
+            outcomes |= zip(missing, done, strict=True)
+    except (StoreError, OSError) as error:
+        complain(error)
+        return FAILED
+    show([(planned[number], outcomes[number]) for number in range(len(planned))])
+    return FAILED if any(outcome.error for outcome in outcomes.values()) else DONE
 
 
-def _sameness(planned: Planned) -> Any:
-    from dmqbench.ids import canonical_json
+def show(done: Sequence[tuple["Planned", Outcome]]) -> None:
+    """Print the table of all results; then the folder of every job, so that the last line is a folder."""
+    from dmqbench.report import print_results
 
-    job = planned.job
-    if planned.result is None:
-        return job.task, canonical_json(job.config)
-    return job.task, job.store_root, planned.result, job.metrics
+    folders = [Path(outcome.path) for _, outcome in done if outcome.path is not None]
+    results = [Path(outcome.path) for one, outcome in done if outcome.path and one.job.task == "run"]
+    if results:
+        print_results(results)
+    for folder in folders:
+        print(folder)
+    failed = [one for one, outcome in done if outcome.error is not None]
+    if failed and len(done) > 1:
+        complain(f"{len(failed)} of {len(done)} jobs failed; the others are done")
 
 
-# ---- doing it
+def launch(planned: Sequence["Planned"]) -> list[Outcome]:
+    """Give the jobs to Hydra's launcher, each as its overrides; a failing one does not stop the others."""
+    from hydra import initialize_config_dir
+    from hydra._internal.callbacks import Callbacks
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.plugins import Plugins
+    from hydra.types import HydraContext, RunMode
+
+    from dmqbench.config import CONF, ROOT
+
+    first = planned[0]
+    # Hydra writes nothing but a launcher's own files, and those beside the results.
+    places = [f"hydra.sweep.dir='{first.job.store_root / '.hydra'}'", "hydra.sweep.subdir='.'"]
+    with initialize_config_dir(str(CONF), job_name="dmqbench", version_base="1.3"):
+        hydra = GlobalHydra.instance().hydra
+        assert hydra is not None
+        config = hydra.compose_config(
+            config_name=ROOT, overrides=[*places, *first.hydra_own], run_mode=RunMode.MULTIRUN
+        )
+        launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks(config)),
+            task_function=partial(run_one, tuple(planned)),
+            config=config,
+        )
+        returned = launcher.launch([list(one.overrides) for one in planned], initial_job_idx=0)
+    return [job.return_value for job in returned]
 
 
-def carry_out(planned: Sequence[Planned], hydra_own: Sequence[str]) -> int:
-    """Answer what is in the store, launch the rest, print one table and the folders; return the exit status."""
-    outcomes = {one: Outcome(str(one.folder)) for one in planned if is_answered(one)}
-    missing = [one for one in planned if one not in outcomes]
-    if missing:
-        outcomes |= zip(missing, launch(missing, hydra_own), strict=True)
-    results = [Path(outcome.path) for outcome in outcomes.values() if outcome.path]
-    ...
+def run_one(planned: Sequence["Planned"], config: Any) -> Outcome:
+    """Carry out the job whose turn it is in a launcher's process. It was composed and checked before."""
+    from hydra.core.hydra_config import HydraConfig
+
+    number = HydraConfig.get().job.num
+    one = planned[number]
+    if len(planned) > 1:
+        complain(f"{number + 1} of {len(planned)}: {one.job.title}")
+    return attempt(one)
+
+
+def attempt(one: "Planned") -> Outcome:
+    """Carry out one job; a failure is written to its result folder and told in one line."""
+    try:
+        if one.folder is not None:
+            with suppress(OSError):
+                (one.folder / ERROR_FILE).unlink(missing_ok=True)
+        action: Callable[..., Path | None] = getattr(import_module("dmqbench.run"), ACTIONS[one.job.task])
+        path = action(one.job)
+    except SystemExit:
+        # This is how Lightning leaves a fit into which a signal came.
+        raise KeyboardInterrupt from None
+    except Exception as error:
+        return _failure(one, error)
+    return Outcome(None if path is None else str(path))
+
+
+def _failure(one: "Planned", error: Exception) -> Outcome:
+    from dmqbench.files import save_json
+
+    message = " ".join(str(error).split()) or "no message"
+    line = f"{one.job.title}: {type(error).__name__}: {message}"
+    report = {
+        "class": type(error).__name__,
+        "message": message,
+        "command": one.command,
+        "traceback": "".join(traceback.format_exception(error)),
+    }
+    where = ""
+    if one.folder is not None:
+        with suppress(OSError):
+            save_json(one.folder / ERROR_FILE, report)
+            where = f"; see {one.folder / ERROR_FILE}"
+    complain(f"{line}{where}; again with: {one.command}")
+    return Outcome(error=line)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

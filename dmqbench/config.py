@@ -3,6 +3,7 @@
 A wrong configuration is a ``ConfigError``: one line with the key, the value and the nearest allowed one.
 """
 
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass
@@ -16,10 +17,10 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, Node, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
-from dmqbench.ids import JobIds, derived_id, job_ids, weights_hash
+from dmqbench.ids import JobIds, job_ids, weights_hash
 from dmqbench.models.folders import ModelError
 from dmqbench.schema import (
     GROUPS,
@@ -42,11 +43,13 @@ __all__ = [
     "MethodConfig",
     "ModelError",
     "StageConfig",
+    "closest",
     "compose",
-    "derived_id",
+    "expand",
     "full_precision",
     "job_ids",
     "make_job",
+    "parse",
     "search_path",
     "weights_hash",
 ]
@@ -77,7 +80,7 @@ _KINDS = {
 
 
 def register_schemas() -> None:
-    """Tell Hydra the schemas: ``base_config`` for the root and ``base_<group>`` in every group but ``method``."""
+    """Tell Hydra the schemas: ``base_config`` of the root, ``base_<group>`` of every group but ``method``."""
     store = ConfigStore.instance()
     store.store(name=f"{HIDDEN}{ROOT}", node=_schema(RootConfig))
     for group, kind in GROUPS.items():
@@ -118,8 +121,8 @@ def search_path(config_dirs: Sequence[str]) -> list[str]:
 def compose(overrides: Sequence[str]) -> DictConfig:
     """Compose the configuration of one job from ``key=value`` overrides.
 
-    Group choices are composed by Hydra; the remaining values must then fit what was composed, in name and type. The
-    YAML of a method is its schema in the same way.
+    Group choices are composed by Hydra; the remaining values must then fit what was composed, in name and
+    type. The YAML of a method is its schema in the same way.
 
     Raises:
         ConfigError: an unknown option or key, a value of the wrong type, bad syntax, or a typo inside a YAML.
@@ -130,7 +133,7 @@ def compose(overrides: Sequence[str]) -> DictConfig:
     for override in own:
         _check_form(override)
     choices = [override for override in own if override.key_or_group in (*GROUPS, _METHOD_GROUP)]
-    with initialize_config_dir(str(CONF), job_name="dmqbench", version_base="1.3"):
+    with _hydra():
         for choice in choices:
             _check_choice(choice, hydra_own)
         try:
@@ -158,6 +161,27 @@ def parse(overrides: Sequence[str]) -> list[Override]:
             reason = str(error).splitlines()[0]
             raise ConfigError(key, value, problem=f"cannot be read as key=value ({reason})") from None
     return parsed
+
+
+def expand(overrides: Sequence[str]) -> list[list[str]]:
+    """All combinations of the values of a multirun, in the order of the command line."""
+    parse(overrides)
+    with _hydra():
+        loader = GlobalHydra.instance().config_loader()
+        parsed = OverridesParser.create(config_loader=loader).parse_overrides(list(overrides))
+        choices = [_values(override) for override in parsed]
+    return [list(chosen) for chosen in itertools.product(*choices)]
+
+
+def _values(override: Override) -> list[str]:
+    if not override.is_sweep_override():
+        return [override.input_line or ""]
+    values = [value for value in override.sweep_string_iterator() if not value.startswith(HIDDEN)]
+    return [f"{override.get_key_element()}={value}" for value in values]
+
+
+def _hydra() -> initialize_config_dir:
+    return initialize_config_dir(str(CONF), job_name="dmqbench", version_base="1.3")
 
 
 def _check_form(override: Override) -> None:
@@ -236,7 +260,8 @@ def _set(config: DictConfig, key: str, value: Any) -> None:
         )
     kind = _kind_of(config, key)
     if value is not None and kind is not None:
-        value = _converted(key, value, kind, OmegaConf.select(config, key))
+        default = OmegaConf.select(config, key)
+        value = _converted(key, value, kind, list(default) if kind is list else default)
     try:
         OmegaConf.update(config, key, value, merge=False, force_add=False)
     except OmegaConfBaseException as error:
@@ -255,10 +280,11 @@ def _known_keys(config: DictConfig, prefix: str = "") -> Iterator[str]:
 
 
 def _kind_of(config: DictConfig, key: str) -> type | None:
-    """The type of a key: its schema's, or in a method that of the value in the YAML; None where that is null."""
+    """The type of a key: its schema's, or in a method its value's in the YAML; None where that is null."""
     parent, _, name = key.rpartition(".")
     group = OmegaConf.select(config, parent) if parent else config
-    declared = group._get_node(name)._metadata.ref_type
+    node = group._get_node(name)
+    declared = node._metadata.ref_type if isinstance(node, Node) else None
     if declared in _KINDS:
         return declared
     value = OmegaConf.select(config, key)

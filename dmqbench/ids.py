@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -29,7 +28,7 @@ _TRAIN_TIMESTEPS = 1000
 
 @dataclass(frozen=True)
 class JobIds:
-    """Ids of everything a job makes; ``stages`` holds (stage name, id) in order, ``quantized`` is the last of them."""
+    """Ids of what a job makes; ``stages`` are (stage name, id) in order, ``quantized`` is the last."""
 
     trajectories: str
     stages: tuple[tuple[str, str], ...]
@@ -107,35 +106,31 @@ def job_ids(job: Job, weights: str) -> JobIds:
         "classes": job.model.classes or 0,
     }
     sampler = _sampler_facts(job)
-    trajectories = derived_id(
+    trajectories = _id(
         "trajectories",
-        dict(
-            model=model,
-            sampler=sampler,
-            dataset=job.dataset.name,
-            calibration=job.budget.trajectories,
-            validation=job.budget.validation,
-            seed=job.seed,
-        ),
+        model=model,
+        sampler=sampler,
+        dataset=job.dataset.name,
+        calibration=job.budget.trajectories,
+        validation=job.budget.validation,
+        seed=job.seed,
     )
     stages: list[tuple[str, str]] = []
     for stage in job.method.stages:
         parent = stages[-1][1] if stages else trajectories
         stages.append((stage.name, _stage_id(job, stage, parent)))
     quantized = stages[-1][1] if stages else None
-    samples = derived_id(
+    samples = _id(
         "samples",
-        dict(
-            of=model if quantized is None else quantized,
-            sampler=sampler,
-            labels=f"index % {job.model.classes}" if job.model.classes else None,
-            seed=job.metrics.seed,
-            engine=job.engine,
-            dtype=DTYPE,
-            device=job.device_type,
-        ),
+        of=model if quantized is None else quantized,
+        sampler=sampler,
+        labels=f"index % {job.model.classes}" if job.model.classes else None,
+        seed=job.metrics.seed,
+        engine=job.engine,
+        dtype=DTYPE,
+        device=job.device_type,
     )
-    return JobIds(trajectories, tuple(stages), quantized, samples, derived_id("result", {"samples": samples}))
+    return JobIds(trajectories, tuple(stages), quantized, samples, _id("result", samples=samples))
 
 
 def _sampler_facts(job: Job) -> dict[str, Any]:
@@ -155,14 +150,13 @@ def _stage_id(job: Job, stage: StageConfig, parent: str) -> str:
     }
     if "activation" in stage.uses:
         facts |= {"activation": job.bits.activation, "ranges": job.bits.ranges}
-    return derived_id("quantized", facts)
+    return _id("quantized", **facts)
 
 
-def derived_id(kind: str, facts: Mapping[str, Any]) -> str:
-    """Id of an artifact of ``kind`` that ``facts`` determine."""
+def _id(kind: str, **facts: Any) -> str:
     return short_hash({"kind": kind, "version": VERSIONS[kind], **facts})
 
 
 def perturbed_id(samples: str, perturbation: float) -> str:
-    """Id of the samples ``samples`` drawn from x_T · (1 + perturbation): the numerical floor of paired metrics."""
+    """Id of ``samples`` drawn from x_T · (1 + perturbation): the numerical floor of paired metrics."""
     return _id("samples", of=samples, perturbation=perturbation)

@@ -24,6 +24,7 @@ _HEAT = ((255, 255, 255), (253, 205, 130), (238, 120, 55), (190, 40, 45), (90, 1
 _FULL_SCALE_QUANTILE = 0.995
 _MARGIN, _GAP, _ROW_GAP = 24, 4, 16
 _MAX_WIDTH = 2400
+_LEGEND_HEIGHT, _LEGEND_WIDTH = 44, 480
 _CELL = 48
 
 
@@ -36,7 +37,7 @@ class Row(NamedTuple):
 
 
 class _Layout(NamedTuple):
-    """Pixel sizes of the picture: a column of labels, then ``columns`` cells; difference cells are half as high."""
+    """Sizes in pixels: a column of labels, then ``columns`` cells; cells of differences are half as large."""
 
     columns: int
     cell: tuple[int, int]
@@ -61,31 +62,35 @@ class _Layout(NamedTuple):
 def comparison(
     rows: Sequence[Row], path: Path, scale: float = 3, columns: int = 16, differences: bool = True
 ) -> Path:
-    """Draw ``rows`` to the PNG file ``path`` and return it; the first row is what the others are compared with.
+    """Draw ``rows`` to the PNG file ``path`` and return it; the others are compared with the first row.
 
     Column i shows sample i of every row. ``scale`` is the magnification of the samples. ``ValueError`` if the
     rows are not images of one size.
     """
     _check(rows)
     columns = min(columns, *(len(row.images) for row in rows))
-    height, width = rows[0].images.shape[2:]
-    cell = (max(1, round(width * scale)), max(1, round(height * scale)))
-    layout = _Layout(columns, cell, _label_width(rows))
-    errors = (
-        [_difference(row.images[:columns], rows[0].images[:columns]) for row in rows[1:]]
-        if differences
-        else []
+    height, width = (max(1, round(side * scale)) for side in rows[0].images.shape[2:])
+    layout = _Layout(columns, (width, height), _label_width(rows))
+    reference = rows[0].images[:columns]
+    errors = [_difference(row.images[:columns], reference) for row in rows[1:]] if differences else []
+    full_scale = _full_scale(errors)
+    block = height + (_GAP + layout.thin[1] if errors else 0) + _ROW_GAP
+    top_block = height + _ROW_GAP
+    total_height = (
+        _MARGIN
+        + top_block
+        + block * (len(rows) - 1)
+        + (_LEGEND_HEIGHT if full_scale else 0)
+        + _MARGIN
+        - _ROW_GAP
     )
-    full_scale = float(np.quantile(np.stack(errors), _FULL_SCALE_QUANTILE)) if errors else 0.0
-    block = cell[1] + (_GAP + layout.thin[1] if errors else 0) + _ROW_GAP
-    top_block = cell[1] + _ROW_GAP
-    total = _MARGIN + top_block + block * (len(rows) - 1) + (44 if full_scale else 0) + _MARGIN - _ROW_GAP
-    canvas = Image.new("RGB", (layout.width, total), _BACKGROUND)
+    total_width = max(layout.width, layout.left + _LEGEND_WIDTH if full_scale else 0)
+    canvas = Image.new("RGB", (total_width, total_height), _BACKGROUND)
     y = _MARGIN
     for number, row in enumerate(rows):
         _draw_row(canvas, layout, y, row)
         if number and errors:
-            _draw_heat(canvas, layout, y + cell[1] + _GAP, errors[number - 1], full_scale)
+            _draw_heat(canvas, layout, y + height + _GAP, errors[number - 1], full_scale)
         y += block if number else top_block
     if full_scale:
         _draw_legend(canvas, layout, y + 4, full_scale)
@@ -95,7 +100,7 @@ def comparison(
 
 
 def picture_of(store_root: Path, folders: Sequence[Path], path: Path, columns: int = 16) -> Path:
-    """Draw the samples of the jobs in the result ``folders``, under the full-precision samples of the same seeds.
+    """Draw the samples of the jobs in the result ``folders`` below those of full precision, same seeds.
 
     ``ValueError`` if the jobs do not share their full-precision samples, or the store does not hold them.
     """
@@ -166,6 +171,14 @@ def _check(rows: Sequence[Row]) -> None:
 def _difference(images: Pixels, reference: Pixels) -> NDArray[np.float64]:
     """Return the absolute difference [N, H, W] in grey levels, averaged over the channels."""
     return np.abs(images.astype(np.float64) - reference.astype(np.float64)).mean(axis=1)
+
+
+def _full_scale(errors: Sequence[NDArray[np.float64]]) -> float:
+    """Return the difference at the end of the colours: not the largest, for one pixel must not fade the rest."""
+    if not errors:
+        return 0.0
+    everything = np.stack(errors)
+    return float(np.quantile(everything, _FULL_SCALE_QUANTILE) or everything.max())
 
 
 def _as_picture(image: Pixels, size: tuple[int, int]) -> Image.Image:

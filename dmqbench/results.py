@@ -115,7 +115,7 @@ class Table:
         return next((row.scope for row in self.rows if not row.full_precision), None)
 
     def accepts(self, result: Result) -> bool:
-        """Whether ``result`` has the model, dataset and scope of the rows, and their protocol in every metric."""
+        """Whether ``result`` has the rows' model, dataset and scope, and their protocol in every metric."""
         return all(_comparable(row, result) for row in self.rows)
 
     def protocols(self, metric: str) -> tuple[str, ...]:
@@ -147,7 +147,7 @@ def load_store(root: Path, on_damage: Callable[[str], None]) -> list[Result]:
 
 
 def comparable_tables(results: Iterable[Result]) -> list[Table]:
-    """Return the fewest tables, first come first served, in which no column mixes protocols and no table scopes.
+    """Return tables in which no column mixes protocols and no table scopes; first come, first served.
 
     A full-precision row stands in every table that it can be compared with.
     """
@@ -187,7 +187,7 @@ def why_apart(tables: Sequence[Table]) -> str | None:
 
 
 def score(record: Mapping[str, Any]) -> float | None:
-    """Return the value as a number in which more is better; ``None`` where it is absent or its direction unknown.
+    """Return the value so that more is better; ``None`` where it is absent or its direction unknown.
 
     Identical images, which have no value, count as perfect.
     """

@@ -28,6 +28,9 @@ ACCELERATORS = ("cpu", "gpu", "auto")
 TRACKER_MODES = ("auto", "online", "offline", "disabled")
 METRICS = ("psnr", "ssim", "mse", "fd_digits", "fd2fp32_digits")
 METRICS_TO_COME = ("lpips", "fid", "sfid", "is", "kid", "precision", "recall", "fid2fp32", "clip")
+EMBEDDED_METRICS = ("fd_", "fd2fp32_")
+"""How metrics begin whose extractor is shipped with this package."""
+
 PAIRED_METRICS = ("psnr", "ssim", "mse", "lpips")
 """Metrics over ``metrics.pairs`` pairs of images; the others are over ``metrics.samples`` images."""
 
@@ -50,7 +53,7 @@ TO_COME = {
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """``datasets`` are those it can be compared with; ``sample_shape`` is (C, H, W), empty to read it from the folder."""
+    """``datasets``: what it can be compared with; ``sample_shape``: (C, H, W), or empty: read from it."""
 
     name: str = REQUIRED
     source: str = REQUIRED
@@ -73,7 +76,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class BitsConfig:
-    """Bits of weights and activations, 32 for full precision. In a job, ``ranges`` is what the method resolved to."""
+    """Bits of weights and activations, 32 for full precision. In a job, ``ranges`` is resolved."""
 
     weight: int = REQUIRED
     activation: int = REQUIRED
@@ -87,15 +90,15 @@ class BitsConfig:
 
 @dataclass(frozen=True)
 class DatasetConfig:
-    """What generated images are compared with; ``none`` for a model whose training images are not known here."""
+    """What images are compared with; ``none`` for a model whose training images are not known here."""
 
     name: str = REQUIRED
 
 
 @dataclass(frozen=True)
 class SamplerConfig:
-    """See ``SamplerSpec``; ``chunk`` samples are computed together, always the same ones, and ``batch`` bounds how
-    many trajectories are followed at once where the numbers do not depend on it."""
+    """See ``SamplerSpec``. ``chunk`` samples are computed together, always the same; ``batch`` bounds what is
+    computed at once where that changes no number."""
 
     name: str = REQUIRED
     steps: int = REQUIRED
@@ -111,7 +114,7 @@ class SamplerConfig:
     version: int = SAMPLER_VERSION
 
     def spec(self, prediction: str = "epsilon") -> SamplerSpec:
-        """The sampler for a network that predicts ``prediction``; ValueError, one line, where there is none."""
+        """The sampler for a network that predicts ``prediction``; ValueError, one line, if there is none."""
         shared = {key: value for key, value in asdict(self).items() if key not in _NOT_IN_SPEC}
         return SamplerSpec(kind=self.name, prediction=prediction, **shared)  # type: ignore[arg-type]
 
@@ -201,12 +204,12 @@ GROUPS = {
 
 
 PAPER_SCOPE = {"first_last": False, "embedding": False, "attention": False, "split": True}
-"""What a method's paper quantizes beyond ordinary layers, and whether it splits skip inputs; here: the common scope."""
+"""What is quantized besides ordinary layers, and are skip inputs split; these values are the common scope."""
 
 
 @dataclass(frozen=True)
 class StageConfig:
-    """One stage; ``settings`` are the arguments of its constructor, of which ``not_in_id`` change no number."""
+    """One stage; ``settings`` are its constructor's arguments, of which ``not_in_id`` change no number."""
 
     name: str
     version: int
@@ -265,7 +268,7 @@ class Job:
 def full_precision(job: Job) -> Job:
     """The job whose samples the paired metrics of ``job`` compare with.
 
-    Its samples do not depend on method, bits, scope, calibration seed or engine, so these are set to one value.
+    Its samples do not depend on bits, scope, calibration seed or engine, so these are set to one value.
     """
     bits = BitsConfig(FULL_PRECISION, FULL_PRECISION, "common", "shared")
     method = MethodConfig("fp")

@@ -1,4 +1,4 @@
-"""One comparable table as text: cells, notes, and their form in a terminal and in Markdown. Imports no torch."""
+"""One comparable table as text, for a terminal and in Markdown. Imports no torch."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -152,7 +152,7 @@ def _distinct(table: Table, name: str) -> list[Any]:
 
 
 def _best(table: Table, metric: str) -> frozenset[int]:
-    """Return the places of the rows that are best among the same bits and seed, or cannot be told from the best.
+    """Return the places of the rows that are best of their bits and seed, or cannot be told from the best.
 
     Where one row stands alone there is nothing to be best of.
     """
@@ -264,7 +264,7 @@ def _notes(table: Table, compared: bool) -> Iterable[str]:
     legend = "; bold: best of its bits, and what the intervals cannot tell from it (paired where they can be)"
     yield "±: half the 95 % interval" + (legend if compared else "")
     if any(row.record.get("cost", {}).get("simulated") for row in table.rows if not row.full_precision):
-        yield "quantization is simulated in floating point: sizes are counted from the bits, no speed is claimed"
+        yield "quantization is simulated in floating point: sizes follow from the bits, no speed is claimed"
     reasons = {(name, why) for row in table.rows for name, why in row.record.get("unavailable", {}).items()}
     yield from (f"{name} not available: {why}" for name, why in sorted(reasons))
 

@@ -1,4 +1,4 @@
-"""The run store: artifacts named by what determines them, made once, whole or absent, and verified when read."""
+"""The run store: artifacts named by what determines them, made once, whole or absent, verified when read."""
 
 import logging
 import os
@@ -62,17 +62,17 @@ class Checked:
 
 @dataclass(frozen=True)
 class _Inspection:
-    """``manifest`` is None if there is none or it is damaged; ``problems`` maps a file to what is wrong with it."""
+    """``manifest`` is None if it is missing or damaged; ``problems`` maps a file to what is wrong with it."""
 
     manifest: Manifest | None
     problems: Mapping[str, str]
 
 
 class Store:
-    """Artifacts below ``root``: ``{kind}/{id}/``, with work under way in ``.work/`` and damaged ones in ``.aside/``.
+    """Artifacts at ``root/{kind}/{id}/``; what is under way lies in ``.work/``, what is damaged in ``.aside/``.
 
-    An id is 16 lower-case hexadecimal digits. Nothing is created before something is written, so a finished store
-    can be read where it cannot be written. A file is hashed once per ``Store`` object unless it changes.
+    An id is 16 lower-case hexadecimal digits. Nothing is created before something is written, so a finished
+    store can be read where it cannot be written. A file is hashed once per ``Store`` object unless it changes.
     """
 
     def __init__(self, root: str | Path) -> None:
@@ -94,7 +94,7 @@ class Store:
         return folder
 
     def work(self, id: str) -> Path:
-        """Folder for what is under way on ``id``, created; it survives a kill and goes when the artifact is there."""
+        """Folder for what is under way on ``id``, created; it survives a kill and goes with publishing."""
         folder = self._work_path(id)
         folder.mkdir(parents=True, exist_ok=True)
         return folder
@@ -123,25 +123,26 @@ class Store:
     ) -> Iterator[None]:
         """Be the only one who makes this artifact, or this part of a growing one, among all processes.
 
-        ``on_wait`` gets one line before the wait begins. Leftovers of killed makers are swept when the whole artifact
-        is locked. Not reentrant. Look into the store again once inside: another job may have made the artifact.
+        ``on_wait`` gets one line before the wait begins. Leftovers of killed makers are swept when the whole
+        artifact is locked. Not reentrant. Look into the store again once inside: another job may have made it.
         """
-        work = self._work_path(id)
-        finished = self.path(kind, id) / MANIFEST
+        folder = self.path(kind, id)
         name = "-".join([kind, id] + ([] if part is None else [safe_name(part)]))
         message = f"waiting for another job that makes {kind} {id}" + (f", {part}" if part else "")
         with exclusive(self.root / ".work" / f"{name}.lock", lambda: on_wait(message)):
-            if part is None and finished.exists() and kind not in GROWING:
-                shutil.rmtree(work, ignore_errors=True)
-            elif part is None:
-                sweep_temporary(work)
+            if part is None:
+                with self._editing(kind, id):
+                    _tidy(folder)
+                sweep_temporary(self._work_path(id))
+                if kind not in GROWING and (folder / MANIFEST).exists():
+                    shutil.rmtree(self._work_path(id), ignore_errors=True)
             yield
 
     def verified(self, kind: str, id: str) -> Artifact | None:
         """The artifact if it is there and every file has its recorded hash.
 
-        A damaged artifact is moved to ``.aside/`` with a warning and counts as absent, so that it is made again; of
-        a growing one, only the damaged files are moved.
+        A damaged artifact is moved to ``.aside/`` with a warning and counts as absent, so that it is made again;
+        of a growing one, only the damaged files are moved.
 
         Raises:
             StoreError: it is damaged and cannot be moved, because the store is read-only.
@@ -151,7 +152,7 @@ class Store:
             return None
         if inspection.manifest is not None and not inspection.problems:
             return Artifact(self.path(kind, id), inspection.manifest)
-        # Another process may just be replacing these files: only what is still wrong under its lock is damage.
+        # Another process may just be replacing these files: what is still wrong under its lock is damage.
         try:
             with self._editing(kind, id):
                 return self._settle(kind, id)
@@ -166,10 +167,10 @@ class Store:
         return {} if artifact is None else artifact.files
 
     def publish(self, kind: str, id: str, folder: Path, facts: Mapping[str, Any]) -> Artifact:
-        """Make the files in ``folder``, which is ``work(id)`` or lies in it, the artifact; remove ``work(id)``.
+        """Make ``folder``, which is ``work(id)`` or lies in it, the artifact, and remove ``work(id)``.
 
-        The folder is renamed into place when its files and then its manifest are on disk. If another process was
-        first, its artifact stays and is returned.
+        The folder is renamed into place when its files and then its manifest are on disk. If another process
+        was first, its artifact stays and is returned.
 
         Raises:
             ValueError: the folder is elsewhere, empty, or holds links, deeper folders or unsafe names.
@@ -200,8 +201,8 @@ class Store:
     ) -> Path:
         """Add one file to a growing artifact; a killed process loses no more than this file.
 
-        ``write(path)`` writes it, with others kept out: compute before. If ``name`` is there and verified, it stays
-        and ``write`` is not called. ``facts`` are used by whoever adds the first file.
+        ``write(path)`` writes it, with others kept out: compute before. If ``name`` is there and verified, it
+        stays and ``write`` is not called. ``facts`` are used by whoever adds the first file.
         """
         folder = self.path(kind, id)
         target = _own_file(folder, name)
@@ -240,7 +241,7 @@ class Store:
                 kind, id, {**manifest.files, **entries}, manifest.facts if facts is None else facts
             )
             save_atomic(folder / _NEXT / MANIFEST, after.dump())
-            _finish_replacement(folder)
+            _tidy(folder)
         return Artifact(folder, after)
 
     def verify_all(self) -> Iterator[Checked]:
@@ -275,10 +276,9 @@ class Store:
         )
 
     def _settle(self, kind: str, id: str) -> Artifact | None:
-        """Finish or put aside what is not whole, and return the artifact if there is one; under the editing lock."""
+        """Finish or put aside what is not whole; the artifact if there is one then; under the editing lock."""
         folder = self.path(kind, id)
-        sweep_temporary(folder)
-        _finish_replacement(folder)
+        _tidy(folder)
         inspection = self._inspect(kind, id)
         if inspection is None:
             return None
@@ -297,10 +297,9 @@ class Store:
         return Artifact(folder, manifest)
 
     def _readable_manifest(self, kind: str, id: str) -> Manifest | None:
-        """The manifest as it stands, files unverified: adding to many files must not cost reading them all."""
+        """The manifest alone, files unverified: adding one to many must not cost reading them all."""
         folder = self.path(kind, id)
-        sweep_temporary(folder)
-        _finish_replacement(folder)
+        _tidy(folder)
         try:
             return Manifest.load(folder, kind, id)
         except FileNotFoundError:
@@ -364,8 +363,9 @@ def _seal(folder: Path) -> dict[str, Entry]:
     return entries
 
 
-def _finish_replacement(folder: Path) -> None:
-    """Move what ``replace_files`` has written aside into place, the manifest last; under the editing lock."""
+def _tidy(folder: Path) -> None:
+    """Sweep leftovers and finish what ``replace_files`` staged, its manifest last; under the editing lock."""
+    sweep_temporary(folder)
     staged = folder / _NEXT
     if (staged / MANIFEST).exists():
         for path in sorted(staged.rglob("*")):

@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 
 class ConfigError(Exception):
-    """The configuration is wrong. ``str`` is one line: key, value, what is wrong, the nearest allowed, all allowed.
+    """The configuration is wrong. ``str`` is one line: key, value, problem, nearest allowed, all allowed.
 
     Args:
         nearest: what to try instead, if it is not the one of ``allowed`` that is most like the value.
@@ -295,7 +295,7 @@ def _accelerator(wanted: str) -> str:
 
 
 def cuda_expected() -> bool:
-    """Is there an NVIDIA driver, a visible device, and a torch built for it? Known without importing torch."""
+    """Is there an NVIDIA driver, a visible device and a torch built for it? Needs no import of torch."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None and visible.strip() in ("", "-1"):
         return False

@@ -385,7 +385,7 @@ def test_replaced_files_join_the_finished_ones(tmp_path):
 
 @pytest.fixture
 def between_moves(monkeypatch):
-    """Runs an action in the middle of a replacement, when the first new file is in place and the second is not."""
+    """Runs an action in the middle of a replacement: the first new file is in place, the second is not."""
 
     def install(action) -> None:
         replace, moves = os.replace, []

@@ -105,3 +105,26 @@ def set_min_max_ranges_(adapter: Adapter, x, timestep, cond, step) -> None:
         scale, zero_point = affine_parameters(low, high, activation.levels)
         rows = len(activation.scale)
         activation.set_parameters_(scale.repeat(rows, 1), zero_point.repeat(rows, 1))
+
+
+MSE = {"observer": "mse", "candidates": 80, "exponent": 2.4}
+WEIGHT_RECONSTRUCTION = {
+    "iterations": 6,
+    "batch": 8,
+    "learning_rate": 3e-2,
+    "samples": 24,
+    "capture_mib": 1,
+    "regularization": 0.01,
+    "warmup": 0.2,
+    "beta_start": 20.0,
+    "beta_end": 2.0,
+}
+ACTIVATION_RANGE = {**MSE, "samples": 24, "batch": 8, "values_per_row": 100_000}
+ACTIVATION_RECONSTRUCTION = {
+    "iterations": 6,
+    "batch": 8,
+    "learning_rate": 2e-2,
+    "samples": 24,
+    "capture_mib": 1,
+    "exponent": 2.4,
+}

@@ -50,7 +50,7 @@ class Gaussian(NamedTuple):
 
 
 def metric_name(extractor: str, against: Literal["dataset", "fp"]) -> str:
-    """Return ``fd_<extractor>`` (against the dataset) or ``fd2fp32_<extractor>`` (against the FP model's samples)."""
+    """Return ``fd_<extractor>``, against the dataset, or ``fd2fp32_<extractor>``, against the FP samples."""
     return f"{'fd' if against == 'dataset' else 'fd2fp32'}_{extractor}"
 
 
@@ -82,7 +82,7 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
 
 @dataclass(frozen=True)
 class FrechetEstimate:
-    """The plug-in ``value`` at this n, the interval of its expectation at this n, and the value without its bias."""
+    """The plug-in ``value`` at this n, the interval of its expectation at this n, and ``debiased``."""
 
     value: float
     ci95: Interval

@@ -11,7 +11,7 @@ class ImageError(ValueError):
 
 
 def require_images(images: Tensor, what: str = "images") -> Tensor:
-    """Return ``images`` unchanged if they are uint8 [N, C, H, W], N ≥ 1, C in {1, 3}; ``ImageError`` otherwise."""
+    """Return ``images`` if they are uint8 [N, C, H, W], N ≥ 1, C in {1, 3}, else raise ``ImageError``."""
     if not isinstance(images, Tensor):
         raise ImageError(f"{what}: expected a tensor of uint8 N×C×H×W images, got {type(images).__name__}")
     if images.dtype != torch.uint8:
@@ -29,7 +29,7 @@ def require_pair(images: Tensor, reference: Tensor) -> None:
 
 
 def to_uint8(x: Tensor) -> Tensor:
-    """Return uint8 images of a float batch [N, C, H, W] in [-1, 1]: clamp, then round (x + 1) / 2 · 255 half to even.
+    """Return uint8 images of floats [N, C, H, W] in [-1, 1]: clamp, round (x + 1) / 2 · 255 half to even.
 
     Values outside [-1, 1] are clamped, as a sampler's last step leaves them; NaN and infinity are refused.
     """

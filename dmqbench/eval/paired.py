@@ -5,6 +5,7 @@ from two batches to one number per pair; register it in ``PAIRED_METRICS`` and i
 compared.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -25,7 +26,7 @@ _IMAGES_AT_ONCE = 32
 
 @dataclass(frozen=True)
 class PairedMetric:
-    """A paired metric: ``per_image(samples, reference)`` gives one number per pair, ``None`` where it is infinite.
+    """``per_image(samples, reference)`` gives one number per pair, ``None`` where it is infinite.
 
     ``operand`` says what it compares: "images" (uint8 [N, C, H, W]) or "state" (the sampler's final state,
     float32 [N, ...], before decoding).
@@ -45,19 +46,21 @@ class PairedMetric:
 
 
 def psnr(images: Tensor, reference: Tensor) -> PerImage:
-    """Return 10 log10(255² / MSE) in dB for each pair of uint8 images [N, C, H, W]; ``None`` where identical."""
+    """Return 10 log10(255² / MSE) in dB of each pair of uint8 images [N, C, H, W], ``None`` if identical."""
     require_pair(images, reference)
     squared = (images.to(torch.int32) - reference.to(torch.int32)).square()
     errors = squared.flatten(1).double().mean(dim=1)
     decibels = 10 * torch.log10(255.0**2 / errors)
-    return [value if error > 0 else None for value, error in zip(decibels.tolist(), errors.tolist())]
+    return [None if math.isinf(value) else value for value in decibels.tolist()]
 
 
 def ssim(images: Tensor, reference: Tensor) -> PerImage:
     """Return the structural similarity of each pair of uint8 images, in [-1, 1], 1 where identical.
 
-    Wang et al. 2004, eq. 13, with their Gaussian window (σ 1.5, 11×11) and constants, over pixels whose
-    window lies inside the image, in float64. ``MetricUnavailable`` for images smaller than the window.
+    Wang et al. 2004, eq. 13, with their Gaussian window (σ 1.5, 11×11) and constants, in float64. The mean is
+    theirs, over the pixels whose window lies inside the image; torchmetrics' own mean takes in borders that
+    it reflects, which is another number on small images. ``MetricUnavailable`` for images smaller than the
+    window.
     """
     from torchmetrics.functional.image import structural_similarity_index_measure
 
@@ -65,26 +68,27 @@ def ssim(images: Tensor, reference: Tensor) -> PerImage:
     height, width = images.shape[-2:]
     if min(height, width) < _SSIM_WINDOW:
         raise MetricUnavailable(
-            f"ssim needs images of at least {_SSIM_WINDOW}×{_SSIM_WINDOW}, got {height}×{width}"
+            f"ssim needs images of {_SSIM_WINDOW}×{_SSIM_WINDOW} or more, got {height}×{width}"
         )
+    border = _SSIM_WINDOW // 2
     values: list[float | None] = []
-    for ours, theirs in zip(images.split(_IMAGES_AT_ONCE), reference.split(_IMAGES_AT_ONCE)):
-        similarity = structural_similarity_index_measure(
-            to_float01(ours, torch.float64),
-            to_float01(theirs, torch.float64),
+    for start in range(0, len(images), _IMAGES_AT_ONCE):
+        pair = (batch[start : start + _IMAGES_AT_ONCE] for batch in (images, reference))
+        _, similarity = structural_similarity_index_measure(
+            *(to_float01(batch, torch.float64) for batch in pair),
             gaussian_kernel=True,
             sigma=_SSIM_SIGMA,
             kernel_size=_SSIM_WINDOW,
             data_range=1.0,
             reduction="none",
+            return_full_image=True,
         )
-        assert isinstance(similarity, Tensor)
-        values += similarity.reshape(-1).tolist()
+        values += similarity[..., border:-border, border:-border].flatten(1).mean(dim=1).tolist()
     return values
 
 
 def mse(states: Tensor, reference: Tensor) -> PerImage:
-    """Return the mean squared error of each pair of final sampler states, float32 [N, ...], in their own units."""
+    """Return the mean squared error of each pair of final sampler states, float32 [N, ...]."""
     for what, batch in (("states", states), ("reference", reference)):
         if batch.dtype != torch.float32 or batch.ndim < 2 or batch.numel() == 0:
             raise ValueError(
@@ -101,7 +105,7 @@ PAIRED_METRICS: dict[str, PairedMetric] = {
     metric.name: metric
     for metric in (
         PairedMetric("psnr", 1, True, "images", "dmqbench", psnr),
-        PairedMetric("ssim", 1, True, "images", "torchmetrics", ssim),
+        PairedMetric("ssim", 1, True, "images", "torchmetrics-interior", ssim),
         PairedMetric("mse", 1, False, "state", "dmqbench", mse),
     )
 }

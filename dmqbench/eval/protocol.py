@@ -163,14 +163,14 @@ def metric_of(protocol: str) -> str:
 
 
 def entries_of(protocol: str) -> dict[str, str]:
-    """Return the readable entries of a protocol id by key; "version" is the first word's, the hash is left out."""
+    """Return the readable entries of a protocol id; "version" is its first word, the hash is left out."""
     head, *words = protocol.split(" ")
     entries = dict(word.split("=", 1) for word in words if "=" in word)
     return {"version": head, **entries}
 
 
 def differing_entries(protocols: Iterable[str]) -> dict[str, tuple[str, ...]]:
-    """Return the entries in which the ids differ, each with its distinct values in order ("-" where absent)."""
+    """Return the entries in which the ids differ, each with its distinct values ("-" where absent)."""
     parsed = [entries_of(protocol) for protocol in protocols]
     keys = dict.fromkeys(key for entries in parsed for key in entries)
     values = {key: tuple(dict.fromkeys(entries.get(key, "-") for entries in parsed)) for key in keys}

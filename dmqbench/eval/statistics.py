@@ -70,7 +70,7 @@ def paired_difference(
     """
     if len(a) != len(b):
         raise ValueError(f"paired_difference: {len(a)} values against {len(b)}: they do not pair by index")
-    differences = [x - y for x, y in zip(a, b) if x is not None and y is not None]
+    differences = [x - y for x, y in zip(a, b, strict=True) if x is not None and y is not None]
     left_out = len(a) - len(differences)
     if not differences:
         return Difference(None, None, 0, left_out, "cannot tell")
@@ -81,7 +81,7 @@ def paired_difference(
 
 @dataclass(frozen=True)
 class Jackknife:
-    """``ci95`` covers the expectation of the estimate at this n; ``debiased`` removes its bias of order 1/n."""
+    """``ci95`` covers the expectation of the estimate at this n; ``debiased`` lacks its bias of order 1/n."""
 
     estimate: float
     ci95: Interval

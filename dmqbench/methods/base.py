@@ -5,6 +5,8 @@ Lightning epoch per unit and one ``fit`` per stage. What a stage leaves behind i
 nothing else.
 """
 
+import hashlib
+import json
 import logging
 import time
 import warnings
@@ -17,6 +19,7 @@ from typing import Any, ClassVar, Protocol
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import Checkpoint
 from safetensors import safe_open
 from safetensors.torch import load, save
 from torch import Tensor, nn
@@ -29,6 +32,8 @@ from dmqbench.models.topology import Topology
 from dmqbench.quant.spec import StepGroups
 from dmqbench.quant.state import calibration_state, load_calibration_state_
 from dmqbench.samplers.plan import SamplerPlan
+
+DIGEST = "sha256"
 
 SECONDS_PER_STEP = 0.5
 """Inner iterations run until this has passed, so that Lightning's own cost is small and a signal is still heard."""
@@ -163,10 +168,11 @@ class _Ticks(IterableDataset):
             yield self.stage.iteration
 
 
-class UnitCheckpoint(pl.Callback):
+class UnitCheckpoint(Checkpoint):
     """Keeps the calibration state after every unit in one file, written atomically.
 
-    The number of finished units travels in the file's own header, so that state and progress cannot part.
+    The number of finished units travels in the file's own header, so that state and progress cannot part. Lightning
+    calls only a ``Checkpoint`` after the module's own hook, which completes the unit; other callbacks come before.
     """
 
     def __init__(self, path: Path) -> None:
@@ -174,13 +180,13 @@ class UnitCheckpoint(pl.Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, stage: pl.LightningModule) -> None:
         assert isinstance(stage, Stage)
-        done = stage.first_unit + stage.current_epoch + 1
-        header = {
-            "units_done": str(done),
+        progress = {
+            "units_done": str(stage.first_unit + stage.current_epoch + 1),
             "network_forwards": repr(stage.network_forwards),
             "seconds": repr(stage.seconds),
         }
-        save_atomic(self.path, save(stage.state(), header))
+        state = stage.state()
+        save_atomic(self.path, save(state, {**progress, DIGEST: _digest(state, progress)}))
 
     def resume(self, stage: Stage) -> None:
         """Set the network and the stage to where a killed run left them, if it left anything."""
@@ -188,15 +194,24 @@ class UnitCheckpoint(pl.Callback):
             return
         try:
             with safe_open(self.path, framework="pt") as file:
-                header = file.metadata()
+                progress = file.metadata() or {}
             state = load(self.path.read_bytes())
+            if progress.pop(DIGEST, None) != _digest(state, progress):
+                raise ValueError("its digest differs")
+            load_calibration_state_(stage.bench.network, state)
         except Exception as error:  # a damaged checkpoint costs its units, never the job
             stage.bench.record.log("checkpoint_discarded", stage=stage.name, reason=str(error))
             return
-        load_calibration_state_(stage.bench.network, state)
-        stage.first_unit = int(header["units_done"])
-        stage.network_forwards = float(header["network_forwards"])
-        stage.seconds = float(header["seconds"])
+        stage.first_unit = int(progress["units_done"])
+        stage.network_forwards = float(progress["network_forwards"])
+        stage.seconds = float(progress["seconds"])
+
+
+def _digest(state: dict[str, Tensor], progress: dict[str, str]) -> str:
+    """The file format has no checksum of its own: a flipped bit would only show in the samples, or never."""
+    digest = hashlib.sha256(json.dumps(progress, sort_keys=True).encode())
+    digest.update(save(state))
+    return digest.hexdigest()
 
 
 def run_stage(stage: Stage, accelerator: str, callbacks: Sequence[pl.Callback]) -> None:
@@ -215,7 +230,7 @@ def run_stage(stage: Stage, accelerator: str, callbacks: Sequence[pl.Callback]) 
             devices=1,
             max_epochs=remaining,
             logger=False,
-            enable_checkpointing=False,
+            enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
             enable_progress_bar=False,
             enable_model_summary=False,
             num_sanity_val_steps=0,

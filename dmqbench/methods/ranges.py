@@ -129,6 +129,8 @@ class ActivationRange(Stage):
                         exponent=self.exponent,
                         ends=(low[None], high[None]),
                     )
+                elif self.observer == "min_max":
+                    found = low[None], high[None]
                 else:
                     found = observe(self.observer, values[None], levels)
                 rows.append(torch.cat(found))
@@ -145,6 +147,8 @@ class _Sample:
         self.row_of_call = torch.tensor(steps.row_of_call)
         self.per_sample = per_sample
         self.values: dict[tuple[int, int], list[Tensor]] = {}
+        self.taken: dict[tuple[int, int], int] = {}
+        """Samples so far."""
         self.low: dict[tuple[int, int], Tensor] = {}
         self.high: dict[tuple[int, int], Tensor] = {}
 
@@ -158,8 +162,11 @@ class _Sample:
             for row in rows.unique().tolist():
                 chosen = piece[rows == row]
                 key = (group, row)
-                # Each sample starts its thinning elsewhere, or some pixels would never be looked at.
-                kept = torch.cat([values[index % stride :: stride] for index, values in enumerate(chosen)])
+                # Each sample of a row starts its thinning elsewhere, or some pixels would never be looked at.
+                before = self.taken.get(key, 0)
+                self.taken[key] = before + len(chosen)
+                starts = [(before + index) % stride for index in range(len(chosen))]
+                kept = torch.cat([v[start::stride] for v, start in zip(chosen, starts, strict=True)])
                 self.values.setdefault(key, []).append(kept)
                 low, high = torch.aminmax(chosen)
                 self.low[key] = torch.minimum(self.low.get(key, low), low)

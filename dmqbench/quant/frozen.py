@@ -45,7 +45,7 @@ class FrozenLayer:
         return bool(self.weight_integers.min() >= -128 and self.weight_integers.max() <= 127)
 
     def input_integers(self, x: Tensor) -> Tensor:
-        """q_x of a float input, as floats: divided by s and then by s_x · 2^e as in training, clipped, rounded."""
+        """q_x of a float input, as floats: divided by s, then by s_x · 2^e as in training, clipped, rounded."""
         if self.equivalent_scale is not None:
             x = x / along_axis(self.equivalent_scale[None], x.ndim, self.channel_axis)
         grid = self._of_batch(self._input_grids)
@@ -65,7 +65,7 @@ class FrozenLayer:
         return along_axis(self._of_batch(self._powers), x.ndim, self.channel_axis)
 
     def output_scales(self, ndim: int) -> tuple[Tensor, ...]:
-        """s_x[g] s_w[:, g] of every group, broadcastable to the output: the one multiplication after the sum."""
+        """s_x[g] s_w[:, g] of every group, broadcastable to the output: the multiplication after the sum."""
         scales = self._of_batch(self._output_scales)
         return tuple(along_axis(scales[:, g], ndim, self.channel_axis) for g in range(len(self.parts)))
 
@@ -74,12 +74,12 @@ class FrozenLayer:
         return None if self.bias is None else along_axis(self.bias[None], ndim, self.channel_axis)
 
     def _of_batch(self, table: Tensor) -> Tensor:
-        """Rows of a table [rows, …] for the samples in flight: [B, …], or [1, …] where all calls share one row."""
+        """Rows of a table [rows, …] for the samples in flight: [B, …], or [1, …] where all calls share one."""
         return table[self.activation.rows()] if len(table) > 1 else table
 
     @cached_property
     def _input_grids(self) -> Tensor:
-        """(s_x · 2^e, zero-point) for every row and channel, [rows, 2, C], or [rows, 2, 1] when channels share."""
+        """(s_x · 2^e, zero-point) of every row and channel, [rows, 2, C], or [rows, 2, 1] if channels share."""
         scale, zero_point = self.activation.tables()
         return torch.stack(torch.broadcast_tensors(scale, zero_point), dim=1).detach()
 

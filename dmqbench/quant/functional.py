@@ -39,18 +39,19 @@ def round_through(x: Tensor) -> Tensor:
 def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, levels: Tensor | int) -> Tensor:
     """Return integers q as floats: clamp(round(x / s), −z, L−1−z).
 
-    Clamping before rounding gives the same integers, because both ends are integers, and never rounds an infinity.
+    Clamping before rounding gives the same integers, because both ends are integers, and never rounds an
+    infinity.
     """
     return _clip_(x / scale, zero_point, levels).round_()
 
 
 def _clip_(ratio: Tensor, zero_point: Tensor, levels: Tensor | int) -> Tensor:
-    """clamp(x/s, −z, L−1−z) in place; on a CPU, clamp() with two tensors as bounds takes four times as long."""
+    """clamp(x/s, −z, L−1−z) in place; clamp() with tensors as both bounds takes four times as long on a CPU."""
     return ratio.clamp_min_(-zero_point).clamp_max_(levels - 1 - zero_point)
 
 
 class _FakeQuantize(torch.autograd.Function):
-    """One node instead of six: a chain keeps every intermediate, and runs 2 to 3 times as long in both directions."""
+    """One node instead of six: a chain keeps every intermediate, and takes 2 to 3 times as long."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, levels: Tensor | int) -> Tensor:

@@ -32,7 +32,7 @@ class QuantLayer(nn.Module):
         """Add quantizers for ``plan`` beside the weight; both switches start off.
 
         Raises:
-            ValueError: the plan cuts the input of a grouped convolution, whose rows each see a part of it already.
+            ValueError: the plan cuts the input of a grouped convolution, whose rows see a part of it already.
         """
         if plan.boundaries and getattr(self, "groups", 1) != 1:
             raise ValueError(f"layer {plan.name}: the input of a grouped convolution cannot be cut")

@@ -13,7 +13,7 @@ from torch import Tensor
 from dmqbench.quant.functional import affine_parameters
 
 CHUNK_ELEMENTS = 1 << 16
-"""Rows are searched in chunks whose temporaries stay inside a core's cache: twice as fast as all rows at once."""
+"""Rows are searched in chunks whose buffers stay inside a core's cache: a quarter faster than all at once."""
 
 
 def min_max(values: Tensor) -> tuple[Tensor, Tensor]:
@@ -68,9 +68,9 @@ def mse_search(
 def _errors(values: Tensor, grids: Tensor, exponent: float) -> Tensor:
     """Mean |x/s − q|^p of every candidate and row [N, R], for grids [N, (scale, bottom, top), R, 1].
 
-    The candidates are looped over and the rows vectorised; every operation writes into one of two buffers, because
-    at this size the memory traffic of temporaries costs more than the arithmetic. Errors are in units of the scale,
-    so that their power can neither overflow nor vanish.
+    The candidates are looped over and the rows vectorised; every operation writes into one of two buffers,
+    because at this size the memory traffic of temporaries costs more than the arithmetic. Errors are in units of
+    the scale, so that their power can neither overflow nor vanish.
     """
     ratio, error = torch.empty_like(values), torch.empty_like(values)
     means = []

@@ -25,7 +25,7 @@ def frozen_parameter(value: Tensor) -> nn.Parameter:
 
 
 def along_axis(table: Tensor, ndim: int, axis: int) -> Tensor:
-    """[B or 1, C or 1] → a view that broadcasts to ``ndim`` dimensions, batch first and channels at ``axis``."""
+    """[B or 1, C or 1] → a view that broadcasts to ``ndim`` dimensions: batch first, channels at ``axis``."""
     shape = [1] * ndim
     shape[0], shape[axis] = table.shape
     return table.reshape(shape)

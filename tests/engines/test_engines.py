@@ -1,4 +1,4 @@
-"""The engines hold one another: codes equal, accumulators exact, outputs to 1e-6; and both are the trained layer."""
+"""Engines against each other: codes equal, sums exact, outputs to 1e-6; and both are the trained layer."""
 
 import itertools
 

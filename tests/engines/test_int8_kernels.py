@@ -33,7 +33,7 @@ def frozen(layer: nn.Module, x: torch.Tensor, weight_bits: int) -> FrozenLayer:
 
 
 def operands(layer: FrozenLayer, x: torch.Tensor):
-    """(codes, scale, zero-point) of the input and (integers, scales, zero-points) of the weight for a kernel."""
+    """For a kernel: codes, scale, zero-point of the input; integers, scales, zero-points of the weight."""
     assert layer.weight_fits_int8
     scale, zero_point = layer.activation.scale.item(), int(layer.activation.zero_point.item())
     codes = (layer.input_integers(x) + zero_point).to(torch.uint8)

@@ -38,7 +38,7 @@ def test_psnr_is_scikit_images_for_each_image(channels, size):
     images, reference = noisy_pair(8, channels, size)
     expected = [
         skimage.metrics.peak_signal_noise_ratio(theirs.numpy(), ours.numpy(), data_range=255)
-        for ours, theirs in zip(images, reference)
+        for ours, theirs in zip(images, reference, strict=True)
     ]
     np.testing.assert_allclose(psnr(images, reference), expected, atol=1e-5)
 
@@ -58,21 +58,23 @@ def test_ssim_is_scikit_images_for_each_image(n, channels, size):
             use_sample_covariance=False,
             channel_axis=0,
         )
-        for ours, theirs in zip(images, reference)
+        for ours, theirs in zip(images, reference, strict=True)
     ]
     np.testing.assert_allclose(ssim(images, reference), expected, atol=1e-5)
 
 
 def test_ssim_of_too_small_images_is_unavailable():
     images, reference = noisy_pair(2, 1, 10)
-    with pytest.raises(MetricUnavailable, match="11×11, got 10×10"):
+    with pytest.raises(MetricUnavailable, match="11×11 or more, got 10×10"):
         ssim(images, reference)
 
 
 def test_mse_is_the_plain_mean_of_squares():
     generator = torch.Generator().manual_seed(0)
     a, b = torch.randn(2, 5, 4, 8, 8, generator=generator)
-    expected = [np.mean((x.numpy().astype(float) - y.numpy().astype(float)) ** 2) for x, y in zip(a, b)]
+    expected = [
+        np.mean((x.numpy().astype(float) - y.numpy().astype(float)) ** 2) for x, y in zip(a, b, strict=True)
+    ]
     np.testing.assert_allclose(mse(a, b), expected, rtol=1e-12)
 
 

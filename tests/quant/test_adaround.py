@@ -1,4 +1,4 @@
-"""Learned rounding: it starts at the weight, ends hard, and minimises the output error that brute force minimises."""
+"""Learned rounding starts at the weight, ends hard, and minimises the error that brute force minimises."""
 
 import itertools
 

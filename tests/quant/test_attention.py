@@ -1,4 +1,4 @@
-"""Explicit attention: the fused one when nothing is quantized, the product of quantized operands otherwise."""
+"""Explicit attention: fused attention when nothing is quantized, else products of quantized operands."""
 
 import pytest
 import torch

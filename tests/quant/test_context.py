@@ -41,6 +41,9 @@ def test_recomputation_sees_the_step_of_its_own_call():
     quantizer = ActivationQuantizer(context, 16, InputGroups(3), steps=StepGroups.per_step(4))
     x = torch.randn(2, 3)
 
+    def block(value: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(quantizer(value)) * 1.7
+
     def gradients(checkpointed: bool) -> tuple[torch.Tensor, torch.Tensor]:
         quantizer.set_parameters_(torch.tensor([[0.3], [0.4], [0.5], [0.6]]), torch.full((4, 1), 8.0))
         quantizer.scale.requires_grad_(True)
@@ -48,7 +51,6 @@ def test_recomputation_sees_the_step_of_its_own_call():
         state = start
         for call in range(4):
             with context.at(torch.full((2,), call)):
-                block = lambda value: torch.tanh(quantizer(value)) * 1.7
                 state = context.checkpoint(block, state) if checkpointed else block(state)
         state.square().sum().backward()
         assert quantizer.scale.grad is not None and start.grad is not None

@@ -251,7 +251,7 @@ def test_learning_the_rounding_trains_alpha_through_the_layer():
 
 
 def everything_at_once():
-    """Rows at 1, 2, 3 and 4 bits, cut input, equivalent scale, adapter, learned rounding, steps, exponents."""
+    """Rows at 1 to 4 bits, cut input, equivalent scale, adapter, learned rounding, steps, exponents."""
     layer = nn.Conv2d(CHANNELS, 8, 3, padding=1).requires_grad_(False)
     bits = (1, 2, 3, 4, 4, 3, 2, 1)
     network, quant, context = quantized(

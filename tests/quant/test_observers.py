@@ -13,7 +13,7 @@ CANDIDATES, EXPONENT = 80, 2.4
 
 
 def published_search(row: np.ndarray, levels: int) -> tuple[float, float, list[float]]:
-    """The search of Q-Diffusion for one row: (scale, zero-point, score of every candidate), in double precision."""
+    """Q-Diffusion's search for one row, in doubles: (scale, zero-point, score of every candidate)."""
     top, bottom = row.max(), row.min()
     best, scale, zero_point, scores = float("inf"), 0.0, 0.0, []
     for i in range(CANDIDATES):

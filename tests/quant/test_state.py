@@ -143,7 +143,7 @@ def test_missing_unknown_and_misshapen_tensors_are_named():
     calibrate_(network, freeze=True)
     state = calibration_state(network)
     missing = {key: value for key, value in state.items() if key != "linear.weight_quantizer.scale"}
-    with pytest.raises(ValueError, match="lacks linear.weight_quantizer.scale"):
+    with pytest.raises(ValueError, match=r"lacks linear\.weight_quantizer\.scale"):
         load_calibration_state_(network, missing)
     for unknown in ("linear.weight_quantizer.forward", "linear.weight", "nowhere.scale", "scale"):
         with pytest.raises(ValueError, match=f"holds {unknown}, which this model"):

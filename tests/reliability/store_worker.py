@@ -1,4 +1,4 @@
-"""What the processes of test_store_kill.py do: make every kind of artifact again and again, with known contents."""
+"""What the processes of test_store_kill.py do: make artifacts of every kind, with known contents."""
 
 import hashlib
 import os
@@ -10,7 +10,6 @@ from pathlib import Path
 
 from dmqbench.store import Store
 
-ARTIFACTS = 12
 CHUNKS = 6
 
 
@@ -48,27 +47,29 @@ def make_samples(store: Store, id: str) -> None:
 
 def make_result(store: Store, id: str) -> None:
     """Two generations: a result that is finished, and then gets another metric."""
-    if store.verified("result", id) is None:
-        store.replace_files(
-            "result", id, {name: content(id, name, "first") for name in expected("result", id)}
-        )
-    store.replace_files("result", id, expected("result", id))
+    with store.lock("result", id):
+        finished = store.verified("result", id)
+        if finished is None:
+            first = {name: content(id, name, "first") for name in expected("result", id)}
+            finished = store.replace_files("result", id, first)
+        if finished.files["result.json"].read_bytes() != expected("result", id)["result.json"]:
+            store.replace_files("result", id, expected("result", id))
 
 
 MAKE = {"quantized": make_quantized, "samples": make_samples, "result": make_result}
 
 
-def jobs() -> Iterator[tuple[str, str]]:
-    for number in range(ARTIFACTS):
+def jobs(first: int, last: int) -> Iterator[tuple[str, str]]:
+    for number in range(first, last):
         for kind in MAKE:
             yield kind, artifact_id(number)
 
 
-def work(root: Path, ledger: Path) -> None:
-    """Make everything that is not there yet, and note in ``ledger`` what is finished."""
+def work(root: Path, ledger: Path, first: int, last: int) -> None:
+    """Make what is not there yet of the artifacts from ``first``, and note in ``ledger`` what is finished."""
     noted = os.open(ledger, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     store = Store(root)
-    for kind, id in jobs():
+    for kind, id in jobs(first, last):
         MAKE[kind](store, id)
         os.write(noted, f"{kind} {id}\n".encode())
 
@@ -110,7 +111,7 @@ def crash_at(operation: int, kind: str, root: Path) -> bool:
 
 
 def crash_everywhere(kind: str, root: Path) -> int:
-    """Crash at every operation of a fresh store, check what is left, then finish; return the number of crashes."""
+    """Crash at every operation in a fresh store, check what is left, finish; return the number of crashes."""
     id = artifact_id(0)
     for operation in range(10_000):
         place = root / f"{operation}"
@@ -140,8 +141,8 @@ def check_nothing_is_wrong(root: Path, kind: str, id: str) -> None:
 
 if __name__ == "__main__":
     match sys.argv[1:]:
-        case ["work", root, ledger]:
-            work(Path(root), Path(ledger))
+        case ["work", root, ledger, first, last]:
+            work(Path(root), Path(ledger), int(first), int(last))
         case ["hold", root]:
             hold(Path(root))
         case ["crash", kind, root]:

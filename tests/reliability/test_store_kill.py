@@ -17,6 +17,7 @@ from dmqbench.store import Store
 
 WORKER = Path(__file__).with_name("store_worker.py")
 KILLS = 20
+ENDLESS = 1_000_000
 
 
 def load_worker():
@@ -68,27 +69,25 @@ def leftovers(root: Path) -> list[Path]:
 
 def test_killed_at_random_instants_nothing_is_wrong_and_nothing_finished_is_lost(tmp_path):
     root, ledger, chance = tmp_path / "runs", tmp_path / "ledger", random.Random(20)
-    in_the_middle = 0
     for number in range(KILLS):
-        known = len(ledger_entries(ledger))
-        process = start("work", root, ledger)
-        deadline = time.monotonic() + 10
-        while process.poll() is None and len(ledger_entries(ledger)) <= known and time.monotonic() < deadline:
+        wanted = len(ledger_entries(ledger)) + chance.randint(1, 4)
+        process = start("work", root, ledger, number, ENDLESS)
+        deadline = time.monotonic() + 20
+        while len(ledger_entries(ledger)) < wanted and time.monotonic() < deadline:
             time.sleep(0.001)
-        time.sleep(chance.uniform(0, 0.03))
-        in_the_middle += process.poll() is None
+        time.sleep(chance.uniform(0, 0.02))
+        assert process.poll() is None, process.communicate()
         kill(process)
         finished = ledger_entries(ledger)
+        assert len(finished) >= wanted
         assert_finished(root, finished)
-        for kind, id in worker.jobs():
-            worker.check_nothing_is_wrong(root, kind, id)
-        if len(finished) == len(list(worker.jobs())):
-            root, ledger = tmp_path / f"runs-{number}", tmp_path / f"ledger-{number}"
-    assert in_the_middle >= KILLS // 2
-    finish(start("work", root, ledger))
-    assert_finished(root, set(worker.jobs()))
-    assert not list(tmp_path.glob("*/.aside"))
-    assert leftovers(root) == []
+        for kind in worker.MAKE:
+            for id in Store(root).ids(kind):
+                worker.check_nothing_is_wrong(root, kind, id)
+    numbers = len(Store(root).ids("quantized"))
+    finish(start("work", root, ledger, 0, numbers))
+    assert_finished(root, set(worker.jobs(0, numbers)))
+    assert not (root / ".aside").exists() and leftovers(root) == []
 
 
 @pytest.mark.parametrize(("kind", "least"), [("quantized", 15), ("samples", 40), ("result", 30)])
@@ -98,10 +97,10 @@ def test_killed_before_any_operation_on_the_disk_it_can_be_finished(tmp_path, ki
 
 def test_two_processes_make_the_same_artifacts_at_once(tmp_path):
     root = tmp_path / "runs"
-    both = [start("work", root, tmp_path / f"ledger-{number}") for number in range(2)]
+    both = [start("work", root, tmp_path / f"ledger-{number}", 0, 12) for number in range(2)]
     for process in both:
         finish(process)
-    assert_finished(root, set(worker.jobs()))
+    assert_finished(root, set(worker.jobs(0, 12)))
     assert not (root / ".aside").exists() and leftovers(root) == []
 
 

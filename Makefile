@@ -1,0 +1,36 @@
+# Everything works from nothing in a fresh clone: the environment is made in .venv on first use.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+# Two threads on a busy two-core machine wait for each other; one per process does not.
+ONE_THREAD := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
+
+.PHONY: demo test test-slow lint types bench clean
+
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $(READY)
+
+demo: $(READY)
+	$(BIN)/dmqbench +sweeps=demo
+	$(BIN)/dmqbench-report
+
+test: $(READY)
+	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 -m 'not slow and not gpu and not network'
+
+test-slow: $(READY)
+	$(ONE_THREAD) $(BIN)/python -m pytest -m 'slow and not gpu and not network'
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(READY)
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+bench: $(READY)
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf .venv build dist

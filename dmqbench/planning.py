@@ -1,0 +1,172 @@
+"""From a command line to a list of checked jobs, each once: sweeps, products, and what is in the store."""
+
+import shlex
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from omegaconf import OmegaConf
+from yaml import YAMLError
+
+from dmqbench.config import (
+    SWEEPS,
+    ConfigError,
+    Job,
+    closest,
+    compose,
+    expand,
+    job_ids,
+    make_job,
+    parse,
+    search_path,
+    weights_hash,
+)
+from dmqbench.files import load_json
+from dmqbench.ids import canonical_json
+from dmqbench.schema import EMBEDDED_METRICS, METRICS_TO_COME, PAIRED_METRICS
+from dmqbench.store import Store
+from dmqbench.validation import cuda_expected
+
+SWEEP_KEY = "+sweeps="
+LOCAL_LAUNCHERS = ("basic", "joblib")
+
+_SWEEP_FIELDS = ("jobs", "overrides")
+
+
+class Planned(NamedTuple):
+    """A checked job, the overrides it came from, and its result's id (None for a task without weights)."""
+
+    overrides: tuple[str, ...]
+    hydra_own: tuple[str, ...]
+    job: Job
+    result: str | None
+
+    @property
+    def folder(self) -> Path | None:
+        return None if self.result is None else Store(self.job.store_root).path("result", self.result)
+
+    @property
+    def command(self) -> str:
+        """How to run this job alone."""
+        return shlex.join(["dmqbench", *self.overrides, *self.hydra_own])
+
+
+def plan(options: Namespace) -> list[Planned]:
+    """Return all jobs that parsed options ask for, composed and checked.
+
+    Raises:
+        ConfigError, ModelError: one of them is wrong or cannot start.
+    """
+    config_dirs = [options.config_dir] if options.config_dir else []
+    sweeps = [text.removeprefix(SWEEP_KEY) for text in options.overrides if text.startswith(SWEEP_KEY)]
+    plain = [text for text in options.overrides if not text.startswith(SWEEP_KEY)]
+    hydra_own, own = _divided([*search_path(config_dirs), *plain])
+    listed = [job for name in sweeps for job in sweep_jobs(name, config_dirs)] if sweeps else [[]]
+    chosen = expand(own) if options.multirun else [own]
+    products = [[*job, *choice] for job in listed for choice in chosen]
+    if options.cfg and len(products) > 1:
+        raise ConfigError("--cfg", options.cfg, problem=f"shows one job, and these are {len(products)}")
+    unique: dict[Any, Planned] = {}
+    for overrides in products:
+        planned = check(overrides, hydra_own)
+        unique.setdefault(_sameness(planned), planned)
+    return list(unique.values())
+
+
+def _divided(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Hydra's own overrides, and ours."""
+    hydra_own, own = [], []
+    for text, override in zip(overrides, parse(overrides), strict=True):
+        if text.startswith("hydra/sweeper"):
+            problem = "is not offered: jobs are expanded before Hydra sees them"
+            raise ConfigError("hydra/sweeper", override.value(), ["basic"], problem)
+        (hydra_own if override.is_hydra_override() else own).append(text)
+    return hydra_own, own
+
+
+def sweep_jobs(name: str, config_dirs: Sequence[str] = ()) -> list[list[str]]:
+    """Read a sweep: ``jobs``, a list of lists of overrides, and ``overrides``, which come before each.
+
+    It lies in ``sweeps/<name>.yaml``, of this project or of a folder given by ``--config-dir``.
+
+    Raises:
+        ConfigError: there is no such sweep, or it is something else.
+    """
+    folders = [SWEEPS, *(Path(folder) / "sweeps" for folder in config_dirs)]
+    files = {path.stem: path for folder in folders for path in sorted(folder.glob("*.yaml"))}
+    if name not in files:
+        raise ConfigError("sweeps", name, files)
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(files[name]))
+    except (YAMLError, OSError) as error:
+        problem = f"cannot be read ({str(error).splitlines()[0]})"
+        raise ConfigError("sweeps", name, problem=problem) from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"sweeps/{name}.yaml", "...", _SWEEP_FIELDS, "has none of its keys", "jobs")
+    for key, value in content.items():
+        if key not in _SWEEP_FIELDS:
+            nearest = closest(key, _SWEEP_FIELDS)
+            raise ConfigError(f"sweeps/{name}.yaml: {key}", value, _SWEEP_FIELDS, "is not a key", nearest)
+    common, jobs = content.get("overrides", []), content.get("jobs")
+    if not (_is_words(common) and isinstance(jobs, list) and jobs and all(map(_is_words, jobs))):
+        problem = "is not a list of lists of key=value"
+        raise ConfigError(f"sweeps/{name}.yaml: jobs", "...", problem=problem)
+    return [[*common, *job] for job in jobs]
+
+
+def _is_words(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(word, str) for word in value)
+
+
+def check(overrides: Sequence[str], hydra_own: Sequence[str] = ()) -> Planned:
+    """Compose and check one job, down to the files of its model; ConfigError or ModelError."""
+    job = make_job(compose([*hydra_own, *overrides]))
+    launchers = [text.partition("=")[2] for text in hydra_own if text.startswith("hydra/launcher=")]
+    here = not launchers or launchers[-1] in LOCAL_LAUNCHERS
+    if here and job.trainer.accelerator == "gpu" and not cuda_expected():
+        problem = "needs a CUDA device, and none is seen here"
+        raise ConfigError("trainer.accelerator", "gpu", ["cpu"], problem)
+    result = None if job.task == "cost" else job_ids(job, _hash_once(job.model)).result
+    return Planned(tuple(overrides), tuple(hydra_own), job, result)
+
+
+_hash_once = cache(weights_hash)
+
+
+def _sameness(planned: Planned) -> Any:
+    """Equal for jobs of which one is enough."""
+    job = planned.job
+    if planned.result is None or job.task == "evaluate":
+        return job.task, canonical_json(job.config)
+    return job.task, str(job.store_root), planned.result, job.metrics
+
+
+def is_answered(planned: Planned) -> bool:
+    """Does the store hold the verified result of a job, with every metric it asks for?
+
+    A metric that could not be computed is tried again, as its weights may have come; not so one that is not
+    built yet, or whose extractor is shipped.
+    """
+    job = planned.job
+    if job.task != "run" or planned.result is None:
+        return False
+    artifact = Store(job.store_root).verified("result", planned.result)
+    if artifact is None:
+        return False
+    try:
+        result = load_json(artifact.files["result.json"])
+    except (KeyError, OSError, ValueError):
+        return False
+    return all(_is_covered(name, job, result) for name in job.metrics.names)
+
+
+def _is_covered(name: str, job: Job, result: Mapping[str, Any]) -> bool:
+    if name not in result["metrics"]:
+        asked = result["config"]["metrics"]
+        same = (asked["pairs"], asked["samples"]) == (job.metrics.pairs, job.metrics.samples)
+        settled = name in METRICS_TO_COME or (same and name.startswith(EMBEDDED_METRICS))
+        return name in result["unavailable"] and settled
+    count = job.metrics.pairs if name in PAIRED_METRICS else job.metrics.samples
+    return result["metrics"][name]["n"] == count
