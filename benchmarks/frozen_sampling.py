@@ -7,13 +7,12 @@ import copy
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from dmqbench.engines import lower_
+from dmqbench.models.topology import trace
 from dmqbench.quant.context import StepContext
 from dmqbench.quant.functional import affine_parameters
 from dmqbench.quant.layers import freeze_, quant_layers, quantize_layers_
@@ -27,58 +26,17 @@ ROUNDS = 20
 TARGET = 1.4
 
 
-@dataclass(frozen=True)
-class Layer:
-    name: str
-    boundaries: tuple[int, ...] = ()
-    embedding: bool = False
-
-
-class SkipConcatenations(TorchFunctionMode):
-    """Records how many channels come before the skip in every channel concatenation."""
-
-    def __init__(self) -> None:
-        self.cuts: list[int] = []
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        if func is torch.cat and len(args[0]) == 2 and args[0][0].ndim == 4:
-            self.cuts.append(args[0][0].shape[1])
-        return func(*args, **(kwargs or {}))
-
-
 def example_inputs() -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     sample = torch.randn(BATCH, 1, 16, 16, generator=generator)
     return sample, torch.full((BATCH,), 500), torch.arange(BATCH) % 10
 
 
-def traced_layers(network: nn.Module) -> list[Layer]:
-    """Name the convolutions and linear layers, with the cuts of those that read a skip concatenation."""
-    with SkipConcatenations() as skips, torch.no_grad():
-        network(*example_inputs())
-    names = [name for name, module in network.named_modules() if name.startswith("up_blocks")]
-    joined = [name for name in names if name.split(".")[-2:-1] == ["resnets"]]
-    cuts = dict(zip(joined, skips.cuts, strict=True))
-    return [
-        Layer(
-            name,
-            (cuts[parent],) if (parent := name.rpartition(".")[0]) in cuts and _reads_joined(name) else (),
-            "time_emb" in name,
-        )
-        for name, module in network.named_modules()
-        if isinstance(module, nn.Conv2d | nn.Linear)
-    ]
-
-
-def _reads_joined(name: str) -> bool:
-    return name.endswith(("conv1", "conv_shortcut"))
-
-
 @torch.no_grad()
 def calibrated(network: nn.Module, context: StepContext, steps: StepGroups) -> nn.Module:
     """Quantize a copy of ``network`` at W4A8 with min-max ranges, the same for all steps, and freeze it."""
     network = copy.deepcopy(network)
-    quantize_layers_(network, uniform_plan(traced_layers(network), BitWidth(4, 8), Scope()), context, steps)
+    quantize_layers_(network, uniform_plan(trace(network, example_inputs(), {}).layers, BitWidth(4, 8), Scope()), context, steps)
     hooks = [
         layer.register_forward_pre_hook(lambda layer, args: _set_ranges_(layer, args[0], steps))
         for layer in quant_layers(network).values()

@@ -118,6 +118,13 @@ def search_path(config_dirs: Sequence[str]) -> list[str]:
     return [f"hydra.searchpath=[{','.join(paths)}]"] if paths else []
 
 
+def _folders(hydra_own: Sequence[str]) -> list[Path]:
+    """The folders that ``search_path`` put into an override."""
+    found = [override.value() for override in parse(hydra_own) if override.key_or_group == "hydra.searchpath"]
+    places = [place for value in found if isinstance(value, list) for place in value]
+    return [Path(str(place).removeprefix("file://")) for place in places]
+
+
 def compose(overrides: Sequence[str]) -> DictConfig:
     """Compose the configuration of one job from ``key=value`` overrides.
 
@@ -139,7 +146,7 @@ def compose(overrides: Sequence[str]) -> DictConfig:
         try:
             config = hydra_compose(ROOT, [*hydra_own, *(choice.input_line or "" for choice in choices)])
         except (HydraException, OmegaConfBaseException) as error:
-            raise _translated(error) from None
+            raise _translated(error, [CONF, *_folders(hydra_own)]) from None
     _check_method_yaml(config.method)
     for override in own:
         if override not in choices:
@@ -206,20 +213,20 @@ def _check_choice(choice: Override, hydra_own: list[str]) -> None:
     raise ConfigError(group, value, options)
 
 
-def _translated(error: Exception) -> ConfigError:
-    """What Hydra and OmegaConf say in ten lines, in one."""
+def _translated(error: Exception, folders: Sequence[Path]) -> ConfigError:
+    """What Hydra and OmegaConf say in ten lines, in one; YAMLs are looked for in ``folders``."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
         options = [option for option in error.options if not option.startswith(HIDDEN)]
         return ConfigError(group or "config", name, options)
-    cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
+    cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__ or error.__context__
     place = re.match(r"In '([^']+)'", str(error))
     where = f"in {place.group(1)}.yaml" if place else ""
     if isinstance(cause, ConfigKeyError) and cause.key is not None:
         kind = cause.object_type
         keys = [item.name for item in fields(kind)] if is_dataclass(kind) else []
         key = str(cause.full_key or cause.key)
-        value = _yaml_value(place.group(1), str(cause.key)) if place else "..."
+        value = _yaml_value(place.group(1), (key, str(cause.key)), folders) if place else None
         return ConfigError(key, value, keys, f"{where} is not a key", nearest=closest(cause.key, keys))
     if isinstance(cause, OmegaConfBaseException) and cause.full_key:
         return ConfigError(str(cause.full_key), cause.value, problem=f"{where}: {str(cause).splitlines()[0]}")
@@ -227,15 +234,14 @@ def _translated(error: Exception) -> ConfigError:
     return ConfigError("config", "?", problem=f"cannot be composed: {' '.join(text[:2])}")
 
 
-def _yaml_value(name: str, key: str) -> Any:
-    """What a YAML on the search path gives for ``key``, for the message alone."""
-    loader = GlobalHydra.instance().config_loader()
-    for source in loader.get_sources():
-        path = Path(source.path) / f"{name}.yaml"
-        if source.scheme() == "file" and path.is_file():
+def _yaml_value(name: str, keys: Sequence[str], folders: Sequence[Path]) -> Any:
+    """What a YAML on the search path gives for one of ``keys``, for the message alone."""
+    for path in (folder / f"{name}.yaml" for folder in folders):
+        if path.is_file():
             values = OmegaConf.load(path)
-            return values.get(key, "...") if isinstance(values, DictConfig) else "..."
-    return "..."
+            found = [OmegaConf.select(values, key) for key in keys if isinstance(values, DictConfig)]
+            return next((value for value in found if value is not None), None)
+    return None
 
 
 def _leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: names, atomic writing, hashes and locks between processes. Standard library only."""
+"""Files that are whole or absent: names, atomic writing, hashes, locks between processes (stdlib only)."""
 
 import fcntl
 import hashlib
@@ -21,8 +21,8 @@ _BLOCK = 2**20
 def safe_name(text: str) -> str:
     """Return ``text`` if it can be one component of a path; everything that becomes one passes here.
 
-    Allowed are 1 to 100 ASCII letters, digits and ``_ . + = , @ -``, the first a letter, a digit or ``_``: so no
-    name leaves its folder, hides, looks like an option, or differs between file systems.
+    Allowed are 1 to 100 ASCII letters, digits and ``_ . + = , @ -``, the first a letter, a digit or ``_``: so
+    no name leaves its folder, hides, looks like an option, or differs between file systems.
 
     Raises:
         ValueError: anything else, in one line.
@@ -31,7 +31,8 @@ def safe_name(text: str) -> str:
         shown = ascii(text)
         shown = shown if len(shown) <= 60 else f"{shown[:57]}..."
         raise ValueError(
-            f"{shown} cannot be a file name here: 1 to 100 letters, digits or _.+=,@- and no leading '.' or '-'"
+            f"{shown} cannot be a file name here: "
+            "1 to 100 letters, digits or _.+=,@- and no leading '.' or '-'"
         )
     return text
 
@@ -47,9 +48,9 @@ def sync(path: Path) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path with the same suffix; what is written there becomes ``path`` at the end, or never.
+    """Yield a temporary path of the same suffix; what is written there becomes ``path`` at the end, or never.
 
-    A reader sees the old file or the new one, whole, whenever the writer is killed and whenever the power fails.
+    A reader sees the old file or the new one, whole, whenever the writer is killed or the power fails.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(4)}{path.suffix}")
@@ -114,7 +115,7 @@ def sha256_file(path: str | Path) -> str:
 
 
 def sweep_temporary(folder: Path) -> None:
-    """Remove what killed writers left in ``folder`` and its direct subfolders; the caller excludes live writers."""
+    """Remove what killed writers left in ``folder`` and its subfolders; the caller excludes live writers."""
     for pattern in (f"{TEMPORARY_PREFIX}*", f"*/{TEMPORARY_PREFIX}*"):
         for leftover in folder.glob(pattern):
             leftover.unlink(missing_ok=True)
@@ -122,7 +123,7 @@ def sweep_temporary(folder: Path) -> None:
 
 @contextmanager
 def exclusive(path: Path, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
-    """Hold the lock file ``path`` against every other process and thread; ``on_wait`` is called once before waiting.
+    """Hold the lock file ``path`` against all processes and threads; ``on_wait`` is called before waiting.
 
     The operating system drops the lock when its holder dies, however it dies.
     """
@@ -139,7 +140,7 @@ def exclusive(path: Path, on_wait: Callable[[], None] | None = None) -> Iterator
 
 
 def _acquire(path: Path, on_wait: Callable[[], None] | None) -> int:
-    """Descriptor of the locked file. Release removes the file, so a waiter may get a lock on a name that is gone."""
+    """Descriptor of the locked file; release removes the file, so the lock may be on a name that is gone."""
     while True:
         descriptor = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:

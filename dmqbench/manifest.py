@@ -1,4 +1,4 @@
-"""What an artifact of the run store consists of: the ``manifest.json`` that is written last and checked on reading."""
+"""What an artifact consists of: the ``manifest.json`` that is written last and checked on reading."""
 
 import hashlib
 import json
@@ -93,7 +93,7 @@ class Manifest:
         raise ValueError("lacks a field")
 
     def dump(self) -> str:
-        """The text of ``manifest.json``, with a hash of itself: a flipped bit in a fact does not go unnoticed."""
+        """The text of ``manifest.json``, with a hash of itself: a flipped bit in a fact is noticed."""
         files = {name: {"sha256": entry.sha256, "bytes": entry.bytes} for name, entry in self.files.items()}
         body = {"version": VERSION, "kind": self.kind, "id": self.id, "files": files, "facts": self.facts}
         return json_text({**body, "sha256": _digest_of(body)})

@@ -174,7 +174,7 @@ def _difference(images: Pixels, reference: Pixels) -> NDArray[np.float64]:
 
 
 def _full_scale(errors: Sequence[NDArray[np.float64]]) -> float:
-    """Return the difference at the end of the colours: not the largest, for one pixel must not fade the rest."""
+    """Return the difference that ends the colours; not the largest: one pixel must not fade the rest."""
     if not errors:
         return 0.0
     everything = np.stack(errors)

@@ -14,9 +14,6 @@ from dmqbench.files import load_json
 from dmqbench.manifest import Manifest, Verifier
 from dmqbench.store import Store
 
-EMBEDDED_MODELS = frozenset({"digits", "scenes"})
-"""Trained by this project: their numbers say nothing about a paper's."""
-
 
 @dataclass(frozen=True)
 class Result:
@@ -56,7 +53,8 @@ class Result:
 
     @property
     def embedded(self) -> bool:
-        return self.model in EMBEDDED_MODELS
+        """Whether this project trained the model: its numbers then say nothing about a paper's."""
+        return self.record.get("embedded", False)
 
     @property
     def full_precision(self) -> bool:

@@ -138,7 +138,7 @@ def make_evaluator(shop: Workshop) -> Evaluator:
         scope=job.bits.scope if quantized else None,
         clip=job.sampler.clip_sample,
     )
-    return Evaluator(protocol, full, job.dataset.name, job.metrics.pairs, floors)
+    return Evaluator(protocol, full, fp_id, job.dataset.name, job.metrics.pairs, floors)
 
 
 def compose_result(
@@ -189,7 +189,9 @@ def write_result(shop: Workshop, result: dict[str, Any], evaluation: Evaluation)
             old_images = json.loads(before.files["per_image.json"].read_text())
             per_image |= {name: old_images[name] for name in asked if name in old_images}
         files = {"result.json": json_text(result), "per_image.json": json_text(per_image)}
-        return store.replace_files("result", id, files).path
+        folder = store.replace_files("result", id, files).path
+        (folder / "error.json").unlink(missing_ok=True)  # of an earlier attempt that failed
+        return folder
 
 
 # ---- cost and plan

@@ -69,10 +69,10 @@ class _Inspection:
 
 
 class Store:
-    """Artifacts at ``root/{kind}/{id}/``; what is under way lies in ``.work/``, what is damaged in ``.aside/``.
+    """Artifacts at ``root/{kind}/{id}/``; what is under way is in ``.work/``, what is damaged in ``.aside/``.
 
-    An id is 16 lower-case hexadecimal digits. Nothing is created before something is written, so a finished
-    store can be read where it cannot be written. A file is hashed once per ``Store`` object unless it changes.
+    An id is 16 lower-case hexadecimal digits. Nothing is created before something is written: a finished
+    store can be read where it cannot be written. A file is hashed once per ``Store`` unless it changes.
     """
 
     def __init__(self, root: str | Path) -> None:
@@ -124,7 +124,7 @@ class Store:
         """Be the only one who makes this artifact, or this part of a growing one, among all processes.
 
         ``on_wait`` gets one line before the wait begins. Leftovers of killed makers are swept when the whole
-        artifact is locked. Not reentrant. Look into the store again once inside: another job may have made it.
+        artifact is locked. Not reentrant. Look into the store again inside: another job may have made it.
         """
         folder = self.path(kind, id)
         name = "-".join([kind, id] + ([] if part is None else [safe_name(part)]))
@@ -141,8 +141,8 @@ class Store:
     def verified(self, kind: str, id: str) -> Artifact | None:
         """The artifact if it is there and every file has its recorded hash.
 
-        A damaged artifact is moved to ``.aside/`` with a warning and counts as absent, so that it is made again;
-        of a growing one, only the damaged files are moved.
+        A damaged artifact is moved to ``.aside/`` with a warning and counts as absent, so that it is made
+        again; of a growing one, only the damaged files are moved.
 
         Raises:
             StoreError: it is damaged and cannot be moved, because the store is read-only.
@@ -276,7 +276,7 @@ class Store:
         )
 
     def _settle(self, kind: str, id: str) -> Artifact | None:
-        """Finish or put aside what is not whole; the artifact if there is one then; under the editing lock."""
+        """Finish or put aside what is not whole; return what is then there; under the editing lock."""
         folder = self.path(kind, id)
         _tidy(folder)
         inspection = self._inspect(kind, id)

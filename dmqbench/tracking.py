@@ -36,8 +36,8 @@ _UPLOAD_TIMEOUT_S = 30
 def redact(value: Any) -> Any:
     """A copy of a configuration or record in which no secret is left.
 
-    Values whose key says key, token, secret, password or credential (as a word: ``tokenizer`` and ``max_tokens``
-    stay) become ``***``, at any depth; so does the user part of every URL.
+    Values whose key says key, token, secret, password or credential (as a word: ``tokenizer`` and
+    ``max_tokens`` stay) become ``***``, at any depth; so does the user part of every URL.
     """
     if isinstance(value, Mapping):
         return {name: _REDACTED if _is_secret(str(name)) else redact(inner) for name, inner in value.items()}
@@ -63,8 +63,8 @@ class Mirror(Protocol):
 class Record:
     """Append-only events of one job, one JSON object a line: ``{"time", "job", "event", "step", ...}``.
 
-    A line is one write: it is whole or, where the process was killed in it, ignored by ``read_record``. The file is
-    made by the first event. ``time`` is in seconds since 1970; a job that is started again goes on in its file.
+    A line is one write: it is whole or, where the process was killed in it, ignored by ``read_record``. The
+    file is made by the first event. ``time`` is in seconds since 1970; a restarted job goes on in its file.
     """
 
     def __init__(self, path: Path, job: str) -> None:
@@ -81,8 +81,8 @@ class Record:
     def log(self, event: str, *, step: int | None = None, **values: Any) -> None:
         """Write one event and pass it on to the mirrors.
 
-        Numbers that JSON cannot say are written as the strings "nan", "inf" and "-inf", one-element tensors and
-        arrays as numbers, anything else unknown as text.
+        Numbers that JSON cannot say are written as the strings "nan", "inf" and "-inf", one-element tensors
+        and arrays as numbers, anything else unknown as text.
         """
         if clash := RESERVED & values.keys():
             raise ValueError(f"an event cannot have a value named {', '.join(sorted(clash))}")
@@ -155,7 +155,7 @@ def _plain(value: Any) -> Any:
 
 
 def resolve_mode(mode: str, environment: Mapping[str, str] = os.environ) -> Mode:
-    """What a ``tracker.mode`` means here: ``auto`` is ``WANDB_MODE`` if set, else online with a key, else offline."""
+    """What ``tracker.mode`` means here: ``auto`` is ``WANDB_MODE`` if set, else online if there is a key."""
     if mode not in MODES:
         raise ValueError(f"tracker mode {mode!r}: allowed are {', '.join(MODES)}")
     chosen = environment.get("WANDB_MODE", "") if mode == "auto" else mode
@@ -183,8 +183,8 @@ class Tracker:
     """Context manager: one wandb run that mirrors the events of ``record`` while it is open.
 
     Calibration and evaluation of a job are two runs of one group. Values appear as ``event/name`` over
-    ``event/step``. Nothing that goes wrong in wandb reaches the job: the first failure is a warning and ends the
-    mirror. With ``disabled`` wandb is not imported.
+    ``event/step``. Nothing that goes wrong in wandb reaches the job: the first failure is a warning and ends
+    the mirror. With ``disabled`` wandb is not imported.
     """
 
     def __init__(
@@ -295,10 +295,10 @@ class Tracker:
                 run.finish(exit_code=1)
 
     def _guarded(self, action: Callable[[], object], otherwise: str) -> bool:
-        """Whether ``action`` succeeded; a failure is one warning."""
+        """Whether ``action`` succeeded; any failure becomes one warning and never stops a job."""
         try:
             action()
-        except Exception as error:  # noqa: BLE001  a mirror that fails, in whatever way, must not stop a job
+        except Exception as error:
             reason = redact(" ".join(str(error).split()))[:200]
             log.warning("wandb failed (%s: %s): %s", type(error).__name__, reason, otherwise)
             return False

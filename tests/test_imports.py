@@ -27,8 +27,8 @@ LAYERS = (
     ("engines", "samplers"),
     ("quant",),
 )
-"""From top to bottom: a module imports its own layer and those below. Data and models share a layer: the bank follows
-trajectories through an adapter, whose conditions are drawn as the bank's noise is."""
+"""From top to bottom: a module imports its own layer and those below. Data and models share one: the bank
+follows trajectories through an adapter, whose conditions are drawn as the bank's noise is."""
 
 
 def imported(module: Path) -> set[str]:

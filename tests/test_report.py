@@ -61,7 +61,8 @@ class Bench:
             self.samples(id, 5)
         record = {
             "job_id": id, "method": method, "model": "digits", "bits": bits, "scope": "common",
-            "ranges": "method", "dataset": "digits", "seed": 0, "config": {}, "unavailable": {}, "environment": {},
+            "ranges": "method", "dataset": "digits", "seed": 0, "config": {}, "unavailable": {},
+            "environment": {}, "embedded": True,
             "metrics": {
                 "psnr": measured("psnr", psnr, **entries),
                 "fd_digits": measured("fd_digits", fd, 0.2, higher=False, **entries),
@@ -114,7 +115,7 @@ def test_the_table_says_what_was_measured(filled, width):
     shown = filled.shown(width)
     assert max(map(len, shown.splitlines())) <= width
     assert "…" not in shown
-    assert "digits (embedded) · scope common · ranges method · seed 0" in shown
+    assert "digits (embedded) · scope common · ranges method · seed 0" in " ".join(shown.split())
     [row] = [line for line in shown.splitlines() if line.strip().startswith("q_diffusion")]
     assert row.split()[:2] == ["q_diffusion", "w4a6"]
     assert (" 33.05±0.10  3.100±0.20 " if width == 80 else " 33.0±0.1 ") in row
@@ -178,10 +179,10 @@ def test_scopes_are_apart_and_full_precision_stands_in_both(filled):
 
 
 def test_models_are_apart_without_excuse(filled):
-    filled.job("rtn", "w4a6", 20.0, model="ddpm_cifar10", dataset="cifar10")
+    filled.job("rtn", "w4a6", 20.0, model="ddpm_cifar10", dataset="cifar10", embedded=False)
     shown = filled.shown()
     assert "separate tables" not in shown
-    assert re.search(r"^ddpm_cifar10 · data cifar10", shown, re.MULTILINE)
+    assert re.search(r"^ddpm_cifar10 · data cifar10 · scope", shown, re.MULTILINE)
 
 
 def test_unavailable_metrics_are_listed_with_the_reason(bench):

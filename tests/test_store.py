@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from dmqbench import files, manifest, store
 from dmqbench.files import exclusive, load_json, replacing, safe_name, save_atomic, save_json, sha256_file
-from dmqbench.store import Store, StoreError
+from dmqbench.store import Artifact, Store, StoreError
 
 ID = "0123456789abcdef"
 OTHER = "fedcba9876543210"
@@ -48,11 +48,11 @@ HOSTILE_NAMES = [
 ]
 
 
-def publish(the_store: Store, kind: str = "quantized", id: str = ID, **contents: bytes):
+def publish(the_store: Store, id: str = ID, weights: bytes = b"w" * 5000, plan: bytes = b"{}") -> Artifact:
     folder = the_store.work(id)
-    for name, content in (contents or {"weights": b"w" * 5000, "plan": b"{}"}).items():
-        (folder / name).write_bytes(content)
-    return the_store.publish(kind, id, folder, {"layers": 3})
+    (folder / "weights").write_bytes(weights)
+    (folder / "plan").write_bytes(plan)
+    return the_store.publish("quantized", id, folder, {"layers": 3})
 
 
 def aside(root: Path) -> list[str]:
@@ -257,15 +257,15 @@ def corrupt(path: Path, way: str, chance: random.Random) -> None:
 @pytest.mark.parametrize("way", ["bit flip", "truncation", "zeroing", "deletion"])
 def test_every_corruption_is_found_and_the_artifact_made_again(tmp_path, way):
     chance = random.Random(way)
-    contents = {"a": bytes(chance.choices(range(1, 256), k=3000)), "b": b"x"}
+    contents = {"weights": bytes(chance.choices(range(1, 256), k=3000)), "plan": b"x"}
     for trial in range(25):
         publish(Store(tmp_path), **contents)
-        name = ["a", "b", "manifest.json"][trial % 3]
+        name = ["weights", "plan", "manifest.json"][trial % 3]
         corrupt(tmp_path / "quantized" / ID / name, way, chance)
         here = Store(tmp_path)
         assert here.verified("quantized", ID) is None, (way, name, trial)
         again = publish(here, **contents)
-        assert again.files["a"].read_bytes() == contents["a"]
+        assert again.files["weights"].read_bytes() == contents["weights"]
         assert len(aside(tmp_path)) == trial + 1
     assert Store(tmp_path).verified("quantized", ID) is not None
 

@@ -17,6 +17,7 @@ from dmqbench.samplers.plan import SamplerPlan, build_plan
 from dmqbench.samplers.schedule import NoiseSchedule
 from dmqbench.samplers.spec import SamplerSpec
 
+W3A6 = BitWidth(3, 6)
 SCHEDULE = NoiseSchedule(1000, 1e-4, 0.02, "linear")
 
 
@@ -60,7 +61,7 @@ def sampler(kind: str = "ddim", steps: int = 4, **settings: Any) -> SamplerPlan:
 
 
 def workbench(
-    bits: BitWidth = BitWidth(3, 6),
+    bits: BitWidth = W3A6,
     *,
     network=None,
     scope: Scope = COMMON_SCOPE,

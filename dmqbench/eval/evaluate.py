@@ -58,6 +58,8 @@ class Evaluator:
 
     protocol: Protocol
     full_precision: SampleSet
+    full_precision_id: str
+    """Which samples these are: the reference in the protocol of what compares with them."""
     dataset: str
     pairs: int
     floors: Floors
@@ -88,6 +90,7 @@ class Evaluator:
                 rounding=metric.rounding,
                 n=len(values),
                 reference="fp",
+                reference_hash=self.full_precision_id,
                 scope=scope,
             )
             return summarise(metric, values, protocol), values
@@ -118,7 +121,7 @@ class Evaluator:
                 extractor_hash=extractor.hash,
                 resize=extractor.resize,
                 reference=self.dataset if against_dataset else "fp",
-                reference_hash=None if dataset is None else content_hash(dataset),
+                reference_hash=self.full_precision_id if dataset is None else content_hash(dataset),
             )
             return frechet_with_interval(features, theirs, paired).measurement(protocol), len(features)
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from dmqbench.eval.distribution import Extractor
-from dmqbench.eval.images import to_uint8
+from dmqbench.images import to_uint8
 from dmqbench.files import sha256_file
 
 

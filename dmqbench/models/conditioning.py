@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dmqbench.data.noise import Stream, draw_labels
-from dmqbench.eval.images import to_uint8
+from dmqbench.images import to_uint8
 
 
 class Conditioner(Protocol):

@@ -116,7 +116,9 @@ def numbered(trajectories, calls):
     """Trajectories whose state says which one and which call it is."""
     number = torch.arange(trajectories)[:, None] * 100.0 + torch.arange(calls + 1)
     cond = {"class_labels": torch.arange(trajectories) * 7}
-    return Trajectories(number[..., None, None, None], number[:, :-1, None, None, None], cond, tuple(range(calls, 0, -1)))
+    return Trajectories(
+        number[..., None, None, None], number[:, :-1, None, None, None], cond, tuple(range(calls, 0, -1))
+    )
 
 
 sizes = st.tuples(st.integers(1, 30), st.integers(1, 30))
@@ -128,7 +130,7 @@ def test_spread_never_repeats_a_point_and_favours_no_call(shape, count):
     bank = numbered(trajectories, calls)
     points = bank.spread(count)
     assert len(points) == min(count, trajectories * calls) == len(points.unique())
-    assert 0 <= points.min()
+    assert points.min() >= 0
     assert points.max() < bank.points
     per_call = (points % calls).bincount(minlength=calls)
     assert per_call.max() - per_call.min() <= 1

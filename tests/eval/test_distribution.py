@@ -16,7 +16,7 @@ from dmqbench.eval.distribution import (
     frechet_with_interval,
     metric_name,
 )
-from dmqbench.eval.images import ImageError, to_signed
+from dmqbench.images import ImageError, to_signed
 from dmqbench.eval.protocol import MetricUnavailable, Protocol
 
 

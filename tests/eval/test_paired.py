@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dmqbench.eval.images import ImageError
+from dmqbench.images import ImageError
 from dmqbench.eval.paired import PAIRED_METRICS, mse, psnr, ssim, summarise
 from dmqbench.eval.protocol import MetricUnavailable, Protocol
 

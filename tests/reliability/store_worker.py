@@ -10,7 +10,7 @@ from pathlib import Path
 
 from dmqbench.store import Store
 
-CHUNKS = 6
+CHUNKS = 4
 
 
 def artifact_id(number: int) -> str:

@@ -90,7 +90,7 @@ def test_killed_at_random_instants_nothing_is_wrong_and_nothing_finished_is_lost
     assert not (root / ".aside").exists() and leftovers(root) == []
 
 
-@pytest.mark.parametrize(("kind", "least"), [("quantized", 15), ("samples", 40), ("result", 30)])
+@pytest.mark.parametrize(("kind", "least"), [("quantized", 15), ("samples", 30), ("result", 30)])
 def test_killed_before_any_operation_on_the_disk_it_can_be_finished(tmp_path, kind, least):
     assert int(finish(start("crash", kind, tmp_path))) >= least
 

@@ -1,0 +1,10 @@
+"""Run every benchmark in turn, each in a process of its own."""
+
+import subprocess
+import sys
+
+BENCHMARKS = ("commands", "frozen_sampling", "range_search", "stages")
+
+for name in BENCHMARKS:
+    print(f"\n## {name}\n", flush=True)
+    subprocess.run([sys.executable, "-m", f"benchmarks.{name}"], check=True)

@@ -1,0 +1,348 @@
+"""The command: what is refused before anything starts, what is launched or answered, and how it ends."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import types
+from pathlib import Path
+
+import pytest
+
+from dmqbench import cli, planning
+from dmqbench.config import SWEEPS
+from dmqbench.store import Store
+
+ROOT = Path(__file__).parents[1]
+TINY = ("metrics.names=[psnr]", "metrics.pairs=4", "metrics.samples=4", "trainer=cpu")
+
+
+class Stub(types.ModuleType):
+    """Stands in for ``dmqbench.run``: remembers jobs, and publishes results or raises what ``fail`` says."""
+
+    def __init__(self) -> None:
+        super().__init__("dmqbench.run")
+        self.jobs = []
+        self.fail = lambda job: None
+
+    def run_job(self, job):
+        self.jobs.append(job)
+        if error := self.fail(job):
+            raise error
+        store = Store(job.store_root)
+        [planned] = [one for one in self.planned if one.job == job]
+        result = {
+            "metrics": {name: {"n": job.metrics.pairs} for name in job.metrics.names if name != "lpips"},
+            "unavailable": {name: "not built yet" for name in job.metrics.names if name == "lpips"},
+            "config": job.config,
+        }
+        return store.replace_files("result", planned.result, {"result.json": json.dumps(result)}).path
+
+    def show_plan(self, job):
+        self.jobs.append(job)
+        print("a plan")
+
+
+@pytest.fixture
+def stub(monkeypatch, tmp_path):
+    """The command in this process, on its own store, with nothing computed."""
+    stub = Stub()
+    launch = cli.launch
+
+    def remembering(planned):
+        stub.planned = planned
+        return launch(planned)
+
+    report = types.ModuleType("dmqbench.report")
+    report.print_results = lambda folders: print(f"table of {len(folders)}")  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "dmqbench.run", stub)
+    monkeypatch.setitem(sys.modules, "dmqbench.report", report)
+    monkeypatch.setattr(cli, "launch", remembering)
+    monkeypatch.setattr(planning, "_hash_once", lambda model: "0" * 64)
+    monkeypatch.setenv("DMQBENCH_RUNS", str(tmp_path / "runs"))
+    monkeypatch.chdir(tmp_path)
+    before = signal.getsignal(signal.SIGTERM)
+    yield stub
+    signal.signal(signal.SIGTERM, before)
+
+
+def run(*arguments: str) -> int:
+    return cli.main([*arguments, *TINY])
+
+
+def in_a_process(*arguments: str, cwd: Path, **more) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "dmqbench.cli", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **more},
+        check=False,
+    )
+
+
+# ---- refused
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["method=rnt"], ["method=rnt", "nearest: rtn"]),
+        (["bits=w9z3"], ["bits=w9z3", "nearest: w"]),
+        (["bits.weight=0"], ["bits.weight=0", "nearest: 1"]),
+        (["metrics.names=[psrn]"], ["metrics.names=psrn", "nearest: psnr"]),
+        (["sampler.stepz=3"], ["sampler.stepz=3", "nearest: sampler.steps"]),
+        (["bits.weight=four"], ["bits.weight=four", "nearest: 4"]),
+        (["method=dmq"], ["method=dmq", "not built yet"]),
+        (["task=anatomy"], ["task=anatomy", "not built yet"]),
+        (["+sweeps=dmeo"], ["sweeps=dmeo", "nearest: demo"]),
+        (["--multrun"], ["--multrun", "nearest: --multirun"]),
+        (["--config-name", "x"], ["--config-name=x"]),
+        (["--experimental-rerun", "x.pickle"], ["--experimental-rerun=x.pickle"]),
+        (["--config-dir", "nowhere"], ["--config-dir=nowhere"]),
+        (["hydra/sweeper=optuna"], ["hydra/sweeper=optuna", "nearest: basic"]),
+        (["method=fp,rtn"], ["method=fp,rtn", "-m"]),
+        (["--cfg", "job", "-m", "method=fp,rtn"], ["--cfg=job"]),
+        (["evaluate.samples=x.npz"], ["evaluate.samples=x.npz"]),
+        (["trainer.accelerator=gpu"], ["trainer.accelerator=gpu", "nearest: cpu"]),
+    ],
+)
+def test_a_wrong_configuration_is_status_2_and_one_line(stub, capsys, monkeypatch, arguments, words):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert cli.main(arguments) == 2
+    captured = capsys.readouterr()
+    [line] = captured.err.splitlines()
+    assert line.startswith("dmqbench: ") and all(word in line for word in words), line
+    assert captured.out == "" and stub.jobs == []
+
+
+def test_one_wrong_job_of_a_sweep_stops_all_before_the_first(stub, capsys, tmp_path):
+    assert run("-m", "method=fp,rtn,q_diffusionn") == 2
+    assert stub.jobs == [] and not (tmp_path / "runs").exists()
+    assert "nearest: q_diffusion" in capsys.readouterr().err
+
+
+def test_a_typo_inside_a_users_yaml_is_status_2(stub, capsys, tmp_path):
+    (tmp_path / "bits").mkdir()
+    (tmp_path / "bits" / "mine.yaml").write_text("defaults: [base_bits, _self_]\nweigth: 4\nactivation: 8\n")
+    assert cli.main(["--config-dir", str(tmp_path), "bits=mine"]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert "weigth=4 in bits/mine.yaml" in line and "nearest: weight" in line
+
+
+# ---- launched
+
+
+def test_a_job_ends_with_its_result_folder(stub, capsys, tmp_path):
+    assert run("method=rtn") == 0
+    [job] = stub.jobs
+    out = capsys.readouterr().out.splitlines()
+    assert Path(out[-1]).parent == tmp_path / "runs" / "result" and out[0] == "table of 1"
+    assert job.method.name == "rtn"
+
+
+def test_a_multirun_runs_every_combination_once_and_full_precision_only_once(stub, capsys):
+    assert run("-m", "method=fp,rtn", "bits=w4a6,w8a8") == 0
+    assert [job.title for job in stub.jobs] == ["fp digits w32a32", "rtn digits w4a6", "rtn digits w8a8"]
+    out = capsys.readouterr().out.splitlines()
+    assert out[0] == "table of 3" and len(out) == 4
+
+
+def test_the_demo_is_the_list_of_the_contract(stub):
+    assert run("+sweeps=demo") == 0
+    assert [(job.method.name, job.bits.name) for job in stub.jobs] == [
+        ("fp", "w32a32"),
+        ("rtn", "w8a8"),
+        ("rtn", "w4a4"),
+        ("q_diffusion", "w4a4"),
+        ("rtn", "w3a6"),
+    ]
+
+
+@pytest.mark.parametrize("path", sorted(SWEEPS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_job_of_every_sweep_is_valid(stub, path):
+    for overrides in planning.sweep_jobs(path.stem):
+        assert planning.check(overrides).result
+
+
+def test_the_command_line_wins_over_a_sweep_and_multiplies_it(stub):
+    assert run("-m", "+sweeps=demo", "seed=1,2", "bits=w8a8") == 0
+    assert {(job.method.name, job.bits.name, job.seed) for job in stub.jobs} == {
+        ("fp", "w32a32", 0),
+        *((name, "w8a8", seed) for name in ("rtn", "q_diffusion") for seed in (1, 2)),
+    }
+
+
+def test_a_sweep_of_ones_own(stub, tmp_path, capsys):
+    (tmp_path / "mine" / "sweeps").mkdir(parents=True)
+    file = tmp_path / "mine" / "sweeps" / "two.yaml"
+    file.write_text("overrides: [seed=4]\njobs:\n  - [method=rtn]\n  - [method=q_diffusion, seed=5]\n")
+    assert run("--config-dir", str(tmp_path / "mine"), "+sweeps=two") == 0
+    assert [(job.method.name, job.seed) for job in stub.jobs] == [("rtn", 4), ("q_diffusion", 5)]
+    for text in (
+        "job: [[a=b]]",
+        "jobs: [method=rtn]",
+        "jobs: []",
+        "- [method=rtn]",
+        "jobs: [[1]]",
+        "jobs: [",
+    ):
+        file.write_text(text)
+        capsys.readouterr()
+        assert run("--config-dir", str(tmp_path / "mine"), "+sweeps=two") == 2
+        assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_a_failing_job_does_not_stop_the_others_and_says_how_to_run_it_again(stub, capsys, tmp_path):
+    stub.fail = lambda job: ValueError("range\nis empty") if job.method.name == "rtn" else None
+    assert run("-m", "method=rtn,fp,q_diffusion", "bits=w4a6") == 1
+    assert [job.method.name for job in stub.jobs] == ["rtn", "fp", "q_diffusion"]
+    [report] = (tmp_path / "runs" / "result").glob("*/error.json")
+    error = json.loads(report.read_text())
+    command = " ".join(["dmqbench", "method=rtn", "bits=w4a6", "'metrics.names=[psnr]'", *TINY[1:]])
+    assert (error["class"], error["message"], error["command"]) == ("ValueError", "range is empty", command)
+    captured = capsys.readouterr()
+    assert "ValueError: range is empty" in captured.err and "1 of 3 jobs failed" in captured.err
+    assert captured.out.splitlines()[0] == "table of 2"
+
+
+def test_the_report_of_a_failure_goes_when_the_job_is_done(stub, tmp_path):
+    stub.fail = lambda job: RuntimeError("once")
+    assert run("method=rtn") == 1
+    stub.fail = lambda job: None
+    assert run("method=rtn") == 0
+    [folder] = (tmp_path / "runs" / "result").iterdir()
+    assert {path.name for path in folder.iterdir()} == {"manifest.json", "result.json"}
+
+
+@pytest.mark.parametrize("way", [KeyboardInterrupt(), SystemExit(1)])
+def test_an_interruption_is_130_and_no_failure(stub, capsys, tmp_path, way):
+    stub.fail = lambda job: way
+    assert run("-m", "method=rtn,fp") == 130
+    assert len(stub.jobs) == 1 and not list((tmp_path / "runs").rglob("error.json"))
+    assert "interrupted" in capsys.readouterr().err
+
+
+def test_a_store_that_cannot_be_written_is_one_line(stub, capsys, tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    assert run("method=rtn", f"store.root={tmp_path / 'file' / 'runs'}") == 1
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_a_task_that_prints_its_answer_has_no_folder(stub, capsys):
+    assert run("task=plan") == 0
+    assert capsys.readouterr().out == "a plan\n"
+
+
+def test_hydra_leaves_nothing_beside_the_results(stub, tmp_path):
+    assert run("-m", "method=fp,rtn") == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+    assert not list((tmp_path / "runs" / ".hydra").iterdir())
+
+
+# ---- answered
+
+
+def test_a_job_in_the_store_is_answered_and_not_run(stub, capsys):
+    assert run("method=rtn") == 0
+    first = capsys.readouterr().out
+    assert run("method=rtn", "tracker=disabled") == 0
+    assert len(stub.jobs) == 1 and capsys.readouterr().out == first
+
+
+@pytest.mark.parametrize("more", [["metrics.names=[psnr,ssim]"], ["metrics.pairs=3"]])
+def test_a_job_that_asks_for_more_is_run(stub, more):
+    assert run("method=rtn") == 0
+    assert cli.main(["method=rtn", *TINY, *more]) == 0
+    assert len(stub.jobs) == 2
+
+
+def test_a_metric_that_is_not_built_yet_is_not_tried_again(stub):
+    for _ in range(2):
+        assert cli.main(["method=rtn", *TINY, "metrics.names=[psnr,lpips]"]) == 0
+    assert len(stub.jobs) == 1
+
+
+def test_a_damaged_result_is_made_again(stub, tmp_path):
+    assert run("method=rtn") == 0
+    [result] = (tmp_path / "runs" / "result").glob("*/result.json")
+    result.write_text("{}")
+    assert run("method=rtn") == 0
+    assert len(stub.jobs) == 2
+
+
+# ---- in a process of its own
+
+
+def test_help_names_every_group_and_needs_neither_hydra_nor_torch(tmp_path):
+    code = (
+        "import sys; from dmqbench.cli import main; status = main(['--help'])\n"
+        "sys.exit(status or any(name in sys.modules for name in ('torch', 'hydra', 'omegaconf')))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 0, done.stdout
+    for word in (*cli.GROUP_NAMES, "rtn", "w4a8", "demo", "base_"):
+        assert (word in done.stdout) == (word != "base_")
+
+
+def test_the_configuration_of_a_job_is_shown_without_torch(tmp_path):
+    code = (
+        "import sys; from dmqbench.cli import main\n"
+        "sys.argv = ['dmqbench', '--cfg', 'job', 'method=q_diffusion']\n"
+        "status = main(); sys.exit(status or 'torch' in sys.modules)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=environment
+    )
+    assert done.returncode == 0 and "name: q_diffusion" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_refusal_of_the_real_command(tmp_path):
+    done = in_a_process("method=rnt", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "dmqbench: method=rnt is not known; nearest: rtn (allowed: fp, q_diffusion, rtn)\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_completion_offers_options(tmp_path):
+    done = in_a_process("-sc", "query=bash", cwd=tmp_path, COMP_LINE="dmqbench method=q", COMP_POINT="17")
+    assert done.returncode == 0 and "method=q_diffusion" in done.stdout
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_command_with_130_within_five_seconds(tmp_path, number):
+    code = (
+        "import sys, types, time\n"
+        "run = types.ModuleType('dmqbench.run')\n"
+        "def run_job(job):\n"
+        "    print('started', flush=True)\n"
+        "    time.sleep(60)\n"
+        "run.run_job = run_job\n"
+        "sys.modules['dmqbench.run'] = run\n"
+        "from dmqbench import cli, planning\n"
+        "planning._hash_once = lambda model: '0' * 64\n"
+        "sys.exit(cli.main(['method=rtn']))"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert process.stdout is not None and process.stdout.readline() == "started\n"
+    started = time.monotonic()
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130 and time.monotonic() - started < 5
+    assert errors.splitlines()[-1].startswith("dmqbench: interrupted")
