@@ -36,7 +36,9 @@ def example_inputs() -> tuple[Tensor, Tensor, Tensor]:
 def calibrated(network: nn.Module, context: StepContext, steps: StepGroups) -> nn.Module:
     """Quantize a copy of ``network`` at W4A8 with min-max ranges, the same for all steps, and freeze it."""
     network = copy.deepcopy(network)
-    quantize_layers_(network, uniform_plan(trace(network, example_inputs(), {}).layers, BitWidth(4, 8), Scope()), context, steps)
+    quantize_layers_(
+        network, uniform_plan(trace(network, example_inputs(), {}).layers, BitWidth(4, 8), Scope()), context, steps
+    )
     hooks = [
         layer.register_forward_pre_hook(lambda layer, args: _set_ranges_(layer, args[0], steps))
         for layer in quant_layers(network).values()
@@ -53,9 +55,7 @@ def _set_ranges_(layer, x: Tensor, steps: StepGroups) -> None:
     ends = [torch.aminmax(rows, dim=1) for rows in weights.rows(layer.weight)]
     low, high = (torch.stack([end[i] for end in ends], dim=1) for i in range(2))
     weights.set_parameters_(*affine_parameters(low, high, weights.levels[:, None]))
-    parts = [
-        x.narrow(layer.channel_axis, part.start, part.stop - part.start) for part in activation.groups.slices
-    ]
+    parts = [x.narrow(layer.channel_axis, part.start, part.stop - part.start) for part in activation.groups.slices]
     low, high = (torch.stack([getattr(part, end)() for part in parts]) for end in ("amin", "amax"))
     scale, zero_point = affine_parameters(low, high, activation.levels)
     activation.set_parameters_(scale.expand(steps.rows, -1), zero_point.expand(steps.rows, -1))
@@ -101,9 +101,7 @@ def main() -> None:
     for name, value in seconds.items():
         print(f"| {name} | {1000 * value:.1f} | {value / base:.2f} |")
     worst = max(value for name, value in seconds.items() if name.startswith("simulate")) / base
-    print(
-        f"\ntarget: simulate at most {TARGET} ×; {'reached' if worst <= TARGET else 'missed'} ({worst:.2f})"
-    )
+    print(f"\ntarget: simulate at most {TARGET} ×; {'reached' if worst <= TARGET else 'missed'} ({worst:.2f})")
 
 
 if __name__ == "__main__":

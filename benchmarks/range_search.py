@@ -76,13 +76,9 @@ def main() -> None:
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(ROWS, CHANNELS, KERNEL, KERNEL, generator=generator) * 0.02
     rows = weight.flatten(1)
-    print(
-        f"Weight {ROWS}×{CHANNELS}×{KERNEL}×{KERNEL}, {CANDIDATES} candidates, exponent {EXPONENT}, 1 thread;"
-    )
+    print(f"Weight {ROWS}×{CHANNELS}×{KERNEL}×{KERNEL}, {CANDIDATES} candidates, exponent {EXPONENT}, 1 thread;")
     print(f"the published form timed on {TIMED_ROWS} of {ROWS} rows and scaled up.\n")
-    print(
-        "| bits | here, s | published, s | × | vectorised over rows, s | × | largest difference of a scale |"
-    )
+    print("| bits | here, s | published, s | × | vectorised over rows, s | × | largest difference of a scale |")
     print("|---|---|---|---|---|---|---|")
     least = float("inf")
     for bits in (2, 4, 8):
@@ -106,9 +102,7 @@ def main() -> None:
             f"| {bits} | {here:.2f} | {published:.2f} | {published / here:.1f} | {by_rows:.2f} "
             f"| {by_rows / here:.1f} | {max(differences):.1e} |"
         )
-    print(
-        f"\ntarget: {TARGET} × the published form; {'reached' if least >= TARGET else 'missed'} ({least:.1f})"
-    )
+    print(f"\ntarget: {TARGET} × the published form; {'reached' if least >= TARGET else 'missed'} ({least:.1f})")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ Exit status: 0 done; 1 a job failed; 2 the configuration is wrong, in one line; 
 this module, ``--help`` and refusing a configuration need no torch, nor does a job whose result is there.
 """
 
+import logging
 import signal
 import sys
 import traceback
@@ -173,9 +174,7 @@ def carry_out(planned: Sequence["Planned"]) -> int:
     from dmqbench.store import StoreError
 
     try:
-        outcomes = {
-            number: Outcome(str(one.folder)) for number, one in enumerate(planned) if is_answered(one)
-        }
+        outcomes = {number: Outcome(str(one.folder)) for number, one in enumerate(planned) if is_answered(one)}
         missing = [number for number in range(len(planned)) if number not in outcomes]
         if missing:
             done = launch([planned[number] for number in missing])
@@ -243,6 +242,7 @@ def run_one(planned: Sequence["Planned"], config: Any) -> Outcome:
 
 def attempt(one: "Planned") -> Outcome:
     """Carry out one job; a failure is written to its result folder and told in one line."""
+    show_warnings()
     try:
         if one.folder is not None:
             with suppress(OSError):
@@ -255,6 +255,15 @@ def attempt(one: "Planned") -> Outcome:
     except Exception as error:
         return _failure(one, error)
     return Outcome(None if path is None else str(path))
+
+
+def show_warnings() -> None:
+    """Let the store and the tracker say what they put aside or do without, each in one line."""
+    logger = logging.getLogger("dmqbench")
+    if not logger.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("dmqbench: %(message)s"))
+        logger.addHandler(handler)
 
 
 def _failure(one: "Planned", error: Exception) -> Outcome:

@@ -258,12 +258,8 @@ def _set(config: DictConfig, key: str, value: Any) -> None:
     if key not in known:
         siblings = OmegaConf.select(config, key.rpartition(".")[0]) if "." in key else config
         allowed = [str(name) for name in (siblings if isinstance(siblings, DictConfig) else config)]
-        similar = (
-            [name for name in known if name.startswith(key.rpartition(".")[0] + ".")] if "." in key else []
-        )
-        raise ConfigError(
-            key, value, allowed, "is not a key", closest(key, similar or [*known, *map(str, config)])
-        )
+        similar = [name for name in known if name.startswith(key.rpartition(".")[0] + ".")] if "." in key else []
+        raise ConfigError(key, value, allowed, "is not a key", closest(key, similar or [*known, *map(str, config)]))
     kind = _kind_of(config, key)
     if value is not None and kind is not None:
         default = OmegaConf.select(config, key)
@@ -318,9 +314,7 @@ def _check_method_yaml(method: DictConfig) -> None:
     """A method's YAML has all common keys, a node for every stage, and nothing else."""
     for key in METHOD_KEYS:
         if key not in method:
-            raise ConfigError(
-                f"method.{key}", None, METHOD_KEYS, "is missing in the method's YAML", nearest=key
-            )
+            raise ConfigError(f"method.{key}", None, METHOD_KEYS, "is missing in the method's YAML", nearest=key)
     stages = [str(stage) for stage in method.stages]
     for key in method:
         if key not in METHOD_KEYS and key not in stages:
@@ -340,9 +334,7 @@ def _check_stage_yaml(stage: str, node: Any) -> None:
     for key in node:
         if key not in known:
             name = f"method.{stage}.{key}"
-            raise ConfigError(
-                name, node[key], known, "in the method's YAML is not a key", closest(key, known)
-            )
+            raise ConfigError(name, node[key], known, "in the method's YAML is not a key", closest(key, known))
     for key in ("version", "uses"):
         if key not in node:
             raise ConfigError(f"method.{stage}.{key}", None, problem="is missing in the method's YAML")

@@ -31,8 +31,7 @@ def safe_name(text: str) -> str:
         shown = ascii(text)
         shown = shown if len(shown) <= 60 else f"{shown[:57]}..."
         raise ValueError(
-            f"{shown} cannot be a file name here: "
-            "1 to 100 letters, digits or _.+=,@- and no leading '.' or '-'"
+            f"{shown} cannot be a file name here: 1 to 100 letters, digits or _.+=,@- and no leading '.' or '-'"
         )
     return text
 

@@ -92,9 +92,7 @@ def _train_timesteps(model: ModelConfig) -> int:
         path = locate(model.checkpoint) / SCHEDULER_CONFIG
     except ModelError:
         return _TRAIN_TIMESTEPS
-    return (
-        read_config(path).get("num_train_timesteps", _TRAIN_TIMESTEPS) if path.is_file() else _TRAIN_TIMESTEPS
-    )
+    return read_config(path).get("num_train_timesteps", _TRAIN_TIMESTEPS) if path.is_file() else _TRAIN_TIMESTEPS
 
 
 def job_ids(job: Job, weights: str) -> JobIds:

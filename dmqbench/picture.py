@@ -59,9 +59,7 @@ class _Layout(NamedTuple):
         return self.left + column * (self.cell[0] + _GAP)
 
 
-def comparison(
-    rows: Sequence[Row], path: Path, scale: float = 3, columns: int = 16, differences: bool = True
-) -> Path:
+def comparison(rows: Sequence[Row], path: Path, scale: float = 3, columns: int = 16, differences: bool = True) -> Path:
     """Draw ``rows`` to the PNG file ``path`` and return it; the others are compared with the first row.
 
     Column i shows sample i of every row. ``scale`` is the magnification of the samples. ``ValueError`` if the
@@ -77,12 +75,7 @@ def comparison(
     block = height + (_GAP + layout.thin[1] if errors else 0) + _ROW_GAP
     top_block = height + _ROW_GAP
     total_height = (
-        _MARGIN
-        + top_block
-        + block * (len(rows) - 1)
-        + (_LEGEND_HEIGHT if full_scale else 0)
-        + _MARGIN
-        - _ROW_GAP
+        _MARGIN + top_block + block * (len(rows) - 1) + (_LEGEND_HEIGHT if full_scale else 0) + _MARGIN - _ROW_GAP
     )
     total_width = max(layout.width, layout.left + _LEGEND_WIDTH if full_scale else 0)
     canvas = Image.new("RGB", (total_width, total_height), _BACKGROUND)
@@ -112,9 +105,7 @@ def picture_of(store_root: Path, folders: Sequence[Path], path: Path, columns: i
     [reference] = references
     quantized = [result for result in results if not result.full_precision]
     top = next((result for result in results if result.full_precision), None)
-    varying = [
-        name for name in ("scope", "ranges", "seed") if len({getattr(job, name) for job in quantized}) > 1
-    ]
+    varying = [name for name in ("scope", "ranges", "seed") if len({getattr(job, name) for job in quantized}) > 1]
     rows = [
         Row(
             "full precision",
@@ -159,13 +150,9 @@ def _check(rows: Sequence[Row]) -> None:
     for row in rows:
         images = row.images
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3) or images.size == 0:
-            raise ValueError(
-                f"row {row.label!r}: expected uint8 N×C×H×W images, got {images.dtype} {images.shape}"
-            )
+            raise ValueError(f"row {row.label!r}: expected uint8 N×C×H×W images, got {images.dtype} {images.shape}")
         if images.shape[1:] != rows[0].images.shape[1:]:
-            raise ValueError(
-                f"row {row.label!r}: {images.shape[1:]} against {rows[0].images.shape[1:]} of the first"
-            )
+            raise ValueError(f"row {row.label!r}: {images.shape[1:]} against {rows[0].images.shape[1:]} of the first")
 
 
 def _difference(images: Pixels, reference: Pixels) -> NDArray[np.float64]:
@@ -207,9 +194,7 @@ def _draw_row(canvas: Image.Image, layout: _Layout, y: int, row: Row) -> None:
         canvas.paste(_as_picture(row.images[column], layout.cell), (layout.x(column), y))
 
 
-def _draw_heat(
-    canvas: Image.Image, layout: _Layout, y: int, errors: NDArray[np.float64], full_scale: float
-) -> None:
+def _draw_heat(canvas: Image.Image, layout: _Layout, y: int, errors: NDArray[np.float64], full_scale: float) -> None:
     for column in range(layout.columns):
         heat = _heat(errors[column] / full_scale if full_scale else errors[column] * 0)
         centred = layout.x(column) + (layout.cell[0] - layout.thin[0]) // 2
@@ -227,9 +212,7 @@ def _draw_legend(canvas: Image.Image, layout: _Layout, y: int, full_scale: float
 
 
 def _label_width(rows: Sequence[Row]) -> int:
-    widths = [_font(15).getlength(row.label) for row in rows] + [
-        _font(12).getlength(row.sublabel) for row in rows
-    ]
+    widths = [_font(15).getlength(row.label) for row in rows] + [_font(12).getlength(row.sublabel) for row in rows]
     return round(max(widths)) + 22
 
 

@@ -106,7 +106,9 @@ class Workshop:
         job, folder = self.job, self.store.work(self.ids.trajectories)
         batch = job.sampler.chunk
         counts: dict[Stream, int] = {"cal": job.budget.trajectories, "val": job.budget.validation}
-        starts = [(stream, start) for stream, count in counts.items() for start in range(0, count, batch)]
+        starts: list[tuple[Stream, int]] = [
+            (stream, start) for stream, count in counts.items() for start in range(0, count, batch)
+        ]
         started = time.perf_counter()
         with (
             meter(f"trajectories of {job.model.name}", len(starts)) as shown,
@@ -127,7 +129,9 @@ class Workshop:
                 shown.advance()
         return {
             "seconds": time.perf_counter() - started,
-            "network_forwards": sum(counts.values()) * self.plan.network_calls,
+            "network_forwards": sum(counts.values())
+            * self.plan.network_calls
+            * (1 if job.sampler.guidance == 1.0 else 2),
         }
 
     def _made_once(self, kind: str, id: str, make: Callable[[], dict]) -> Artifact:

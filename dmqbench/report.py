@@ -59,9 +59,7 @@ def as_json(results: Iterable[Result]) -> str:
 
 def as_csv(results: Iterable[Result]) -> str:
     """Return one line per result, each metric with its interval, n and protocol id."""
-    rows = [
-        _flat(number, row) for number, table in enumerate(comparable_tables(results)) for row in table.rows
-    ]
+    rows = [_flat(number, row) for number, table in enumerate(comparable_tables(results)) for row in table.rows]
     columns = list(dict.fromkeys(key for row in rows for key in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
@@ -95,9 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "dmqbench-report", description="Tables and a picture of the results in a run store."
     )
-    parser.add_argument(
-        "store", nargs="?", metavar="STORE", help="run store (default: $DMQBENCH_RUNS, then ./runs)"
-    )
+    parser.add_argument("store", nargs="?", metavar="STORE", help="run store (default: $DMQBENCH_RUNS, then ./runs)")
     parser.add_argument("--format", choices=FORMATS, default="table")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write there, and the picture beside it")
     return parser

@@ -149,9 +149,7 @@ def comparable_tables(results: Iterable[Result]) -> list[Table]:
 
     A full-precision row stands in every table that it can be compared with.
     """
-    ordered = sorted(
-        results, key=lambda result: (result.model, str(result.dataset), str(result.scope), result.rank)
-    )
+    ordered = sorted(results, key=lambda result: (result.model, str(result.dataset), str(result.scope), result.rank))
     tables: list[Table] = []
     for result in (result for result in ordered if not result.full_precision):
         _place(result, tables)
@@ -179,9 +177,7 @@ def why_apart(tables: Sequence[Table]) -> str | None:
     if len(datasets) > 1:
         differences["dataset"] = datasets
     shown = "; ".join(f"{key} {' | '.join(values)}" for key, values in differences.items())
-    return (
-        f"in separate tables, because the protocols differ: {shown or 'in a part that only the hash shows'}"
-    )
+    return f"in separate tables, because the protocols differ: {shown or 'in a part that only the hash shows'}"
 
 
 def score(record: Mapping[str, Any]) -> float | None:

@@ -13,11 +13,12 @@ from typing import Any
 import torch
 
 from dmqbench.eval.evaluate import Evaluation, Evaluator, Floors
+from dmqbench.eval.generate import chunk_count, chunk_name
 from dmqbench.eval.protocol import Protocol
 from dmqbench.files import json_text
 from dmqbench.ids import job_ids, perturbed_id, weights_hash
 from dmqbench.pipeline import Workshop
-from dmqbench.quant.cost import Cost, count_cost
+from dmqbench.quant.cost import Cost, CountedLayer, count_cost
 from dmqbench.quant.plan import LayerPlan, PrecisionPlan, uniform_plan
 from dmqbench.quant.spec import BitWidth, Scope
 from dmqbench.schema import Job, full_precision
@@ -54,9 +55,22 @@ def run_job(job: Job) -> Path:
             result = compose_result(shop, evaluation, stages, seconds)
             folder = write_result(shop, result, evaluation)
             values = {name: found.value for name, found in evaluation.measurements.items()}
-            shop.record.log("metrics", **{name: value for name, value in values.items() if value is not None})
+            shop.record.log("metrics", values={name: value for name, value in values.items() if value is not None})
             mirror.summarize({"metrics": result["metrics"], "cost": result["cost"], "timing": result["timing"]})
     return folder
+
+
+def evaluate(job: Job) -> Path:
+    """Measure samples that are in the store, and return the result folder.
+
+    Raises:
+        LookupError: they are not all there.
+    """
+    names = [chunk_name(number) for number in range(chunk_count(job.metrics.samples, job.sampler.chunk))]
+    present = Store(job.store_root).verified_files("samples", job_ids(job, weights_hash(job.model)).samples)
+    if not set(names) <= present.keys():
+        raise LookupError(f"{len(present)} of {len(names)} chunks of its samples are in the store; use task=run")
+    return run_job(job)
 
 
 def make_trajectories(job: Job) -> Path:
@@ -189,9 +203,7 @@ def write_result(shop: Workshop, result: dict[str, Any], evaluation: Evaluation)
             old_images = json.loads(before.files["per_image.json"].read_text())
             per_image |= {name: old_images[name] for name in asked if name in old_images}
         files = {"result.json": json_text(result), "per_image.json": json_text(per_image)}
-        folder = store.replace_files("result", id, files).path
-        (folder / "error.json").unlink(missing_ok=True)  # of an earlier attempt that failed
-        return folder
+        return store.replace_files("result", id, files).path
 
 
 # ---- cost and plan
@@ -210,8 +222,9 @@ def describe_cost(job: Job) -> dict[str, Any]:
 
     paper = Scope(**job.method.paper_scope)
     scope = paper if job.bits.scope == "paper" else Scope()
+    layers = [CountedLayer(layer.name, layer.weight_shape, layer.macs) for layer in topology.layers]
     nominal = LayerPlan("all", bits.weight, bits.activation) if quantized else None
-    cost: Cost = count_cost(topology.layers, plan(scope), plan(paper), parameters, topology.attention_macs, nominal)
+    cost: Cost = count_cost(layers, plan(scope), plan(paper), parameters, topology.attention_macs, nominal)
     named = {"model": job.model.name, "method": job.method.name, "bits": job.bits.name, "scope": job.bits.scope}
     return {**named, **asdict(cost), "full_precision_names": list(plan(scope).full_precision)}
 
@@ -258,7 +271,7 @@ def state_of(store: Store, job: Job, kind: str, id: str) -> str:
     if artifact is None:
         return "to be made"
     if kind == "samples":
-        chunks = -(-job.metrics.samples // job.sampler.chunk)
+        chunks = chunk_count(job.metrics.samples, job.sampler.chunk)
         return f"{min(len(artifact.files), chunks)} of {chunks} chunks are there"
     return "is there"
 

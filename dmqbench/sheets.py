@@ -51,9 +51,7 @@ class Sheet:
         return replace(
             self,
             columns=tuple(self.columns[number] for number in kept),
-            lines=tuple(
-                line._replace(cells=tuple(line.cells[number] for number in kept)) for line in self.lines
-            ),
+            lines=tuple(line._replace(cells=tuple(line.cells[number] for number in kept)) for line in self.lines),
             notes=(*self.notes, note),
         )
 
@@ -127,9 +125,7 @@ def markdown(sheet: Sheet) -> str:
     """Return the sheet as a Markdown heading, table and notes."""
     ruler = [":--" if number < sheet.lefts else "--:" for number in range(len(sheet.columns))]
     rows = [sheet.columns, tuple(ruler)]
-    rows += [
-        tuple(f"**{cell.text}**" if cell.best else cell.text for cell in line.cells) for line in sheet.lines
-    ]
+    rows += [tuple(f"**{cell.text}**" if cell.best else cell.text for cell in line.cells) for line in sheet.lines]
     body = "\n".join("| " + " | ".join(row) + " |" for row in rows)
     return "\n\n".join([f"### {sheet.title}", body, *sheet.notes])
 
@@ -139,11 +135,7 @@ def _title(table: Table, varying: Mapping[str, list[Any]]) -> str:
     parts = [f"{first.model} (embedded)" if first.embedded else first.model]
     parts += [f"data {first.dataset}"] if first.dataset and first.dataset != first.model else []
     parts += [f"scope {table.scope}"] if table.scope else []
-    parts += [
-        f"{name} {values[0]}"
-        for name, values in varying.items()
-        if len(values) == 1 and values[0] is not None
-    ]
+    parts += [f"{name} {values[0]}" for name, values in varying.items() if len(values) == 1 and values[0] is not None]
     return " · ".join(parts)
 
 
@@ -258,9 +250,7 @@ def _notes(table: Table, compared: bool) -> Iterable[str]:
     counts: dict[int, list[str]] = defaultdict(list)
     for metric in table.metrics:
         counts[next(row.metrics[metric]["n"] for row in table.rows if metric in row.metrics)].append(metric)
-    yield (
-        "n: " + ", ".join(f"{n} ({' '.join(names)})" for n, names in counts.items()) + "; " + _setting(table)
-    )
+    yield ("n: " + ", ".join(f"{n} ({' '.join(names)})" for n, names in counts.items()) + "; " + _setting(table))
     legend = "; bold: best of its bits, and what the intervals cannot tell from it (paired where they can be)"
     yield "±: half the 95 % interval" + (legend if compared else "")
     if any(row.record.get("cost", {}).get("simulated") for row in table.rows if not row.full_precision):

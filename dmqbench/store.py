@@ -102,9 +102,7 @@ class Store:
     def ids(self, kind: str) -> list[str]:
         """Ids of one kind that have a manifest, sorted; not verified."""
         folder = self.path(kind, "0" * 16).parent
-        return sorted(
-            path.parent.name for path in folder.glob(f"*/{MANIFEST}") if _ID.fullmatch(path.parent.name)
-        )
+        return sorted(path.parent.name for path in folder.glob(f"*/{MANIFEST}") if _ID.fullmatch(path.parent.name))
 
     def check_writable(self) -> None:
         """Raise StoreError unless files can be made, locked and removed below the root."""
@@ -237,9 +235,7 @@ class Store:
             for name, content in files.items():
                 save_atomic(folder / _NEXT / name, content)
             entries = {name: Entry.of(folder / _NEXT / name) for name in files}
-            after = Manifest(
-                kind, id, {**manifest.files, **entries}, manifest.facts if facts is None else facts
-            )
+            after = Manifest(kind, id, {**manifest.files, **entries}, manifest.facts if facts is None else facts)
             save_atomic(folder / _NEXT / MANIFEST, after.dump())
             _tidy(folder)
         return Artifact(folder, after)
@@ -271,9 +267,7 @@ class Store:
         except (OSError, ValueError) as error:
             return _Inspection(None, {MANIFEST: str(error)})
         found = {name: self._verifier.problem(folder, name, entry) for name, entry in manifest.files.items()}
-        return _Inspection(
-            manifest, {name: problem for name, problem in found.items() if problem is not None}
-        )
+        return _Inspection(manifest, {name: problem for name, problem in found.items() if problem is not None})
 
     def _settle(self, kind: str, id: str) -> Artifact | None:
         """Finish or put aside what is not whole; return what is then there; under the editing lock."""

@@ -203,9 +203,7 @@ def _check_sampler(sampler: schema.SamplerConfig, model: ModelConfig) -> None:
     _at_least("sampler.guidance", sampler.guidance, 0)
     _at_least("sampler.steps", sampler.steps, 1)
     if not 0 <= sampler.eta <= 1:
-        raise ConfigError(
-            "sampler.eta", sampler.eta, ["0 to 1"], "is out of range", 0 if sampler.eta < 0 else 1
-        )
+        raise ConfigError("sampler.eta", sampler.eta, ["0 to 1"], "is out of range", 0 if sampler.eta < 0 else 1)
     _one_of("sampler.spacing", sampler.spacing, SPACINGS)
     try:
         sampler.spec()
@@ -214,9 +212,7 @@ def _check_sampler(sampler: schema.SamplerConfig, model: ModelConfig) -> None:
         # These messages begin with the name of the field.
         name = str(error).split()[0]
         name = name if name in asdict(sampler) else "name"
-        raise ConfigError(
-            f"sampler.{name}", getattr(sampler, name), problem=f"is not possible: {error}"
-        ) from None
+        raise ConfigError(f"sampler.{name}", getattr(sampler, name), problem=f"is not possible: {error}") from None
 
 
 def _check_evaluate(task: str, evaluate: schema.EvaluateConfig) -> None:
@@ -224,10 +220,7 @@ def _check_evaluate(task: str, evaluate: schema.EvaluateConfig) -> None:
     for key, value in given.items():
         if task != "evaluate":
             raise ConfigError(f"evaluate.{key}", value, problem="is read by task=evaluate only")
-        if not Path(value).is_file():
-            raise ConfigError(f"evaluate.{key}", value, problem="is not a file")
-    if evaluate.fp_samples is not None and evaluate.samples is None:
-        raise ConfigError("evaluate.samples", None, problem="must be given with evaluate.fp_samples")
+        raise ConfigError(f"evaluate.{key}", value, problem="cannot be used: images made elsewhere are not built yet")
 
 
 def _model(model: ModelConfig, guidance: float) -> ModelConfig:
@@ -247,9 +240,7 @@ def _model(model: ModelConfig, guidance: float) -> ModelConfig:
         classes = model.classes if model.classes is not None else config.get("num_class_embeds")
         model = _with(model, sample_shape=(config.get("in_channels"), *size), classes=classes)
     if guidance != 1 and not model.classes:
-        raise ConfigError(
-            "sampler.guidance", guidance, [1.0], f"needs a model with classes, and {model.name} has none"
-        )
+        raise ConfigError("sampler.guidance", guidance, [1.0], f"needs a model with classes, and {model.name} has none")
     return model
 
 
@@ -284,9 +275,7 @@ def _stage(name: str, values: Mapping[str, Any]) -> StageConfig:
     for use in values["uses"]:
         _one_of(f"method.{name}.uses", use, ("weight", "activation"))
     settings = {key: value for key, value in values.items() if key not in about}
-    return StageConfig(
-        name, values["version"], tuple(values["uses"]), settings, tuple(values.get("not_in_id", ()))
-    )
+    return StageConfig(name, values["version"], tuple(values["uses"]), settings, tuple(values.get("not_in_id", ())))
 
 
 def _accelerator(wanted: str) -> str:

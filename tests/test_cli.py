@@ -299,9 +299,7 @@ def test_the_configuration_of_a_job_is_shown_without_torch(tmp_path):
         "status = main(); sys.exit(status or 'torch' in sys.modules)"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=environment
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=environment)
     assert done.returncode == 0 and "name: q_diffusion" in done.stdout
     assert list(tmp_path.iterdir()) == []
 

@@ -318,9 +318,7 @@ def test_a_typo_inside_a_users_yaml_is_refused(tmp_path, group, text, typo, near
 
 def test_a_wrong_type_inside_a_users_yaml_is_refused(tmp_path):
     (tmp_path / "bits").mkdir()
-    (tmp_path / "bits" / "mine.yaml").write_text(
-        "defaults: [base_bits, _self_]\nweight: four\nactivation: 8\n"
-    )
+    (tmp_path / "bits" / "mine.yaml").write_text("defaults: [base_bits, _self_]\nweight: four\nactivation: 8\n")
     error = str(refused(*config.search_path([str(tmp_path)]), "bits=mine"))
     assert "weight=four" in error
 

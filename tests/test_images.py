@@ -40,9 +40,7 @@ def test_images_that_do_not_pair_are_refused():
 
 
 def test_conversion_is_numpys_clip_and_half_to_even_rounding():
-    halves = torch.tensor([[(2 * k + 1) / 255 - 1 for k in range(255)]], dtype=torch.float64).reshape(
-        1, 1, 15, 17
-    )
+    halves = torch.tensor([[(2 * k + 1) / 255 - 1 for k in range(255)]], dtype=torch.float64).reshape(1, 1, 15, 17)
     x = torch.cat([halves.float(), torch.linspace(-1.5, 1.5, 255).reshape(1, 1, 15, 17)])
     expected = np.rint((np.clip(x.numpy(), -1, 1) + np.float32(1)) / np.float32(2) * np.float32(255))
     np.testing.assert_array_equal(to_uint8(x).numpy(), expected.astype(np.uint8))

@@ -59,9 +59,7 @@ def test_outer_libraries_are_imported_only_where_they_belong(module):
             assert place(module).startswith(places), f"{place(module)} imports {library}"
 
 
-@pytest.mark.parametrize(
-    "module", [module for module in MODULES if place(module).startswith(TORCH_ONLY)], ids=place
-)
+@pytest.mark.parametrize("module", [module for module in MODULES if place(module).startswith(TORCH_ONLY)], ids=place)
 def test_the_core_needs_torch_only(module):
     allowed = {*sys.stdlib_module_names, "torch", "dmqbench"}
     assert {name.partition(".")[0] for name in imported(module)} <= allowed
@@ -95,6 +93,4 @@ def test_no_pickle_and_no_code_from_data():
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
                 assert node.func.id not in ("eval", "exec"), module
             if isinstance(node, ast.keyword) and node.arg in ("shell", "weights_only"):
-                assert isinstance(node.value, ast.Constant) and node.value.value is (
-                    node.arg == "weights_only"
-                )
+                assert isinstance(node.value, ast.Constant) and node.value.value is (node.arg == "weights_only")

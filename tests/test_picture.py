@@ -60,9 +60,7 @@ def test_differences_are_hotter_where_they_are_larger_and_absent_where_equal(tmp
     hot = find(pixels, (90, 10, 40))
     assert hot.sum() >= 12 * 12, "the largest difference has the end of the scale"
     assert cells.sum() >= 2 * 12 * 12
-    assert np.nonzero(coloured & ~hot)[0].min() < np.nonzero(hot)[0].min(), (
-        "the weak row stands above the strong"
-    )
+    assert np.nonzero(coloured & ~hot)[0].min() < np.nonzero(hot)[0].min(), "the weak row stands above the strong"
     plain = drawn(comparison(rows, tmp_path / "q.png", differences=False))
     assert ((plain.max(axis=-1) - plain.min(axis=-1)) <= 30).all()
     assert plain.shape[0] < pixels.shape[0]
@@ -75,9 +73,7 @@ def test_identical_rows_have_no_scale(tmp_path):
 
 def test_columns_are_bounded_by_the_fewest_samples_and_large_images_shrink(tmp_path):
     wide = drawn(comparison([Row("fp", "", grey(20))], tmp_path / "a.png", columns=16))
-    short = drawn(
-        comparison([Row("fp", "", grey(20)), Row("fp", "", grey(3))], tmp_path / "b.png", columns=16)
-    )
+    short = drawn(comparison([Row("fp", "", grey(20)), Row("fp", "", grey(3))], tmp_path / "b.png", columns=16))
     assert wide.shape[1] - short.shape[1] == 13 * (24 + 4)
     small = drawn(comparison([Row("fp", "", grey(2, size=64))], tmp_path / "c.png", scale=0.25))
     assert find(small, (100, 100, 100)).sum() == 2 * 16 * 16

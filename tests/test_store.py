@@ -403,9 +403,7 @@ def between_moves(monkeypatch):
 
 
 @pytest.mark.parametrize("finished_before", [True, False])
-def test_an_interrupted_replacement_is_finished_by_whoever_comes_next(
-    tmp_path, between_moves, finished_before
-):
+def test_an_interrupted_replacement_is_finished_by_whoever_comes_next(tmp_path, between_moves, finished_before):
     here = Store(tmp_path)
     names = ["per_image.json", "result.json"]
     if finished_before:
@@ -418,8 +416,7 @@ def test_an_interrupted_replacement_is_finished_by_whoever_comes_next(
     with pytest.raises(SystemExit):
         here.replace_files("result", ID, dict.fromkeys(names, "new"))
     states = [
-        path.read_text() if path.exists() else None
-        for path in (tmp_path / "result" / ID / name for name in names)
+        path.read_text() if path.exists() else None for path in (tmp_path / "result" / ID / name for name in names)
     ]
     assert states == ["new", "old" if finished_before else None]
     read = Store(tmp_path).verified("result", ID)
@@ -586,7 +583,6 @@ def test_the_store_needs_the_standard_library_only():
         name.partition(".")[0]
         for module in (store, files, manifest)
         for value in vars(module).values()
-        if (name := getattr(value, "__module__", None) or getattr(value, "__name__", ""))
-        and isinstance(name, str)
+        if (name := getattr(value, "__module__", None) or getattr(value, "__name__", "")) and isinstance(name, str)
     }
     assert foreign <= set(sys.stdlib_module_names) | {"dmqbench"}

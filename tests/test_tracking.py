@@ -26,9 +26,7 @@ def record(tmp_path):
 
 def in_fresh_process(code: str, *arguments: object) -> subprocess.CompletedProcess:
     """Run ``code`` where no key, netrc file or wandb setting of this machine is seen."""
-    environment = {
-        name: value for name, value in os.environ.items() if not name.startswith(("WANDB", "NETRC"))
-    }
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB", "NETRC"))}
     environment |= {"PYTHONPATH": REPOSITORY, "HOME": "/nonexistent"}
     return subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)],
@@ -258,9 +256,7 @@ def tracker(record: Record, mode: str = "offline", **named) -> Tracker:
 def test_events_are_mirrored_over_their_own_step(record, wandb):
     fake = wandb()
     record.log("before", loss=0)
-    with tracker(
-        record, tags=("rtn", "digits", "w4a8"), config={"bits": {"weight": 4}, "api_key": "s3cret"}
-    ) as run:
+    with tracker(record, tags=("rtn", "digits", "w4a8"), config={"bits": {"weight": 4}, "api_key": "s3cret"}) as run:
         record.log("unit", step=0, loss=2.0, name="text")
         record.log("unit", step=1, loss=1.0)
         record.log("timing", seconds=3)
@@ -284,9 +280,7 @@ def test_events_are_mirrored_over_their_own_step(record, wandb):
         {"unit/loss": 1.0, "unit/step": 1},
         {"timing/seconds": 3},
     ]
-    assert (
-        made.axes == [("unit/*", "unit/step")] and made.exit_codes == [0] and made.summary == {"psnr": 31.0}
-    )
+    assert made.axes == [("unit/*", "unit/step")] and made.exit_codes == [0] and made.summary == {"psnr": 31.0}
     assert [event["event"] for event in read_record(record.path)] == [
         *("before", "unit", "unit", "timing", "note", "after")
     ]
@@ -402,10 +396,7 @@ def inspect(folder: Path) -> dict:
 def test_offline_runs_of_one_process_are_recorded_finished_and_apart(tmp_path):
     done = in_fresh_process(OFFLINE_RUNS, tmp_path)
     assert done.returncode == 0, done.stderr
-    runs = {
-        folder.name.partition(f"-{JOB}-")[2]: inspect(folder)
-        for folder in tmp_path.glob("wandb/offline-run-*")
-    }
+    runs = {folder.name.partition(f"-{JOB}-")[2]: inspect(folder) for folder in tmp_path.glob("wandb/offline-run-*")}
     assert sorted(runs) == ["calibration", "evaluation"]
     first, second = runs["calibration"], runs["evaluation"]
     assert (first["run_id"], first["exit_code"]) == (f"{JOB}-calibration", 1)

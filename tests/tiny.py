@@ -131,9 +131,7 @@ def inputs(network: ModelMixin, batch: int = 2, seed: int = 0) -> tuple[tuple[to
     timestep = torch.randint(1000, (batch,), generator=generator)
     kwargs: dict = {"return_dict": False}
     if isinstance(network, UNet2DConditionModel):
-        kwargs["encoder_hidden_states"] = torch.randn(
-            batch, TOKENS, config.cross_attention_dim, generator=generator
-        )
+        kwargs["encoder_hidden_states"] = torch.randn(batch, TOKENS, config.cross_attention_dim, generator=generator)
     elif isinstance(network, DiTTransformer2DModel) or config.num_class_embeds is not None:
         kwargs["class_labels"] = torch.randint(CLASSES, (batch,), generator=generator)
     return (x, timestep), kwargs

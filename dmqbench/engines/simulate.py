@@ -13,9 +13,7 @@ from dmqbench.quant.frozen import FrozenLayer
 
 def simulate(layer: FrozenLayer) -> Callable[[Tensor], Tensor]:
     """Return a callable from float input to float output that computes ``layer`` with float arithmetic."""
-    weights = [
-        layer.weight_integers[:, part].to(layer.weight_scale.dtype).contiguous() for part in layer.parts
-    ]
+    weights = [layer.weight_integers[:, part].to(layer.weight_scale.dtype).contiguous() for part in layer.parts]
 
     def run(x: Tensor) -> Tensor:
         integers = layer.input_integers(x)

@@ -11,9 +11,9 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from dmqbench.images import require_images, to_signed
 from dmqbench.eval.protocol import Measurement, MetricUnavailable, Protocol
 from dmqbench.eval.statistics import Interval, jackknife
+from dmqbench.images import require_images, to_signed
 
 VERSION = 1
 GROUPS = 32
@@ -103,9 +103,7 @@ class FrechetEstimate:
         )
 
 
-def frechet_with_interval(
-    features: Tensor, reference: Tensor, paired: bool, groups: int = GROUPS
-) -> FrechetEstimate:
+def frechet_with_interval(features: Tensor, reference: Tensor, paired: bool, groups: int = GROUPS) -> FrechetEstimate:
     """Return the Fréchet distance between features [N, d] and reference [M, d] with its interval.
 
     ``paired``: row i of both belongs to the same seed (quantized and full-precision samples), and a group is
@@ -115,9 +113,7 @@ def frechet_with_interval(
     """
     features, reference = _checked(features), _checked(reference)
     if features.shape[1] != reference.shape[1]:
-        raise ValueError(
-            f"features of {features.shape[1]} and {reference.shape[1]} dimensions do not compare"
-        )
+        raise ValueError(f"features of {features.shape[1]} and {reference.shape[1]} dimensions do not compare")
     if paired and len(features) != len(reference):
         raise ValueError(f"paired features must have the same rows, got {len(features)} and {len(reference)}")
     # Sums about a common centre lose no digits, and the sums without a group are one subtraction.
@@ -150,9 +146,7 @@ class _Moments:
         return cls(len(features), shifted.sum(dim=0), shifted.mT @ shifted, centre)
 
     def minus(self, part: "_Moments") -> "_Moments":
-        return _Moments(
-            self.count - part.count, self.total - part.total, self.scatter - part.scatter, self.centre
-        )
+        return _Moments(self.count - part.count, self.total - part.total, self.scatter - part.scatter, self.centre)
 
     @property
     def gaussian(self) -> Gaussian:

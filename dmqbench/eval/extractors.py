@@ -5,8 +5,8 @@ from collections.abc import Callable
 from torch import Tensor
 
 from dmqbench.eval.distribution import Extractor
-from dmqbench.images import to_uint8
 from dmqbench.files import sha256_file
+from dmqbench.images import to_uint8
 
 
 def _digits() -> Extractor:

@@ -13,9 +13,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from dmqbench.images import require_pair, to_float01
 from dmqbench.eval.protocol import Measurement, MetricUnavailable, Protocol
 from dmqbench.eval.statistics import bootstrap_mean
+from dmqbench.images import require_pair, to_float01
 
 PerImage = list[float | None]
 
@@ -67,9 +67,7 @@ def ssim(images: Tensor, reference: Tensor) -> PerImage:
     require_pair(images, reference)
     height, width = images.shape[-2:]
     if min(height, width) < _SSIM_WINDOW:
-        raise MetricUnavailable(
-            f"ssim needs images of {_SSIM_WINDOW}×{_SSIM_WINDOW} or more, got {height}×{width}"
-        )
+        raise MetricUnavailable(f"ssim needs images of {_SSIM_WINDOW}×{_SSIM_WINDOW} or more, got {height}×{width}")
     border = _SSIM_WINDOW // 2
     values: list[float | None] = []
     for start in range(0, len(images), _IMAGES_AT_ONCE):
@@ -91,9 +89,7 @@ def mse(states: Tensor, reference: Tensor) -> PerImage:
     """Return the mean squared error of each pair of final sampler states, float32 [N, ...]."""
     for what, batch in (("states", states), ("reference", reference)):
         if batch.dtype != torch.float32 or batch.ndim < 2 or batch.numel() == 0:
-            raise ValueError(
-                f"mse: {what} must be float32 N×..., got {batch.dtype} of shape {tuple(batch.shape)}"
-            )
+            raise ValueError(f"mse: {what} must be float32 N×..., got {batch.dtype} of shape {tuple(batch.shape)}")
         if not torch.isfinite(batch).all():
             raise ValueError(f"mse: {what} hold NaN or infinity")
     if states.shape != reference.shape:

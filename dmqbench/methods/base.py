@@ -64,6 +64,11 @@ class Workbench:
     record: Record
 
     @property
+    def branches(self) -> int:
+        """Samples that a network call computes for each sample asked for: two under guidance."""
+        return 1 if self.guidance == 1.0 else 2
+
+    @property
     def network(self) -> nn.Module:
         return self.adapter.network
 
@@ -245,7 +250,7 @@ def run_stage(stage: Stage, accelerator: str, callbacks: Sequence[pl.Callback]) 
 
 @contextmanager
 def _quiet_lightning() -> Iterator[None]:
-    """Keep Lightning's advertisements and its advice on loaders and optimizers, which stages do without, off the screen."""
+    """Keep off the screen what Lightning advertises, and its advice on what stages do without."""
     logger = logging.getLogger("pytorch_lightning")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,13 +1,13 @@
 """Recording what flows into and out of modules while the network runs on bank points."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_map
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from dmqbench.data.bank import Trajectories
 from dmqbench.models.adapter import Adapter
@@ -53,7 +53,7 @@ def _join(parts: Sequence[Any], sizes: Sequence[int]) -> Any:
             for leaf, size in zip(column, sizes, strict=True)
         )
         leaves.append(torch.cat(column) if batched else column[0])
-    return torch.utils._pytree.tree_unflatten(leaves, flat[0][1])
+    return tree_unflatten(leaves, flat[0][1])
 
 
 def run_points(
@@ -64,12 +64,10 @@ def run_points(
     for part in points.split(batch):
         inputs = trajectories.at(part)
         cond = {name: value.to(device) for name, value in inputs.cond.items()}
-        try:
+        with suppress(_Reached):
             adapter.denoise(
                 inputs.x.to(device), inputs.timestep.to(device), cond, inputs.step.to(device), guidance=guidance
             )
-        except _Reached:
-            pass
         yield len(part)
 
 

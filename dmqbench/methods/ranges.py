@@ -1,7 +1,5 @@
 """The stages that set ranges: of weights by themselves, of activations from the bank."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -9,7 +7,7 @@ from dmqbench.methods.base import Stage, Workbench
 from dmqbench.methods.capture import run_points
 from dmqbench.quant.functional import affine_parameters
 from dmqbench.quant.layers import QuantLayer, quant_layers, quantization
-from dmqbench.quant.observers import mse_search, observe
+from dmqbench.quant.observers import Observer
 from dmqbench.quant.quantizer import ActivationQuantizer
 from dmqbench.quant.spec import StepGroups
 from dmqbench.quant.state import activation_quantizers
@@ -21,10 +19,9 @@ class WeightRange(Stage):
     name = "weight_range"
     weights_only = True
 
-    def __init__(self, bench: Workbench, observer: str, candidates: int, exponent: float) -> None:
+    def __init__(self, bench: Workbench, observer: str, candidates: int, exponent: float, fraction: float) -> None:
         super().__init__(bench)
-        self.observer = observer
-        self.observer_settings = {"candidates": candidates, "exponent": exponent}
+        self.observer = Observer(observer, candidates, exponent, fraction)
         self.layers = [layer for layer in quant_layers(bench.network).values() if layer.weight_quantizer is not None]
 
     def units(self) -> tuple[str, ...]:
@@ -35,16 +32,16 @@ class WeightRange(Stage):
 
     @torch.no_grad()
     def iterate(self, unit: str, iteration: int) -> None:
-        set_weight_range_(self.layers[iteration], self.observer, self.observer_settings)
+        set_weight_range_(self.layers[iteration], self.observer)
 
 
-def set_weight_range_(layer: QuantLayer, observer: str, settings: dict[str, Any]) -> None:
+def set_weight_range_(layer: QuantLayer, observer: Observer) -> None:
     """Set the weight parameters of one layer from its scaled weight."""
     quantizer = layer.weight_quantizer
     assert quantizer is not None
     parameters = []
     for rows in quantizer.rows(layer.scaled_weight()):
-        low, high = observe(observer, rows, quantizer.levels, **settings)
+        low, high = observer(rows, quantizer.levels)
         parameters.append(affine_parameters(low, high, quantizer.levels))
     scales, zero_points = zip(*parameters, strict=True)
     quantizer.set_parameters_(torch.stack(scales, dim=1), torch.stack(zero_points, dim=1))
@@ -65,13 +62,13 @@ class ActivationRange(Stage):
         observer: str,
         candidates: int,
         exponent: float,
+        fraction: float,
         samples: int,
         batch: int,
         values_per_row: int,
     ) -> None:
         super().__init__(bench)
-        self.observer = observer
-        self.candidates, self.exponent = candidates, exponent
+        self.observer = Observer(observer, candidates, exponent, fraction)
         self.points = bench.bank.cal.spread(samples)
         self.batch = batch
         self.values_per_sample = max(1, values_per_row * bench.step_groups.rows // len(self.points))
@@ -99,7 +96,7 @@ class ActivationRange(Stage):
         try:
             with quantization(bench.network, weight=True, activation=True):
                 for size in run_points(bench.adapter, bench.bank.cal, part, self.batch, bench.guidance):
-                    self.network_forwards += size
+                    self.network_forwards += size * bench.branches
         finally:
             for quantizer in self.quantizers.values():
                 quantizer.observer = None
@@ -121,18 +118,7 @@ class ActivationRange(Stage):
             for row in range(self.steps.rows):
                 values, low, high = sample.row(group, row)
                 levels = torch.tensor([quantizer.levels], device=values.device)
-                if self.observer == "mse":
-                    found = mse_search(
-                        values[None],
-                        levels,
-                        candidates=self.candidates,
-                        exponent=self.exponent,
-                        ends=(low[None], high[None]),
-                    )
-                elif self.observer == "min_max":
-                    found = low[None], high[None]
-                else:
-                    found = observe(self.observer, values[None], levels)
+                found = self.observer(values[None], levels, (low[None], high[None]))
                 rows.append(torch.cat(found))
             ends.append(torch.stack(rows))
         stacked = torch.stack(ends, dim=1)  # [rows, groups, 2]

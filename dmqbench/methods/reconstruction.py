@@ -115,7 +115,7 @@ class BlockReconstruction(Stage):
     def _capture_inputs(self, unit: str, trajectories: Trajectories, points: Tensor) -> ModuleInputs:
         bench = self.bench
         # On average the forward passes end half-way through the network.
-        self.network_forwards += len(points) / 2
+        self.network_forwards += len(points) * bench.branches / 2
         return capture_inputs(bench.adapter, self.module(unit), trajectories, points, self.batch, bench.guidance)
 
     def _capture_targets(self, first: str) -> dict[str, tuple[Tensor, Tensor]]:
@@ -125,7 +125,7 @@ class BlockReconstruction(Stage):
         remaining = {name: self.module(name) for name in units[units.index(first) :]}
 
         def outputs(modules: dict[str, nn.Module], trajectories: Trajectories, points: Tensor) -> dict[str, Tensor]:
-            self.network_forwards += len(points)
+            self.network_forwards += len(points) * bench.branches
             return capture_outputs(bench.adapter, modules, trajectories, points, self.batch, bench.guidance)
 
         with quantization(bench.network, weight=False, activation=False):
@@ -259,12 +259,15 @@ class ActivationReconstruction(BlockReconstruction):
         return torch.optim.lr_scheduler.LambdaLR(optimizer, cosine)
 
     def trainable(self, unit: nn.Module) -> list[nn.Parameter]:
-        return [quantizer.scale.requires_grad_(True) for quantizer in activation_quantizers(unit).values()]
+        scales = [quantizer.scale for quantizer in activation_quantizers(unit).values()]
+        for scale in scales:
+            scale.requires_grad_(True)
+        return scales
 
     def learning_rate_of(self, parameter: nn.Parameter) -> float:
         # Steps differ by orders of magnitude between layers and bit-widths: an absolute step size that moves a wide
         # range by a percent turns a narrow one negative.
-        return self.learning_rate * float(parameter.detach().mean())
+        return self.learning_rate * float(parameter.detach().min())
 
     def settle(self, unit: nn.Module) -> None:
         unit.requires_grad_(False)

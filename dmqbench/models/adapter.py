@@ -86,9 +86,7 @@ class Adapter:
 
     def _call(self, x: Tensor, timestep: Tensor, cond: Mapping[str, Tensor], step: Tensor) -> Tensor:
         if step.shape != (len(x),):
-            raise ValueError(
-                f"step must have shape [{len(x)}], one call index per sample, not {list(step.shape)}"
-            )
+            raise ValueError(f"step must have shape [{len(x)}], one call index per sample, not {list(step.shape)}")
         with self.context.at(step):
             output = self.network(x, timestep, **cond, return_dict=False)[0]
         return output[:, : self.sample_shape[0]]

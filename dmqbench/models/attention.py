@@ -32,9 +32,7 @@ def set_explicit_attention_(network: nn.Module, quantizers: Mapping[str, Attenti
             raise ValueError(f"the network has no attention module {name}")
         attention: Any = modules[name]
         if not _covered(attention):
-            raise ValueError(
-                f"attention {name}: spatial norms and added or absent projections are not supported"
-            )
+            raise ValueError(f"attention {name}: spatial norms and added or absent projections are not supported")
         attention.set_processor(ExplicitAttention(operands))
 
 
@@ -44,9 +42,7 @@ def _covered(attention: Attention) -> bool:
     return attention.spatial_norm is None and attention.add_k_proj is None and not absent
 
 
-def attach_attention_quantizers_(
-    adapter: Adapter, topology: Topology, bits: BitWidth, steps: StepGroups
-) -> None:
+def attach_attention_quantizers_(adapter: Adapter, topology: Topology, bits: BitWidth, steps: StepGroups) -> None:
     """Give every attention that the network executes quantizers of ``bits.activation`` for its operands, switched off.
 
     Raises:

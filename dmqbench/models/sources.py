@@ -128,11 +128,7 @@ class LoadedModel:
     def null_label(self) -> int | None:
         """The label that means "no class"; None where the model has none and guidance is impossible."""
         entries = self.spec.label_entries
-        return (
-            self.classes
-            if entries is not None and self.classes is not None and entries > self.classes
-            else None
-        )
+        return self.classes if entries is not None and self.classes is not None and entries > self.classes else None
 
 
 def load_model(source: ModelSource) -> LoadedModel:
@@ -188,9 +184,7 @@ def _classes(spec: NetworkSpec, source: ModelSource) -> int | None:
     if source.classes is None:
         return entries - 1 if spec.class_name == "DiTTransformer2DModel" else entries
     if not 0 < source.classes <= entries:
-        raise ModelError(
-            f"model {source.location}: classes={source.classes}, but its label table has {entries} rows"
-        )
+        raise ModelError(f"model {source.location}: classes={source.classes}, but its label table has {entries} rows")
     return source.classes
 
 
@@ -201,9 +195,7 @@ def _require_class(config: Mapping[str, Any], allowed: tuple[str, ...]) -> Any:
     return getattr(diffusers, name)
 
 
-def _load_weights(
-    folder: Path, config: Mapping[str, Any], allowed: tuple[str, ...], advice: str = ""
-) -> nn.Module:
+def _load_weights(folder: Path, config: Mapping[str, Any], allowed: tuple[str, ...], advice: str = "") -> nn.Module:
     cls = _require_class(config, allowed)
     weight_files(folder, advice)
     try:

@@ -221,6 +221,4 @@ def _units(network: nn.Module, layers: Sequence[str]) -> tuple[Unit, ...]:
         path = layer.split(".")
         parents = (".".join(path[:depth]) for depth in range(1, len(path)))
         members.setdefault(next((parent for parent in parents if parent in blocks), layer), []).append(layer)
-    return tuple(
-        Unit(name, "block" if name in blocks else "layer", tuple(names)) for name, names in members.items()
-    )
+    return tuple(Unit(name, "block" if name in blocks else "layer", tuple(names)) for name, names in members.items())

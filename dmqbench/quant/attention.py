@@ -56,9 +56,7 @@ class AttentionQuantizers(nn.Module):
             quantizer = ActivationQuantizer(context, levels, InputGroups(1), channel_axis=-1, steps=steps)
             self.add_module(operand, quantizer)
 
-    def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, scale: float, mask: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, scale: float, mask: Tensor | None = None) -> Tensor:
         """Return the attention output [B, heads, N, d], with quantized operands while switched on."""
         operands = dict(self.named_children()) if self.activation_on else {}
         return explicit_attention(

@@ -26,9 +26,7 @@ class StepContext:
             RuntimeError: no call is in flight; a stale step would silently select the wrong parameters.
         """
         if self._step is None:
-            raise RuntimeError(
-                "the denoising step is not set: call the network through the adapter's denoise()"
-            )
+            raise RuntimeError("the denoising step is not set: call the network through the adapter's denoise()")
         return self._step
 
     @contextmanager

@@ -40,9 +40,7 @@ def mean_weight_bits(plan: LayerPlan | None, rows: int) -> float:
 
 def weight_bits_total(layers: Sequence[CountedLayer], plans: Mapping[str, LayerPlan]) -> float:
     """Bits of all Conv and Linear weights, each at the width that the plan gives it."""
-    return sum(
-        _elements(layer) * mean_weight_bits(plans.get(layer.name), layer.weight_shape[0]) for layer in layers
-    )
+    return sum(_elements(layer) * mean_weight_bits(plans.get(layer.name), layer.weight_shape[0]) for layer in layers)
 
 
 def _elements(layer: CountedLayer) -> int:
@@ -91,9 +89,7 @@ def count_cost(
         },
         macs=sum(layer.macs for layer in layers),
         attention_macs=attention_macs,
-        bops=round(
-            sum(layer.macs * _bit_product(plans.get(layer.name), layer.weight_shape[0]) for layer in layers)
-        ),
+        bops=round(sum(layer.macs * _bit_product(plans.get(layer.name), layer.weight_shape[0]) for layer in layers)),
     )
 
 

@@ -102,9 +102,7 @@ def freeze_layer(layer: QuantLayer) -> FrozenLayer:
     """
     weights, activation = layer.weight_quantizer, layer.activation_quantizer
     if weights is None or activation is None or weights.codes is None or activation.dynamic:
-        raise ValueError(
-            f"layer {layer.plan.name}: only frozen static weights and activations have an integer form"
-        )
+        raise ValueError(f"layer {layer.plan.name}: only frozen static weights and activations have an integer form")
     return FrozenLayer(
         name=layer.plan.name,
         kind=layer.kind,

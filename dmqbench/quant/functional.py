@@ -104,9 +104,7 @@ def rounding_regularizer(alpha: Tensor, beta: float) -> Tensor:
     return (1 - (2 * rectified_sigmoid(alpha) - 1).abs().pow(beta)).sum()
 
 
-def soft_round_weight(
-    weight: Tensor, alpha: Tensor, scale: Tensor, zero_point: Tensor, levels: Tensor | int
-) -> Tensor:
+def soft_round_weight(weight: Tensor, alpha: Tensor, scale: Tensor, zero_point: Tensor, levels: Tensor | int) -> Tensor:
     """clamp(⌊w/s⌋ + h(α), −z, L−1−z)·s: the weight while its rounding is learned (AdaRound, eq. 22)."""
     rounded = (weight / scale).floor() + rectified_sigmoid(alpha)
     return rounded.clamp(-zero_point, levels - 1 - zero_point) * scale

@@ -6,8 +6,10 @@ with s the equivalent scale per input channel and B A a low-rank adapter, both o
 both switches off the same module is the full-precision teacher.
 """
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -61,9 +63,14 @@ class QuantLayer(nn.Module):
             )
         self.to(self.weight.device)
 
+    @classmethod
+    @abstractmethod
+    def of(cls, layer: Any) -> "QuantLayer":
+        """Return a quantizable layer that shares the parameters of ``layer``."""
+
+    @abstractmethod
     def apply_weight(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The layer's linear map with another weight."""
-        raise NotImplementedError
 
     def _along_input(self, vector: Tensor, ndim: int, axis: int) -> Tensor:
         shape = [1] * ndim
@@ -149,13 +156,14 @@ class QuantLayer(nn.Module):
 
 
 class _QuantConv(QuantLayer):
+    _conv_forward: Callable[[Tensor, Tensor, Tensor | None], Tensor]
+
     def apply_weight(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return self._conv_forward(x, weight, bias)
 
     @classmethod
-    def of(cls, layer):
-        """Return a quantizable layer that shares the parameters of ``layer``."""
-        new = cls(
+    def of(cls, layer: Any) -> "QuantLayer":
+        new: Any = cls(
             layer.in_channels,
             layer.out_channels,
             layer.kernel_size,
@@ -187,9 +195,8 @@ class QuantLinear(QuantLayer, nn.Linear):
         return F.linear(x, weight, bias)
 
     @classmethod
-    def of(cls, layer: nn.Linear) -> "QuantLinear":
-        """Return a quantizable layer that shares the parameters of ``layer``."""
-        new = cls(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
+    def of(cls, layer: Any) -> "QuantLayer":
+        new: Any = cls(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
         new.weight, new.bias = layer.weight, layer.bias
         return new
 
@@ -215,14 +222,10 @@ def quantize_layers_(
             parent = network.get_submodule(parent_name)
             child = parent.get_submodule(child_name)
         except AttributeError:
-            raise ValueError(
-                f"the precision plan names layer {layer_plan.name}, which this model lacks"
-            ) from None
+            raise ValueError(f"the precision plan names layer {layer_plan.name}, which this model lacks") from None
         if type(child) not in QUANTIZABLE:
-            raise ValueError(
-                f"layer {layer_plan.name} is a {type(child).__name__}, which cannot be quantized"
-            )
-        layer_plan.check_shape(child.weight.shape)
+            raise ValueError(f"layer {layer_plan.name} is a {type(child).__name__}, which cannot be quantized")
+        layer_plan.check_shape(tuple(child.get_parameter("weight").shape))
         quantizable = QUANTIZABLE[type(child)].of(child)
         quantizable.attach_quantizers_(layer_plan, context, steps or StepGroups.shared())
         quantizable.train(child.training)
@@ -267,7 +270,16 @@ def freeze_weight_(network: nn.Module) -> None:
 
 
 def freeze_(network: nn.Module) -> None:
-    """Fix weights and activation parameters of all quantizable layers, and switch quantization on."""
+    """Fix weights and activation parameters of all quantizable layers and attentions, and switch quantization on.
+
+    Raises:
+        RuntimeError: an activation range was never calibrated.
+    """
     for layer in quant_layers(network).values():
         layer.freeze_()
+    for name, module in network.named_modules():
+        if isinstance(module, AttentionQuantizers):
+            module.requires_grad_(False)
+            if not all(quantizer.initialised for quantizer in module.children()):
+                raise RuntimeError(f"attention {name}: an activation range is not calibrated")
     set_quantization_(network, weight=True, activation=True)

@@ -4,7 +4,6 @@ All work on rows: values [R, K] in, ends [R] out, every row on its own. A row is
 activation's values at one step.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -102,17 +101,28 @@ class MovingRange:
             self.high = torch.lerp(high, self.high, self.momentum)
 
 
-Observer = Callable[..., tuple[Tensor, Tensor]]
+@dataclass(frozen=True)
+class Observer:
+    """A range estimator by name, with the settings that it needs.
 
+    ``candidates`` and ``exponent`` belong to "mse", ``fraction`` to "percentile"; "min_max" has none.
+    """
 
-def observe(name: str, values: Tensor, levels: Tensor, **settings: float) -> tuple[Tensor, Tensor]:
-    """Return the range ends [R] that the named observer finds for rows [R, K]."""
-    if name == "mse":
-        return mse_search(
-            values, levels, candidates=int(settings["candidates"]), exponent=settings["exponent"]
-        )
-    if name == "min_max":
-        return min_max(values)
-    if name == "percentile":
-        return percentile(values, settings["fraction"])
-    raise ValueError(f"observer={name} is not known (allowed: min_max, mse, percentile)")
+    name: str
+    candidates: int = 80
+    exponent: float = 2.4
+    fraction: float = 0.999
+
+    def __post_init__(self) -> None:
+        if self.name not in ("mse", "min_max", "percentile"):
+            raise ValueError(f"observer={self.name} is not known (allowed: min_max, mse, percentile)")
+
+    def __call__(
+        self, values: Tensor, levels: Tensor, ends: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the range ends [R] of rows [R, K]; ``ends`` are their extremes where the rows are only a sample."""
+        if self.name == "percentile":
+            return percentile(values, self.fraction)
+        if self.name == "min_max":
+            return ends or min_max(values)
+        return mse_search(values, levels, candidates=self.candidates, exponent=self.exponent, ends=ends)

@@ -32,9 +32,7 @@ class LayerPlan:
         for width in set(bits):
             BitWidth(width, self.activation_bits)
         if FULL_PRECISION in bits and len(set(bits)) > 1:
-            raise ValueError(
-                f"layer {self.name}: rows of one layer are all quantized or all in full precision"
-            )
+            raise ValueError(f"layer {self.name}: rows of one layer are all quantized or all in full precision")
 
     @property
     def quantizes_weight(self) -> bool:
@@ -78,9 +76,7 @@ class PrecisionPlan:
             "layers": [
                 {
                     "name": layer.name,
-                    "weight_bits": layer.weight_bits
-                    if isinstance(layer.weight_bits, int)
-                    else list(layer.weight_bits),
+                    "weight_bits": layer.weight_bits if isinstance(layer.weight_bits, int) else list(layer.weight_bits),
                     "activation_bits": layer.activation_bits,
                     "boundaries": list(layer.boundaries),
                 }

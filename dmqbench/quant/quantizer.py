@@ -188,9 +188,7 @@ class ActivationQuantizer(nn.Module):
     def _dynamic_parameters(self, x: Tensor) -> tuple[Tensor, Tensor]:
         axes = tuple(range(1, x.ndim))
         parts = [
-            dynamic_parameters(
-                x.narrow(self.channel_axis, part.start, part.stop - part.start), self.levels, axes
-            )
+            dynamic_parameters(x.narrow(self.channel_axis, part.start, part.stop - part.start), self.levels, axes)
             for part in self.groups.slices
         ]
         scale, zero_point = (torch.cat([p[i].reshape(len(x), 1) for p in parts], dim=1) for i in range(2))

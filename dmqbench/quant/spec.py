@@ -17,9 +17,7 @@ class BitWidth:
         if not (1 <= self.weight <= 8 or self.weight == FULL_PRECISION):
             raise ValueError(f"weight bits {self.weight}: allowed are 1 to 8, or 32 for full precision")
         if not (2 <= self.activation <= 8 or self.activation in (16, FULL_PRECISION)):
-            raise ValueError(
-                f"activation bits {self.activation}: allowed are 2 to 8, 16, or 32 for full precision"
-            )
+            raise ValueError(f"activation bits {self.activation}: allowed are 2 to 8, 16, or 32 for full precision")
 
     @property
     def name(self) -> str:
@@ -65,9 +63,7 @@ class InputGroups:
     def __post_init__(self) -> None:
         cuts = (0, *self.boundaries, self.channels)
         if any(left >= right for left, right in itertools.pairwise(cuts)):
-            raise ValueError(
-                f"boundaries {self.boundaries} do not cut {self.channels} channels into non-empty groups"
-            )
+            raise ValueError(f"boundaries {self.boundaries} do not cut {self.channels} channels into non-empty groups")
 
     @classmethod
     def of_size(cls, channels: int, size: int) -> "InputGroups":

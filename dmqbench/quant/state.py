@@ -89,9 +89,7 @@ def _first_difference(network: nn.Module, state: Mapping[str, Tensor]) -> str | 
 
 def activation_quantizers(network: nn.Module) -> dict[str, ActivationQuantizer]:
     """Name → activation quantizer of every layer and attention, in the order of registration."""
-    return {
-        name: module for name, module in network.named_modules() if isinstance(module, ActivationQuantizer)
-    }
+    return {name: module for name, module in network.named_modules() if isinstance(module, ActivationQuantizer)}
 
 
 def calibration_state(network: nn.Module, activations: bool = True) -> dict[str, Tensor]:

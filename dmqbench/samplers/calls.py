@@ -104,9 +104,7 @@ def alpha_at(alphas: Sequence[float], timestep: int, final_alpha_one: bool) -> f
     return 1.0 if final_alpha_one else alphas[0]
 
 
-def single_step(
-    timestep: int, clean: Mix, weight: float, rest: Mix, sigma: float, limit: float | None
-) -> Call:
+def single_step(timestep: int, clean: Mix, weight: float, rest: Mix, sigma: float, limit: float | None) -> Call:
     """Return the call for ``weight * clean + rest + sigma * z``, with ``clean`` clipped to ±``limit``."""
     if limit is not None:
         return Call(timestep, rest.x, (rest.output,), sigma=sigma, clip=Clip(limit, weight, clean))

@@ -123,9 +123,7 @@ class SamplerPlan:
             got, allowed = list(model_output.shape), list(state.x.shape)
             raise ValueError(f"call {index} got an output of shape {got}: allowed is the state's, {allowed}")
         if call.sigma > 0 and noise is None:
-            raise ValueError(
-                f"call {index} of {self.spec.kind} adds noise: pass it in the shape of the state"
-            )
+            raise ValueError(f"call {index} of {self.spec.kind} adds noise: pass it in the shape of the state")
         return call
 
 

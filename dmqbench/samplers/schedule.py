@@ -40,8 +40,7 @@ class NoiseSchedule:
             raise ValueError(f"num_train_timesteps {self.num_train_timesteps}: allowed are 1 and more")
         if not 0 < self.beta_start <= self.beta_end < 1:
             raise ValueError(
-                f"beta_start {self.beta_start}, beta_end {self.beta_end}: "
-                "allowed are 0 < beta_start <= beta_end < 1"
+                f"beta_start {self.beta_start}, beta_end {self.beta_end}: allowed are 0 < beta_start <= beta_end < 1"
             )
 
     @classmethod
@@ -53,9 +52,7 @@ class NoiseSchedule:
         """
         for key in ("trained_betas", "rescale_betas_zero_snr"):
             if config.get(key) not in (None, False):
-                raise ValueError(
-                    f"scheduler {key} is set: allowed is a beta_schedule of {', '.join(BETA_SCHEDULES)}"
-                )
+                raise ValueError(f"scheduler {key} is set: allowed is a beta_schedule of {', '.join(BETA_SCHEDULES)}")
         keys = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule")
         return cls(**{key: config[key] for key in keys if key in config})
 
@@ -68,9 +65,7 @@ class NoiseSchedule:
         betas = self._betas()
         table = (1 - betas).double().cumprod(0).float().double()
         if not (table[-1] > 0 and table[0] < 1):
-            raise ValueError(
-                f"betas {betas[0]:g} to {betas[-1]:g}: allowed are those that keep ᾱ between 0 and 1"
-            )
+            raise ValueError(f"betas {betas[0]:g} to {betas[-1]:g}: allowed are those that keep ᾱ between 0 and 1")
         return table
 
     def _betas(self) -> Tensor:

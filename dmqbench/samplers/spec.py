@@ -71,6 +71,4 @@ class SamplerSpec:
         if not limit > 0:
             raise ValueError(f"clip_sample {limit}: allowed are positive numbers, or null for off")
         if self.kind not in ("ddim", "ddpm"):
-            raise ValueError(
-                f"clip_sample {limit} with {self.kind}: allowed is null, only ddim and ddpm can clip"
-            )
+            raise ValueError(f"clip_sample {limit} with {self.kind}: allowed is null, only ddim and ddpm can clip")

@@ -54,9 +54,7 @@ def plan_timesteps(
     require_one_of("sampler kind", kind, KINDS)
     require_one_of("spacing", spacing, SPACINGS)
     if not 1 <= steps <= num_train_timesteps:
-        raise ValueError(
-            f"steps {steps}: allowed are 1 to {num_train_timesteps}, the training timesteps of the model"
-        )
+        raise ValueError(f"steps {steps}: allowed are 1 to {num_train_timesteps}, the training timesteps of the model")
     if steps_offset < 0:
         raise ValueError(f"steps_offset {steps_offset}: allowed are 0 and more")
     if kind == "pndm":

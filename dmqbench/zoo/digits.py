@@ -8,6 +8,7 @@ import argparse
 import json
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
 import torch
@@ -17,15 +18,18 @@ from dmqbench.zoo.classifier import DigitClassifier, load_classifier, recognised
 from dmqbench.zoo.digits_data import CLASSES, IMAGE_SIZE, load_digits, load_split
 from dmqbench.zoo.training import ClassifierTraining, DenoiserTraining, fit, save_curve
 
+if TYPE_CHECKING:
+    from diffusers.models.unets.unet_2d import UNet2DModel
+
 WEIGHTS = Path(__file__).parent / "weights"
 MODEL = WEIGHTS / "digits"
 CLASSIFIER = WEIGHTS / "digits_classifier.safetensors"
 NULL_LABEL = CLASSES
 
 
-def build_unet() -> torch.nn.Module:
+def build_unet() -> "UNet2DModel":
     """Return the untrained network: three resolutions, attention at 8×8 and 4×4, one extra label for guidance."""
-    from diffusers import UNet2DModel
+    from diffusers.models.unets.unet_2d import UNet2DModel
 
     return UNet2DModel(
         sample_size=IMAGE_SIZE,
@@ -43,7 +47,7 @@ def build_unet() -> torch.nn.Module:
 
 def build_scheduler():
     """Return the linear schedule of DDPM, as the diffusers folder will carry it."""
-    from diffusers import DDIMScheduler
+    from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
     return DDIMScheduler(num_train_timesteps=1000, beta_schedule="linear", clip_sample=False)
 
@@ -79,7 +83,8 @@ def train_denoiser(steps: int, seed: int, batch: int) -> None:
     started = time.perf_counter()
     fit(module, images, labels, batch=batch, seed=seed)
     seconds = time.perf_counter() - started
-    module.average.save_pretrained(MODEL / "unet")
+    average: Any = module.average
+    average.save_pretrained(MODEL / "unet")
     scheduler.save_pretrained(MODEL / "scheduler")
     index = {
         "_class_name": "DDIMPipeline",

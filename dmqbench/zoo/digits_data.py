@@ -19,10 +19,10 @@ def load_digits() -> tuple[Tensor, Tensor]:
     """
     from sklearn.datasets import load_digits as load_scans
 
-    scans = load_scans()
-    grey = torch.tensor(scans.images, dtype=torch.float32)[:, None] / 16
+    pixels, digits = load_scans(return_X_y=True)
+    grey = torch.tensor(pixels, dtype=torch.float32).view(-1, 1, 8, 8) / 16
     images = F.interpolate(grey, size=(IMAGE_SIZE, IMAGE_SIZE), mode="bilinear", align_corners=False)
-    return images * 2 - 1, torch.tensor(scans.target, dtype=torch.int64)
+    return images * 2 - 1, torch.tensor(digits, dtype=torch.int64)
 
 
 @cache

@@ -17,6 +17,8 @@ class DenoiserTraining(pl.LightningModule):
     classifier-free guidance. What is kept is an exponential moving average of the weights.
     """
 
+    alphas_cumprod: Tensor
+
     def __init__(
         self,
         network: nn.Module,

@@ -45,9 +45,7 @@ def frozen_cases(draw):
             parameter.copy_(torch.randn(parameter.shape, generator=generator))
     bits = draw(st.one_of(st.integers(2, 8), st.tuples(*[st.integers(1, 8)] * rows)))
     boundaries = tuple(sorted(draw(st.sets(st.integers(1, channels - 1), max_size=2))))
-    steps = draw(
-        st.sampled_from([StepGroups.shared(), StepGroups.per_step(CALLS), StepGroups.of_size(CALLS, 2)])
-    )
+    steps = draw(st.sampled_from([StepGroups.shared(), StepGroups.per_step(CALLS), StepGroups.of_size(CALLS, 2)]))
     network, context = nn.Sequential(layer), StepContext()
     plan = PrecisionPlan((LayerPlan("0", bits, draw(st.integers(2, 8)), boundaries),))
     quantize_layers_(network, plan, context, steps)
@@ -67,9 +65,7 @@ def frozen_cases(draw):
     )
     exponent_rows = draw(st.sampled_from([None, 1, steps.rows]))
     if exponent_rows is not None:
-        activation.exponent = torch.randint(
-            -3, 3, (exponent_rows, channels), dtype=torch.int8, generator=generator
-        )
+        activation.exponent = torch.randint(-3, 3, (exponent_rows, channels), dtype=torch.int8, generator=generator)
     if draw(st.booleans()):
         with torch.no_grad():
             weights.learn_rounding_(quant.scaled_weight()).normal_(std=2, generator=generator)
@@ -111,9 +107,7 @@ def written_out_sum(torch_layer, weight: np.ndarray, integers: np.ndarray) -> np
     spatial = weight.ndim - 2
     padding, stride = torch_layer.padding, torch_layer.stride
     padded = np.pad(integers, [(0, 0), (0, 0), *((p, p) for p in padding)])
-    windows = np.lib.stride_tricks.sliding_window_view(
-        padded, weight.shape[2:], axis=tuple(range(2, 2 + spatial))
-    )
+    windows = np.lib.stride_tricks.sliding_window_view(padded, weight.shape[2:], axis=tuple(range(2, 2 + spatial)))
     windows = windows[(slice(None), slice(None), *(slice(None, None, s) for s in stride))]
     letters = "xy"[:spatial], "kl"[:spatial]
     return np.einsum(f"bc{letters[0]}{letters[1]},rc{letters[1]}->br{letters[0]}", windows, weight)

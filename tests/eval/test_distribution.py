@@ -16,8 +16,8 @@ from dmqbench.eval.distribution import (
     frechet_with_interval,
     metric_name,
 )
-from dmqbench.images import ImageError, to_signed
 from dmqbench.eval.protocol import MetricUnavailable, Protocol
+from dmqbench.images import ImageError, to_signed
 
 
 def features(n: int, d: int, seed: int) -> torch.Tensor:
@@ -68,11 +68,7 @@ def test_laws_of_the_distance(seed, d, scale):
     size = scale**2 * d
     assert distance(a, a) == pytest.approx(0, abs=1e-9 * size)
     assert distance(a, b) == pytest.approx(distance(b, a), rel=1e-9)
-    rotation = (
-        torch.from_numpy(ortho_group.rvs(d, random_state=seed))
-        if d > 1
-        else -torch.eye(1, dtype=torch.float64)
-    )
+    rotation = torch.from_numpy(ortho_group.rvs(d, random_state=seed)) if d > 1 else -torch.eye(1, dtype=torch.float64)
     assert distance(a @ rotation, b @ rotation) == pytest.approx(distance(a, b), rel=1e-8)
     assert distance(a, a + 2 * scale) == pytest.approx(4 * scale**2 * d, rel=1e-8)
 
@@ -115,9 +111,7 @@ def test_deleting_groups_is_what_brute_force_says(paired):
     replicates = torch.tensor([distance(a[rows], b[rows] if paired else b) for rows in kept])
     assert found.value == pytest.approx(distance(a, b), rel=1e-9)
     assert found.debiased == pytest.approx(70 * found.value - 69 * float(replicates.mean()), rel=1e-5)
-    half = 1.99495 * float(
-        np.sqrt(69 / 70 * replicates.sub(replicates.mean()).square().sum())
-    )  # t(69), 97.5 %
+    half = 1.99495 * float(np.sqrt(69 / 70 * replicates.sub(replicates.mean()).square().sum()))  # t(69), 97.5 %
     assert found.ci95.high - found.value == pytest.approx(half, rel=1e-4)
 
 
@@ -148,9 +142,7 @@ def test_the_interval_covers_the_expectation_at_this_n(d, paired, shift, noise):
         return
     reference = fit_gaussian(fixed)
     eye = torch.eye(d, dtype=torch.float64)
-    truth = frechet_distance(
-        Gaussian(torch.full((d,), shift, dtype=torch.float64), eye * (1 + noise) ** 2), reference
-    )
+    truth = frechet_distance(Gaussian(torch.full((d,), shift, dtype=torch.float64), eye * (1 + noise) ** 2), reference)
     plug_in, debiased = (np.mean([getattr(one, name) for one in found]) for name in ("value", "debiased"))
     assert abs(debiased - truth) < 0.2 * abs(plug_in - truth)
 

@@ -5,9 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dmqbench.images import ImageError
 from dmqbench.eval.paired import PAIRED_METRICS, mse, psnr, ssim, summarise
 from dmqbench.eval.protocol import MetricUnavailable, Protocol
+from dmqbench.images import ImageError
 
 
 def noisy_pair(n: int, channels: int, size: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -43,9 +43,7 @@ def test_psnr_is_scikit_images_for_each_image(channels, size):
     np.testing.assert_allclose(psnr(images, reference), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("n", "channels", "size"), [(40, 1, 16), (4, 3, 24), (2, 1, 11)], ids=["grey", "rgb", "least"]
-)
+@pytest.mark.parametrize(("n", "channels", "size"), [(40, 1, 16), (4, 3, 24), (2, 1, 11)], ids=["grey", "rgb", "least"])
 def test_ssim_is_scikit_images_for_each_image(n, channels, size):
     images, reference = noisy_pair(n, channels, size)
     expected = [
@@ -72,9 +70,7 @@ def test_ssim_of_too_small_images_is_unavailable():
 def test_mse_is_the_plain_mean_of_squares():
     generator = torch.Generator().manual_seed(0)
     a, b = torch.randn(2, 5, 4, 8, 8, generator=generator)
-    expected = [
-        np.mean((x.numpy().astype(float) - y.numpy().astype(float)) ** 2) for x, y in zip(a, b, strict=True)
-    ]
+    expected = [np.mean((x.numpy().astype(float) - y.numpy().astype(float)) ** 2) for x, y in zip(a, b, strict=True)]
     np.testing.assert_allclose(mse(a, b), expected, rtol=1e-12)
 
 

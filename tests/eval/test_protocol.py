@@ -72,9 +72,7 @@ def test_the_id_is_pinned():
     assert PROTOCOL.id.endswith("#447cc46c")  # stored results name it: changing how it is made orphans them
 
 
-@pytest.mark.parametrize(
-    "change", [{"n": 0}, {"sampler": "ddim 20"}, {"reference": ""}, {"extractor": "a=b"}]
-)
+@pytest.mark.parametrize("change", [{"n": 0}, {"sampler": "ddim 20"}, {"reference": ""}, {"extractor": "a=b"}])
 def test_an_unreadable_protocol_is_refused(change):
     with pytest.raises(ValueError, match=next(iter(change))):
         replace(PROTOCOL, **change)
@@ -88,9 +86,7 @@ def test_a_value_without_protocol_cannot_exist(protocol):
         Measurement(value=1.0, ci95=None, n=1)  # type: ignore[call-arg]
 
 
-@pytest.mark.parametrize(
-    "change", [{"value": float("nan")}, {"value": float("inf")}, {"ci95": (0.0, float("nan"))}]
-)
+@pytest.mark.parametrize("change", [{"value": float("nan")}, {"value": float("inf")}, {"ci95": (0.0, float("nan"))}])
 def test_values_are_finite(change):
     with pytest.raises(ValueError, match="finite"):
         measured(**change)

@@ -16,9 +16,7 @@ def skewed(n: int, seed: int = 0) -> np.ndarray:
 
 def test_the_interval_is_scipys_bca():
     values = skewed(200)
-    expected = scipy.stats.bootstrap(
-        (values,), np.mean, method="BCa", n_resamples=20_000, rng=1
-    ).confidence_interval
+    expected = scipy.stats.bootstrap((values,), np.mean, method="BCa", n_resamples=20_000, rng=1).confidence_interval
     ours = bootstrap_mean(values, resamples=20_000)
     width = expected.high - expected.low
     assert ours is not None

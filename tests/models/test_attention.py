@@ -64,9 +64,7 @@ def test_unquantized_explicit_attention_equals_the_fused_one(build, quantizers):
     names = list(attention_modules(network))
     set_explicit_attention_(network, {name: quantizers() for name in names})
     assert names
-    assert all(
-        isinstance(module.processor, ExplicitAttention) for module in attention_modules(network).values()
-    )
+    assert all(isinstance(module.processor, ExplicitAttention) for module in attention_modules(network).values())
     torch.testing.assert_close(run(network), fused, rtol=1e-5, atol=1e-5)
 
 
@@ -129,12 +127,8 @@ def test_attached_quantizers_belong_to_the_network_and_start_switched_off():
     before = run(network)
     args, kwargs = inputs(network)
     adapter = SimpleNamespace(network=network, context=StepContext())
-    attach_attention_quantizers_(
-        adapter, trace(network, args, kwargs), BitWidth(4, 6), StepGroups.per_step(3)
-    )
-    owned = {
-        name: module for name, module in network.named_modules() if isinstance(module, AttentionQuantizers)
-    }
+    attach_attention_quantizers_(adapter, trace(network, args, kwargs), BitWidth(4, 6), StepGroups.per_step(3))
+    owned = {name: module for name, module in network.named_modules() if isinstance(module, AttentionQuantizers)}
     assert owned.keys() == {f"{name}.processor.quantizers" for name in attention_modules(network)}
     for quantizers in owned.values():
         assert {name for name, _ in quantizers.named_children()} == set(OPERANDS)
@@ -142,9 +136,7 @@ def test_attached_quantizers_belong_to_the_network_and_start_switched_off():
         assert all(q.context is adapter.context for q in quantizers.children())
     torch.testing.assert_close(run(network), before, rtol=1e-5, atol=1e-5)
     with pytest.raises(ValueError, match="w4a32"):
-        attach_attention_quantizers_(
-            adapter, trace(network, args, kwargs), BitWidth(4, 32), StepGroups.shared()
-        )
+        attach_attention_quantizers_(adapter, trace(network, args, kwargs), BitWidth(4, 32), StepGroups.shared())
 
 
 def test_diffusers_passes_all_its_arguments_silently(caplog):

@@ -37,7 +37,7 @@ def test_the_null_label_replaces_every_label():
 @pytest.mark.parametrize("conditioner", [Unconditional(), ClassConditioner(10)])
 def test_models_that_cannot_be_guided_say_so(conditioner):
     cond = conditioner.conditions("eval", 0, range(2))
-    with pytest.raises(ValueError, match="sampler.guidance=1"):
+    with pytest.raises(ValueError, match=r"sampler\.guidance=1"):
         conditioner.null(cond)
 
 

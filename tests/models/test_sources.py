@@ -83,9 +83,7 @@ def test_what_a_model_says_about_itself(tmp_path):
 
 def test_half_precision_weights_are_computed_with_in_float32(tmp_path):
     unet().half().save_pretrained(tmp_path)
-    assert {parameter.dtype for parameter in load_model(local(tmp_path)).network.parameters()} == {
-        torch.float32
-    }
+    assert {parameter.dtype for parameter in load_model(local(tmp_path)).network.parameters()} == {torch.float32}
 
 
 def test_sharded_weights_load_and_a_lost_shard_is_named(tmp_path):
@@ -266,9 +264,7 @@ def test_meta_models_have_shapes_and_no_weights(build):
     config = {**network.config, "_class_name": type(network).__name__}
     on_meta = meta_model(config)
     assert {p.device.type for p in on_meta.parameters()} == {"meta"}
-    assert {n: p.shape for n, p in on_meta.named_parameters()} == {
-        n: p.shape for n, p in network.named_parameters()
-    }
+    assert {n: p.shape for n, p in on_meta.named_parameters()} == {n: p.shape for n, p in network.named_parameters()}
     args, kwargs = example_inputs(NetworkSpec(config), batch=3, device="meta", tokens=5)
     output = on_meta(*args, **kwargs)[0]
     assert output.shape == (3, NetworkSpec(config).output_channels, *NetworkSpec(config).sample_shape[1:])

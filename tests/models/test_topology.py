@@ -89,9 +89,7 @@ def test_kinds_groups_and_shapes():
 def test_macs_equal_the_operations_that_torch_counts(build):
     network = build()
     topology = traced(network, batch=1)
-    set_explicit_attention_(
-        network, dict.fromkeys(attention_modules(network))
-    )  # fused kernels are not all counted
+    set_explicit_attention_(network, dict.fromkeys(attention_modules(network)))  # fused kernels are not all counted
     args, kwargs = inputs(network, batch=1)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(*args, **kwargs)
@@ -241,9 +239,7 @@ FULL_SIZE = {
         ("sd14", 77, 859.52, 98, 184, 12, 256, 338.7),
     ],
 )
-def test_full_size_networks_on_meta(
-    name, tokens, parameters, convolutions, linears, skips, quantizable, gmacs
-):
+def test_full_size_networks_on_meta(name, tokens, parameters, convolutions, linears, skips, quantizable, gmacs):
     network = meta_model(FULL_SIZE[name])
     args, kwargs = example_inputs(NetworkSpec(FULL_SIZE[name]), device="meta", tokens=tokens)
     topology = trace(network, args, kwargs)

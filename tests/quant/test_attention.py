@@ -35,8 +35,7 @@ def test_every_operand_of_both_products_is_quantized():
         attention.get_submodule(name).set_parameters_(scale.view(1, 1), zero_point.view(1, 1))
     attention.activation_on = True
     q, k, v = (
-        fake_quantize(operand, *grids[name], 8)
-        for name, operand in (("query", query), ("key", key), ("value", value))
+        fake_quantize(operand, *grids[name], 8) for name, operand in (("query", query), ("key", key), ("value", value))
     )
     scores = fake_quantize(torch.softmax(0.5 * q @ k.transpose(-1, -2), -1), *grids["scores"], 8)
     torch.testing.assert_close(attention(query, key, value, 0.5), scores @ v)

@@ -83,9 +83,9 @@ def test_each_row_has_at_most_its_own_levels(seed, levels):
     per_row = torch.tensor(levels)[:, None]
     grid = affine_parameters(weight.amin(1, keepdim=True), weight.amax(1, keepdim=True), per_row)
     quantized = fake_quantize(weight, *grid, per_row)
-    assert [len(row.unique()) <= allowed for row, allowed in zip(quantized, levels, strict=True)] == [
-        True
-    ] * len(levels)
+    assert [len(row.unique()) <= allowed for row, allowed in zip(quantized, levels, strict=True)] == [True] * len(
+        levels
+    )
     one_by_one = [
         fake_quantize(row, scale, zero_point, allowed)
         for row, scale, zero_point, allowed in zip(weight, *grid, levels, strict=True)

@@ -254,9 +254,7 @@ def everything_at_once():
     """Rows at 1 to 4 bits, cut input, equivalent scale, adapter, learned rounding, steps, exponents."""
     layer = nn.Conv2d(CHANNELS, 8, 3, padding=1).requires_grad_(False)
     bits = (1, 2, 3, 4, 4, 3, 2, 1)
-    network, quant, context = quantized(
-        layer, weight_bits=bits, boundaries=(4,), steps=StepGroups.of_size(6, 2)
-    )
+    network, quant, context = quantized(layer, weight_bits=bits, boundaries=(4,), steps=StepGroups.of_size(6, 2))
     generator = torch.Generator().manual_seed(0)
     quant.set_equivalent_scale_(torch.rand(CHANNELS, generator=generator) + 0.5)
     _, up = quant.add_adapter_(2, generator)
@@ -308,9 +306,7 @@ def test_everything_composes_on_one_layer():
     for sample, call in enumerate(step.tolist()):
         for channel in range(CHANNELS):
             row = call // 2
-            scale = activation.scale[row, group[channel]].double() * 2.0 ** int(
-                activation.exponent[row, channel]
-            )
+            scale = activation.scale[row, group[channel]].double() * 2.0 ** int(activation.exponent[row, channel])
             zero_point = activation.zero_point[row, group[channel]].double()
             ratio = x[sample, channel].double() / quant.equivalent_scale[channel].double() / scale
             quantized_input[sample, channel] = (ratio.round() + zero_point).clamp(0, 255) - zero_point

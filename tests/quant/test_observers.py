@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dmqbench.quant.functional import affine_parameters, fake_quantize
-from dmqbench.quant.observers import MovingRange, min_max, mse_search, observe, percentile
+from dmqbench.quant.observers import MovingRange, Observer, min_max, mse_search, percentile
 
 CANDIDATES, EXPONENT = 80, 2.4
 
@@ -86,9 +86,7 @@ def test_given_ends_are_shrunk_instead_of_the_observed_ones():
     low, high = mse_search(values, torch.tensor(16), ends=(torch.tensor([-1.5]), torch.tensor([2.0])))
     errors = {}
     for percent in range(100, 20, -1):
-        scale, zero_point = affine_parameters(
-            torch.tensor(-1.5 * percent / 100), torch.tensor(2.0 * percent / 100), 16
-        )
+        scale, zero_point = affine_parameters(torch.tensor(-1.5 * percent / 100), torch.tensor(2.0 * percent / 100), 16)
         error = fake_quantize(values, scale, zero_point, 16) - values
         errors[percent] = error.abs().pow(EXPONENT).mean().item()
     best = min(errors, key=errors.__getitem__)
@@ -186,7 +184,7 @@ def test_observers_are_found_by_name():
     }
     settings_of = {"mse": {"candidates": 10, "exponent": 2.0}, "percentile": {"fraction": 0.9}}
     for name, expected in by_name.items():
-        actual = observe(name, values, levels, **settings_of.get(name, {}))
+        actual = Observer(name, **settings_of.get(name, {}))(values, levels)
         assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
     with pytest.raises(ValueError, match=r"observer=median is not known .*min_max, mse, percentile"):
-        observe("median", values, levels)
+        Observer("median")

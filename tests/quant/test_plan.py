@@ -96,9 +96,7 @@ def test_rows_are_all_quantized_or_none():
     assert LayerPlan("a", 4, 32).activation_levels is None
 
 
-@pytest.mark.parametrize(
-    ("weight", "activation"), [(0, 8), (9, 8), (16, 8), (33, 8), (4, 0), (4, 1), (4, 9), (4, 33)]
-)
+@pytest.mark.parametrize(("weight", "activation"), [(0, 8), (9, 8), (16, 8), (33, 8), (4, 0), (4, 1), (4, 9), (4, 33)])
 def test_impossible_bit_widths_are_refused_with_what_is_allowed(weight, activation):
     with pytest.raises(ValueError, match="allowed are"):
         BitWidth(weight, activation)

@@ -68,9 +68,7 @@ def test_fixed_codes_reproduce_the_rounded_weight(seed, levels):
 
 def activation(groups=None, channel_axis=1, steps=None, dynamic=False, levels=16):
     context = StepContext()
-    quantizer = ActivationQuantizer(
-        context, levels, groups or InputGroups(6), channel_axis, steps, dynamic=dynamic
-    )
+    quantizer = ActivationQuantizer(context, levels, groups or InputGroups(6), channel_axis, steps, dynamic=dynamic)
     return quantizer, context
 
 
@@ -135,9 +133,7 @@ def test_input_groups_equal_separate_quantizers_on_each_part():
     x = torch.randn(3, 6, 4, 4)
     for index, part in enumerate(groups.slices):
         alone, _ = activation(InputGroups(part.stop - part.start))
-        alone.set_parameters_(
-            quantizer.scale[:, index : index + 1], quantizer.zero_point[:, index : index + 1]
-        )
+        alone.set_parameters_(quantizer.scale[:, index : index + 1], quantizer.zero_point[:, index : index + 1])
         assert torch.equal(quantizer(x)[:, part], alone(x[:, part]))
 
 

@@ -34,9 +34,7 @@ worker = load_worker()
 def start(*arguments: object) -> subprocess.Popen:
     environment = {**os.environ, "PYTHONPATH": str(Path(dmqbench.__file__).parents[1])}
     command = [sys.executable, str(WORKER), *map(str, arguments)]
-    return subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def finish(process: subprocess.Popen) -> str:
@@ -84,7 +82,7 @@ def test_killed_at_random_instants_nothing_is_wrong_and_nothing_finished_is_lost
         for kind in worker.MAKE:
             for id in Store(root).ids(kind):
                 worker.check_nothing_is_wrong(root, kind, id)
-    numbers = len(Store(root).ids("quantized"))
+    numbers = len(Store(root).ids("quantized")) + KILLS
     finish(start("work", root, ledger, 0, numbers))
     assert_finished(root, set(worker.jobs(0, numbers)))
     assert not (root / ".aside").exists() and leftovers(root) == []

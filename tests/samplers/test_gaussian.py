@@ -110,6 +110,4 @@ def test_unit_variance_data_turns_by_the_angle_between_noise_levels():
     angle = [math.acos(math.sqrt(ALPHAS[timestep])) for timestep in plan.timesteps] + [0.0]
     for index, call in enumerate(plan.calls):
         exact = math.sqrt(1 - ALPHAS[call.timestep])
-        assert call.carry + call.gain * exact == pytest.approx(
-            math.cos(angle[index] - angle[index + 1]), abs=1e-12
-        )
+        assert call.carry + call.gain * exact == pytest.approx(math.cos(angle[index] - angle[index + 1]), abs=1e-12)

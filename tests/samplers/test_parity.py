@@ -83,9 +83,7 @@ def assert_same(actual, expected, tolerance):
 def assert_ddim(spec, schedule, tolerance=SHARP, exact_table=True):
     plan = build_plan(spec, schedule)
     noises = step_noises(plan)
-    scheduler = scheduler_like(
-        DDIMScheduler, spec, schedule, set_alpha_to_one=spec.final_alpha_one, **clipping(spec)
-    )
+    scheduler = scheduler_like(DDIMScheduler, spec, schedule, set_alpha_to_one=spec.final_alpha_one, **clipping(spec))
     if exact_table:
         scheduler.final_alpha_cumprod = scheduler.final_alpha_cumprod.double()
     else:
@@ -169,8 +167,6 @@ def test_pndm(steps, spacing, prediction, skip_prk, final_alpha_one):
         skip_prk=skip_prk,
         final_alpha_one=final_alpha_one,
     )
-    scheduler = scheduler_like(
-        PNDMScheduler, spec, STABLE, skip_prk_steps=skip_prk, set_alpha_to_one=final_alpha_one
-    )
+    scheduler = scheduler_like(PNDMScheduler, spec, STABLE, skip_prk_steps=skip_prk, set_alpha_to_one=final_alpha_one)
     scheduler.final_alpha_cumprod = scheduler.final_alpha_cumprod.double()
     assert_same(run_plan(build_plan(spec, STABLE)), run_scheduler(scheduler, steps), SHARP)

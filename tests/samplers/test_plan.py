@@ -49,9 +49,7 @@ def network(x, timestep):
 
 def rollout(plan, state, first, last):
     for index in range(first, last):
-        noise = torch.randn(
-            state.x.shape, generator=torch.Generator().manual_seed(index), dtype=state.x.dtype
-        )
+        noise = torch.randn(state.x.shape, generator=torch.Generator().manual_seed(index), dtype=state.x.dtype)
         state = plan.step(state, network(state.x, plan.timesteps[index]), index, noise)
     return state
 
@@ -66,9 +64,7 @@ def test_step_is_pure(spec, data):
     first = plan.step(state, output, index, noise)
     second = plan.step(state, output, index, noise)
     assert all(torch.equal(left, right) for left, right in zip(tensors(first), tensors(second), strict=True))
-    assert all(
-        torch.equal(left, right) for left, right in zip(before, (*tensors(state), output, noise), strict=True)
-    )
+    assert all(torch.equal(left, right) for left, right in zip(before, (*tensors(state), output, noise), strict=True))
 
 
 @given(specs(), st.data())

@@ -62,9 +62,7 @@ def test_read_from_a_scheduler_configuration():
 
 @pytest.mark.parametrize("config", [{"trained_betas": [0.1, 0.2]}, {"rescale_betas_zero_snr": True}])
 def test_other_schedules_are_refused(config):
-    with pytest.raises(
-        ValueError, match=f"scheduler {next(iter(config))} is set: allowed .* linear, scaled_linear"
-    ):
+    with pytest.raises(ValueError, match=f"scheduler {next(iter(config))} is set: allowed .* linear, scaled_linear"):
         NoiseSchedule.from_scheduler_config(config)
 
 

@@ -38,9 +38,7 @@ def test_equal_to_diffusers(name, spacing):
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_offset_and_other_training_lengths_equal_diffusers(name):
     scheduler_class, settings = SCHEDULERS[name]
-    scheduler = scheduler_class(
-        num_train_timesteps=400, steps_offset=1, **settings | {"timestep_spacing": "leading"}
-    )
+    scheduler = scheduler_class(num_train_timesteps=400, steps_offset=1, **settings | {"timestep_spacing": "leading"})
     for steps in (4, 7, 20, 50):
         scheduler.set_timesteps(steps)
         assert planned(name, steps, "leading", 1, 400) == tuple(scheduler.timesteps.tolist())
