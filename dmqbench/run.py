@@ -54,8 +54,10 @@ def run_job(job: Job) -> Path:
             seconds = time.perf_counter() - started
             result = compose_result(shop, evaluation, stages, seconds)
             folder = write_result(shop, result, evaluation)
-            values = {name: found.value for name, found in evaluation.measurements.items()}
-            shop.record.log("metrics", values={name: value for name, value in values.items() if value is not None})
+            found: dict[str, Any] = {
+                name: each.value for name, each in evaluation.measurements.items() if not each.exact
+            }
+            shop.record.log("metrics", **found)
             mirror.summarize({"metrics": result["metrics"], "cost": result["cost"], "timing": result["timing"]})
     return folder
 

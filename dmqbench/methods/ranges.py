@@ -19,7 +19,9 @@ class WeightRange(Stage):
     name = "weight_range"
     weights_only = True
 
-    def __init__(self, bench: Workbench, observer: str, candidates: int, exponent: float, fraction: float) -> None:
+    def __init__(
+        self, bench: Workbench, observer: str, candidates: int, exponent: float, fraction: float = 0.999
+    ) -> None:
         super().__init__(bench)
         self.observer = Observer(observer, candidates, exponent, fraction)
         self.layers = [layer for layer in quant_layers(bench.network).values() if layer.weight_quantizer is not None]
@@ -62,10 +64,10 @@ class ActivationRange(Stage):
         observer: str,
         candidates: int,
         exponent: float,
-        fraction: float,
         samples: int,
         batch: int,
         values_per_row: int,
+        fraction: float = 0.999,
     ) -> None:
         super().__init__(bench)
         self.observer = Observer(observer, candidates, exponent, fraction)
