@@ -355,14 +355,14 @@ def test_ids_are_what_they_were():
     assert ids_of("method=q_diffusion", "bits=w4a6", "trainer=cpu") == ids.JobIds(
         trajectories="552e8c754da26fd1",
         stages=(
-            ("weight_range", "806cb9d6dead91f6"),
-            ("weight_reconstruction", "5d6b94cbfd0d0c4b"),
-            ("activation_range", "f243c74ad073c50f"),
-            ("activation_reconstruction", "67c4bab4de95cd4c"),
+            ("weight_range", "29b68a50fc55ce70"),
+            ("weight_reconstruction", "f0398f7f41aef30d"),
+            ("activation_range", "8ec1f4a4f8c68429"),
+            ("activation_reconstruction", "e182b272bb0392e3"),
         ),
-        quantized="67c4bab4de95cd4c",
-        samples="f0f3a6eb575addde",
-        result="ebc8ccac02ba8333",
+        quantized="e182b272bb0392e3",
+        samples="6fa76dfdce51349e",
+        result="63867d5f35daa5f1",
     )
     assert ids_of("method=fp", "trainer=cpu").result == "9d78862802f4f980"
 
