@@ -244,7 +244,7 @@ def attempt(one: "Planned") -> Outcome:
     """Carry out one job; a failure is written to its result folder and told in one line."""
     show_warnings()
     try:
-        if one.folder is not None:
+        if one.folder is not None and one.job.task in ("run", "evaluate"):
             with suppress(OSError):
                 (one.folder / ERROR_FILE).unlink(missing_ok=True)
         action: Callable[..., Path | None] = getattr(import_module("dmqbench.run"), ACTIONS[one.job.task])

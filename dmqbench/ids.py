@@ -99,7 +99,6 @@ def job_ids(job: Job, weights: str) -> JobIds:
     """Ids of a job on a model whose ``weights_hash`` is ``weights``."""
     model = {
         "name": job.model.name,
-        "kind": job.model.kind,
         "weights": weights,
         "classes": job.model.classes or 0,
     }

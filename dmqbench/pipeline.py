@@ -22,7 +22,7 @@ from dmqbench.methods.base import StageFactory, UnitCheckpoint, Workbench, run_s
 from dmqbench.models.adapter import Adapter, load_adapter
 from dmqbench.models.attention import attach_attention_quantizers_
 from dmqbench.models.topology import Topology
-from dmqbench.progress import UnitProgress, meter
+from dmqbench.progress import Meter, UnitProgress
 from dmqbench.quant.layers import freeze_, quantization, quantize_layers_, set_quantization_
 from dmqbench.quant.plan import PrecisionPlan, uniform_plan
 from dmqbench.quant.spec import COMMON_SCOPE, BitWidth, Scope, StepGroups
@@ -34,6 +34,13 @@ from dmqbench.tracking import Record
 
 STATE = "state.safetensors"
 PLAN = "plan.json"
+OUTCOME = "outcome"
+"""Folder inside a work area that becomes the artifact; beside it may lie a checkpoint, which does not."""
+
+
+def scope_of(job: Job) -> Scope:
+    """What the job quantizes beyond ordinary layers: the same for all methods, or what the method's paper does."""
+    return Scope(**job.method.paper_scope) if job.bits.scope == "paper" else COMMON_SCOPE
 
 
 class Workshop:
@@ -44,14 +51,14 @@ class Workshop:
         self.ids = ids
         self.store = store
         self.record = record
-        self.sample_seconds = 0.0
-        """Time spent so far on drawing samples that were not in the store."""
+        self.sample_seconds: dict[str, float] = {}
+        """Time spent so far on drawing samples that were not in the store, by the id of their artifact."""
 
     # ---- what the job says, as objects
 
     @property
     def scope(self) -> Scope:
-        return Scope(**self.job.method.paper_scope) if self.job.bits.scope == "paper" else COMMON_SCOPE
+        return scope_of(self.job)
 
     @property
     def bits(self) -> BitWidth:
@@ -65,7 +72,9 @@ class Workshop:
 
     @cached_property
     def adapter(self) -> Adapter:
-        """The full-precision model."""
+        """The full-precision model, in float32 throughout: TF32 would not be what ids and results say."""
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.deterministic = True
         return load_adapter(self.job.model.checkpoint, self.job.device_type)
 
     @cached_property
@@ -103,7 +112,7 @@ class Workshop:
 
     def _make_trajectories(self) -> dict[str, float]:
         """Follow the trajectories batch by batch into the work folder; batches that a killed run left are kept."""
-        job, folder = self.job, self.store.work(self.ids.trajectories)
+        job, folder = self.job, self.store.work(self.ids.trajectories) / OUTCOME
         batch = job.sampler.chunk
         counts: dict[Stream, int] = {"cal": job.budget.trajectories, "val": job.budget.validation}
         starts: list[tuple[Stream, int]] = [
@@ -111,7 +120,7 @@ class Workshop:
         ]
         started = time.perf_counter()
         with (
-            meter(f"trajectories of {job.model.name}", len(starts)) as shown,
+            Meter(f"trajectories of {job.model.name}", len(starts)) as shown,
             quantization(self.adapter.network, weight=False, activation=False),
         ):
             for stream, start in starts:
@@ -142,7 +151,7 @@ class Workshop:
                 artifact = self.store.verified(kind, id)
                 if artifact is None:
                     facts = make()
-                    artifact = self.store.publish(kind, id, self.store.work(id), facts)
+                    artifact = self.store.publish(kind, id, self.store.work(id) / OUTCOME, facts)
         return artifact
 
     # ---- stages
@@ -158,13 +167,14 @@ class Workshop:
 
     def _run_stage(self, config: StageConfig, id: str, parent: Artifact | None) -> dict[str, float]:
         folder = self.store.work(id)
+        bank = self.bank()  # before layers are exchanged: its bits must not depend on who makes it
         network = self.quantized.network
         if parent is not None:
             load_calibration_state_(network, load_file(parent.path / STATE))
         bench = Workbench(
             adapter=self.adapter,
             topology=self.topology,
-            bank=self.bank(),
+            bank=bank,
             sampler=self.plan,
             guidance=self.job.sampler.guidance,
             step_groups=self.step_groups,
@@ -173,14 +183,15 @@ class Workshop:
         )
         stages: dict[str, StageFactory] = import_module(f"dmqbench.methods.{self.job.method.name}").STAGES
         stage = stages[config.name](bench, **config.settings)
+        if stage.weights_only == ("activation" in config.uses):
+            raise ValueError(f"stage {config.name}: its YAML's uses and its class's weights_only contradict each other")
         checkpoint = UnitCheckpoint(folder / "checkpoint.safetensors")
         checkpoint.resume(stage)
         title = f"{self.job.method.name} {self.bits.name}: {config.name}"
-        with meter(title, len(stage.units()), stage.first_unit) as shown:
+        with Meter(title, len(stage.units()), stage.first_unit) as shown:
             run_stage(stage, self.job.trainer.accelerator, [checkpoint, UnitProgress(shown)])
-        save_atomic(folder / STATE, save(stage.state()))
-        save_json(folder / PLAN, self.precision_plan.to_json())
-        checkpoint.path.unlink(missing_ok=True)
+        save_atomic(folder / OUTCOME / STATE, save(stage.state()))
+        save_json(folder / OUTCOME / PLAN, self.precision_plan.to_json())
         return {"seconds": stage.seconds, "network_forwards": stage.network_forwards}
 
     # ---- samples
@@ -212,7 +223,7 @@ class Workshop:
         if missing:
             adapter = model()
             started = time.perf_counter()
-            with meter(f"samples of {title}", len(names), len(names) - len(missing)) as shown:
+            with Meter(f"samples of {title}", len(names), len(names) - len(missing)) as shown:
                 for number in missing:
                     with store.lock("samples", id, part=names[number]):
                         if names[number] not in store.verified_files("samples", id):
@@ -229,7 +240,7 @@ class Workshop:
                             store.append_file("samples", id, names[number], lambda path, c=content: path.write_bytes(c))
                     shown.advance()
             seconds = time.perf_counter() - started
-            self.sample_seconds += seconds
+            self.sample_seconds[id] = seconds
             self.record.log("samples", id=id, drawn=len(missing), seconds=seconds)
             present = store.verified_files("samples", id)
         parts = [load_file(present[name]) for name in names]

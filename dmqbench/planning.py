@@ -3,6 +3,7 @@
 import shlex
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +26,7 @@ from dmqbench.config import (
 )
 from dmqbench.files import load_json
 from dmqbench.ids import canonical_json
-from dmqbench.schema import EMBEDDED_METRICS, METRICS_TO_COME, PAIRED_METRICS
+from dmqbench.schema import EMBEDDED_METRICS, METRICS, METRICS_TO_COME, PAIRED_METRICS
 from dmqbench.store import Store
 from dmqbench.validation import cuda_expected
 
@@ -157,16 +158,19 @@ def is_answered(planned: Planned) -> bool:
         return False
     try:
         result = load_json(artifact.files["result.json"])
-    except (KeyError, OSError, ValueError):
+        return all(_is_covered(name, job, result) for name in job.metrics.names)
+    except (KeyError, OSError, ValueError):  # written by a version of this program with other files
         return False
-    return all(_is_covered(name, job, result) for name in job.metrics.names)
 
 
 def _is_covered(name: str, job: Job, result: Mapping[str, Any]) -> bool:
     if name not in result["metrics"]:
         asked = result["config"]["metrics"]
-        same = (asked["pairs"], asked["samples"]) == (job.metrics.pairs, job.metrics.samples)
+        same = asked == asdict(job.metrics) | {"names": asked["names"]} and result["dataset"] == job.dataset.name
         settled = name in METRICS_TO_COME or (same and name.startswith(EMBEDDED_METRICS))
         return name in result["unavailable"] and settled
     count = job.metrics.pairs if name in PAIRED_METRICS else job.metrics.samples
-    return result["metrics"][name]["n"] == count
+    found = result["metrics"][name]
+    current = found["protocol"].startswith(f"{name}/{METRICS[name]} ")
+    same_data = not name.startswith("fd_") or f" reference={job.dataset.name}@" in found["protocol"]
+    return found["n"] == count and current and same_data

@@ -2,8 +2,6 @@
 
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytorch_lightning as pl
 from rich.console import Console
@@ -49,13 +47,6 @@ class Meter:
         self.done += 1
         if self.bar is not None and self.task is not None:
             self.bar.update(self.task, completed=self.done, note=note)
-
-
-@contextmanager
-def meter(title: str, total: int, done: int = 0) -> Iterator[Meter]:
-    """Show progress of ``total`` pieces of which ``done`` were there before."""
-    with Meter(title, total, done) as shown:
-        yield shown
 
 
 class UnitProgress(pl.Callback):

@@ -16,6 +16,7 @@ from rich.console import Console
 from dmqbench.files import safe_name, save_atomic
 from dmqbench.results import Result, Table, comparable_tables, load_store, why_apart
 from dmqbench.sheets import fitted, markdown, sheet_of
+from dmqbench.store import Store
 
 FORMATS = ("table", "md", "json", "csv")
 _FILE_WIDTH = 140
@@ -72,6 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table of a store and draw its picture; return the exit status."""
     options = _parser().parse_args(arguments)
     root = Path(options.store or os.environ.get("DMQBENCH_RUNS") or "runs")
+    if options.check:
+        return _verify(root)
     results = load_results(root)
     if not results:
         _complain(f"no finished result in {root}: name another store, or run a job first")
@@ -89,12 +92,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _verify(root: Path) -> int:
+    """Name every damaged artifact of the store; return 1 if there is one."""
+    checked = list(Store(root).verify_all())
+    damaged = [artifact for artifact in checked if artifact.problems]
+    for artifact in damaged:
+        print(f"damaged: {artifact.kind} {artifact.id}: {'; '.join(artifact.problems)}")
+    print(f"{len(checked) - len(damaged)} of {len(checked)} artifacts in {root} are whole")
+    return 1 if damaged else 0
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "dmqbench-report", description="Tables and a picture of the results in a run store."
     )
     parser.add_argument("store", nargs="?", metavar="STORE", help="run store (default: $DMQBENCH_RUNS, then ./runs)")
     parser.add_argument("--format", choices=FORMATS, default="table")
+    parser.add_argument("--check", action="store_true", help="verify every artifact of the store; change nothing")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write there, and the picture beside it")
     return parser
 

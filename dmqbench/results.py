@@ -214,4 +214,4 @@ def _comparable(a: Result, b: Result) -> bool:
 
 
 def _without_scope(protocol: str) -> dict[str, str]:
-    return {key: value for key, value in entries_of(protocol).items() if key != "scope"}
+    return {key: value for key, value in entries_of(protocol).items() if key not in ("scope", "engine")}

@@ -1,23 +1,19 @@
 """One job, as a recipe: what it needs is looked up in the store or made, then measured and written down."""
 
 import json
-import platform
-import resource
-import subprocess
+import sys
 import time
 from dataclasses import asdict, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from dmqbench.environment import environment, peak_memory_mib, reset_peak_memory
 from dmqbench.eval.evaluate import Evaluation, Evaluator, Floors
 from dmqbench.eval.generate import chunk_count, chunk_name
 from dmqbench.eval.protocol import Protocol
 from dmqbench.files import json_text
 from dmqbench.ids import job_ids, perturbed_id, weights_hash
-from dmqbench.pipeline import Workshop
+from dmqbench.pipeline import Workshop, scope_of
 from dmqbench.quant.cost import Cost, CountedLayer, count_cost
 from dmqbench.quant.plan import LayerPlan, PrecisionPlan, uniform_plan
 from dmqbench.quant.spec import BitWidth, Scope
@@ -28,11 +24,10 @@ from dmqbench.tracking import Record, Tracker
 PERTURBATION = 1e-7
 """Relative change of x_T for the numerical floor: less than one unit in the last place of float32."""
 
-PACKAGES = ("torch", "diffusers", "pytorch-lightning", "torchmetrics", "numpy", "scikit-learn")
-
 
 def open_workshop(job: Job) -> Workshop:
     """Return the workshop of ``job`` over its store, which must be writable."""
+    reset_peak_memory()
     store = Store(job.store_root)
     store.check_writable()
     ids = job_ids(job, weights_hash(job.model))
@@ -45,10 +40,12 @@ def run_job(job: Job) -> Path:
     with shop.record:
         shop.record.log("job", config=job.config, ids=asdict(shop.ids))
         evaluator = make_evaluator(shop)
-        with tracker(shop, "calibration"):
+        with tracker(shop, "calibration") as mirror:
+            tell_location(mirror)
             stages = shop.calibrated()
         samples = draw_samples(shop)
         with tracker(shop, "evaluation") as mirror:
+            tell_location(mirror)
             started = time.perf_counter()
             evaluation = evaluator.evaluate(samples, job.metrics.names)
             seconds = time.perf_counter() - started
@@ -111,6 +108,12 @@ def tracker(shop: Workshop, kind: Any) -> Tracker:
     )
 
 
+def tell_location(mirror: Tracker) -> None:
+    """Say where a wandb run lies, if there is one."""
+    if mirror.location is not None:
+        print(f"wandb {mirror.kind}: {mirror.location}", file=sys.stderr)
+
+
 def draw_samples(shop: Workshop):
     """The samples of this job's model."""
     job = shop.job
@@ -122,7 +125,6 @@ def make_evaluator(shop: Workshop) -> Evaluator:
     job = shop.job
     hash = weights_hash(job.model)
     reference = full_precision(job)
-    elsewhere = replace(reference, metrics=replace(job.metrics, seed=job.metrics.seed + 1))
     fp_id = job_ids(reference, hash).samples
 
     def drawn(id: str, count: int, title: str, seed: int, perturbation: float = 0.0):
@@ -133,9 +135,7 @@ def make_evaluator(shop: Workshop) -> Evaluator:
         perturbed=drawn(
             perturbed_id(fp_id, PERTURBATION), job.metrics.pairs, "the numerical floor", job.metrics.seed, PERTURBATION
         ),
-        other_seed=drawn(
-            job_ids(elsewhere, hash).samples, job.metrics.samples, "the floor of another seed", job.metrics.seed + 1
-        ),
+        other_seed=drawn(other_seed_id(job), job.metrics.samples, "the floor of another seed", job.metrics.seed + 1),
     )
     quantized = job.method.name != "fp"
     protocol = Protocol(
@@ -182,28 +182,28 @@ def compose_result(
         "timing": {
             "trajectories_s": round(bank.facts["seconds"], 3) if bank else 0.0,
             "calibrate_s": round(sum(artifact.facts["seconds"] for artifact in stages), 3),
-            "sample_s": round(shop.sample_seconds, 3),
+            "sample_s": round(shop.sample_seconds.get(ids.samples, 0.0), 3),
             "evaluate_s": round(evaluate_seconds, 3),
             "unet_forwards_calibration": round(sum(forwards)),
-            "peak_memory_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+            "peak_memory_mib": peak_memory_mib(),
         },
-        "environment": environment(job),
+        "environment": environment(job.device_type),
     }
 
 
 def write_result(shop: Workshop, result: dict[str, Any], evaluation: Evaluation) -> Path:
-    """Write or extend the result; records of the same metric, version, n and protocol are replaced, others stay."""
+    """Write or extend the result: what was measured now replaces older records, metrics not measured now stay."""
     store, id = shop.store, shop.ids.result
     with store.lock("result", id):
         per_image = dict(evaluation.per_image)
         before = store.verified("result", id)
         if before is not None:
             old = json.loads(before.files["result.json"].read_text())
-            asked = {**old["metrics"], **old["unavailable"]}.keys() - set(shop.job.metrics.names)
-            result["metrics"] |= {name: old["metrics"][name] for name in asked if name in old["metrics"]}
-            result["unavailable"] |= {name: old["unavailable"][name] for name in asked if name in old["unavailable"]}
             old_images = json.loads(before.files["per_image.json"].read_text())
-            per_image |= {name: old_images[name] for name in asked if name in old_images}
+            result["metrics"] = old["metrics"] | result["metrics"]
+            per_image = old_images | per_image
+            # Samples that are looked up take no time; what drawing them took is still the answer.
+            result["timing"]["sample_s"] = result["timing"]["sample_s"] or old["timing"]["sample_s"]
         files = {"result.json": json_text(result), "per_image.json": json_text(per_image)}
         return store.replace_files("result", id, files).path
 
@@ -223,7 +223,7 @@ def describe_cost(job: Job) -> dict[str, Any]:
         return uniform_plan(topology.layers, bits, scope) if quantized else PrecisionPlan(())
 
     paper = Scope(**job.method.paper_scope)
-    scope = paper if job.bits.scope == "paper" else Scope()
+    scope = scope_of(job)
     layers = [CountedLayer(layer.name, layer.weight_shape, layer.macs) for layer in topology.layers]
     nominal = LayerPlan("all", bits.weight, bits.activation) if quantized else None
     cost: Cost = count_cost(layers, plan(scope), plan(paper), parameters, topology.attention_macs, nominal)
@@ -250,56 +250,46 @@ def show_cost(job: Job) -> None:
 
 
 def show_plan(job: Job) -> None:
-    """Print what would run and what is in the store already."""
+    """Print what would run, what is in the store already, and what the quantized model costs."""
     from rich.console import Console
     from rich.table import Table
 
     store, hash = Store(job.store_root), weights_hash(job.model)
-    ids, reference = job_ids(job, hash), job_ids(full_precision(job), hash)
-    rows = [("samples", "full precision", reference.samples)]
+    ids, fp = job_ids(job, hash), job_ids(full_precision(job), hash).samples
+    rows = [
+        ("samples", "full precision", fp, job.metrics.samples),
+        ("samples", "numerical floor", perturbed_id(fp, PERTURBATION), job.metrics.pairs),
+        ("samples", "floor of another seed", other_seed_id(job), job.metrics.samples),
+    ]
     if job.method.stages:
-        rows.append(("trajectories", f"{job.budget.trajectories} + {job.budget.validation}", ids.trajectories))
-    rows += [("quantized", name, id) for name, id in ids.stages]
-    rows += [("samples", job.title, ids.samples), ("result", job.title, ids.result)]
+        rows.append(("trajectories", f"{job.budget.trajectories} + {job.budget.validation}", ids.trajectories, 0))
+    rows += [("quantized", name, id, 0) for name, id in ids.stages]
+    if job.method.stages:
+        rows.append(("samples", job.title, ids.samples, job.metrics.samples))
+    rows.append(("result", job.title, ids.result, 0))
     table = Table("artifact", "what", "id", "state", title=f"Plan of {job.title}")
-    for kind, what, id in rows:
-        table.add_row(kind, what, id, state_of(store, job, kind, id))
+    for kind, what, id, count in rows:
+        table.add_row(kind, what, id, state_of(store, job, kind, id, count))
     Console().print(table)
+    show_cost(job)
 
 
-def state_of(store: Store, job: Job, kind: str, id: str) -> str:
-    """One word on an artifact: what a run would do about it."""
+def state_of(store: Store, job: Job, kind: str, id: str, count: int) -> str:
+    """What a run would do about an artifact; ``count`` is the number of samples asked for."""
     artifact = store.verified(kind, id)
     if artifact is None:
         return "to be made"
     if kind == "samples":
-        chunks = chunk_count(job.metrics.samples, job.sampler.chunk)
-        return f"{min(len(artifact.files), chunks)} of {chunks} chunks are there"
+        names = {chunk_name(number) for number in range(chunk_count(count, job.sampler.chunk))}
+        return f"{len(names & artifact.files.keys())} of {len(names)} chunks are there"
+    if kind == "result":
+        found = json.loads(artifact.files["result.json"].read_text())
+        lacking = [name for name in job.metrics.names if name not in found["metrics"]]
+        return f"lacks {', '.join(lacking)}" if lacking else "is there"
     return "is there"
 
 
-def environment(job: Job) -> dict[str, Any]:
-    """Versions, device and threads of this run, and the commit where it ran from a checkout."""
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    device = torch.cuda.get_device_name() if job.device_type == "cuda" else platform.processor() or platform.machine()
-    return {
-        "python": platform.python_version(),
-        "versions": versions,
-        "device": device,
-        "threads": torch.get_num_threads(),
-        "git_commit": git_commit(),
-    }
-
-
-def git_commit() -> str | None:
-    """The commit of the checkout that this package lies in, or None."""
-    folder = Path(__file__).resolve().parent.parent
-    if not (folder / ".git").exists():
-        return None
-    answer = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True)
-    return answer.stdout.strip() or None
+def other_seed_id(job: Job) -> str:
+    """Id of the full-precision samples that are drawn with another seed, for the floor of distribution metrics."""
+    elsewhere = replace(full_precision(job), metrics=replace(job.metrics, seed=job.metrics.seed + 1))
+    return job_ids(elsewhere, weights_hash(job.model)).samples

@@ -16,6 +16,9 @@ REQUIRED: Any = "???"
 FULL_PRECISION = 32
 DTYPE = "float32"
 
+RUNNABLE_NETWORKS = ("UNet2DModel",)
+"""Denoiser classes that a job can run; those conditioned on text need prompts, which are not built yet."""
+
 TASKS = ("run", "trajectories", "calibrate", "sample", "evaluate", "plan", "cost")
 TASKS_TO_COME = ("anatomy",)
 ENGINES = ("simulate", "int_reference")
@@ -26,7 +29,9 @@ WEIGHT_BITS = (*range(1, 9), FULL_PRECISION)
 ACTIVATION_BITS = (*range(2, 9), 16, FULL_PRECISION)
 ACCELERATORS = ("cpu", "gpu", "auto")
 TRACKER_MODES = ("auto", "online", "offline", "disabled")
-METRICS = ("psnr", "ssim", "mse", "fd_digits", "fd2fp32_digits")
+METRICS = {"psnr": 1, "ssim": 1, "mse": 1, "fd_digits": 1, "fd2fp32_digits": 1}
+"""Version of every metric, raised when its numbers change."""
+
 METRICS_TO_COME = ("lpips", "fid", "sfid", "is", "kid", "precision", "recall", "fid2fp32", "clip")
 EMBEDDED_METRICS = ("fd_", "fd2fp32_")
 """How metrics begin whose extractor is shipped with this package."""
@@ -59,10 +64,8 @@ class ModelConfig:
     source: str = REQUIRED
     path: Optional[str] = None
     revision: Optional[str] = None
-    kind: str = "unet2d"
     sample_shape: tuple[int, ...] = ()
     classes: Optional[int] = None
-    latent: bool = False
     datasets: tuple[str, ...] = ()
 
     @property

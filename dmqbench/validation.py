@@ -14,6 +14,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from dmqbench import schema
 from dmqbench.files import safe_name
 from dmqbench.ids import network_config, timesteps
+from dmqbench.models.folders import SCHEDULER_CONFIG, locate
 from dmqbench.samplers.timesteps import SPACINGS
 from dmqbench.schema import (
     GROUPS,
@@ -103,6 +104,12 @@ def make_job(config: DictConfig) -> Job:
     groups["model"] = _model(groups["model"], groups["sampler"].guidance)
     _check_sampler(groups["sampler"], groups["model"])
     groups["bits"] = _with(groups["bits"], ranges=_ranges(groups["bits"], method))
+    calls = len(timesteps(groups["sampler"], groups["model"]))
+    if groups["bits"].ranges == "step" and groups["budget"].samples < calls:
+        problem = (
+            f"leaves some of the {calls} network calls without a calibration point, and bits.ranges=step needs one"
+        )
+        raise ConfigError("budget.samples", groups["budget"].samples, [calls], problem)
     groups["trainer"] = _with(groups["trainer"], accelerator=_accelerator(groups["trainer"].accelerator))
     evaluate = schema.EvaluateConfig(**plain["evaluate"])
     _check_evaluate(plain["task"], evaluate)
@@ -233,12 +240,26 @@ def _model(model: ModelConfig, guidance: float) -> ModelConfig:
         safe_name(model.name)
     except ValueError as error:
         raise ConfigError("model.name", model.name, problem=f"is not allowed: {error}") from None
-    if not model.sample_shape:
-        config = network_config(model)
-        size = config.get("sample_size")
-        size = size if isinstance(size, (list, tuple)) else (size, size)
-        classes = model.classes if model.classes is not None else config.get("num_class_embeds")
-        model = _with(model, sample_shape=(config.get("in_channels"), *size), classes=classes)
+    config = network_config(model)
+    if config.get("_class_name") not in schema.RUNNABLE_NETWORKS:
+        runnable = ", ".join(schema.RUNNABLE_NETWORKS)
+        raise ConfigError("model.path", model.path, problem=f"holds a {config.get('_class_name')}; allowed: {runnable}")
+    if not (locate(model.checkpoint) / SCHEDULER_CONFIG).is_file():
+        raise ConfigError(
+            "model.path", model.path, problem=f"has no {SCHEDULER_CONFIG}, which states the noise schedule"
+        )
+    entries, size = config.get("num_class_embeds"), config.get("sample_size")
+    if size is None:
+        raise ConfigError("model.path", model.path, problem="holds a network whose config.json has no sample_size")
+    shape = (config.get("in_channels"), *(size if isinstance(size, (list, tuple)) else (size, size)))
+    if model.sample_shape and tuple(model.sample_shape) != shape:
+        raise ConfigError("model.sample_shape", list(model.sample_shape), problem=f"is {list(shape)} in this model")
+    classes = model.classes if model.classes is not None else entries
+    if classes is not None and not 0 < classes <= (entries or 0):
+        raise ConfigError("model.classes", classes, problem=f"is not possible: the model knows {entries} labels")
+    model = _with(model, sample_shape=shape, classes=classes)
+    if guidance != 1 and classes is not None and classes == entries:
+        raise ConfigError("sampler.guidance", guidance, [1.0], f"needs a null label, and {model.name} has none")
     if guidance != 1 and not model.classes:
         raise ConfigError("sampler.guidance", guidance, [1.0], f"needs a model with classes, and {model.name} has none")
     return model

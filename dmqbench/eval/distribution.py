@@ -15,7 +15,6 @@ from dmqbench.eval.protocol import Measurement, MetricUnavailable, Protocol
 from dmqbench.eval.statistics import Interval, jackknife
 from dmqbench.images import require_images, to_signed
 
-VERSION = 1
 GROUPS = 32
 _IMAGES_AT_ONCE = 64
 

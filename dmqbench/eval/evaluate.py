@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from dmqbench.eval.distribution import VERSION as FRECHET_VERSION
 from dmqbench.eval.distribution import Extractor, extract, frechet_with_interval, metric_name
 from dmqbench.eval.extractors import EXTRACTORS, REFERENCE_IMAGES
 from dmqbench.eval.paired import PAIRED_METRICS, PairedMetric, PerImage, summarise
 from dmqbench.eval.protocol import Floor, Measurement, MetricUnavailable, Protocol
+from dmqbench.schema import METRICS
 
 
 def content_hash(images: Tensor) -> str:
@@ -105,15 +105,14 @@ class Evaluator:
     def _distribution(self, name: str, samples: SampleSet) -> Measurement:
         extractor, against_dataset = self._extractor_of(name)
         dataset = REFERENCE_IMAGES[self.dataset]() if against_dataset else None
-        reference = None if dataset is None else extract(extractor, dataset)
 
-        def measure(ours: SampleSet, paired: bool) -> tuple[Measurement, int]:
+        def measure(ours: SampleSet) -> Measurement:
             features = extract(extractor, ours.images)
-            theirs = extract(extractor, self.full_precision.images) if reference is None else reference
+            theirs = extract(extractor, self.full_precision.images) if dataset is None else extract(extractor, dataset)
             protocol = replace(
                 self.protocol,
                 metric=name,
-                version=FRECHET_VERSION,
+                version=METRICS[name],
                 tool="dmqbench",
                 rounding="uint8",
                 n=len(features),
@@ -123,11 +122,13 @@ class Evaluator:
                 reference=self.dataset if against_dataset else "fp",
                 reference_hash=self.full_precision_id if dataset is None else content_hash(dataset),
             )
-            return frechet_with_interval(features, theirs, paired).measurement(protocol), len(features)
+            return frechet_with_interval(features, theirs, paired=dataset is None).measurement(protocol)
 
-        measurement, _ = measure(samples, paired=reference is None)
-        floor, count = measure(self.floors.other_seed, paired=False)
-        return replace(measurement, floor=Floor("other_seed", floor.value, count, floor.ci95))
+        full_precision = extract(extractor, self.full_precision.images)
+        other = extract(extractor, self.floors.other_seed.images)
+        # Groups are deleted from both sets, as both are draws.
+        floor = frechet_with_interval(other, full_precision, paired=True)
+        return replace(measure(samples), floor=Floor("other_seed", floor.value, floor.n, floor.ci95))
 
     def _extractor_of(self, name: str) -> tuple[Extractor, bool]:
         for extractor, load in EXTRACTORS.items():

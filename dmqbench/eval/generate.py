@@ -24,7 +24,6 @@ class Chunk:
     """uint8 [B, C, H, W]."""
     state: Tensor
     """Final sampler state before decoding, float32 [B, C, H, W]."""
-    network_calls: int
 
     def to_tensors(self) -> dict[str, Tensor]:
         return {"images": self.images.contiguous(), "state": self.state.contiguous()}
@@ -56,7 +55,7 @@ def sample_chunk(
         FloatingPointError: a sample is not finite.
     """
     indices = range(number * chunk, (number + 1) * chunk)
-    state, calls = None, 0
+    state = None
     for visit in rollout(
         adapter,
         plan,
@@ -66,8 +65,8 @@ def sample_chunk(
         guidance=guidance,
         perturbation=perturbation,
     ):
-        state, calls = visit.after.x, calls + 1
+        state = visit.after.x
     assert state is not None  # a plan has at least one call
     if not torch.isfinite(state).all():
         raise FloatingPointError(f"samples {indices.start} to {indices.stop - 1} are not finite")
-    return Chunk(adapter.decoder.decode(state).cpu(), state.float().cpu(), calls)
+    return Chunk(adapter.decoder.decode(state).cpu(), state.float().cpu())

@@ -16,6 +16,7 @@ from torch import Tensor
 from dmqbench.eval.protocol import Measurement, MetricUnavailable, Protocol
 from dmqbench.eval.statistics import bootstrap_mean
 from dmqbench.images import require_pair, to_float01
+from dmqbench.schema import METRICS
 
 PerImage = list[float | None]
 
@@ -100,9 +101,9 @@ def mse(states: Tensor, reference: Tensor) -> PerImage:
 PAIRED_METRICS: dict[str, PairedMetric] = {
     metric.name: metric
     for metric in (
-        PairedMetric("psnr", 1, True, "images", "dmqbench", psnr),
-        PairedMetric("ssim", 1, True, "images", "torchmetrics-interior", ssim),
-        PairedMetric("mse", 1, False, "state", "dmqbench", mse),
+        PairedMetric("psnr", METRICS["psnr"], True, "images", "dmqbench", psnr),
+        PairedMetric("ssim", METRICS["ssim"], True, "images", "torchmetrics-interior", ssim),
+        PairedMetric("mse", METRICS["mse"], False, "state", "dmqbench", mse),
     )
 }
 

@@ -89,8 +89,8 @@ class Protocol:
 class Floor:
     """What the metric reads when nothing was quantized, so that a value can be judged against it.
 
-    "numerical": full precision against itself perturbed by 1e-7; "other_seed": against itself with another
-    seed.
+    "numerical": full precision against itself perturbed by 1e-7; "other_seed": its samples against its own samples of
+    another seed, which is what chance alone makes of two sets of this size.
     """
 
     kind: Literal["numerical", "other_seed"]

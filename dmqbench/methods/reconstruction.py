@@ -52,10 +52,7 @@ class BlockReconstruction(Stage):
         self.exponent = exponent
         self.points = bench.bank.cal.spread(samples)
         self.held_out = bench.bank.val.spread(HELD_OUT_POINTS)
-        layers = quant_layers(bench.network)
-        self.unit_names = tuple(
-            unit.name for unit in bench.topology.units if any(name in layers for name in unit.layers)
-        )
+        self.unit_names = tuple(unit.name for unit in bench.topology.units if self.concerns(self.module(unit.name)))
         macs = {layer.name: layer.macs for layer in bench.topology.layers}
         total = sum(macs.values())
         self.share_of_network = {
@@ -63,6 +60,10 @@ class BlockReconstruction(Stage):
         }
         self.targets: dict[str, tuple[Tensor, Tensor]] = {}
         self.inputs: tuple[ModuleInputs, ModuleInputs] | None = None
+
+    @abstractmethod
+    def concerns(self, unit: nn.Module) -> bool:
+        """Has the unit anything to train? At 32 bits it has not."""
 
     @abstractmethod
     def trainable(self, unit: nn.Module) -> list[nn.Parameter]:
@@ -208,6 +209,9 @@ class WeightReconstruction(BlockReconstruction):
         self.warmup = warmup
         self.beta_start, self.beta_end = beta_start, beta_end
 
+    def concerns(self, unit: nn.Module) -> bool:
+        return any(layer.weight_quantizer is not None for layer in quant_layers(unit).values())
+
     def trainable(self, unit: nn.Module) -> list[nn.Parameter]:
         return [
             layer.weight_quantizer.learn_rounding_(layer.scaled_weight())
@@ -257,6 +261,9 @@ class ActivationReconstruction(BlockReconstruction):
             return 0.5 * (1 + math.cos(math.pi * min(1.0, iteration / self.steps_per_unit)))
 
         return torch.optim.lr_scheduler.LambdaLR(optimizer, cosine)
+
+    def concerns(self, unit: nn.Module) -> bool:
+        return bool(activation_quantizers(unit))
 
     def trainable(self, unit: nn.Module) -> list[nn.Parameter]:
         scales = [quantizer.scale for quantizer in activation_quantizers(unit).values()]

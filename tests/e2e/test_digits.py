@@ -118,6 +118,31 @@ def test_a_corrupted_artifact_is_put_aside_and_made_again(store):
     assert json.loads((result_folder(output) / "result.json").read_text())["metrics"] == before
 
 
+def test_32_bits_are_full_precision(store):
+    root, _ = store
+    status, output, errors = dmqbench(root, "method=q_diffusion", "bits=w32a32")
+    assert status == 0, errors
+    assert json.loads((result_folder(output) / "result.json").read_text())["metrics"]["psnr"]["exact"] is True
+    status, output, errors = dmqbench(root, "method=q_diffusion", "bits=w4a32")
+    assert status == 0, errors
+    result = json.loads((result_folder(output) / "result.json").read_text())
+    assert result["bits"] == "w4a32"
+    assert result["metrics"]["psnr"]["value"] > 10
+
+
+def test_the_store_can_be_verified(store):
+    from dmqbench.report import main
+
+    root, _ = store
+    assert main([str(root), "--check"]) == 0
+    state = next(root.glob("quantized/*/state.safetensors"))
+    whole = state.read_bytes()
+    state.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    assert main([str(root), "--check"]) == 1
+    state.write_bytes(whole)
+    assert main([str(root), "--check"]) == 0
+
+
 def test_both_engines_draw_the_same_pictures(store):
     root, folder = store
     status, output, errors = dmqbench(root, "method=rtn", "bits=w4a8", "engine=int_reference", "metrics.samples=128")

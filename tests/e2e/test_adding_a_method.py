@@ -1,0 +1,81 @@
+"""Adding a method is one file and one YAML: what CONTRIBUTING.md shows, done by a test."""
+
+import json
+
+from e2e.commands import SMALL
+
+import dmqbench.methods
+from dmqbench.config import compose, make_job, search_path
+from dmqbench.run import run_job
+
+METHOD = '''
+import torch
+
+from dmqbench.methods.base import Stage, StageFactory
+from dmqbench.methods.ranges import ActivationRange, WeightRange
+from dmqbench.quant.layers import quant_layers
+
+
+class Nudge(Stage):
+    """Widen every weight scale by a factor."""
+
+    name = "nudge"
+    weights_only = True
+
+    def __init__(self, bench, strength: float) -> None:
+        super().__init__(bench)
+        self.strength = strength
+
+    def units(self):
+        return ("all",)
+
+    def iterations(self, unit):
+        return 1
+
+    @torch.no_grad()
+    def iterate(self, unit, iteration):
+        for layer in quant_layers(self.bench.network).values():
+            layer.weight_quantizer.scale.mul_(1 + self.strength)
+
+
+STAGES: dict[str, StageFactory] = {"weight_range": WeightRange, "nudge": Nudge, "activation_range": ActivationRange}
+'''
+YAML = """
+defaults:
+  - /stage/weight_range@weight_range
+  - /stage/activation_range@activation_range
+  - _self_
+
+name: mine
+stages: [weight_range, nudge, activation_range]
+faithful: false
+path: null
+calibration: common
+ranges: shared
+paper_scope: {first_last: false, embedding: false, attention: false, split: true}
+nudge:
+  version: 1
+  uses: [weight]
+  not_in_id: []
+  strength: 0.1
+"""
+
+
+def test_a_method_of_ones_own(tmp_path, monkeypatch):
+    (tmp_path / "conf" / "method").mkdir(parents=True)
+    (tmp_path / "conf" / "method" / "mine.yaml").write_text(YAML)
+    (tmp_path / "mine.py").write_text(METHOD)
+    monkeypatch.setattr(dmqbench.methods, "__path__", [*dmqbench.methods.__path__, str(tmp_path)])
+    common = [*search_path([str(tmp_path / "conf")]), *SMALL, f"store.root={tmp_path / 'runs'}", "bits=w8a8"]
+    psnr = {}
+    for name, overrides in {
+        "rtn": ["method=rtn"],
+        "mine": ["method=mine"],
+        "mine, stronger": ["method=mine", "method.nudge.strength=0.5"],
+    }.items():
+        folder = run_job(make_job(compose([*common, *overrides])))
+        psnr[name] = json.loads((folder / "result.json").read_text())["metrics"]["psnr"]["value"]
+    assert psnr["rtn"] > psnr["mine"] > psnr["mine, stronger"]
+    # The trajectories, the full-precision samples and the first stage are shared.
+    assert len(list((tmp_path / "runs" / "trajectories").iterdir())) == 1
+    assert len(list((tmp_path / "runs" / "quantized").iterdir())) == 1 + 1 + 2 * 2
