@@ -13,6 +13,7 @@ import pytest
 
 from dmqbench import cli, planning
 from dmqbench.config import SWEEPS
+from dmqbench.schema import METRICS
 from dmqbench.store import Store
 
 ROOT = Path(__file__).parents[1]
@@ -34,7 +35,12 @@ class Stub(types.ModuleType):
         store = Store(job.store_root)
         [planned] = [one for one in self.planned if one.job == job]
         result = {
-            "metrics": {name: {"n": job.metrics.pairs} for name in job.metrics.names if name != "lpips"},
+            "dataset": job.dataset.name,
+            "metrics": {
+                name: {"n": job.metrics.pairs, "protocol": f"{name}/{METRICS[name]} tool=stub"}
+                for name in job.metrics.names
+                if name != "lpips"
+            },
             "unavailable": {name: "not built yet" for name in job.metrics.names if name == "lpips"},
             "config": job.config,
         }
@@ -155,8 +161,8 @@ def test_the_demo_is_the_list_of_the_contract(stub):
     assert [(job.method.name, job.bits.name) for job in stub.jobs] == [
         ("fp", "w32a32"),
         ("rtn", "w8a8"),
-        ("rtn", "w4a4"),
-        ("q_diffusion", "w4a4"),
+        ("rtn", "w4a6"),
+        ("q_diffusion", "w4a6"),
         ("rtn", "w3a6"),
     ]
 

@@ -47,7 +47,11 @@ def folder(tmp_path):
     """A diffusers folder as far as a configuration looks into it."""
     network = tmp_path / "mine" / "unet"
     network.mkdir(parents=True)
-    (network / "config.json").write_text('{"in_channels": 3, "sample_size": 8, "num_class_embeds": null}')
+    (network / "config.json").write_text(
+        '{"_class_name": "UNet2DModel", "in_channels": 3, "sample_size": 8, "num_class_embeds": null}'
+    )
+    (tmp_path / "mine" / "scheduler").mkdir()
+    (tmp_path / "mine" / "scheduler" / "scheduler_config.json").write_text("{}")
     return network.parent
 
 
@@ -527,3 +531,24 @@ def test_composing_and_hashing_import_no_torch(tmp_path):
     environment = {**os.environ, "PYTHONPATH": path}
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=False)
     assert done.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key"),
+    [
+        (["bits.ranges=step", "budget.samples=4"], "budget.samples=4"),
+        (["model.classes=12"], "model.classes=12"),
+        (["model.classes=11", "sampler.guidance=3"], "sampler.guidance=3.0"),
+        (["model.sample_shape=[3,8,8]"], "model.sample_shape=[3, 8, 8]"),
+        (["task=evaluate", "evaluate.samples=x.npz"], "evaluate.samples=x.npz"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_it_starts(overrides, key):
+    assert str(refused(*overrides)).startswith(key)
+
+
+def test_a_network_that_cannot_be_run_yet_is_refused(tmp_path):
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "unet" / "config.json").write_text('{"_class_name": "UNet2DConditionModel"}')
+    error = str(refused("model=local", f"model.path={tmp_path}"))
+    assert "UNet2DConditionModel" in error and "UNet2DModel" in error

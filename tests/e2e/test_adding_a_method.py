@@ -70,8 +70,8 @@ def test_a_method_of_ones_own(tmp_path, monkeypatch):
     psnr = {}
     for name, overrides in {
         "rtn": ["method=rtn"],
-        "mine": ["method=mine"],
-        "mine, stronger": ["method=mine", "method.nudge.strength=0.5"],
+        "mine": ["method=mine", "method.nudge.strength=0.5"],
+        "mine, stronger": ["method=mine", "method.nudge.strength=2.0"],
     }.items():
         folder = run_job(make_job(compose([*common, *overrides])))
         psnr[name] = json.loads((folder / "result.json").read_text())["metrics"]["psnr"]["value"]
