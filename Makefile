@@ -13,7 +13,7 @@ $(READY): pyproject.toml constraints.txt
 	touch $(READY)
 
 demo: $(READY)
-	$(BIN)/dmqbench +sweeps=demo
+	$(BIN)/dmqbench +sweeps=demo > /dev/null
 	$(BIN)/dmqbench-report
 
 test: $(READY)

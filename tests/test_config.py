@@ -539,7 +539,7 @@ def test_composing_and_hashing_import_no_torch(tmp_path):
         (["bits.ranges=step", "budget.samples=4"], "budget.samples=4"),
         (["model.classes=12"], "model.classes=12"),
         (["model.classes=11", "sampler.guidance=3"], "sampler.guidance=3.0"),
-        (["model.sample_shape=[3,8,8]"], "model.sample_shape=[3, 8, 8]"),
+        (["model.sample_shape=[3,8,8]"], "model.sample_shape=[3,8,8]"),
         (["task=evaluate", "evaluate.samples=x.npz"], "evaluate.samples=x.npz"),
     ],
 )

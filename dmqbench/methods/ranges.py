@@ -41,6 +41,7 @@ def set_weight_range_(layer: QuantLayer, observer: Observer) -> None:
     """Set the weight parameters of one layer from its scaled weight."""
     quantizer = layer.weight_quantizer
     assert quantizer is not None
+    layer.drop_rounding_()
     parameters = []
     for rows in quantizer.rows(layer.scaled_weight()):
         low, high = observer(rows, quantizer.levels)

@@ -84,7 +84,7 @@ class QuantLayer(nn.Module):
                 f"an equivalent scale needs one value per input channel of an ungrouped layer ({self.kind})"
             )
         self.equivalent_scale = nn.Parameter(scale, requires_grad=False)
-        self._drop_rounding_()
+        self.drop_rounding_()
         return self.equivalent_scale
 
     def add_adapter_(self, rank: int, generator: torch.Generator) -> tuple[nn.Parameter, nn.Parameter]:
@@ -93,10 +93,11 @@ class QuantLayer(nn.Module):
         down = torch.randn(rank, columns, generator=generator) / columns**0.5
         self.adapter_down = nn.Parameter(down.to(self.weight))
         self.adapter_up = nn.Parameter(self.weight.new_zeros(len(self.weight), rank))
-        self._drop_rounding_()
+        self.drop_rounding_()
         return self.adapter_down, self.adapter_up
 
-    def _drop_rounding_(self) -> None:
+    def drop_rounding_(self) -> None:
+        """Forget learned or fixed rounding, because the weight or the grid that it was for has changed."""
         self.fixed_weight, self.lowered = None, None
         if self.weight_quantizer is not None:
             self.weight_quantizer.codes, self.weight_quantizer.alpha = None, None

@@ -189,3 +189,19 @@ def test_no_observer_stays_attached_when_a_pass_fails():
     with pytest.raises(RuntimeError, match="no"):
         run(stage)
     assert all(layer.activation_quantizer.observer is None for layer in quant_layers(bench.network).values())
+
+
+def test_new_weight_ranges_replace_a_fixed_rounding():
+    """A frozen layer that gets ranges again must not go on computing with its old codes."""
+    bench = workbench(BitWidth(3, 6))
+    run(WeightRange(bench, **MSE))
+    layer = next(iter(quant_layers(bench.network).values()))
+    layer.weight_on = True
+    nearest = layer.effective_weight().clone()
+    layer.weight_quantizer.learn_rounding_(layer.scaled_weight())
+    layer.weight_quantizer.alpha.data.neg_()  # every weight rounds the other way
+    layer.freeze_weight_()
+    assert not torch.equal(layer.effective_weight(), nearest)
+    run(WeightRange(bench, **MSE))
+    layer.weight_on = True
+    assert torch.equal(layer.effective_weight(), nearest)

@@ -1,0 +1,46 @@
+"""Every switch that changes what is computed goes through a whole job."""
+
+import json
+
+import pytest
+from e2e.commands import SMALL
+
+from dmqbench.config import compose, make_job
+from dmqbench.run import run_job
+
+TINY = (
+    *SMALL,
+    "metrics.samples=32",
+    "metrics.names=[psnr,mse]",
+    "budget.weight_iterations=1",
+    "budget.activation_iterations=1",
+)
+VARIANTS = {
+    "paper scope, attention quantized": ["method=q_diffusion", "bits.scope=paper"],
+    "ranges per step": ["method=q_diffusion", "bits.ranges=step"],
+    "guidance": ["method=q_diffusion", "sampler.guidance=2"],
+    "stochastic": ["method=rtn", "sampler.eta=1"],
+    "clipped": ["method=rtn", "sampler.clip_sample=1"],
+    "DDPM": ["method=rtn", "sampler=ddpm"],
+    "DPM-Solver++": ["method=rtn", "sampler=dpmpp"],
+    "PNDM with its Runge-Kutta start": ["method=rtn", "sampler=pndm", "sampler.skip_prk=false"],
+    "other bits": ["method=rtn", "bits.weight=5", "bits.activation=7"],
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_job_runs_and_its_protocol_says_how(tmp_path, variant):
+    overrides = [*TINY, f"store.root={tmp_path / 'runs'}", *VARIANTS[variant]]
+    psnr = {}
+    for bits in ("w8a8", "w3a3") if "other" not in variant else ("w8a8",):
+        chosen = ["bits=w8a8"] if bits == "w8a8" else ["bits=w3a4", "bits.activation=3"]
+        job = make_job(compose([*chosen, *overrides]))
+        result = json.loads((run_job(job) / "result.json").read_text())
+        psnr[bits] = result["metrics"]["psnr"]["value"]
+        protocol = result["metrics"]["psnr"]["protocol"]
+        assert f"sampler={job.sampler.name}" in protocol
+        assert f"scope={job.bits.scope}" in protocol
+        assert result["ranges"] == job.bits.ranges
+        if job.bits.scope == "paper":
+            assert result["cost"]["full_precision_layers"] == 0
+    assert psnr["w8a8"] > max(10, psnr.get("w3a3", 0))
