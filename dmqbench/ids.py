@@ -85,13 +85,8 @@ def timesteps(sampler: SamplerConfig, model: ModelConfig) -> tuple[int, ...]:
 
 
 def _train_timesteps(model: ModelConfig) -> int:
-    """A bare network's folder has no scheduler, and ``task=cost`` needs no folder at all."""
-    if model.source == "hub":
-        return _TRAIN_TIMESTEPS  # counting calls must not download a repository
-    try:
-        path = locate(model.checkpoint) / SCHEDULER_CONFIG
-    except ModelError:
-        return _TRAIN_TIMESTEPS
+    """What the model's scheduler says; a bare network has none, and a job on it is refused elsewhere."""
+    path = locate(model.checkpoint) / SCHEDULER_CONFIG
     return read_config(path).get("num_train_timesteps", _TRAIN_TIMESTEPS) if path.is_file() else _TRAIN_TIMESTEPS
 
 

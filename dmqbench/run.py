@@ -153,6 +153,7 @@ def make_evaluator(shop: Workshop) -> Evaluator:
         engine=job.engine,
         scope=job.bits.scope if quantized else None,
         clip=job.sampler.clip_sample,
+        base=fp_id,
     )
     return Evaluator(protocol, full, fp_id, job.dataset.name, job.metrics.pairs, floors)
 

@@ -29,6 +29,7 @@ class Protocol:
     rounding: "uint8" images or "float32" states; n: images (or pairs) that entered the value.
     reference, reference_hash: what was compared with ("fp" samples, a dataset) and its content.
     seed: ``metrics.seed``; sampler, timesteps, eta, guidance, clip: how the samples were drawn.
+    base: id of the full-precision samples of the same model, sampler, seed and device: it stands for their details.
     scope: what stays in full precision (``None`` for the full-precision model: nothing is quantized).
     chunk, engine: what the samples' bits depend on besides.
     """
@@ -45,6 +46,7 @@ class Protocol:
     guidance: float
     chunk: int
     engine: str
+    base: str | None = None
     scope: str | None = None
     clip: float | None = None
     extractor: str | None = None
@@ -77,6 +79,7 @@ class Protocol:
             "eta": _number(self.eta),
             "guidance": _number(self.guidance),
             "clip": None if self.clip is None else _number(self.clip),
+            "base": None if self.base is None else self.base[:8],
             "scope": self.scope,
             "chunk": self.chunk,
             "engine": self.engine,
