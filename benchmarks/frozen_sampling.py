@@ -1,16 +1,15 @@
 """One network call of the digits UNet: frozen and simulated against full precision, batch 32, one thread.
 
-Run: python benchmarks/frozen_sampling.py
+Run: python -m benchmarks.frozen_sampling
 """
 
 import copy
-import statistics
-import time
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
+from benchmarks.common import interleaved_seconds
 from dmqbench.engines import lower_
 from dmqbench.models.topology import trace
 from dmqbench.quant.context import StepContext
@@ -61,19 +60,6 @@ def _set_ranges_(layer, x: Tensor, steps: StepGroups) -> None:
     activation.set_parameters_(scale.expand(steps.rows, -1), zero_point.expand(steps.rows, -1))
 
 
-def interleaved_seconds(runs: dict[str, Callable[[], object]]) -> dict[str, float]:
-    """Median seconds of each run, taken in turns so that a busy machine slows all of them alike."""
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for warm_up in runs.values():
-        warm_up()
-    for _ in range(ROUNDS):
-        for name, run in runs.items():
-            started = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - started)
-    return {name: statistics.median(values) for name, values in seconds.items()}
-
-
 def main() -> None:
     torch.set_num_threads(1)
     network = build_unet().eval().requires_grad_(False)
@@ -95,7 +81,7 @@ def main() -> None:
 
             runs[label] = run
     with torch.no_grad():
-        seconds = interleaved_seconds(runs)
+        seconds = interleaved_seconds(runs, ROUNDS)
     base = seconds["full precision"]
     print(f"| network call, batch {BATCH} | ms | × full precision |\n|---|---|---|")
     for name, value in seconds.items():

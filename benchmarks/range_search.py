@@ -1,15 +1,12 @@
 """Search for the weight ranges with least error: this project's against the published form, one thread.
 
-Run: python benchmarks/range_search.py
+Run: python -m benchmarks.range_search
 """
-
-import statistics
-import time
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from benchmarks.common import interleaved_seconds
 from dmqbench.quant.functional import affine_parameters
 from dmqbench.quant.observers import mse_search
 
@@ -60,17 +57,6 @@ def searched_scales(rows: Tensor, levels: int) -> Tensor:
     return affine_parameters(low, high, levels)[0]
 
 
-def interleaved_seconds(runs: dict[str, Callable[[], object]]) -> dict[str, float]:
-    """Median seconds of each run, taken in turns so that a busy machine slows all of them alike."""
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(ROUNDS):
-        for name, run in runs.items():
-            started = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - started)
-    return {name: statistics.median(values) for name, values in seconds.items()}
-
-
 def main() -> None:
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(0)
@@ -88,7 +74,8 @@ def main() -> None:
                 "here": lambda levels=levels: searched_scales(rows, levels),
                 "published": lambda levels=levels: published_scales(rows[:TIMED_ROWS], levels),
                 "rows": lambda levels=levels: row_vectorised_scales(rows, levels),
-            }
+            },
+            ROUNDS,
         )
         here, by_rows = seconds["here"], seconds["rows"]
         published = seconds["published"] * ROWS / TIMED_ROWS

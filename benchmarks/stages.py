@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.common import Silent
 from dmqbench.data.bank import TrajectoryBank, follow
 from dmqbench.methods.base import UnitCheckpoint, Workbench, run_stage
 from dmqbench.methods.ranges import WeightRange
@@ -33,13 +34,6 @@ SETTINGS = {
     "beta_start": 20.0,
     "beta_end": 2.0,
 }
-
-
-class Silent:
-    """A record that nobody reads."""
-
-    def log(self, event: str, **values: object) -> None:
-        """Drop the event."""
 
 
 def workbench() -> Workbench:

@@ -12,6 +12,7 @@ import itertools
 import torch
 from torch import Tensor, nn
 
+from benchmarks.common import Silent
 from dmqbench.data.bank import TrajectoryBank, follow
 from dmqbench.engines import lower_
 from dmqbench.eval.generate import sample_chunk
@@ -32,13 +33,6 @@ ACTIVATION_RATES = (0.02, 0.05, 0.1)
 CHUNKS, CHUNK = 2, 32
 RANGE = {"observer": "mse", "candidates": 80, "exponent": 2.4}
 COMMON = {"batch": 32, "samples": 512}
-
-
-class Silent:
-    """A record that nobody reads."""
-
-    def log(self, event: str, **values: object) -> None:
-        """Drop the event."""
 
 
 def settings(weight_rate: float, activation_rate: float) -> dict[str, dict]:

@@ -17,7 +17,7 @@ from dmqbench.engines import lower_
 from dmqbench.eval.evaluate import SampleSet
 from dmqbench.eval.generate import chunk_count, chunk_name, sample_chunk
 from dmqbench.files import save_atomic, save_json
-from dmqbench.ids import JobIds
+from dmqbench.ids import job_ids, weights_hash
 from dmqbench.methods.base import StageFactory, UnitCheckpoint, Workbench, run_stage
 from dmqbench.models.adapter import Adapter, load_adapter
 from dmqbench.models.attention import attach_attention_quantizers_
@@ -25,7 +25,7 @@ from dmqbench.models.topology import Topology
 from dmqbench.progress import Meter, UnitProgress
 from dmqbench.quant.layers import freeze_, quantization, quantize_layers_, set_quantization_
 from dmqbench.quant.plan import PrecisionPlan, uniform_plan
-from dmqbench.quant.spec import COMMON_SCOPE, BitWidth, Scope, StepGroups
+from dmqbench.quant.spec import COMMON_SCOPE, FULL_PRECISION, BitWidth, Scope, StepGroups
 from dmqbench.quant.state import load_calibration_state_
 from dmqbench.samplers.plan import SamplerPlan, build_plan
 from dmqbench.schema import Job, StageConfig
@@ -46,11 +46,12 @@ def scope_of(job: Job) -> Scope:
 class Workshop:
     """The tools and materials of one job."""
 
-    def __init__(self, job: Job, ids: JobIds, store: Store, record: Record) -> None:
+    def __init__(self, job: Job, store: Store) -> None:
         self.job = job
-        self.ids = ids
+        self.weights = weights_hash(job.model)  # once: it reads every byte of the checkpoint
+        self.ids = job_ids(job, self.weights)
         self.store = store
-        self.record = record
+        self.record = Record.of_job(job.store_root, self.ids.result)
         self.sample_seconds: dict[str, float] = {}
         """Time spent so far on drawing samples that were not in the store, by the id of their artifact."""
 
@@ -191,7 +192,9 @@ class Workshop:
         with Meter(title, len(stage.units()), stage.first_unit) as shown:
             run_stage(stage, self.job.trainer.accelerator, [checkpoint, UnitProgress(shown)])
         save_atomic(folder / OUTCOME / STATE, save(stage.state()))
-        save_json(folder / OUTCOME / PLAN, self.precision_plan.to_json())
+        # A weight-only stage is shared by all activation bit-widths: its plan must not name the first comer's.
+        bits = BitWidth(self.bits.weight, FULL_PRECISION) if stage.weights_only else self.bits
+        save_json(folder / OUTCOME / PLAN, uniform_plan(self.topology.layers, bits, self.scope).to_json())
         return {"seconds": stage.seconds, "network_forwards": stage.network_forwards}
 
     # ---- samples

@@ -19,7 +19,7 @@ from dmqbench.quant.plan import LayerPlan, PrecisionPlan, uniform_plan
 from dmqbench.quant.spec import BitWidth, Scope
 from dmqbench.schema import Job, full_precision
 from dmqbench.store import Artifact, Store
-from dmqbench.tracking import Record, Tracker
+from dmqbench.tracking import Tracker
 
 PERTURBATION = 1e-7
 """Relative change of x_T for the numerical floor: less than one unit in the last place of float32."""
@@ -30,8 +30,7 @@ def open_workshop(job: Job) -> Workshop:
     reset_peak_memory()
     store = Store(job.store_root)
     store.check_writable()
-    ids = job_ids(job, weights_hash(job.model))
-    return Workshop(job, ids, store, Record.of_job(job.store_root, ids.result))
+    return Workshop(job, store)
 
 
 def run_job(job: Job) -> Path:
@@ -123,9 +122,7 @@ def draw_samples(shop: Workshop):
 def make_evaluator(shop: Workshop) -> Evaluator:
     """Full-precision samples, the floors beside them, and the protocol that all metrics of this job share."""
     job = shop.job
-    hash = weights_hash(job.model)
-    reference = full_precision(job)
-    fp_id = job_ids(reference, hash).samples
+    fp_id = job_ids(full_precision(job), shop.weights).samples
 
     def drawn(id: str, count: int, title: str, seed: int, perturbation: float = 0.0):
         return shop.samples(id, count, title, shop.full_precision, seed=seed, perturbation=perturbation)
@@ -135,7 +132,9 @@ def make_evaluator(shop: Workshop) -> Evaluator:
         perturbed=drawn(
             perturbed_id(fp_id, PERTURBATION), job.metrics.pairs, "the numerical floor", job.metrics.seed, PERTURBATION
         ),
-        other_seed=drawn(other_seed_id(job), job.metrics.samples, "the floor of another seed", job.metrics.seed + 1),
+        other_seed=drawn(
+            other_seed_id(job, shop.weights), job.metrics.samples, "the floor of another seed", job.metrics.seed + 1
+        ),
     )
     quantized = job.method.name != "fp"
     protocol = Protocol(
@@ -176,7 +175,7 @@ def compose_result(
         "seed": job.seed,
         "embedded": job.model.source == "embedded",
         "config": job.config,
-        "samples": {"quantized": ids.samples, "fp": job_ids(full_precision(job), weights_hash(job.model)).samples},
+        "samples": {"quantized": ids.samples, "fp": job_ids(full_precision(job), shop.weights).samples},
         "metrics": {name: found.to_json() for name, found in evaluation.measurements.items()},
         "unavailable": evaluation.unavailable,
         "cost": {**describe_cost(job), "simulated": True},
@@ -260,7 +259,7 @@ def show_plan(job: Job) -> None:
     rows = [
         ("samples", "full precision", fp, job.metrics.samples),
         ("samples", "numerical floor", perturbed_id(fp, PERTURBATION), job.metrics.pairs),
-        ("samples", "floor of another seed", other_seed_id(job), job.metrics.samples),
+        ("samples", "floor of another seed", other_seed_id(job, hash), job.metrics.samples),
     ]
     if job.method.stages:
         rows.append(("trajectories", f"{job.budget.trajectories} + {job.budget.validation}", ids.trajectories, 0))
@@ -290,7 +289,7 @@ def state_of(store: Store, job: Job, kind: str, id: str, count: int) -> str:
     return "is there"
 
 
-def other_seed_id(job: Job) -> str:
+def other_seed_id(job: Job, weights: str) -> str:
     """Id of the full-precision samples that are drawn with another seed, for the floor of distribution metrics."""
     elsewhere = replace(full_precision(job), metrics=replace(job.metrics, seed=job.metrics.seed + 1))
-    return job_ids(elsewhere, weights_hash(job.model)).samples
+    return job_ids(elsewhere, weights).samples
