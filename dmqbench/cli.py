@@ -23,15 +23,19 @@ if TYPE_CHECKING:
 DONE, FAILED, WRONG, INTERRUPTED = 0, 1, 2, 130
 
 ACTIONS = {
-    "run": "run_job",
-    "trajectories": "make_trajectories",
-    "calibrate": "calibrate",
-    "sample": "sample",
-    "evaluate": "evaluate",
-    "plan": "show_plan",
-    "cost": "show_cost",
+    "run": "run.run_job",
+    "trajectories": "run.make_trajectories",
+    "calibrate": "run.calibrate",
+    "sample": "run.sample",
+    "evaluate": "run.evaluate",
+    "plan": "run.show_plan",
+    "cost": "run.show_cost",
+    "anatomy": "anatomy.make_anatomy",
 }
-"""The function of ``dmqbench.run`` behind every task; it returns a folder, or None if it printed all."""
+"""Module and function behind every task; it returns a folder, or None if it printed all."""
+
+MEASURING = ("run", "evaluate")
+"""Tasks that end with a result."""
 
 ERROR_FILE = "error.json"
 NOT_OFFERED = ("config_name", "config_path", "experimental_rerun")
@@ -191,7 +195,7 @@ def show(done: Sequence[tuple["Planned", Outcome]]) -> None:
     from dmqbench.report import print_results
 
     folders = [Path(outcome.path) for _, outcome in done if outcome.path is not None]
-    results = [Path(outcome.path) for one, outcome in done if outcome.path and one.job.task == "run"]
+    results = [Path(outcome.path) for one, outcome in done if outcome.path and one.job.task in MEASURING]
     if results:
         print_results(results)
     for folder in folders:
@@ -244,10 +248,11 @@ def attempt(one: "Planned") -> Outcome:
     """Carry out one job; a failure is written to its result folder and told in one line."""
     show_warnings()
     try:
-        if one.folder is not None and one.job.task in ("run", "evaluate"):
+        if one.folder is not None and one.job.task in MEASURING:
             with suppress(OSError):
                 (one.folder / ERROR_FILE).unlink(missing_ok=True)
-        action: Callable[..., Path | None] = getattr(import_module("dmqbench.run"), ACTIONS[one.job.task])
+        module, _, function = ACTIONS[one.job.task].partition(".")
+        action: Callable[..., Path | None] = getattr(import_module(f"dmqbench.{module}"), function)
         path = action(one.job)
     except SystemExit:
         # This is how Lightning leaves a fit into which a signal came.

@@ -9,7 +9,7 @@ import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 TEMPORARY_PREFIX = ".tmp-"
 MAX_JSON_BYTES = 256 * 2**20
@@ -83,24 +83,28 @@ def json_text(value: Any) -> str:
     return json.dumps(value, sort_keys=True, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
 
 
-def load_json(path: str | Path) -> Any:
-    """Read a JSON file of at most 256 MiB.
+def load_json(path: str | Path, finite: bool = True) -> Any:
+    """Read a JSON file of at most 256 MiB; ``finite`` refuses infinities, which are not JSON, nor is NaN.
 
     Raises:
-        ValueError: it is larger, or not strict JSON in UTF-8 (NaN is refused), in one line.
+        ValueError: it is larger, or not JSON in UTF-8, in one line.
         OSError: it cannot be read.
     """
     path = Path(path)
     if path.stat().st_size > MAX_JSON_BYTES:
         raise ValueError(f"{path} is too large to be read as JSON")
     try:
-        return json.loads(path.read_bytes().decode(), parse_constant=_refuse_constant)
+        return json.loads(path.read_bytes().decode(), parse_constant=_refuse_constant if finite else _infinity)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from None
 
 
-def _refuse_constant(name: str) -> None:
+def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a JSON number")
+
+
+def _infinity(name: str) -> float:
+    return _refuse_constant(name) if name == "NaN" else float(name)
 
 
 def sha256_file(path: str | Path) -> str:

@@ -17,6 +17,7 @@ from dmqbench.models.folders import (
     read_config,
     weight_files,
 )
+from dmqbench.models.foreign import foreign_hash
 from dmqbench.samplers.timesteps import plan_timesteps
 from dmqbench.schema import DTYPE, Job, ModelConfig, SamplerConfig, StageConfig
 
@@ -92,6 +93,10 @@ def _train_timesteps(model: ModelConfig) -> int:
 
 def job_ids(job: Job, weights: str) -> JobIds:
     """Ids of a job on a model whose ``weights_hash`` is ``weights``."""
+    if job.evaluate.samples is not None:
+        from dmqbench.foreign import foreign_ids  # which itself stands on this module
+
+        return foreign_ids(job, weights)
     model = {
         "name": job.model.name,
         "weights": weights,
@@ -112,9 +117,10 @@ def job_ids(job: Job, weights: str) -> JobIds:
         parent = stages[-1][1] if stages else trajectories
         stages.append((stage.name, _stage_id(job, stage, parent)))
     quantized = stages[-1][1] if stages else None
+    network = {"foreign": foreign_hash(str(job.method.path)), "in": model} if job.foreign else quantized or model
     samples = _id(
         "samples",
-        of=model if quantized is None else quantized,
+        of=network,
         sampler=sampler,
         labels=f"index % {job.model.classes}" if job.model.classes else None,
         seed=job.metrics.seed,

@@ -110,11 +110,11 @@ def picture_of(store_root: Path, folders: Sequence[Path], path: Path, columns: i
         Row(
             "full precision",
             "" if top is None else _caption(top, []),
-            _first_images(store, reference, columns),
+            first_images(store, reference, columns),
         )
     ]
     for result in quantized:
-        images = _first_images(store, result.record["samples"]["quantized"], columns)
+        images = first_images(store, result.record["samples"]["quantized"], columns)
         rows.append(Row(f"{result.method}  {result.bits.upper()}", _caption(result, varying), images))
     width = rows[0].images.shape[3]
     fitting = (_MAX_WIDTH - 200) / columns - _GAP
@@ -122,7 +122,7 @@ def picture_of(store_root: Path, folders: Sequence[Path], path: Path, columns: i
     return comparison(rows, path, scale, columns)
 
 
-def _first_images(store: Store, id: str, count: int) -> Pixels:
+def first_images(store: Store, id: str, count: int) -> Pixels:
     """Read the first ``count`` images of a samples artifact, and no more chunks than that takes."""
     parts: list[Pixels] = []
     for chunk in sorted(store.path("samples", id).glob("chunk_*.safetensors")):

@@ -21,16 +21,17 @@ from dmqbench.ids import job_ids, weights_hash
 from dmqbench.methods.base import StageFactory, UnitCheckpoint, Workbench, run_stage
 from dmqbench.models.adapter import Adapter, load_adapter
 from dmqbench.models.attention import attach_attention_quantizers_
+from dmqbench.models.foreign import load_foreign_adapter
 from dmqbench.models.topology import Topology
 from dmqbench.progress import Meter, UnitProgress
 from dmqbench.quant.layers import freeze_, quantization, quantize_layers_, set_quantization_
 from dmqbench.quant.plan import PrecisionPlan, uniform_plan
 from dmqbench.quant.spec import COMMON_SCOPE, FULL_PRECISION, BitWidth, Scope, StepGroups
 from dmqbench.quant.state import load_calibration_state_
+from dmqbench.record import Record
 from dmqbench.samplers.plan import SamplerPlan, build_plan
 from dmqbench.schema import Job, StageConfig
 from dmqbench.store import Artifact, Store
-from dmqbench.tracking import Record
 
 STATE = "state.safetensors"
 PLAN = "plan.json"
@@ -98,6 +99,11 @@ class Workshop:
         if self.scope.attention and self.bits.activation_levels is not None:
             attach_attention_quantizers_(self.adapter, topology, self.bits, self.step_groups)
         return self.adapter
+
+    @cached_property
+    def foreign(self) -> Adapter:
+        """The network of ``method.path`` in the place of the model's own."""
+        return load_foreign_adapter(str(self.job.method.path), self.adapter)
 
     # ---- trajectories
 
@@ -200,7 +206,9 @@ class Workshop:
     # ---- samples
 
     def frozen(self) -> Adapter:
-        """The model of this job, ready to sample: full precision, or frozen and lowered to the engine."""
+        """The model of this job, ready to sample: full precision, foreign, or frozen and lowered to the engine."""
+        if self.job.foreign:
+            return self.foreign
         stages = self.calibrated()
         if not stages:
             return self.adapter
@@ -248,4 +256,4 @@ class Workshop:
             present = store.verified_files("samples", id)
         parts = [load_file(present[name]) for name in names]
         images, state = (torch.cat([part[key] for part in parts])[:count] for key in ("images", "state"))
-        return SampleSet(images, state)
+        return SampleSet(id, images, state)

@@ -24,9 +24,10 @@ from dmqbench.config import (
     search_path,
     weights_hash,
 )
+from dmqbench.eval.protocol import entries_of
 from dmqbench.files import load_json
 from dmqbench.ids import canonical_json
-from dmqbench.schema import EMBEDDED_METRICS, METRICS, METRICS_TO_COME, PAIRED_METRICS
+from dmqbench.schema import EMBEDDED_METRICS, INCEPTION_METRICS, METRICS, PAIRED_METRICS
 from dmqbench.store import Store
 from dmqbench.validation import cuda_expected
 
@@ -147,8 +148,8 @@ def _sameness(planned: Planned) -> Any:
 def is_answered(planned: Planned) -> bool:
     """Does the store hold the verified result of a job, with every metric it asks for?
 
-    A metric that could not be computed is tried again, as its weights may have come; not so one that is not
-    built yet, or whose extractor is shipped.
+    A metric that could not be computed is tried again, as its weights may have come; not so one whose extractor is
+    shipped.
     """
     job = planned.job
     if job.task != "run" or planned.result is None:
@@ -167,10 +168,21 @@ def _is_covered(name: str, job: Job, result: Mapping[str, Any]) -> bool:
     if name not in result["metrics"]:
         asked = result["config"]["metrics"]
         same = asked == asdict(job.metrics) | {"names": asked["names"]} and result["dataset"] == job.dataset.name
-        settled = name in METRICS_TO_COME or (same and name.startswith(EMBEDDED_METRICS))
+        settled = same and name.startswith(EMBEDDED_METRICS)
         return name in result["unavailable"] and settled
     count = job.metrics.pairs if name in PAIRED_METRICS else job.metrics.samples
     found = result["metrics"][name]
     current = found["protocol"].startswith(f"{name}/{METRICS[name]} ")
-    same_data = not name.startswith("fd_") or f" reference={job.dataset.name}@" in found["protocol"]
-    return found["n"] == count and current and same_data
+    return found["n"] == count and current and _is_as_asked(name, job, entries_of(found["protocol"]))
+
+
+def _is_as_asked(name: str, job: Job, found: Mapping[str, str]) -> bool:
+    """Was it measured in the network and against the data that the job names? A file of data is read to tell."""
+    reference = found.get("reference", "")
+    against_data = reference and reference.partition("@")[0] not in ("fp", "prompts")
+    same_data = not against_data or (job.dataset.reference is None and reference.startswith(f"{job.dataset.name}@"))
+    metrics = job.metrics
+    networks = {"lpips": f"lpips-{metrics.lpips}"}
+    networks |= dict.fromkeys(INCEPTION_METRICS, f"inception-{metrics.inception}")
+    network = networks.get(name)
+    return same_data and (network is None or found["extractor"].startswith(f"{network}@"))

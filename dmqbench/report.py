@@ -1,25 +1,32 @@
-"""Results as tables, and a picture beside them: ``dmqbench-report [STORE]``. Imports no torch."""
+"""Results as tables, with a page and a picture beside them: ``dmqbench-report [STORE]``. Imports no torch."""
 
 import argparse
 import csv
 import io
 import json
 import os
+import shlex
 import sys
+from argparse import Namespace
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from safetensors import SafetensorError
 
+from dmqbench.differences import Contrast, contrasts, difference_sheet
 from dmqbench.files import safe_name, save_atomic
+from dmqbench.latex import PREAMBLE, latex
 from dmqbench.results import Result, Table, comparable_tables, load_store, why_apart
-from dmqbench.sheets import fitted, markdown, sheet_of
-from dmqbench.store import Store
+from dmqbench.sheets import fitted, markdown, printable, rich_table, sheet_of
+from dmqbench.store import Store, StoreError
 
-FORMATS = ("table", "md", "json", "csv")
+FORMATS = ("table", "md", "json", "csv", "latex", "html")
 _FILE_WIDTH = 140
+_PICTURE_ROWS = 40
+"""Rows beyond which nobody looks at a picture, and it takes longer than all the rest."""
 
 
 def load_results(source: Path | Sequence[Path]) -> list[Result]:
@@ -37,30 +44,50 @@ def print_results(folders: Path | Sequence[Path], console: Console | None = None
     _print(load_results(folders), console or Console())
 
 
-def as_markdown(results: Iterable[Result]) -> str:
-    """Return the tables in Markdown."""
+def as_markdown(results: Iterable[Result], against: str | None = None) -> str:
+    """Return the tables in Markdown, and the differences ``against`` a method."""
     parts = []
     for tables, why in _by_model(results):
-        parts += [markdown(sheet_of(table, compact=False)) for table in tables] + ([why] if why else [])
+        for table in tables:
+            sheets = [sheet_of(table, compact=False), against and difference_sheet(table, against)]
+            parts += [markdown(sheet) for sheet in sheets if sheet]
+        parts += [why] if why else []
     return "\n\n".join(parts) + "\n"
 
 
-def as_json(results: Iterable[Result]) -> str:
+def as_latex(results: Iterable[Result], against: str | None = None) -> str:
+    """Return the tables in LaTeX, and the differences ``against`` a method; each names its protocols."""
+    parts = [PREAMBLE]
+    for table in comparable_tables(results):
+        protocols = [protocol for metric in table.metrics for protocol in table.protocols(metric)]
+        sheets = [sheet_of(table, compact=False), against and difference_sheet(table, against)]
+        parts += [latex(sheet, protocols) for sheet in sheets if sheet]
+    return "\n\n".join(parts) + "\n"
+
+
+def as_json(results: Iterable[Result], against: str | None = None) -> str:
     """Return a list with one object per result; results with the same ``table`` compare."""
-    keys = ("job_id", "method", "model", "dataset", "bits", "scope", "ranges", "seed")
-    rows = [
-        {"table": number, "embedded": result.embedded, "size_mib": result.size_mib}
-        | {key: result.record.get(key) for key in keys}
-        | {key: result.record.get(key, {}) for key in ("metrics", "unavailable", "cost", "timing")}
-        for number, table in enumerate(comparable_tables(results))
-        for result in table.rows
-    ]
+    keys = ("job_id", "method", "model", "dataset", "bits", "declared", "scope", "ranges", "seed")
+    rows = []
+    for number, table in enumerate(comparable_tables(results)):
+        found = _contrasts_by_row(table, against)
+        for result in table.rows:
+            row = {"table": number, "label": result.label, "embedded": result.embedded, "size_mib": result.size_mib}
+            row |= {key: result.record.get(key) for key in keys}
+            row |= {"metrics": dict(result.metrics)}
+            row |= {key: result.record.get(key, {}) for key in ("unavailable", "cost", "timing")}
+            if id(result) in found:
+                row["against"] = {"method": against, "differences": [_as_object(one) for one in found[id(result)]]}
+            rows.append(row)
     return json.dumps(rows, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def as_csv(results: Iterable[Result]) -> str:
+def as_csv(results: Iterable[Result], against: str | None = None) -> str:
     """Return one line per result, each metric with its interval, n and protocol id."""
-    rows = [_flat(number, row) for number, table in enumerate(comparable_tables(results)) for row in table.rows]
+    rows = []
+    for number, table in enumerate(comparable_tables(results)):
+        found = _contrasts_by_row(table, against)
+        rows += [_flat(number, row) | _flat_differences(found.get(id(row), ())) for row in table.rows]
     columns = list(dict.fromkeys(key for row in rows for key in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
@@ -70,26 +97,82 @@ def as_csv(results: Iterable[Result]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the table of a store and draw its picture; return the exit status."""
+    """Print the table of a store, write its page and draw its picture; return the exit status."""
     options = _parser().parse_args(arguments)
     root = Path(options.store or os.environ.get("DMQBENCH_RUNS") or "runs")
     if options.check:
         return _verify(root)
-    results = load_results(root)
+    results, missing = load_results(root), None
+    if options.sweep:
+        from dmqbench.config import ConfigError, ModelError
+
+        try:
+            results, missing = _of_sweep(root, results, options.sweep)
+        except (ConfigError, ModelError) as error:
+            _complain(str(error))
+            return 2
     if not results:
-        _complain(f"no finished result in {root}: name another store, or run a job first")
+        _complain(missing or f"no finished result in {root}: name another store, or run a job first")
         return 2
-    piped = options.format != "table" and not options.out
-    if options.out:
-        save_atomic(options.out, _text(results, options.format))
-        print(f"report: {options.out}")
-    elif piped:
-        sys.stdout.write(_text(results, options.format))
-    else:
-        _print(results, Console())
-    for path in _draw(root, results, options.out or root / "report"):
-        print(f"picture: {path}", file=sys.stderr if piped else sys.stdout)
+    labels = dict.fromkeys(result.label for result in results)
+    if options.against and options.against not in labels:
+        _complain(f"--against {options.against!r}: no such method among the results; there are {', '.join(labels)}")
+        return 2
+    _publish(root, results, options, missing)
+    if options.push:
+        from dmqbench.dashboards import push
+
+        return push(root, Console(stderr=_is_piped(options)))
     return 0
+
+
+def _publish(root: Path, results: Sequence[Result], options: Namespace, missing: str | None) -> None:
+    """Print or write the tables, then the page and the picture, and say where they lie."""
+    beside = sys.stderr if _is_piped(options) else sys.stdout
+    if options.out:
+        save_atomic(options.out, _text(root, results, options))
+        print(f"report: {options.out}")
+    elif _is_piped(options):
+        sys.stdout.write(_text(root, results, options))
+    else:
+        _print(results, Console(), options.against)
+    if missing:
+        print(missing, file=beside)
+    target = options.out or root / "report"
+    if options.format != "html":
+        for path in _page(root, results, target.with_suffix(".html"), options.against):
+            print(f"page: {path}", file=beside)
+    for path in _draw(root, results, target):
+        print(f"picture: {path}", file=beside)
+
+
+def _is_piped(options: Namespace) -> bool:
+    return options.format != "table" and not options.out
+
+
+def _of_sweep(root: Path, results: Sequence[Result], words: Sequence[str]) -> tuple[list[Result], str | None]:
+    """Return the results of a sweep's jobs, and one line on the jobs that have none yet.
+
+    ``words`` are the sweep's name and the overrides with which it was run. ConfigError or ModelError: they are wrong.
+    """
+    from dmqbench.config import ConfigError
+    from dmqbench.planning import SWEEP_KEY, plan
+
+    name, *overrides = words
+    for word in words[1:]:
+        if "=" not in word:
+            raise ConfigError("--sweep", word, problem="is not key=value; the store comes before --sweep")
+    asked = [f"{SWEEP_KEY}{name}", *overrides]
+    planned = plan(Namespace(overrides=asked, config_dir=None, multirun=True, cfg=None))
+    by_id = {result.folder.name: result for result in results}
+    absent = [job for job in planned if job.result not in by_id]
+    wanted = {job.result for job in planned}
+    found = [result for result in results if result.folder.name in wanted]
+    if not absent:
+        return found, None
+    jobs = ", ".join(f"{job.job.method.name} {job.job.bits.name}" for job in absent)
+    command = shlex.join(["dmqbench", *asked, f"store.root={root}"])
+    return found, f"sweep {name}: {len(absent)} of {len(planned)} jobs have no result yet ({jobs}): {command}"
 
 
 def _verify(root: Path) -> int:
@@ -104,12 +187,16 @@ def _verify(root: Path) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        "dmqbench-report", description="Tables and a picture of the results in a run store."
+        "dmqbench-report", description="Tables, a page and a picture of the results in a run store."
     )
     parser.add_argument("store", nargs="?", metavar="STORE", help="run store (default: $DMQBENCH_RUNS, then ./runs)")
     parser.add_argument("--format", choices=FORMATS, default="table")
     parser.add_argument("--check", action="store_true", help="verify every artifact of the store; change nothing")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write there, and the picture beside it")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write there, and page and picture beside it")
+    sweep_help = "only the jobs of this sweep, with the overrides it was run with; names those that are missing"
+    parser.add_argument("--sweep", nargs="+", metavar=("NAME", "KEY=VALUE"), help=sweep_help)
+    parser.add_argument("--against", metavar="METHOD", help="also the difference of every method to this one")
+    parser.add_argument("--push", action="store_true", help="also send the dashboards to wandb")
     return parser
 
 
@@ -120,25 +207,64 @@ def _by_model(results: Iterable[Result]) -> list[tuple[list[Table], str | None]]
     return [(group, why_apart(group)) for group in models]
 
 
-def _print(results: Iterable[Result], console: Console) -> None:
+def _print(results: Iterable[Result], console: Console, against: str | None = None) -> None:
     for tables, why in _by_model(results):
         for table in tables:
             sheet, shown = fitted(table, console)
-            console.print()
-            console.print(shown)
-            for note in sheet.notes:
-                console.print(note, style="dim", markup=False, highlight=False)
+            differences = difference_sheet(table, against) if against else None
+            pairs = [(sheet, shown), *([(differences, rich_table(differences))] if differences else [])]
+            for each, rich in pairs:
+                console.print()
+                console.print(rich)
+                for note in each.notes:
+                    console.print(note, style="dim", markup=False, highlight=False)
         if why:
-            console.print(f"\n{why}", style="yellow", markup=False, highlight=False)
+            console.print(f"\n{printable(why)}", style="yellow", markup=False, highlight=False)
 
 
-def _text(results: Sequence[Result], form: str) -> str:
-    if form == "table":
+def _text(root: Path, results: Sequence[Result], options: Namespace) -> str:
+    if options.format == "html":
+        from dmqbench.page.document import page
+
+        return page(root, results, options.against)
+    if options.format == "table":
         console = Console(file=io.StringIO(), width=_FILE_WIDTH, force_terminal=False)
         with console.capture() as captured:
-            _print(results, console)
+            _print(results, console, options.against)
         return captured.get()
-    return {"md": as_markdown, "json": as_json, "csv": as_csv}[form](results)
+    writers = {"md": as_markdown, "json": as_json, "csv": as_csv, "latex": as_latex}
+    return writers[options.format](results, options.against)
+
+
+def _contrasts_by_row(table: Table, against: str | None) -> dict[int, list[Contrast]]:
+    found: dict[int, list[Contrast]] = {}
+    for contrast in contrasts(table, against) if against else ():
+        found.setdefault(id(contrast.row), []).append(contrast)
+    return found
+
+
+def _as_object(contrast: Contrast) -> dict[str, Any]:
+    """What ``--against`` says of one metric; ``seeds`` is a seed, or how many of them the difference is a mean of."""
+    found = contrast.comparison
+    return {
+        "metric": contrast.metric,
+        "seeds": contrast.seeds,
+        "difference": found.difference,
+        "ci95": None if found.ci95 is None else list(found.ci95),
+        "n": int(contrast.count),
+        "verdict": found.verdict,
+        "sentence": found.sentence,
+    }
+
+
+def _flat_differences(found: Iterable[Contrast]) -> dict[str, Any]:
+    row: dict[str, Any] = {}
+    for contrast in (one for one in found if one.single):
+        low, high = contrast.comparison.ci95 or (None, None)
+        name = f"{contrast.metric}_difference"
+        row |= {name: contrast.comparison.difference, f"{name}_low": low, f"{name}_high": high}
+        row |= {f"{contrast.metric}_verdict": contrast.comparison.verdict}
+    return row
 
 
 def _flat(number: int, result: Result) -> dict[str, Any]:
@@ -148,6 +274,7 @@ def _flat(number: int, result: Result) -> dict[str, Any]:
         "embedded": result.embedded,
         "dataset": result.dataset,
         "method": result.method,
+        "label": result.label,
         "bits": result.bits,
         "scope": result.scope,
         "ranges": result.ranges,
@@ -168,6 +295,16 @@ def _flat(number: int, result: Result) -> dict[str, Any]:
     return row
 
 
+def _page(root: Path, results: Sequence[Result], path: Path, against: str | None) -> Iterator[Path]:
+    """Write the page; that it cannot be written is said, and is no error."""
+    from dmqbench.page.document import write_page
+
+    try:
+        yield write_page(root, results, path, against)
+    except OSError as error:
+        _complain(f"no page: {error}")
+
+
 def _draw(root: Path, results: Iterable[Result], beside: Path) -> Iterator[Path]:
     """Draw one picture per set of full-precision samples; what cannot be drawn is said, and is no error."""
     from dmqbench.picture import picture_of
@@ -179,8 +316,10 @@ def _draw(root: Path, results: Iterable[Result], beside: Path) -> Iterator[Path]
         suffix = "" if len(sharing) == 1 else f"-{safe_name(group[0].model)}-{reference[:8]}"
         path = beside.with_name(f"{beside.stem}{suffix}.png")
         try:
-            yield picture_of(root, [result.folder for result in group], path)
-        except (OSError, ValueError) as error:
+            yield picture_of(root, [result.folder for result in group[:_PICTURE_ROWS]], path)
+            if len(group) > _PICTURE_ROWS:
+                _complain(f"{path} shows the first {_PICTURE_ROWS} of {len(group)} results")
+        except (OSError, ValueError, SafetensorError, StoreError) as error:
             _complain(f"no picture of {group[0].model}: {error}")
 
 

@@ -9,10 +9,14 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from dmqbench.eval.protocol import differing_entries, entries_of
+from dmqbench.eval.protocol import agree, differing_entries
 from dmqbench.files import load_json
 from dmqbench.manifest import Manifest, Verifier
+from dmqbench.schema import STAND_IN, UNKNOWN
 from dmqbench.store import Store
+
+_FULL_PRECISION_FREE = ("scope", "engine")
+"""Entries that say nothing of a model in which nothing is quantized."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,11 @@ class Result:
     @property
     def method(self) -> str:
         return self.record["method"]
+
+    @property
+    def label(self) -> str:
+        """How the row is called: what the author of foreign samples said, otherwise the method."""
+        return self.record.get("name") or self.method
 
     @property
     def model(self) -> str:
@@ -61,6 +70,11 @@ class Result:
         return self.method == "fp"
 
     @property
+    def foreign(self) -> bool:
+        """Whether samples or model were made elsewhere, so that not all of the protocol is known."""
+        return self.record.get("scope") == UNKNOWN
+
+    @property
     def scope(self) -> str | None:
         """``None`` for the full-precision model, in which nothing is quantized."""
         return None if self.full_precision else self.record.get("scope")
@@ -69,14 +83,15 @@ class Result:
     def ranges(self) -> str | None:
         return None if self.full_precision else self.record.get("ranges")
 
-    @property
+    @cached_property
     def metrics(self) -> Mapping[str, Mapping[str, Any]]:
-        return self.record["metrics"]
+        """Records by metric, without those that a stand-in for a feature network gave."""
+        return {name: record for name, record in self.record["metrics"].items() if not name.startswith(STAND_IN)}
 
     @property
     def size_mib(self) -> float | None:
         """Bytes of the packed file where one is written, else every weight at its bits, in MiB."""
-        sizes = self.record.get("cost", {}).get("size_mib", {})
+        sizes = self.record.get("cost", {}).get("size_mib") or {}
         return sizes.get("all_layers") if sizes.get("packed") is None else sizes["packed"]
 
     @property
@@ -85,10 +100,10 @@ class Result:
 
     @property
     def rank(self) -> tuple[Any, ...]:
-        """Sorting key: full precision, then by falling bits, then by method, ranges and seed."""
+        """Sorting key: full precision, then by falling bits, those unknown last, then by name, ranges and seed."""
         widths = [int(digits) for digits in re.findall(r"\d+", self.bits)]
         falling = tuple(-width for width in widths)
-        return (not self.full_precision, falling, self.method, self.ranges or "", self.seed)
+        return (not self.full_precision, not widths, falling, self.label, self.ranges or "", self.seed)
 
     @cached_property
     def per_image(self) -> Mapping[str, list[float | None]]:
@@ -110,15 +125,16 @@ class Table:
 
     @property
     def scope(self) -> str | None:
-        return next((row.scope for row in self.rows if not row.full_precision), None)
+        known = [row.scope for row in self.rows if not row.full_precision]
+        return next((scope for scope in known if scope != UNKNOWN), known[0] if known else None)
 
     def accepts(self, result: Result) -> bool:
         """Whether ``result`` has the rows' model, dataset and scope, and their protocol in every metric."""
         return all(_comparable(row, result) for row in self.rows)
 
     def protocols(self, metric: str) -> tuple[str, ...]:
-        """Distinct protocol ids of one column; the full-precision rows' come last, for they name no scope."""
-        rows = sorted(self.rows, key=lambda row: row.full_precision)
+        """Distinct protocol ids of one column; those that leave something open come last."""
+        rows = sorted(self.rows, key=_leaves_open)
         return tuple(dict.fromkeys(row.metrics[metric]["protocol"] for row in rows if metric in row.metrics))
 
 
@@ -147,13 +163,13 @@ def load_store(root: Path, on_damage: Callable[[str], None]) -> list[Result]:
 def comparable_tables(results: Iterable[Result]) -> list[Table]:
     """Return tables in which no column mixes protocols and no table scopes; first come, first served.
 
-    A full-precision row stands in every table that it can be compared with.
+    A full-precision row, or one made elsewhere, stands in every table that it can be compared with.
     """
     ordered = sorted(results, key=lambda result: (result.model, str(result.dataset), str(result.scope), result.rank))
     tables: list[Table] = []
-    for result in (result for result in ordered if not result.full_precision):
+    for result in (result for result in ordered if not _leaves_open(result)):
         _place(result, tables)
-    for result in (result for result in ordered if result.full_precision):
+    for result in (result for result in ordered if _leaves_open(result)):
         homes = [index for index, table in enumerate(tables) if table.accepts(result)]
         for index in homes:
             tables[index] = Table((*tables[index].rows, result))
@@ -193,6 +209,11 @@ def score(record: Mapping[str, Any]) -> float | None:
     return value if higher else -value
 
 
+def _leaves_open(result: Result) -> bool:
+    """Whether its protocol fits more than one other: nothing is quantized, or not all is known."""
+    return result.full_precision or result.foreign
+
+
 def _place(result: Result, tables: list[Table]) -> None:
     for index, table in enumerate(tables):
         if table.accepts(result):
@@ -205,13 +226,8 @@ def _comparable(a: Result, b: Result) -> bool:
     if (a.model, a.dataset) != (b.model, b.dataset):
         return False
     scope_free = a.full_precision or b.full_precision
-    if not scope_free and a.scope != b.scope:
+    if not scope_free and a.scope != b.scope and UNKNOWN not in (a.scope, b.scope):
         return False
     shared = a.metrics.keys() & b.metrics.keys()
     pairs = ((a.metrics[name]["protocol"], b.metrics[name]["protocol"]) for name in shared)
-    return all(ours == theirs or (scope_free and _without_scope(ours) == _without_scope(theirs))
-               for ours, theirs in pairs)  # fmt: skip
-
-
-def _without_scope(protocol: str) -> dict[str, str]:
-    return {key: value for key, value in entries_of(protocol).items() if key not in ("scope", "engine")}
+    return all(agree(ours, theirs, _FULL_PRECISION_FREE if scope_free else ()) for ours, theirs in pairs)

@@ -3,23 +3,31 @@
 import json
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from dmqbench.environment import environment, peak_memory_mib, reset_peak_memory
-from dmqbench.eval.evaluate import Evaluation, Evaluator, Floors
+from dmqbench.eval.diagnosis import diagnose
+from dmqbench.eval.evaluate import Evaluation, Evaluator, Floors, SampleSet
 from dmqbench.eval.generate import chunk_count, chunk_name
 from dmqbench.eval.protocol import Protocol
-from dmqbench.files import json_text
+from dmqbench.feature_cache import feature_source
+from dmqbench.files import json_text, load_json
 from dmqbench.ids import job_ids, perturbed_id, weights_hash
+from dmqbench.models.foreign import foreign_facts
+from dmqbench.picture import picture_of
 from dmqbench.pipeline import Workshop, scope_of
 from dmqbench.quant.cost import Cost, CountedLayer, count_cost
 from dmqbench.quant.plan import LayerPlan, PrecisionPlan, uniform_plan
 from dmqbench.quant.spec import BitWidth, Scope
-from dmqbench.schema import Job, full_precision
+from dmqbench.record import Part
+from dmqbench.schema import FOREIGN, UNCALIBRATED, UNKNOWN, Job, full_precision
 from dmqbench.store import Artifact, Store
 from dmqbench.tracking import Tracker
+
+DIAGNOSIS = "diagnosis.json"
 
 PERTURBATION = 1e-7
 """Relative change of x_T for the numerical floor: less than one unit in the last place of float32."""
@@ -37,33 +45,39 @@ def run_job(job: Job) -> Path:
     """Make everything that ``job`` needs, measure it, and return its result folder."""
     shop = open_workshop(job)
     with shop.record:
-        shop.record.log("job", config=job.config, ids=asdict(shop.ids))
+        tell_job(shop)
         evaluator = make_evaluator(shop)
-        with tracker(shop, "calibration") as mirror:
-            tell_location(mirror)
-            stages = shop.calibrated()
+        stages = calibrate_and_tell(shop)
         samples = draw_samples(shop)
+        started = time.perf_counter()
+        diagnosis = diagnosis_of(shop)
+        diagnose_seconds = time.perf_counter() - started
         with tracker(shop, "evaluation") as mirror:
             tell_location(mirror)
             started = time.perf_counter()
             evaluation = evaluator.evaluate(samples, job.metrics.names)
             seconds = time.perf_counter() - started
-            result = compose_result(shop, evaluation, stages, seconds)
-            folder = write_result(shop, result, evaluation)
+            result = compose_result(shop, evaluation, stages, seconds, diagnose_seconds)
+            folder = write_result(shop.store, result, evaluation, diagnosis)
             found: dict[str, Any] = {
                 name: each.value for name, each in evaluation.measurements.items() if not each.exact
             }
             shop.record.log("metrics", **found)
             mirror.summarize({"metrics": result["metrics"], "cost": result["cost"], "timing": result["timing"]})
+            show_in_tracker(shop, mirror, evaluation, diagnosis, folder)
     return folder
 
 
 def evaluate(job: Job) -> Path:
-    """Measure samples that are in the store, and return the result folder.
+    """Measure samples that are in the store, or images made elsewhere, and return the result folder.
 
     Raises:
         LookupError: they are not all there.
     """
+    if job.evaluate.samples is not None:
+        from dmqbench.scoring import evaluate_foreign  # which itself stands on this module
+
+        return evaluate_foreign(job)
     names = [chunk_name(number) for number in range(chunk_count(job.metrics.samples, job.sampler.chunk))]
     present = Store(job.store_root).verified_files("samples", job_ids(job, weights_hash(job.model)).samples)
     if not set(names) <= present.keys():
@@ -81,8 +95,9 @@ def make_trajectories(job: Job) -> Path:
 def calibrate(job: Job) -> Path:
     """Run the stages of ``job``; return the folder of the last one's artifact."""
     shop = open_workshop(job)
-    with shop.record, tracker(shop, "calibration"):
-        stages = shop.calibrated()
+    with shop.record:
+        tell_job(shop)
+        stages = calibrate_and_tell(shop)
     return stages[-1].path if stages else shop.store.root
 
 
@@ -94,23 +109,68 @@ def sample(job: Job) -> Path:
     return shop.store.path("samples", shop.ids.samples)
 
 
-def tracker(shop: Workshop, kind: Any) -> Tracker:
+def tell_job(shop: Workshop) -> None:
+    """Begin the record with what the job is."""
+    shop.record.log("job", config=shop.job.config, ids=asdict(shop.ids), tags=tags_of(shop.job))
+
+
+def tags_of(job: Job) -> tuple[str, str, str]:
+    """Method, model and bits."""
+    if job.evaluate.samples is not None:
+        return FOREIGN, job.model.name, job.evaluate.bits or UNKNOWN
+    return job.method.name, job.model.name, said_of_quantization(job)["bits"]
+
+
+def calibrate_and_tell(shop: Workshop) -> list[Artifact]:
+    """Run the stages that are not in the store, mirrored to the tracker; return the artifacts of all."""
+    with tracker(shop, "calibration") as mirror:
+        tell_location(mirror)
+        stages = shop.calibrated()
+        if shop.ids.quantized is not None:
+            mirror.made(shop.ids.quantized, **facts_of(shop.job))
+    return stages
+
+
+def facts_of(job: Job) -> dict[str, str]:
+    method, model, bits = tags_of(job)
+    return {"method": method, "model": model, "bits": bits}
+
+
+def show_in_tracker(
+    shop: Workshop, mirror: Tracker, evaluation: Evaluation, diagnosis: Mapping[str, Any] | None, folder: Path
+) -> None:
+    """Link the evaluation with its calibration, and add what people would rather look at than read."""
+    if shop.ids.quantized is not None:
+        mirror.used(shop.ids.quantized, **facts_of(shop.job))
+    mirror.per_image(evaluation.per_image)
+    if diagnosis is not None:
+        mirror.diagnosis(diagnosis)
+    picture = shop.record.path.with_suffix(".png")
+    try:
+        picture_of(shop.store.root, [folder], picture)
+    except (OSError, ValueError):
+        return  # images of another kind than the picture knows; the numbers are there
+    mirror.image("samples", picture, "full precision | quantized | difference")
+
+
+def tracker(shop: Workshop, part: Part) -> Tracker:
     """The wandb mirror of one half of the job."""
     job = shop.job
     return Tracker(
         shop.record,
-        kind,
+        part,
         mode=job.tracker.mode,
         directory=job.store_root,
-        tags=(job.method.name, job.model.name, job.bits.name),
+        tags=tags_of(job),
         config=job.config,
+        ids=asdict(shop.ids),
     )
 
 
 def tell_location(mirror: Tracker) -> None:
     """Say where a wandb run lies, if there is one."""
     if mirror.location is not None:
-        print(f"wandb {mirror.kind}: {mirror.location}", file=sys.stderr)
+        print(f"wandb {mirror.part}: {mirror.location}", file=sys.stderr)
 
 
 def draw_samples(shop: Workshop):
@@ -119,25 +179,64 @@ def draw_samples(shop: Workshop):
     return shop.samples(shop.ids.samples, job.metrics.samples, job.title, shop.frozen, seed=job.metrics.seed)
 
 
+def diagnosis_of(shop: Workshop) -> dict[str, Any] | None:
+    """Errors per step and layer on the validation trajectories, from an earlier run or measured now."""
+    job = shop.job
+    if job.method.name == "fp" or not job.diagnose:
+        return None
+    before = shop.store.verified("result", shop.ids.result)
+    if before is not None and DIAGNOSIS in before.files:
+        return load_json(before.files[DIAGNOSIS])
+    trajectories = shop.bank().val  # before layers are exchanged: its bits must not depend on who makes it
+    return diagnose(
+        shop.frozen(),
+        shop.plan,
+        trajectories,
+        seed=job.seed,
+        guidance=job.sampler.guidance,
+        chunk=job.sampler.chunk,
+    ).to_json()
+
+
 def make_evaluator(shop: Workshop) -> Evaluator:
     """Full-precision samples, the floors beside them, and the protocol that all metrics of this job share."""
     job = shop.job
     fp_id = job_ids(full_precision(job), shop.weights).samples
-
-    def drawn(id: str, count: int, title: str, seed: int, perturbation: float = 0.0):
-        return shop.samples(id, count, title, shop.full_precision, seed=seed, perturbation=perturbation)
-
-    full = drawn(fp_id, job.metrics.samples, "full precision", job.metrics.seed)
-    floors = Floors(
-        perturbed=drawn(
-            perturbed_id(fp_id, PERTURBATION), job.metrics.pairs, "the numerical floor", job.metrics.seed, PERTURBATION
-        ),
-        other_seed=drawn(
-            other_seed_id(job, shop.weights), job.metrics.samples, "the floor of another seed", job.metrics.seed + 1
-        ),
+    return Evaluator(
+        protocol=shared_protocol(shop, fp_id),
+        full_precision=full_precision_samples(shop, fp_id, job.metrics.samples),
+        full_precision_id=fp_id,
+        dataset=job.dataset.name,
+        reference=job.dataset.reference,
+        pairs=job.metrics.pairs,
+        settings=job.metrics,
+        features=feature_source(shop.store, job.device_type),
+        floors=draw_floors(shop, fp_id),
+        device=job.device_type,
     )
-    quantized = job.method.name != "fp"
-    protocol = Protocol(
+
+
+def full_precision_samples(shop: Workshop, id: str, count: int) -> SampleSet:
+    """The first ``count`` samples ``id`` of the full-precision model, from the store or drawn now."""
+    return shop.samples(id, count, "full precision", shop.full_precision, seed=shop.job.metrics.seed)
+
+
+def draw_floors(shop: Workshop, fp_id: str) -> Floors:
+    """What the metrics read where nothing is quantized: once per model, sampler and seed, shared by all jobs."""
+    metrics, model = shop.job.metrics, shop.full_precision
+    perturbed, other = perturbed_id(fp_id, PERTURBATION), other_seed_id(shop.job, shop.weights)
+    return Floors(
+        perturbed=shop.samples(
+            perturbed, metrics.pairs, "the numerical floor", model, seed=metrics.seed, perturbation=PERTURBATION
+        ),
+        other_seed=shop.samples(other, metrics.samples, "the floor of another seed", model, seed=metrics.seed + 1),
+    )
+
+
+def shared_protocol(shop: Workshop, fp_id: str) -> Protocol:
+    """The protocol of this job's samples, to which a metric adds its own entries."""
+    job = shop.job
+    return Protocol(
         metric="shared",
         version=1,
         tool="dmqbench",
@@ -149,16 +248,20 @@ def make_evaluator(shop: Workshop) -> Evaluator:
         eta=job.sampler.eta,
         guidance=job.sampler.guidance,
         chunk=job.sampler.chunk,
-        engine=job.engine,
-        scope=job.bits.scope if quantized else None,
+        engine=None if job.foreign else job.engine,
+        scope=None if job.method.name in UNCALIBRATED else job.bits.scope,
         clip=job.sampler.clip_sample,
         base=fp_id,
+        unknown=("scope", "engine") if job.foreign else (),
     )
-    return Evaluator(protocol, full, fp_id, job.dataset.name, job.metrics.pairs, floors)
 
 
 def compose_result(
-    shop: Workshop, evaluation: Evaluation, stages: list[Artifact], evaluate_seconds: float
+    shop: Workshop,
+    evaluation: Evaluation,
+    stages: list[Artifact],
+    evaluate_seconds: float,
+    diagnose_seconds: float,
 ) -> dict[str, Any]:
     """The content of ``result.json`` (design section 5)."""
     job, ids = shop.job, shop.ids
@@ -167,10 +270,8 @@ def compose_result(
     return {
         "job_id": ids.result,
         "method": job.method.name,
+        **said_of_quantization(job),
         "model": job.model.name,
-        "bits": job.bits.name,
-        "scope": job.bits.scope,
-        "ranges": job.bits.ranges,
         "dataset": job.dataset.name,
         "seed": job.seed,
         "embedded": job.model.source == "embedded",
@@ -178,12 +279,13 @@ def compose_result(
         "samples": {"quantized": ids.samples, "fp": job_ids(full_precision(job), shop.weights).samples},
         "metrics": {name: found.to_json() for name, found in evaluation.measurements.items()},
         "unavailable": evaluation.unavailable,
-        "cost": {**describe_cost(job), "simulated": True},
+        "cost": {**describe_cost(job), "simulated": None if job.foreign else True},
         "timing": {
             "trajectories_s": round(bank.facts["seconds"], 3) if bank else 0.0,
             "calibrate_s": round(sum(artifact.facts["seconds"] for artifact in stages), 3),
             "sample_s": round(shop.sample_seconds.get(ids.samples, 0.0), 3),
             "evaluate_s": round(evaluate_seconds, 3),
+            "diagnose_s": round(diagnose_seconds, 3),
             "unet_forwards_calibration": round(sum(forwards)),
             "peak_memory_mib": peak_memory_mib(),
         },
@@ -191,21 +293,40 @@ def compose_result(
     }
 
 
-def write_result(shop: Workshop, result: dict[str, Any], evaluation: Evaluation) -> Path:
+def said_of_quantization(job: Job) -> dict[str, Any]:
+    """Bits, scope and ranges of the result; of a network quantized elsewhere, what its files say."""
+    if not job.foreign:
+        return {"bits": job.bits.name, "scope": job.bits.scope, "ranges": job.bits.ranges}
+    facts, folder = foreign_facts(str(job.method.path)), Path(str(job.method.path))
+    return {"name": folder.name, "bits": facts.bits or UNKNOWN, "scope": UNKNOWN, "ranges": None, "declared": []}
+
+
+def write_result(
+    store: Store, result: dict[str, Any], evaluation: Evaluation, diagnosis: dict[str, Any] | None
+) -> Path:
     """Write or extend the result: what was measured now replaces older records, metrics not measured now stay."""
-    store, id = shop.store, shop.ids.result
+    id = result["job_id"]
+    result["records"] = _all_records({}, result)
     with store.lock("result", id):
         per_image = dict(evaluation.per_image)
         before = store.verified("result", id)
         if before is not None:
-            old = json.loads(before.files["result.json"].read_text())
-            old_images = json.loads(before.files["per_image.json"].read_text())
+            old = load_json(before.files["result.json"])
+            result["records"] = _all_records(old, result)
             result["metrics"] = old["metrics"] | result["metrics"]
-            per_image = old_images | per_image
+            per_image = load_json(before.files["per_image.json"]) | per_image
             # Samples that are looked up take no time; what drawing them took is still the answer.
             result["timing"]["sample_s"] = result["timing"]["sample_s"] or old["timing"]["sample_s"]
         files = {"result.json": json_text(result), "per_image.json": json_text(per_image)}
+        if diagnosis is not None:
+            files[DIAGNOSIS] = json_text(diagnosis)
         return store.replace_files("result", id, files).path
+
+
+def _all_records(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Every value ever measured of these samples, one for each protocol; ``metrics`` holds the latest of each name."""
+    listed = [*old.get("records", ()), *({"metric": name, **record} for name, record in new["metrics"].items())]
+    return list({(record["metric"], record["protocol"]): record for record in listed}.values())
 
 
 # ---- cost and plan
@@ -217,7 +338,7 @@ def describe_cost(job: Job) -> dict[str, Any]:
 
     topology, parameters = meta_topology(job.model.checkpoint)
     bits = BitWidth(job.bits.weight, job.bits.activation)
-    quantized = job.method.name != "fp"
+    quantized = job.method.name not in UNCALIBRATED
 
     def plan(scope: Scope) -> PrecisionPlan:
         return uniform_plan(topology.layers, bits, scope) if quantized else PrecisionPlan(())
@@ -227,8 +348,17 @@ def describe_cost(job: Job) -> dict[str, Any]:
     layers = [CountedLayer(layer.name, layer.weight_shape, layer.macs) for layer in topology.layers]
     nominal = LayerPlan("all", bits.weight, bits.activation) if quantized else None
     cost: Cost = count_cost(layers, plan(scope), plan(paper), parameters, topology.attention_macs, nominal)
-    named = {"model": job.model.name, "method": job.method.name, "bits": job.bits.name, "scope": job.bits.scope}
-    return {**named, **asdict(cost), "full_precision_names": list(plan(scope).full_precision)}
+    said = said_of_quantization(job)
+    named = {"model": job.model.name, "method": job.method.name, "bits": said["bits"], "scope": said["scope"]}
+    counted = {**asdict(cost), "full_precision_names": list(plan(scope).full_precision)}
+    return {**named, **counted, **(_cost_of_files(job) if job.foreign else {})}
+
+
+def _cost_of_files(job: Job) -> dict[str, Any]:
+    """What the files of a network quantized elsewhere say of its cost, and ``None`` for what they do not."""
+    unknown = ("quantized_layers", "skip_layers", "full_precision_layers", "bops", "full_precision_names")
+    packed = round(foreign_facts(str(job.method.path)).packed_mib, 4)
+    return {**dict.fromkeys(unknown), "size_mib": {"all_layers": None, "paper_code": None, "packed": packed}}
 
 
 def show_cost(job: Job) -> None:

@@ -16,11 +16,16 @@ REQUIRED: Any = "???"
 FULL_PRECISION = 32
 DTYPE = "float32"
 
+FOREIGN = "foreign"
+"""The method of networks, and of samples, that were made elsewhere."""
+
+UNCALIBRATED = ("fp", FOREIGN)
+"""Methods whose samples depend neither on bits nor on a calibration of ours."""
+
 RUNNABLE_NETWORKS = ("UNet2DModel",)
 """Denoiser classes that a job can run; those conditioned on text need prompts, which are not built yet."""
 
-TASKS = ("run", "trajectories", "calibrate", "sample", "evaluate", "plan", "cost")
-TASKS_TO_COME = ("anatomy",)
+TASKS = ("run", "trajectories", "calibrate", "sample", "evaluate", "plan", "cost", "anatomy")
 ENGINES = ("simulate", "int_reference")
 SCOPES = ("common", "paper")
 RANGES = ("shared", "step")
@@ -29,20 +34,38 @@ WEIGHT_BITS = (*range(1, 9), FULL_PRECISION)
 ACTIVATION_BITS = (*range(2, 9), 16, FULL_PRECISION)
 ACCELERATORS = ("cpu", "gpu", "auto")
 TRACKER_MODES = ("auto", "online", "offline", "disabled")
-METRICS = {"psnr": 1, "ssim": 1, "mse": 1, "fd_digits": 1, "fd2fp32_digits": 1}
+METRICS = {
+    **{"psnr": 2, "ssim": 2, "mse": 2, "lpips": 1},
+    **{"fid": 1, "sfid": 1, "kid": 1, "is": 1, "precision": 1, "recall": 1, "fid2fp32": 1, "clip": 1},
+    **{"fd_digits": 2, "fd2fp32_digits": 2},
+}
 """Version of every metric, raised when its numbers change."""
 
-METRICS_TO_COME = ("lpips", "fid", "sfid", "is", "kid", "precision", "recall", "fid2fp32", "clip")
 EMBEDDED_METRICS = ("fd_", "fd2fp32_")
 """How metrics begin whose extractor is shipped with this package."""
 
 PAIRED_METRICS = ("psnr", "ssim", "mse", "lpips")
 """Metrics over ``metrics.pairs`` pairs of images; the others are over ``metrics.samples`` images."""
 
+STAND_IN = "stand-in-"
+"""How a metric's name begins that was computed with a network of the right interface but other weights, in tests;
+no table shows it."""
+
+UNKNOWN = "unknown"
+"""What stands for a fact about samples or models made elsewhere that this program cannot know."""
+
+INCEPTIONS = ("clean", "legacy_tensorflow", "legacy_pytorch", "adm")
+"""Protocols of ``fid``, ``fid2fp32`` and ``kid``: clean-fid's modes, and that of the ADM evaluation suite."""
+
+INCEPTION_METRICS = ("fid", "fid2fp32", "kid")
+"""Metrics that ``metrics.inception`` speaks of; the other Inception metrics are always those of the ADM suite."""
+
+LPIPS_BACKBONES = ("alex", "vgg", "squeeze")
+
 TO_COME = {
     "method": (
         *("smoothquant", "ptq4dm", "ptqd", "tfmq_dm", "eda_dm", "efficient_dm", "quest", "svdquant"),
-        *("dmq", "mpq_dm", "accuquant", "compose", "foreign"),
+        *("dmq", "mpq_dm", "accuquant", "compose"),
     ),
     "model": (
         *("scenes", "ddpm_cifar10", "ldm4_bedroom", "ldm8_church", "ldm4_ffhq", "ldm4_celebahq"),
@@ -93,9 +116,13 @@ class BitsConfig:
 
 @dataclass(frozen=True)
 class DatasetConfig:
-    """What images are compared with; ``none`` for a model whose training images are not known here."""
+    """What images are compared with; ``none`` for a model whose training images are not known here.
+
+    ``reference``: a folder of images, an archive of them (npz), or an archive of statistics (npz).
+    """
 
     name: str = REQUIRED
+    reference: Optional[str] = None
 
 
 @dataclass(frozen=True)
@@ -127,12 +154,22 @@ _NOT_IN_SPEC = ("name", "guidance", "chunk", "batch")
 
 @dataclass(frozen=True)
 class MetricsConfig:
-    """``samples`` images are always drawn; paired metrics take the first ``pairs`` of them."""
+    """``samples`` images are always drawn; paired metrics take the first ``pairs`` of them.
+
+    weights: folder in which weights of feature networks are looked for first; download: fetch those that are in no
+    cache, where there is a network; inception, lpips, clip: which protocol, backbone and CLIP model (a repository on
+    the hub or a folder).
+    """
 
     names: tuple[str, ...] = REQUIRED
     pairs: int = REQUIRED
     samples: int = REQUIRED
     seed: int = 0
+    weights: Optional[str] = None
+    download: bool = True
+    inception: str = "clean"
+    lpips: str = "alex"
+    clip: str = "openai/clip-vit-large-patch14"
 
 
 @dataclass(frozen=True)
@@ -167,10 +204,17 @@ class StoreConfig:
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """Archives of images made elsewhere, for ``task=evaluate``."""
+    """Images made elsewhere (npz or folder), for ``task=evaluate``.
+
+    ``name`` and ``bits`` are how their row is called and what its author says of them; ``prompts`` is a text file
+    with one prompt a line, in the order of the images.
+    """
 
     samples: Optional[str] = None
     fp_samples: Optional[str] = None
+    name: Optional[str] = None
+    bits: Optional[str] = None
+    prompts: Optional[str] = None
 
 
 @dataclass(frozen=True)
@@ -180,6 +224,7 @@ class RootConfig:
     task: str = "run"
     seed: int = 0
     engine: str = "simulate"
+    diagnose: bool = True
     method: dict[str, Any] = field(default_factory=dict)
     model: ModelConfig = field(default_factory=ModelConfig)
     bits: BitsConfig = field(default_factory=BitsConfig)
@@ -241,11 +286,15 @@ METHOD_KEYS = ("name", *(item.name for item in fields(MethodConfig) if item.name
 
 @dataclass(frozen=True)
 class Job:
-    """One validated job; every value is resolved. ``config`` is what it came from, as plain data."""
+    """One validated job; every value is resolved. ``config`` is what it came from, as plain data.
+
+    diagnose: measure errors per step and layer beside the metrics.
+    """
 
     task: str
     seed: int
     engine: str
+    diagnose: bool
     method: MethodConfig
     model: ModelConfig
     bits: BitsConfig
@@ -264,22 +313,34 @@ class Job:
         return "cuda" if self.trainer.accelerator == "gpu" else "cpu"
 
     @property
+    def foreign(self) -> bool:
+        """Is its network one that another program quantized?"""
+        return self.method.name == FOREIGN
+
+    @property
     def title(self) -> str:
+        if self.evaluate.samples is not None:
+            return f"{self.evaluate.name or Path(self.evaluate.samples).stem} {self.model.name}"
+        if self.foreign:
+            return f"{Path(str(self.method.path)).name} {self.model.name}"
         return f"{self.method.name} {self.model.name} {self.bits.name}"
 
 
 def full_precision(job: Job) -> Job:
-    """The job whose samples the paired metrics of ``job`` compare with.
+    """The job whose samples the paired metrics of ``job`` compare with."""
+    return without_calibration(job, MethodConfig("fp"))
 
-    Its samples do not depend on bits, scope, calibration seed or engine, so these are set to one value.
-    """
+
+def without_calibration(job: Job, method: MethodConfig) -> Job:
+    """The job with a method that calibrates nothing: its samples do not depend on bits, scope, calibration seed or
+    engine, so these are set to one value."""
     bits = BitsConfig(FULL_PRECISION, FULL_PRECISION, "common", "shared")
-    method = MethodConfig("fp")
     config = {
         **job.config,
         "seed": 0,
         "engine": ENGINES[0],
         "bits": asdict(bits),
         "method": asdict(method),
+        "evaluate": asdict(EvaluateConfig()),
     }
-    return replace(job, method=method, bits=bits, seed=0, engine=ENGINES[0], config=config)
+    return replace(job, method=method, bits=bits, seed=0, engine=ENGINES[0], evaluate=EvaluateConfig(), config=config)

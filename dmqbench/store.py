@@ -15,8 +15,8 @@ from dmqbench.manifest import MANIFEST, Entry, Manifest, Verifier, behind_link, 
 
 log = logging.getLogger(__name__)
 
-KINDS = ("trajectories", "quantized", "samples", "result")
-GROWING = frozenset({"samples"})
+KINDS = ("trajectories", "quantized", "samples", "features", "anatomy", "result")
+GROWING = frozenset({"samples", "features"})
 """Kinds made of independent files, each worth keeping when another one is damaged."""
 
 _ID = re.compile(r"[0-9a-f]{16}")

@@ -13,8 +13,10 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from dmqbench import schema
 from dmqbench.files import safe_name
+from dmqbench.foreign import ForeignError, check_foreign, images_job
 from dmqbench.ids import network_config, timesteps
-from dmqbench.models.folders import SCHEDULER_CONFIG, locate
+from dmqbench.models.folders import SCHEDULER_CONFIG, ModelError, locate
+from dmqbench.models.foreign import require_fit
 from dmqbench.samplers.timesteps import SPACINGS
 from dmqbench.schema import (
     GROUPS,
@@ -24,7 +26,7 @@ from dmqbench.schema import (
     MethodConfig,
     ModelConfig,
     StageConfig,
-    full_precision,
+    without_calibration,
 )
 
 _NEEDED = {"embedded": (), "local": ("path",), "hub": ("path", "revision")}
@@ -87,7 +89,7 @@ def make_job(config: DictConfig) -> Job:
     """
     plain = _resolved(config)
     for key, allowed in (("task", schema.TASKS), ("engine", schema.ENGINES)):
-        _one_of(key, plain[key], allowed, schema.TASKS_TO_COME if key == "task" else ())
+        _one_of(key, plain[key], allowed)
     groups = {group: kind(**_frozen(plain[group])) for group, kind in GROUPS.items()}
     method = _method(plain["method"], OmegaConf.to_container(config.method, resolve=False))
     _check_seeds(plain)
@@ -102,6 +104,8 @@ def make_job(config: DictConfig) -> Job:
         problem=f"does not fit model={groups['model'].name}",
     )
     groups["model"] = _model(groups["model"], groups["sampler"].guidance)
+    if method.name == schema.FOREIGN:
+        _check_foreign_network(method.path, groups["model"])
     _check_sampler(groups["sampler"], groups["model"])
     groups["bits"] = _with(groups["bits"], ranges=_ranges(groups["bits"], method))
     calls = len(timesteps(groups["sampler"], groups["model"]))
@@ -112,20 +116,23 @@ def make_job(config: DictConfig) -> Job:
         raise ConfigError("budget.samples", groups["budget"].samples, [calls], problem)
     groups["trainer"] = _with(groups["trainer"], accelerator=_accelerator(groups["trainer"].accelerator))
     evaluate = schema.EvaluateConfig(**plain["evaluate"])
-    _check_evaluate(plain["task"], evaluate)
+    _check_evaluate(plain["task"], evaluate, groups["model"], groups["metrics"])
     resolved = {**plain, **{group: asdict(value) for group, value in groups.items()}}
     del resolved["store"]  # where results lie is no part of what they are
     job = Job(
         task=plain["task"],
         seed=plain["seed"],
         engine=plain["engine"],
+        diagnose=plain["diagnose"],
         method=method,
         **groups,
         evaluate=evaluate,
         store_root=_store_root(plain["store"]["root"]),
         config=_plain(resolved),
     )
-    return full_precision(job) if method.name == "fp" else job
+    if evaluate.samples is not None:
+        return images_job(job)
+    return without_calibration(job, method) if method.name in schema.UNCALIBRATED else job
 
 
 def _resolved(config: DictConfig) -> dict[str, Any]:
@@ -184,9 +191,12 @@ def _ranges(bits: BitsConfig, method: MethodConfig) -> str:
 
 
 def _check_metrics(metrics: schema.MetricsConfig) -> None:
-    known = (*schema.METRICS, *schema.METRICS_TO_COME)
     for name in metrics.names:
-        _one_of("metrics.names", name, known)
+        _one_of("metrics.names", name, tuple(schema.METRICS))
+    _one_of("metrics.inception", metrics.inception, schema.INCEPTIONS)
+    _one_of("metrics.lpips", metrics.lpips, schema.LPIPS_BACKBONES)
+    if metrics.weights is not None and not Path(metrics.weights).is_dir():
+        raise ConfigError("metrics.weights", metrics.weights, problem="is not a folder")
     _at_least("metrics.samples", metrics.samples, 1)
     _at_least("metrics.pairs", metrics.pairs, 1)
     if metrics.pairs > metrics.samples:
@@ -222,12 +232,25 @@ def _check_sampler(sampler: schema.SamplerConfig, model: ModelConfig) -> None:
         raise ConfigError(f"sampler.{name}", getattr(sampler, name), problem=f"is not possible: {error}") from None
 
 
-def _check_evaluate(task: str, evaluate: schema.EvaluateConfig) -> None:
-    given = {key: value for key, value in asdict(evaluate).items() if value is not None}
-    for key, value in given.items():
-        if task != "evaluate":
+def _check_foreign_network(path: str | None, model: ModelConfig) -> None:
+    if path is None:
+        raise ConfigError("method.path", None, problem=f"must be given with method={schema.FOREIGN}")
+    try:
+        require_fit(path, network_config(model))
+    except ModelError as error:
+        raise ConfigError("method.path", path, problem=f"cannot be used: {error}") from None
+
+
+def _check_evaluate(
+    task: str, evaluate: schema.EvaluateConfig, model: ModelConfig, metrics: schema.MetricsConfig
+) -> None:
+    for key, value in asdict(evaluate).items():
+        if value is not None and task != "evaluate":
             raise ConfigError(f"evaluate.{key}", value, problem="is read by task=evaluate only")
-        raise ConfigError(f"evaluate.{key}", value, problem="cannot be used: images made elsewhere are not built yet")
+    try:
+        check_foreign(evaluate, model, metrics.samples)
+    except ForeignError as error:
+        raise ConfigError(error.key, error.value, problem=error.problem) from None
 
 
 def _model(model: ModelConfig, guidance: float) -> ModelConfig:
@@ -274,7 +297,8 @@ def _method(plain: Mapping[str, Any], unresolved: Any) -> MethodConfig:
     _one_of_keys("method.paper_scope", plain["paper_scope"], schema.PAPER_SCOPE)
     used = str({key: value for key, value in unresolved.items() if key not in METHOD_KEYS})
     for key, default in (("faithful", False), ("path", None), ("calibration", "common")):
-        if plain[key] != default and f"method.{key}}}" not in used:
+        read = f"method.{key}}}" in used or (key, plain["name"]) == ("path", schema.FOREIGN)
+        if plain[key] != default and not read:
             problem = f"changes nothing in method={plain['name']}"
             raise ConfigError(f"method.{key}", plain[key], [default], problem)
     return MethodConfig(

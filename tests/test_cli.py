@@ -20,6 +20,13 @@ ROOT = Path(__file__).parents[1]
 TINY = ("metrics.names=[psnr]", "metrics.pairs=4", "metrics.samples=4", "trainer=cpu")
 
 
+ENTRIES = {
+    "lpips": "extractor=lpips-alex@0 reference=fp@0",
+    "fid": "extractor=inception-clean@0 reference=digits@0",
+    "fd_digits": "extractor=digits@0 reference=digits@0",
+}
+
+
 class Stub(types.ModuleType):
     """Stands in for ``dmqbench.run``: remembers jobs, and publishes results or raises what ``fail`` says."""
 
@@ -37,11 +44,11 @@ class Stub(types.ModuleType):
         result = {
             "dataset": job.dataset.name,
             "metrics": {
-                name: {"n": job.metrics.pairs, "protocol": f"{name}/{METRICS[name]} tool=stub"}
+                name: {"n": job.metrics.pairs, "protocol": f"{name}/{METRICS[name]} tool=stub {ENTRIES.get(name, '')}"}
                 for name in job.metrics.names
-                if name != "lpips"
+                if name != "clip"
             },
-            "unavailable": {name: "not built yet" for name in job.metrics.names if name == "lpips"},
+            "unavailable": {name: "no prompts" for name in job.metrics.names if name == "clip"},
             "config": job.config,
         }
         return store.replace_files("result", planned.result, {"result.json": json.dumps(result)}).path
@@ -102,7 +109,9 @@ def in_a_process(*arguments: str, cwd: Path, **more) -> subprocess.CompletedProc
         (["sampler.stepz=3"], ["sampler.stepz=3", "nearest: sampler.steps"]),
         (["bits.weight=four"], ["bits.weight=four", "nearest: 4"]),
         (["method=dmq"], ["method=dmq", "not built yet"]),
-        (["task=anatomy"], ["task=anatomy", "not built yet"]),
+        (["method=foreign"], ["method.path=null", "must be given"]),
+        (["metrics.inception=tensorflow"], ["metrics.inception=tensorflow", "nearest: legacy_tensorflow"]),
+        (["metrics.weights=nowhere"], ["metrics.weights=nowhere", "not a folder"]),
         (["+sweeps=dmeo"], ["sweeps=dmeo", "nearest: demo"]),
         (["--multrun"], ["--multrun", "nearest: --multirun"]),
         (["--config-name", "x"], ["--config-name=x"]),
@@ -265,10 +274,20 @@ def test_a_job_that_asks_for_more_is_run(stub, more):
     assert len(stub.jobs) == 2
 
 
-def test_a_metric_that_is_not_built_yet_is_not_tried_again(stub):
+def test_a_metric_without_its_weights_is_tried_again(stub):
     for _ in range(2):
-        assert cli.main(["method=rtn", *TINY, "metrics.names=[psnr,lpips]"]) == 0
+        assert cli.main(["method=rtn", *TINY, "metrics.names=[psnr,clip]"]) == 0
+    assert len(stub.jobs) == 2
+
+
+@pytest.mark.parametrize("other", [["metrics.lpips=vgg"], ["dataset.reference=elsewhere"], ["metrics.inception=adm"]])
+def test_a_metric_in_other_features_or_against_other_data_is_measured_anew(stub, other):
+    names = "metrics.names=[psnr,lpips,fid,fd_digits]"
+    for _ in range(2):
+        assert cli.main(["method=rtn", *TINY, names]) == 0
     assert len(stub.jobs) == 1
+    assert cli.main(["method=rtn", *TINY, names, *other]) == 0
+    assert len(stub.jobs) == 2
 
 
 def test_a_damaged_result_is_made_again(stub, tmp_path):
@@ -313,7 +332,7 @@ def test_the_configuration_of_a_job_is_shown_without_torch(tmp_path):
 def test_a_refusal_of_the_real_command(tmp_path):
     done = in_a_process("method=rnt", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "dmqbench: method=rnt is not known; nearest: rtn (allowed: fp, q_diffusion, rtn)\n"
+    assert done.stderr == "dmqbench: method=rnt is not known; nearest: rtn (allowed: foreign, fp, q_diffusion, rtn)\n"
     assert list(tmp_path.iterdir()) == []
 
 

@@ -3,85 +3,12 @@ import json
 import re
 from pathlib import Path
 
-import numpy as np
 import pytest
-from rich.console import Console
-from safetensors.numpy import save_file
+from handmade import Bench, measured
 
 from dmqbench import report
-from dmqbench.eval.protocol import Floor, Measurement, Protocol
-from dmqbench.results import Result, comparable_tables, why_apart
-from dmqbench.store import Store
-
-REFERENCE = "f" * 16
-
-
-def measured(metric: str, value: float | None, half: float = 0.1, higher: bool = True, **changes) -> dict:
-    """A record of ``metric`` as the evaluation writes it."""
-    paired = not metric.startswith("fd")
-    entries = {"version": 1, "tool": "dmqbench", "rounding": "uint8", "n": 256 if paired else 512, "seed": 0}
-    entries |= {"sampler": "ddim", "timesteps": tuple(range(20)), "eta": 0.0, "guidance": 1.0, "chunk": 32}
-    protocol = Protocol(metric=metric, engine="simulate", reference="fp", **entries | changes)
-    floor = Floor("numerical", 92.13, 256) if paired else Floor("other_seed", 0.6125, 512)
-    interval = None if value is None else (value - half, value + half)
-    return Measurement(value, interval, protocol.n, protocol.id, value is None, higher, floor).to_json()
-
-
-class Bench:
-    """A run store that is filled by hand."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.store = Store(root)
-        self.count = 0
-        self.samples(REFERENCE, 0)
-
-    def publish(self, kind: str, id: str, files: dict[str, dict | str]) -> Path:
-        folder = self.store.work(id)
-        for name, content in files.items():
-            if isinstance(content, str):
-                (folder / name).write_text(content)
-            else:
-                save_file(content, folder / name)
-        return self.store.publish(kind, id, folder, {}).path
-
-    def samples(self, id: str, error: int) -> None:
-        images = (np.arange(4 * 64).reshape(4, 1, 8, 8) % 200 + error).astype(np.uint8)
-        chunk = {"images": images, "state": images.astype(np.float32)}
-        self.publish("samples", id, {"chunk_00000.safetensors": chunk})
-
-    def job(self, method: str, bits: str, psnr: float | None, fd: float = 1.0, **changes) -> Path:
-        """Publish one result; protocol entries in ``protocol``, other keys replace those of the record."""
-        self.count += 1
-        id = f"{self.count:016x}"
-        scope = None if method == "fp" else changes.get("scope", "common")
-        entries = {"scope": scope} | changes.pop("protocol", {})
-        per_image = changes.pop("per_image", None)
-        if method != "fp":
-            self.samples(id, 5)
-        record = {
-            "job_id": id, "method": method, "model": "digits", "bits": bits, "scope": "common",
-            "ranges": "method", "dataset": "digits", "seed": 0, "config": {}, "unavailable": {},
-            "environment": {}, "embedded": True,
-            "metrics": {
-                "psnr": measured("psnr", psnr, **entries),
-                "fd_digits": measured("fd_digits", fd, 0.2, higher=False, **entries),
-            },
-            "cost": {"size_mib": {"all_layers": 1.0625, "packed": None}, "simulated": method != "fp"},
-            "timing": {"calibrate_s": 240.0},
-            "samples": {"fp": REFERENCE, "quantized": REFERENCE if method == "fp" else id},
-        } | changes  # fmt: skip
-        values = json.dumps({"psnr": per_image or [psnr] * 3})
-        return self.publish("result", id, {"result.json": json.dumps(record), "per_image.json": values})
-
-    def results(self) -> list[Result]:
-        return report.load_results(self.root)
-
-    def shown(self, width: int = 140) -> str:
-        console = Console(width=width, color_system=None, force_terminal=False)
-        with console.capture() as captured:
-            report.print_results(self.root, console)
-        return captured.get()
+from dmqbench.planning import check, sweep_jobs
+from dmqbench.results import comparable_tables, why_apart
 
 
 @pytest.fixture
@@ -227,19 +154,19 @@ def test_the_command_prints_the_table_and_says_where_the_picture_lies(filled, ca
     assert report.main([]) == 0
     out = capsys.readouterr().out
     assert "q_diffusion" in out
-    assert out.splitlines()[-1] == f"picture: {filled.root / 'report.png'}"
-    assert (filled.root / "report.png").stat().st_size > 1000
+    page, picture = filled.root / "report.html", filled.root / "report.png"
+    assert out.splitlines()[-2:] == [f"page: {page}", f"picture: {picture}"]
+    assert picture.stat().st_size > 1000
+    assert "q_diffusion" in page.read_text()
 
 
-@pytest.mark.parametrize("form", ["table", "md", "json", "csv"])
+@pytest.mark.parametrize("form", ["table", "md", "json", "csv", "latex", "html"])
 def test_the_command_writes_a_file_with_the_picture_beside_it(filled, form, tmp_path, capsys):
     target = tmp_path / f"out.{form}"
     assert report.main([str(filled.root), "--format", form, "--out", str(target)]) == 0
     assert "33.05" in target.read_text()
-    assert capsys.readouterr().out.splitlines() == [
-        f"report: {target}",
-        f"picture: {target.with_suffix('.png')}",
-    ]
+    said = [f"report: {target}", f"page: {target.with_suffix('.html')}", f"picture: {target.with_suffix('.png')}"]
+    assert capsys.readouterr().out.splitlines() == [line for line in said if form != "html" or "page" not in line]
     assert target.with_suffix(".png").exists()
 
 
@@ -247,7 +174,7 @@ def test_data_on_standard_output_is_not_mixed_with_messages(filled, capsys):
     assert report.main([str(filled.root), "--format", "json"]) == 0
     captured = capsys.readouterr()
     assert len(json.loads(captured.out)) == 5
-    assert captured.err.startswith("picture: ")
+    assert [line.partition(":")[0] for line in captured.err.splitlines()] == ["page", "picture"]
 
 
 def test_an_empty_store_is_refused_in_one_line(tmp_path, capsys):
@@ -265,3 +192,160 @@ def test_a_store_without_samples_still_gives_the_table(filled, capsys):
     captured = capsys.readouterr()
     assert "q_diffusion" in captured.out
     assert "no picture of digits: the store holds no samples" in captured.err
+
+
+def test_names_from_a_store_command_neither_terminal_nor_markdown(bench):
+    bench.job("foreign", "w4a6", 30.0, name="\x1b[2J|[red]<b>")
+    shown = bench.shown()
+    assert "\x1b" not in shown and "[red]<b>" in shown
+    row = next(line for line in report.as_markdown(bench.results()).splitlines() if "[red]" in line)
+    assert "<b>" not in row and "\\|" in row
+
+
+def test_several_seeds_have_a_line_with_their_mean(bench):
+    for seed, psnr in enumerate((30.0, 31.0, 33.5)):
+        bench.job("rtn", "w4a6", psnr, 4.0, seed=seed)
+    bench.job("rtn", "w8a8", 50.0)
+    rows = [line.split("|")[1:-1] for line in report.as_markdown(bench.results()).splitlines() if "seeds |" in line]
+    [row] = [[cell.strip() for cell in row] for row in rows]
+    assert row[:3] == ["rtn", "w4a6", "3 seeds"]
+    # Mean 31.5, standard deviation 1.8028, and Student's quantile 4.3027 with two degrees of freedom.
+    assert row[4] == f"31.50±{4.3027 * 1.8028 / 3**0.5:.1f}"
+    assert row[5] == "4.000", "equal in every seed"
+
+
+def test_the_mean_is_over_seeds_and_not_over_other_settings(bench):
+    bench.job("rtn", "w4a6", 30.0, config={"method": {"candidates": 80}})
+    bench.job("rtn", "w4a6", 33.0, seed=1, config={"method": {"candidates": 10}})
+    assert "seeds" not in bench.shown()
+
+
+def foreign(bench: Bench, **changes) -> None:
+    unknown = {"sampler": None, "timesteps": (), "eta": None, "guidance": None, "chunk": None, "engine": None}
+    bench.job(
+        "foreign", changes.pop("bits", "w4a6"), 31.0, name="their model", scope="unknown", **changes,
+        protocol={**unknown, "scope": None, "unknown": (*unknown, "scope")},
+    )  # fmt: skip
+
+
+def test_a_row_made_elsewhere_says_what_is_unknown(filled):
+    foreign(filled, declared=["bits"])
+    [table] = comparable_tables(filled.results())
+    assert [row.label for row in table.rows].count("their model") == 1
+    text = " ".join(filled.shown().split())
+    assert "w4a6†" in text and "as its author declares" in text
+    assert re.search(r"their model: made elsewhere; unknown .*: .*sampler.*steps", text)
+    assert "sampler ddim, steps 20" in text
+    assert json.loads(report.as_json(filled.results()))[-1]["label"] != "foreign"
+
+
+def test_unknown_bits_carry_no_mark(filled):
+    foreign(filled, bits="unknown")
+    shown = filled.shown()
+    assert "unknown" in shown and "†" not in shown
+
+
+def test_metrics_of_stand_ins_never_reach_a_table(bench):
+    bench.job("rtn", "w4a6", 30.0, metrics={"stand-in-fid": measured("stand-in-fid", 7.77)})
+    results = bench.results()
+    for text in (bench.shown(), report.as_json(results), report.as_csv(results), report.as_latex(results)):
+        assert "stand-in" not in text and "7.77" not in text
+
+
+@pytest.fixture
+def rivals(bench: Bench) -> Bench:
+    """Images on which dmq is better than rtn by 1 ± a little, and q_diffusion no better."""
+    base, n = [30 + index % 7 for index in range(64)], {"n": 64}
+    better = [value + 1 + 0.1 * (index % 3) for index, value in enumerate(base)]
+    other = [value + (-1) ** index for index, value in enumerate(base)]
+    for method, values in (("rtn", base), ("dmq", better), ("q_diffusion", other)):
+        bench.job(method, "w4a6", sum(values) / 64, per_image=values, protocol=n)
+    return bench
+
+
+def test_differences_against_a_method_have_verdicts(rivals, capsys):
+    assert report.main([str(rivals.root), "--against", "rtn"]) == 0
+    out = capsys.readouterr().out
+    assert "against rtn" in out
+    assert re.search(r"dmq\s+w4a6\s+0\s+psnr\s+\+1\.\d+.*better", out)
+    assert re.search(r"q_diffusion\s+w4a6\s+0\s+psnr.*cannot tell", out)
+
+
+def test_differences_are_in_every_format(rivals):
+    results = rivals.results()
+    row = next(row for row in json.loads(report.as_json(results, "rtn")) if row["method"] == "dmq")
+    found = {entry["metric"]: entry for entry in row["against"]["differences"]}["psnr"]
+    assert found["verdict"] == "better" and found["ci95"][0] > 0 and found["n"] == 64
+    line = next(line for line in csv.DictReader(report.as_csv(results, "rtn").splitlines()) if line["method"] == "dmq")
+    assert float(line["psnr_difference"]) == found["difference"] and line["psnr_verdict"] == "better"
+    assert "against rtn" in report.as_markdown(results, "rtn") and "against rtn" in report.as_latex(results, "rtn")
+
+
+def test_a_method_that_is_not_there_is_refused_in_one_line(filled, capsys):
+    assert report.main([str(filled.root), "--against", "gptq"]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "gptq" in err and "q_diffusion" in err
+
+
+def test_a_sweep_shows_its_results_alone_and_names_what_is_missing(bench, capsys):
+    jobs = [check(overrides) for overrides in sweep_jobs("demo")]
+    done = [job for job in jobs if job.job.method.name == "rtn"]
+    for job in done:
+        bench.job("rtn", job.job.bits.name, 30.0, id=job.result)
+    bench.job("rtn", "w2a4", 12.0)
+    assert report.main([str(bench.root), "--sweep", "demo"]) == 0
+    out = capsys.readouterr().out
+    assert "w2a4" not in out and "w3a6" in out
+    [missing] = [line for line in out.splitlines() if line.startswith("sweep demo: ")]
+    assert f"{len(jobs) - len(done)} of {len(jobs)} jobs" in missing
+    assert "q_diffusion w4a6" in missing and missing.endswith(f"dmqbench +sweeps=demo store.root={bench.root}")
+
+
+def test_a_sweep_is_found_by_the_overrides_it_was_run_with(bench, capsys):
+    job = check(["model=digits", "method=fp", "sampler.steps=7"])
+    bench.job("fp", "w32a32", None, id=job.result)
+    assert report.main([str(bench.root), "--sweep", "demo", "sampler.steps=7"]) == 0
+    assert "identical" in capsys.readouterr().out
+    assert report.main([str(bench.root), "--sweep", "demo"]) == 2
+    assert "5 of 5 jobs have no result" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["nothing"], ["demo", "runs"], ["demo", "sampler.stepz=3"]])
+def test_a_wrong_sweep_is_refused_in_one_line(filled, words, capsys):
+    assert report.main([str(filled.root), "--sweep", *words]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and words[-1].partition("=")[0] in err
+
+
+def test_damaged_samples_cost_the_picture_and_nothing_else(filled, capsys):
+    for chunk in (filled.root / "samples").glob("*/*.safetensors"):
+        chunk.write_bytes(b"nonsense")
+    assert report.main([str(filled.root)]) == 0
+    captured = capsys.readouterr()
+    assert "q_diffusion" in captured.out and "no picture of digits" in captured.err
+    assert (filled.root / "report.html").exists()
+
+
+def test_push_sends_the_dashboards_after_the_report(filled, monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr("dmqbench.dashboards.push", lambda root, console: asked.append(root) or 1)
+    assert report.main([str(filled.root), "--push"]) == 1, "its exit status is the command's"
+    assert asked == [filled.root]
+    assert "q_diffusion" in capsys.readouterr().out
+    assert report.main([str(filled.root)]) == 0 and len(asked) == 1
+
+
+def test_a_picture_of_many_results_shows_the_first(filled, monkeypatch, capsys):
+    monkeypatch.setattr(report, "_PICTURE_ROWS", 2)
+    assert report.main([str(filled.root)]) == 0
+    assert "shows the first 2 of 5 results" in capsys.readouterr().err
+
+
+def test_a_store_that_cannot_be_written_still_gives_the_table(filled, monkeypatch, capsys):
+    def refuse(path, data):
+        raise PermissionError(f"cannot write {path}")
+
+    monkeypatch.setattr("dmqbench.page.document.save_atomic", refuse)
+    assert report.main([str(filled.root)]) == 0
+    captured = capsys.readouterr()
+    assert "q_diffusion" in captured.out and "no page: cannot write" in captured.err

@@ -1,159 +1,27 @@
 import json
 import logging
-import os
 import subprocess
 import sys
-import textwrap
+import threading
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from loopback import KEY, serving, silence
+from processes import in_fresh_process
+from wandbfile import read_run
 
-import dmqbench
-from dmqbench.tracking import Record, Tracker, read_record, redact, resolve_mode
+from dmqbench.record import Record, curve, read_record
+from dmqbench.tracking import TABLE_ROWS, Tracker, resolve_mode, within
 
 JOB = "0123456789abcdef"
-REPOSITORY = str(Path(dmqbench.__file__).parents[1])
 
 
 @pytest.fixture
 def record(tmp_path):
     with Record.of_job(tmp_path, JOB) as opened:
         yield opened
-
-
-def in_fresh_process(code: str, *arguments: object) -> subprocess.CompletedProcess:
-    """Run ``code`` where no key, netrc file or wandb setting of this machine is seen."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB", "NETRC"))}
-    environment |= {"PYTHONPATH": REPOSITORY, "HOME": "/nonexistent"}
-    return subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-
-
-def test_events_are_read_back_in_order(tmp_path, record):
-    assert read_record(record.path) == [] and not record.path.exists()
-    record.log("unit", step=0, loss=0.5, name="mid_block")
-    record.log("finished", seconds=2)
-    assert record.path == tmp_path / "records" / f"{JOB}.jsonl"
-    first, second = read_record(record.path)
-    assert first.pop("time") <= second.pop("time")
-    assert first == {"job": JOB, "event": "unit", "step": 0, "loss": 0.5, "name": "mid_block"}
-    assert second == {"job": JOB, "event": "finished", "step": None, "seconds": 2}
-
-
-def test_every_line_is_strict_json_whatever_the_values(record):
-    scalar = SimpleNamespace(tolist=lambda: 2.5)
-    values = {"nan": float("nan"), "low": -float("inf"), "path": Path("a/b"), "tensor": scalar, "set": {1}}
-    record.log("unit", **values, nested={1: (float("inf"), None, True)}, text="line\nbreak \u2028")
-
-    def refuse(name):
-        raise ValueError(name)
-
-    (line,) = record.path.read_bytes().splitlines()
-    event = json.loads(line, parse_constant=refuse)
-    assert (event["nan"], event["low"], event["path"], event["tensor"]) == ("nan", "-inf", "a/b", 2.5)
-    assert event["set"] == [1] and event["nested"] == {"1": ["inf", None, True]}
-    assert event["text"] == "line\nbreak \u2028"
-
-
-def test_values_cannot_pose_as_the_frame(record):
-    with pytest.raises(ValueError, match="job, time"):
-        record.log("unit", **{"time": 0, "job": "other"})
-    assert not record.path.exists()
-
-
-@pytest.mark.parametrize("name", ["../x", "", "a/b"])
-def test_the_job_cannot_name_a_file_elsewhere(tmp_path, name):
-    with pytest.raises(ValueError):
-        Record.of_job(tmp_path, name)
-
-
-@given(st.integers(1, 200))
-def test_a_torn_line_costs_only_itself(tmp_path_factory, cut):
-    path = tmp_path_factory.mktemp("torn") / "job.jsonl"
-    with Record(path, JOB) as record:
-        record.log("whole", step=1)
-        whole = path.stat().st_size
-        record.log("torn", step=2, text="x" * 150)
-    os.truncate(path, min(whole + cut, path.stat().st_size - 2))
-    assert [event["event"] for event in read_record(path)] == ["whole"]
-    with Record(path, JOB) as again:
-        again.log("after", step=2)
-    assert [event["event"] for event in read_record(path)] == ["whole", "after"]
-
-
-def test_a_killed_process_leaves_every_event_it_logged(tmp_path):
-    killed = in_fresh_process(
-        """
-        import os, signal, sys
-        from pathlib import Path
-        from dmqbench.tracking import Record
-        record = Record(Path(sys.argv[1]), "job")
-        for step in range(100):
-            record.log("unit", step=step)
-        os.kill(os.getpid(), signal.SIGKILL)
-        """,
-        tmp_path / "job.jsonl",
-    )
-    assert killed.returncode == -9
-    assert [event["step"] for event in read_record(tmp_path / "job.jsonl")] == list(range(100))
-
-
-def test_two_processes_can_write_one_record(tmp_path):
-    code = """
-        import sys
-        from pathlib import Path
-        from dmqbench.tracking import Record
-        record = Record(Path(sys.argv[1]), "job")
-        for step in range(300):
-            record.log(sys.argv[2], step=step, text="x" * 2000)
-        """
-    first = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(code), str(tmp_path / "job.jsonl"), "one"],
-        env={**os.environ, "PYTHONPATH": REPOSITORY},
-    )
-    assert in_fresh_process(code, tmp_path / "job.jsonl", "two").returncode == 0
-    assert first.wait(60) == 0
-    events = read_record(tmp_path / "job.jsonl")
-    for writer in ("one", "two"):
-        assert [event["step"] for event in events if event["event"] == writer] == list(range(300))
-
-
-SECRETS = {
-    "WANDB_API_KEY": "s3cret-0",
-    "hf_token": "s3cret-1",
-    "accessToken": "s3cret-2",
-    "password": "s3cret-3",
-    "db-password": "s3cret-4",
-    "client_secret": "s3cret-5",
-    "AWS_SECRET_ACCESS_KEY": "s3cret-6",
-    "apikey": "s3cret-7",
-    "credentials": {"user": "s3cret-8"},
-    "url": "https://someone:s3cret-9@host/path?a=b",
-    "nested": [{"key": ["s3cret-10"]}, ("git+ssh://s3cret-11@host/x",)],
-}
-HARMLESS = {
-    "tokenizer": "clip",
-    "max_tokens": 77,
-    "keyframes": 3,
-    "monkey": "ape",
-    "url": "https://host/a@b",
-    "mail": "x@y",
-}
-
-
-def test_secrets_are_redacted_and_nothing_else(record):
-    record.log("config", config=SECRETS, **{"token": "s3cret-12"})
-    assert "s3cret" not in json.dumps(redact(SECRETS)) and "s3cret" not in record.path.read_text()
-    assert redact(SECRETS)["url"] == "https://***@host/path?a=b"
-    assert redact(HARMLESS) == HARMLESS
 
 
 NETRC = "machine api.wandb.ai login user password {}\n".format("0" * 40)
@@ -199,14 +67,24 @@ class FakeWandb:
     """Stands in for the wandb module; ``broken`` names the calls that raise."""
 
     Settings = staticmethod(dict)
-    Image = staticmethod(lambda path, caption: path)
+    Image = staticmethod(lambda path, caption: (Path(path).name, caption))
+    Table = staticmethod(lambda columns, data: (columns, data))
+    Histogram = staticmethod(lambda np_histogram: np_histogram)
 
     def __init__(self, *broken: str) -> None:
         self.broken = set(broken)
+        self.logins = 0
         self.runs: list[FakeRun] = []
 
+    def setup(self, settings):
+        """Nothing to set up."""
+
+    def login(self, verify):
+        self.logins += 1
+        self.fail_if_broken("login")
+
     def init(self, **arguments):
-        self.fail_if_broken(f"init {arguments['mode']}")
+        self.fail_if_broken("init")
         self.runs.append(FakeRun(self, arguments))
         return self.runs[-1]
 
@@ -218,6 +96,7 @@ class FakeWandb:
 class FakeRun:
     url = "https://tracker/run"
     dir = "/runs/wandb/run-1/files"
+    starting_step = 0
 
     def __init__(self, wandb: FakeWandb, arguments: dict) -> None:
         self.wandb, self.arguments = wandb, arguments
@@ -225,13 +104,19 @@ class FakeRun:
         self.axes: list[tuple[str, str]] = []
         self.exit_codes: list[int] = []
         self.summary: dict = {}
+        self.pending = 0
 
     def define_metric(self, name, step_metric):
         self.axes.append((name, step_metric))
 
-    def log(self, values):
+    def log(self, values, step, commit):
         self.wandb.fail_if_broken("log")
+        assert step == len(self.history) and commit
         self.history.append(values)
+
+    def status(self):
+        self.pending -= 1
+        return SimpleNamespace(sync_items_pending=max(0, self.pending))
 
     def finish(self, exit_code):
         self.exit_codes.append(exit_code)
@@ -246,6 +131,7 @@ def wandb(monkeypatch):
         return fake
 
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setattr(Tracker, "_offline_until", 0.0)
     return install
 
 
@@ -256,12 +142,14 @@ def tracker(record: Record, mode: str = "offline", **named) -> Tracker:
 def test_events_are_mirrored_over_their_own_step(record, wandb):
     fake = wandb()
     record.log("before", loss=0)
-    with tracker(record, tags=("rtn", "digits", "w4a8"), config={"bits": {"weight": 4}, "api_key": "s3cret"}) as run:
+    config = {"bits": {"weight": 4}, "api_key": "s3cret"}
+    with tracker(record, tags=("rtn", "digits", "w4a8"), config=config, ids={"result": JOB}) as run:
         record.log("unit", step=0, loss=2.0, name="text")
         record.log("unit", step=1, loss=1.0)
         record.log("timing", seconds=3)
         record.log("note", text="no number")
-        run.summarize({"psnr": 31.0})
+        record.log("curve", **curve("loss/stage", "iteration", [0, 9], {"mid": [2.0, 1.0]}))
+        run.summarize({"metrics": {"psnr": {"value": 31.0}}})
         assert run.location == "/runs/wandb/run-1"
     record.log("after", loss=0)
     (made,) = fake.runs
@@ -270,7 +158,7 @@ def test_events_are_mirrored_over_their_own_step(record, wandb):
         "group": JOB,
         "job_type": "calibration",
         "tags": ("rtn", "digits", "w4a8"),
-        "config": {"bits": {"weight": 4}, "api_key": "***"},
+        "config": {"bits": {"weight": 4}, "api_key": "***", "ids": {"result": JOB}},
         "dir": str(record.path.parents[1]),
         "reinit": "create_new",
     }
@@ -279,11 +167,92 @@ def test_events_are_mirrored_over_their_own_step(record, wandb):
         {"unit/loss": 2.0, "unit/step": 0},
         {"unit/loss": 1.0, "unit/step": 1},
         {"timing/seconds": 3},
+        {"loss/stage/mid": 2.0, "loss/stage/iteration": 0},
+        {"loss/stage/mid": 1.0, "loss/stage/iteration": 9},
     ]
-    assert made.axes == [("unit/*", "unit/step")] and made.exit_codes == [0] and made.summary == {"psnr": 31.0}
-    assert [event["event"] for event in read_record(record.path)] == [
-        *("before", "unit", "unit", "timing", "note", "after")
-    ]
+    assert made.axes == [("unit/*", "unit/step"), ("loss/stage/*", "loss/stage/iteration")]
+    assert made.exit_codes == [0] and made.summary == {"metrics/psnr/value": 31.0}
+    events = [(event["event"], event["part"]) for event in read_record(record.path)]
+    inside = ("unit", "unit", "timing", "note", "curve", "summary", "end")
+    assert events == [("before", None), *((event, "calibration") for event in inside), ("after", None)]
+
+
+def test_a_job_that_goes_on_mirrors_what_its_part_recorded_before(record, wandb):
+    with tracker(record, "disabled"):
+        record.log("unit", step=0, loss=2.0)
+    fake = wandb()
+    with tracker(record):
+        record.log("unit", step=1, loss=1.0)
+    assert [row["unit/loss"] for row in fake.runs[0].history] == [2.0, 1.0]
+
+
+def test_rows_that_a_resumed_run_has_are_not_sent_again(record, wandb, monkeypatch):
+    fake = wandb()
+    monkeypatch.setattr(FakeRun, "starting_step", 2)
+    monkeypatch.setattr(FakeRun, "log", lambda self, values, step, commit: self.history.append({step: values}))
+    with tracker(record, "online"):
+        for step in range(4):
+            record.log("unit", step=step, loss=1.0)
+    assert [next(iter(row)) for row in fake.runs[0].history] == [2, 3]
+    assert fake.runs[0].arguments["resume"] == "allow"
+
+
+def test_pictures_tables_and_distributions(record, wandb, tmp_path):
+    fake = wandb()
+    picture = tmp_path / "result" / "grid.png"
+    picture.parent.mkdir()
+    picture.write_bytes(b"png")
+    with tracker(record) as run:
+        run.image("grid", picture, "FP | quantized | difference")
+        run.per_image({"psnr": [30.0, None, 31.0, 32.0], "ssim": [0.5, 0.25]})
+        run.table("long", ["index"], [[index] for index in range(TABLE_ROWS + 5)])
+        run.histogram("empty", [None, float("nan")])
+    history = {name: value for row in fake.runs[0].history for name, value in row.items()}
+    assert history["grid"] == ("grid.png", "FP | quantized | difference")
+    rows = [[0, 30.0, 0.5], [1, None, 0.25], [2, 31.0, None], [3, 32.0, None]]
+    assert history["per_image"] == (["index", "psnr", "ssim"], rows)
+    counts, edges = history["per_image/psnr"]
+    assert sum(counts) == 3 and (edges[0], edges[-1]) == (30.0, 32.0) and len(edges) == len(counts) + 1
+    assert len(history["long"][1]) == TABLE_ROWS and "empty" not in history
+    (image,) = [event for event in read_record(record.path) if event["event"] == "image"]
+    assert image["path"] == "result/grid.png"
+
+
+DIAGNOSIS = {
+    "steps": {
+        "local": [0.1, 0.2],
+        "injected": [0.01, 0.02],
+        "accumulated": [0.0, 0.1, 0.3],
+        "shift": [0.0, 0.0, 0.1],
+    },
+    "proxies": {"layer_error": -2.0, "injected_error": None, "accumulated_error": -0.5},
+}
+
+
+def test_the_error_over_the_steps_is_a_chart(record, wandb):
+    fake = wandb()
+    with tracker(record) as run:
+        run.diagnosis(DIAGNOSIS)
+    (made,) = fake.runs
+    assert [row["error/accumulated"] for row in made.history] == [0.0, 0.1, 0.3]
+    assert [row["error/call"] for row in made.history] == [0, 1, 2] and "error/local" not in made.history[2]
+    assert made.axes == [("error/*", "error/call")]
+    assert made.summary == {"proxies/layer_error": -2.0, "proxies/accumulated_error": -0.5}
+
+
+@pytest.mark.parametrize("place", ["../outside.png", "link.png", "text.txt", "absent.png"])
+def test_a_picture_outside_the_store_is_never_uploaded(tmp_path, wandb, caplog, place):
+    fake = wandb()
+    store = tmp_path / "store"
+    (store / "records").mkdir(parents=True)
+    for name in ("outside.png", "store/text.txt"):
+        (tmp_path / name).write_bytes(b"private")
+    (store / "link.png").symlink_to(tmp_path / "outside.png")
+    with Record.of_job(store, JOB) as record, tracker(record) as run:
+        run.image("grid", store / place)
+        record.log("unit", loss=1.0)
+    assert fake.runs[0].history == [{}, {"unit/loss": 1.0}]
+    assert [entry.levelname for entry in caplog.records] == ["WARNING"]
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit])
@@ -294,9 +263,20 @@ def test_a_failed_job_closes_its_run_as_failed(record, wandb, error):
     assert fake.runs[0].exit_codes == [1]
     record.log("after", loss=0)
     assert fake.runs[0].history == []
+    assert read_record(record.path)[0]["exit_code"] == 1
 
 
-@pytest.mark.parametrize("broken", ["init offline", "log", "finish"])
+@pytest.mark.parametrize("failed", [True, False])
+def test_only_a_job_that_is_done_waits_for_uploads(record, wandb, failed):
+    fake = wandb()
+    with pytest.raises(KeyboardInterrupt) if failed else nullcontext(), tracker(record, "online"):
+        fake.runs[0].pending = 3
+        if failed:
+            raise KeyboardInterrupt
+    assert fake.runs[0].pending == (3 if failed else 0)
+
+
+@pytest.mark.parametrize("broken", ["init", "log", "finish"])
 def test_a_dead_tracker_is_one_warning_and_the_job_goes_on(record, wandb, caplog, broken):
     fake = wandb(broken)
     with tracker(record) as run:
@@ -304,9 +284,11 @@ def test_a_dead_tracker_is_one_warning_and_the_job_goes_on(record, wandb, caplog
             record.log("unit", step=step, loss=1.0)
         run.image("grid", Path("missing.png"))
         run.summarize({"psnr": 1.0})
-    (warning,) = [entry.getMessage() for entry in caplog.records if entry.levelno >= logging.WARNING]
+    warnings = [entry.getMessage() for entry in caplog.records if entry.levelno >= logging.WARNING]
+    (warning,) = [line for line in warnings if line.startswith("wandb failed")]
     assert broken in warning and "\n" not in warning and "s3cret" not in warning
-    assert [event["step"] for event in read_record(record.path)] == [0, 1, 2]
+    events = [event["event"] for event in read_record(record.path)]
+    assert events == ["unit", "unit", "unit", "image", "summary", "end"]
     assert all(len(made.exit_codes) == 1 for made in fake.runs)
 
 
@@ -314,16 +296,19 @@ def test_without_the_package_the_job_goes_on(record, monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with tracker(record):
         record.log("unit", step=0, loss=1.0)
-    assert len(caplog.records) == 1 and len(read_record(record.path)) == 1
+    assert len(caplog.records) == 1 and [event["event"] for event in read_record(record.path)] == ["unit", "end"]
 
 
 def test_unreachable_online_falls_back_to_offline(record, wandb, caplog):
-    fake = wandb("init online")
-    with tracker(record, "auto") as run:
-        assert run.mode == "offline"
-        record.log("unit", step=0, loss=1.0)
-    assert [made.arguments["mode"] for made in fake.runs] == ["offline"] and len(fake.runs[0].history) == 1
-    assert [entry.levelname for entry in caplog.records if entry.levelno >= logging.WARNING] == ["WARNING"]
+    fake = wandb("login")
+    for part in ("calibration", "evaluation"):
+        with Tracker(record, part, mode="auto", directory=record.path.parents[1]) as run:
+            assert run.mode == "offline"
+            record.log("unit", step=0, loss=1.0)
+    assert [made.arguments["mode"] for made in fake.runs] == ["offline", "offline"] and fake.logins == 1
+    assert [len(made.history) for made in fake.runs] == [1, 1]
+    (warning,) = [entry.getMessage() for entry in caplog.records if entry.levelno >= logging.WARNING]
+    assert "recording offline" in warning and "s3cret" not in warning
 
 
 def test_online_without_a_key_does_not_ask_for_one(record, wandb, monkeypatch, tmp_path):
@@ -332,7 +317,17 @@ def test_online_without_a_key_does_not_ask_for_one(record, wandb, monkeypatch, t
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
     with tracker(record, "online"):
         pass
-    assert [made.arguments["mode"] for made in fake.runs] == ["offline"]
+    assert [made.arguments["mode"] for made in fake.runs] == ["offline"] and fake.logins == 0
+
+
+def test_what_does_not_come_back_is_left_alone():
+    assert within(5, lambda: 7) == 7
+    with pytest.raises(ZeroDivisionError):
+        within(5, lambda: 1 / 0)
+    never = threading.Event()
+    with pytest.raises(TimeoutError, match=r"no answer within 0\.05 s"):
+        within(0.05, never.wait)
+    never.set()
 
 
 def test_disabled_does_not_import_wandb(tmp_path):
@@ -340,12 +335,13 @@ def test_disabled_does_not_import_wandb(tmp_path):
         """
         import sys
         from pathlib import Path
-        from dmqbench.tracking import Record, Tracker
+        from dmqbench.record import Record
+        from dmqbench.tracking import Tracker
         with Record.of_job(Path(sys.argv[1]), "job") as record:
             with Tracker(record, "evaluation", mode="disabled", directory=Path(sys.argv[1])) as tracker:
                 record.log("unit", step=0, loss=1.0)
                 tracker.summarize({"psnr": 1.0})
-                tracker.image("grid", Path("missing.png"))
+                tracker.image("grid", Path(sys.argv[1]) / "missing.png")
         assert "wandb" not in sys.modules and "torch" not in sys.modules
         """,
         tmp_path,
@@ -357,7 +353,8 @@ def test_disabled_does_not_import_wandb(tmp_path):
 OFFLINE_RUNS = """
     import sys
     from pathlib import Path
-    from dmqbench.tracking import Record, Tracker
+    from dmqbench.record import Record
+    from dmqbench.tracking import Tracker
     from PIL import Image
     root = Path(sys.argv[1])
     Image.new("RGB", (4, 4)).save(root / "grid.png")
@@ -409,3 +406,54 @@ def test_offline_runs_of_one_process_are_recorded_finished_and_apart(tmp_path):
     assert Path(done.stdout).is_dir() and Path(done.stdout).parent == tmp_path / "wandb"
     assert not any(b"s3cret" in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
     assert any(JOB.encode() in path.read_bytes() for path in tmp_path.rglob("*.wandb"))
+
+
+@contextmanager
+def an_expired_key():
+    with serving(refusing=True) as server:
+        yield {"WANDB_BASE_URL": server.address}
+
+
+@contextmanager
+def a_server_that_hangs():
+    with silence() as address:
+        yield {"WANDB_BASE_URL": address}
+
+
+@contextmanager
+def a_proxy_that_hangs():
+    with silence() as address:
+        yield {"HTTPS_PROXY": address, "HTTP_PROXY": address}
+
+
+def a_server_that_is_not_there():
+    return nullcontext({"WANDB_BASE_URL": "http://127.0.0.1:9"})
+
+
+JOB_OF_TWO_PARTS = """
+    import sys
+    from pathlib import Path
+    from dmqbench.cli import show_warnings
+    from dmqbench.record import Record
+    from dmqbench.tracking import Tracker
+    show_warnings()
+    with Record.of_job(Path(sys.argv[1]), "0123456789abcdef") as record:
+        for part in ("calibration", "evaluation"):
+            with Tracker(record, part, mode="auto", directory=Path(sys.argv[1])):
+                record.log("unit", step=0, loss=0.5)
+    """
+
+
+@pytest.mark.parametrize(
+    "trouble", [an_expired_key, a_server_that_hangs, a_proxy_that_hangs, a_server_that_is_not_there]
+)
+def test_whatever_keeps_wandb_away_the_job_records_offline(tmp_path, trouble):
+    with trouble() as environment:
+        key = {"WANDB_API_KEY": KEY, "WANDB_HTTP_TIMEOUT": "2"}
+        done = in_fresh_process(JOB_OF_TWO_PARTS, tmp_path, **key, **environment)
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("dmqbench: wandb failed (AuthenticationError") and "recording offline" in line
+    runs = {folder.name.rpartition("-")[2]: read_run(folder) for folder in tmp_path.glob("wandb/offline-run-*")}
+    assert {part: run.values("unit/loss") for part, run in runs.items()} == {"calibration": [0.5], "evaluation": [0.5]}
+    assert not any(KEY.encode() in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())

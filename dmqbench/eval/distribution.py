@@ -1,22 +1,25 @@
-"""Fréchet distances between sets of features: ``fd_<extractor>`` and ``fd2fp32_<extractor>``, never FID.
+"""Fréchet distances between sets of features: the arithmetic of ``fid``, ``sfid``, ``fid2fp32`` and ``fd_<extractor>``.
 
 The plug-in estimate depends on n (it grows as n falls), so n is part of its protocol and its interval covers
 the expectation of the estimate at this n. A naive bootstrap would not even contain the estimate.
 """
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from dmqbench.eval.protocol import Measurement, MetricUnavailable, Protocol
-from dmqbench.eval.statistics import Interval, jackknife
-from dmqbench.images import require_images, to_signed
+from dmqbench.eval.estimate import Estimate
+from dmqbench.eval.protocol import MetricUnavailable
+from dmqbench.eval.statistics import GROUPS, Interval, Replicated, even_groups, group_edges, jackknife
 
-GROUPS = 32
-_IMAGES_AT_ONCE = 64
+_LEAST = 8
+_WIDE = 256
+_GROUPS_WHERE_WIDE = 16
+"""A decomposition of 2048 dimensions takes seconds, and half the groups make an interval only 4 % longer."""
 
 
 class TooFewSamples(MetricUnavailable):
@@ -27,20 +30,6 @@ class TooFewSamples(MetricUnavailable):
         self.n, self.needed = n, needed
 
 
-@dataclass(frozen=True)
-class Extractor:
-    """A frozen feature network: ``features`` maps float32 images [N, C, H, W] in [-1, 1] to [N, d].
-
-    ``hash`` is that of its weights; ``resize`` is what it does to the images first, both part of the
-    protocol.
-    """
-
-    name: str
-    hash: str
-    features: Callable[[Tensor], Tensor]
-    resize: str = "none"
-
-
 class Gaussian(NamedTuple):
     """Mean [d] and covariance [d, d], float64."""
 
@@ -48,23 +37,10 @@ class Gaussian(NamedTuple):
     covariance: Tensor
 
 
-def metric_name(extractor: str, against: Literal["dataset", "fp"]) -> str:
-    """Return ``fd_<extractor>``, against the dataset, or ``fd2fp32_<extractor>``, against the FP samples."""
-    return f"{'fd' if against == 'dataset' else 'fd2fp32'}_{extractor}"
-
-
-@torch.no_grad()
-def extract(extractor: Extractor, images: Tensor) -> Tensor:
-    """Return the features [N, d], float64 on the CPU, of uint8 images [N, C, H, W]."""
-    require_images(images)
-    parts = [extractor.features(to_signed(part)).cpu().double() for part in images.split(_IMAGES_AT_ONCE)]
-    return torch.cat(parts)
-
-
 def fit_gaussian(features: Tensor) -> Gaussian:
-    """Return the mean and the unbiased covariance of features [N, d]."""
+    """Return the mean and the unbiased covariance of features [N, d]; ``TooFewSamples`` below 2 d rows."""
     features = _checked(features)
-    return _Moments.of(features, features.mean(dim=0)).gaussian
+    return _Moments.of(features, features.double().mean(dim=0)).gaussian
 
 
 def frechet_distance(a: Gaussian, b: Gaussian) -> float:
@@ -74,67 +50,53 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
     real whatever the rank, and exact to rounding where eigenvalues vanish, unlike the square root of a matrix
     product.
     """
-    if torch.equal(a.mean, b.mean) and torch.equal(a.covariance, b.covariance):
-        return 0.0  # identical sets are told from nearly identical ones, whatever the decomposition rounds to
-    overlap = torch.linalg.svdvals(_factor(a.covariance).mT @ _factor(b.covariance)).sum()
-    shift = (a.mean - b.mean).square().sum()
-    return max(0.0, float(shift + a.covariance.trace() + b.covariance.trace() - 2 * overlap))
+    return _distance(_Factored.of(a), _Factored.of(b))
 
 
-@dataclass(frozen=True)
-class FrechetEstimate:
-    """The plug-in ``value`` at this n, the interval of its expectation at this n, and ``debiased``."""
+def frechet_estimate(
+    features: Tensor, reference: Tensor | Gaussian, paired: bool = False, groups: int | None = None
+) -> Estimate:
+    """Return the Fréchet distance between features [N, d] and a reference, with its interval and replicates.
 
-    value: float
-    ci95: Interval
-    debiased: float
-    n: int
+    ``reference``: features [M, d], or the Gaussian that an archive of statistics holds. ``paired``: row i of both
+    belongs to the same seed (quantized and full-precision samples), and a group is deleted from both; otherwise the
+    reference is fixed (a dataset), and the interval covers what other samples would give against this reference.
+    ``groups`` is even; by default 32, or 16 from 256 dimensions on.
 
-    def measurement(self, protocol: Protocol) -> Measurement:
-        """Return the record of this estimate under ``protocol``, which must speak of as many samples."""
-        if protocol.n != self.n:
-            raise ValueError(f"{protocol.metric}: {self.n} samples cannot carry a protocol of n={protocol.n}")
-        return Measurement(
-            value=self.value,
-            ci95=self.ci95,
-            n=self.n,
-            protocol=protocol.id,
-            higher_is_better=False,
-            extra={"debiased": self.debiased},
-        )
+    Measured on Gaussians (2 to 64 dimensions, 2 d to 256 d samples; far from the reference, near it and equal to it;
+    paired and not), the interval covers 94 to 97 %: a plain jackknife covers up to 99.5 % near the reference. The
+    interval of the difference of two distances covers 94 to 97 % too.
 
-
-def frechet_with_interval(features: Tensor, reference: Tensor, paired: bool, groups: int = GROUPS) -> FrechetEstimate:
-    """Return the Fréchet distance between features [N, d] and reference [M, d] with its interval.
-
-    ``paired``: row i of both belongs to the same seed (quantized and full-precision samples), and a group is
-    deleted from both; otherwise the reference is fixed (a dataset). Where the two distributions are nearly
-    equal the interval against a fixed reference is up to 1.4 times too wide, never too narrow: the distance
-    is flat there. ``TooFewSamples`` below 2 d rows on either side.
+    extra: "debiased" lacks the bias of order 1/n and may be negative; "pairs" serve the interval of a difference.
+    ``TooFewSamples`` below 2 d rows on either side.
     """
-    features, reference = _checked(features), _checked(reference)
-    if features.shape[1] != reference.shape[1]:
-        raise ValueError(f"features of {features.shape[1]} and {reference.shape[1]} dimensions do not compare")
-    if paired and len(features) != len(reference):
-        raise ValueError(f"paired features must have the same rows, got {len(features)} and {len(reference)}")
-    # Sums about a common centre lose no digits, and the sums without a group are one subtraction.
-    centre = reference.mean(dim=0)
-    ours, theirs = _Moments.of(features, centre), _Moments.of(reference, centre)
-
-    def without(members: slice) -> float:
-        kept = ours.minus(_Moments.of(features[members], centre))
-        other = theirs.minus(_Moments.of(reference[members], centre)) if paired else theirs
-        return frechet_distance(kept.gaussian, other.gaussian)
-
-    value = frechet_distance(ours.gaussian, theirs.gaussian)
-    result = jackknife(value, without, len(features), groups)
+    features = _checked(features)
+    dimension = features.shape[1]
+    if groups is None:
+        groups = even_groups(len(features), GROUPS if dimension < _WIDE else _GROUPS_WHERE_WIDE)
+    versus = _Reference.of(reference, dimension, len(features) if paired else None)
+    ours = _Moments.of(features, versus.centre)
+    value = versus.distance(ours)
+    replicates, pairs = [], []
+    for first, second in _consecutive_pairs(group_edges(len(features), groups).tolist()):
+        parts = [(_Moments.of(features[rows], versus.centre), versus.part(rows)) for rows in (first, second)]
+        without = [(ours.minus(part), versus.minus(theirs)) for part, theirs in parts]
+        replicates += [rest.distance(mine) for mine, rest in without]
+        mine, rest = without[0]
+        pairs.append(rest.minus(parts[1][1]).distance(mine.minus(parts[1][0])))
+    statistic = Replicated(value, len(features), tuple(replicates), tuple(pairs))
+    result = jackknife(statistic, size=value)
+    extra: dict[str, Any] = {"debiased": result.debiased, "pairs": pairs}
     interval = Interval(max(0.0, result.ci95.low), result.ci95.high)
-    return FrechetEstimate(value, interval, result.debiased, len(features))
+    return Estimate(value, interval, len(features), statistic.replicates, extra)
 
 
 @dataclass(frozen=True)
 class _Moments:
-    """Count, sum [d] and sum of outer products [d, d] of features about a centre [d]."""
+    """Count, sum [d] and sum of outer products [d, d] of features about a centre [d].
+
+    Sums about a common centre lose no digits, and the sums without a group are one subtraction.
+    """
 
     count: int
     total: Tensor
@@ -143,7 +105,7 @@ class _Moments:
 
     @classmethod
     def of(cls, features: Tensor, centre: Tensor) -> "_Moments":
-        shifted = features - centre
+        shifted = features.double() - centre
         return cls(len(features), shifted.sum(dim=0), shifted.mT @ shifted, centre)
 
     def minus(self, part: "_Moments") -> "_Moments":
@@ -156,10 +118,81 @@ class _Moments:
         return Gaussian(self.centre + mean, covariance)
 
 
-def _factor(covariance: Tensor) -> Tensor:
-    """Return F with F Fᵀ = covariance; eigenvalues that rounding made negative count as zero."""
-    eigenvalues, vectors = torch.linalg.eigh(covariance)
-    return vectors * eigenvalues.clamp(min=0).sqrt()
+@dataclass(frozen=True)
+class _Factored:
+    """A Gaussian and F [d, d] with F Fᵀ = its covariance: made once for a reference that does not change."""
+
+    gaussian: Gaussian
+    factor: Tensor
+
+    @classmethod
+    def of(cls, gaussian: Gaussian) -> "_Factored":
+        lower, failed = torch.linalg.cholesky_ex(gaussian.covariance)
+        if not failed:
+            return cls(gaussian, lower)
+        eigenvalues, vectors = torch.linalg.eigh(gaussian.covariance)
+        # Eigenvalues that rounding made negative count as zero.
+        return cls(gaussian, vectors * eigenvalues.clamp(min=0).sqrt())
+
+
+@dataclass(frozen=True)
+class _Reference:
+    """What is compared with: one Gaussian, or features [N, d] from which rows are deleted too."""
+
+    centre: Tensor
+    fixed: _Factored | None
+    features: Tensor | None = None
+    moments: _Moments | None = None
+
+    @classmethod
+    def of(cls, reference: Tensor | Gaussian, dimension: int, paired_rows: int | None) -> "_Reference":
+        """``paired_rows`` is the number of rows that a reference must have from which rows are deleted."""
+        if isinstance(reference, Gaussian):
+            gaussian = _checked_gaussian(reference, dimension)
+            if paired_rows is not None:
+                raise ValueError("a Gaussian has no rows that could pair: compare with features or set paired=False")
+            return cls(gaussian.mean, _Factored.of(gaussian))
+        reference = _checked(reference)
+        if reference.shape[1] != dimension:
+            raise ValueError(f"features of {dimension} and {reference.shape[1]} dimensions do not compare")
+        if paired_rows is None:
+            gaussian = fit_gaussian(reference)
+            return cls(gaussian.mean, _Factored.of(gaussian))
+        if len(reference) != paired_rows:
+            raise ValueError(f"paired features must have the same rows, got {paired_rows} and {len(reference)}")
+        centre = reference.double().mean(dim=0)
+        return cls(centre, None, reference, _Moments.of(reference, centre))
+
+    def part(self, rows: slice) -> "_Moments | None":
+        return None if self.features is None else _Moments.of(self.features[rows], self.centre)
+
+    def minus(self, part: "_Moments | None") -> "_Reference":
+        if self.moments is None or part is None:
+            return self
+        return _Reference(self.centre, None, self.features, self.moments.minus(part))
+
+    def distance(self, ours: _Moments) -> float:
+        theirs = self.fixed
+        if theirs is None:
+            assert self.moments is not None
+            theirs = _Factored.of(self.moments.gaussian)
+        return _distance(_Factored.of(ours.gaussian), theirs)
+
+
+def _distance(a: _Factored, b: _Factored) -> float:
+    (mean, covariance), (other_mean, other_covariance) = a.gaussian, b.gaussian
+    if torch.equal(mean, other_mean) and torch.equal(covariance, other_covariance):
+        return 0.0  # identical sets are told from nearly identical ones, whatever the decomposition rounds to
+    overlap = torch.linalg.svdvals(a.factor.mT @ b.factor).sum()
+    shift = (mean - other_mean).square().sum()
+    return max(0.0, float(shift + covariance.trace() + other_covariance.trace() - 2 * overlap))
+
+
+def _consecutive_pairs(edges: list[int]) -> Iterator[tuple[slice, slice]]:
+    groups = [slice(low, high) for low, high in pairwise(edges)]
+    if len(groups) % 2:
+        raise ValueError(f"a Fréchet distance is measured with an even number of groups, got {len(groups)}")
+    return zip(groups[::2], groups[1::2], strict=True)
 
 
 def _checked(features: Tensor) -> Tensor:
@@ -168,6 +201,21 @@ def _checked(features: Tensor) -> Tensor:
     if not torch.isfinite(features).all():
         raise ValueError("features hold NaN or infinity")
     n, dimension = features.shape
-    if n < 2 * dimension:
-        raise TooFewSamples(n, 2 * dimension)
-    return features.double()
+    needed = max(2 * dimension, _LEAST)
+    if n < needed:
+        raise TooFewSamples(n, needed)
+    return features
+
+
+def _checked_gaussian(gaussian: Gaussian, dimension: int) -> Gaussian:
+    mean, covariance = gaussian.mean.double(), gaussian.covariance.double()
+    if mean.shape != (dimension,) or covariance.shape != (dimension, dimension):
+        raise ValueError(
+            f"a reference for {dimension} dimensions needs a mean [{dimension}] and a covariance "
+            f"[{dimension}, {dimension}], got {list(mean.shape)} and {list(covariance.shape)}"
+        )
+    if not (torch.isfinite(mean).all() and torch.isfinite(covariance).all()):
+        raise ValueError("the reference's mean or covariance holds NaN or infinity")
+    if not torch.allclose(covariance, covariance.mT, rtol=1e-4, atol=1e-6 * float(covariance.abs().max())):
+        raise ValueError("the reference's covariance is not symmetric")
+    return Gaussian(mean, (covariance + covariance.mT) / 2)

@@ -1,44 +1,51 @@
 """From samples to measurements: every asked metric is measured, or listed as unavailable with the reason."""
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
-from dmqbench.eval.distribution import Extractor, extract, frechet_with_interval, metric_name
-from dmqbench.eval.extractors import EXTRACTORS, REFERENCE_IMAGES
-from dmqbench.eval.paired import PAIRED_METRICS, PairedMetric, PerImage, summarise
+from dmqbench.eval.clip import clip_metric
+from dmqbench.eval.estimate import Estimate
+from dmqbench.eval.extractors import extractor_for
+from dmqbench.eval.features import Extractor, Features
+from dmqbench.eval.paired import PairedMetric, PerImage, summarise
 from dmqbench.eval.protocol import Floor, Measurement, MetricUnavailable, Protocol
-from dmqbench.schema import METRICS
-
-
-def content_hash(images: Tensor) -> str:
-    """Return the sha256 of the pixels of uint8 images."""
-    return hashlib.sha256(images.contiguous().numpy().tobytes()).hexdigest()
+from dmqbench.eval.reference import Reference, load_reference
+from dmqbench.eval.registry import PAIRED_METRICS, SET_METRICS, Estimates, SetMetric, Side
+from dmqbench.schema import STAND_IN, MetricsConfig
 
 
 @dataclass(frozen=True)
 class SampleSet:
-    """Samples of consecutive indices from 0: images uint8 [N, C, H, W], final states float32 [N, C, H, W]."""
+    """Samples of consecutive indices from 0: images uint8 [N, C, H, W], final sampler states float32 [N, C, H, W].
 
+    ``id`` names their artifact in the store; ``state`` is ``None`` where the samples were made elsewhere.
+    """
+
+    id: str
     images: Tensor
-    state: Tensor
+    state: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.images)
 
     def first(self, count: int) -> "SampleSet":
-        return SampleSet(self.images[:count], self.state[:count])
+        return SampleSet(self.id, self.images[:count], None if self.state is None else self.state[:count])
+
+
+FeatureSource = Callable[[SampleSet, Extractor], Features]
+"""Gives the features of samples, from a cache or computed."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """What an evaluation found."""
 
-    measurements: dict[str, Measurement]
-    unavailable: dict[str, str]
-    per_image: dict[str, PerImage]
+    measurements: dict[str, Measurement] = field(default_factory=dict)
+    unavailable: dict[str, str] = field(default_factory=dict)
+    per_image: dict[str, PerImage] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -53,89 +60,183 @@ class Floors:
 class Evaluator:
     """Measures samples against full precision and against the dataset.
 
-    ``protocol`` carries what all metrics share: sampler, seed, chunk, scope, engine.
+    protocol: what all metrics share: sampler, seed, chunk, scope, engine.
+    full_precision: ``None`` where there is nothing to pair with; full_precision_id: which samples these are, the
+        reference in the protocol of what compares with them.
+    dataset, reference: name of the dataset, and the file or folder that stands for it.
+    pairs: number of pairs of paired metrics.
+    features: where features come from; device: where they are computed.
+    captions: the prompt of every sample, if there are any.
     """
 
     protocol: Protocol
-    full_precision: SampleSet
+    full_precision: SampleSet | None
     full_precision_id: str
-    """Which samples these are: the reference in the protocol of what compares with them."""
     dataset: str
     pairs: int
-    floors: Floors
+    settings: MetricsConfig
+    features: FeatureSource
+    floors: Floors | None = None
+    reference: str | None = None
+    captions: tuple[str, ...] | None = None
+    device: str = "cpu"
 
     def evaluate(self, samples: SampleSet, names: Sequence[str]) -> Evaluation:
         """Measure ``names``; one that cannot be had here is listed with the reason."""
-        found = Evaluation({}, {}, {})
+        return _Run(self, samples).measure(names)
+
+
+@dataclass
+class _Run:
+    """One evaluation; statistics that give several metrics are computed once."""
+
+    of: Evaluator
+    samples: SampleSet
+    found: Evaluation = field(default_factory=Evaluation)
+    estimates: dict[str, Estimates] = field(default_factory=dict)
+
+    def measure(self, names: Sequence[str]) -> Evaluation:
         for name in names:
             try:
                 if name in PAIRED_METRICS:
-                    self._paired(PAIRED_METRICS[name], samples, found)
+                    self._paired(PAIRED_METRICS[name](self.of.settings, self.of.device))
+                elif name == "clip":
+                    self._captioned()
                 else:
-                    found.measurements[name] = self._distribution(name, samples)
+                    self._of_set(SET_METRICS[name])
             except MetricUnavailable as reason:
-                found.unavailable[name] = str(reason)
-        return found
+                self.found.unavailable[name] = str(reason)
+        return self.found
 
-    def _paired(self, metric: PairedMetric, samples: SampleSet, found: Evaluation) -> None:
-        def measure(ours: SampleSet, scope: str | None) -> tuple[Measurement, PerImage]:
-            ours, theirs = ours.first(self.pairs), self.full_precision.first(self.pairs)
-            operand = metric.operand
-            values = metric.per_image(getattr(ours, operand), getattr(theirs, operand))
-            protocol = replace(
-                self.protocol,
-                metric=metric.name,
-                version=metric.version,
-                tool=metric.tool,
-                rounding=metric.rounding,
-                n=len(values),
-                reference="fp",
-                reference_hash=self.full_precision_id,
-                scope=scope,
-            )
-            return summarise(metric, values, protocol), values
+    # ---- paired with full precision
 
-        measurement, values = measure(samples, self.protocol.scope)
-        floor, _ = measure(self.floors.perturbed, None)
-        found.measurements[metric.name] = replace(
-            measurement, floor=Floor("numerical", floor.value, floor.n, floor.ci95)
+    @property
+    def _full_precision(self) -> SampleSet:
+        if self.of.full_precision is None:
+            raise MetricUnavailable("no full-precision samples to compare with; give evaluate.fp_samples")
+        return self.of.full_precision
+
+    def _paired(self, metric: PairedMetric) -> None:
+        values = self._pair_values(metric, self.samples)
+        protocol = replace(
+            self.of.protocol,
+            metric=metric.name,
+            version=metric.version,
+            tool=metric.tool,
+            rounding=metric.rounding,
+            n=len(values),
+            extractor=metric.extractor,
+            extractor_hash=metric.extractor_hash,
+            resize=metric.resize,
+            reference="fp",
+            reference_hash=self.of.full_precision_id,
         )
-        found.per_image[metric.name] = values
+        measurement = summarise(metric, values, protocol)
+        if self.of.floors is not None:
+            floor = summarise(metric, self._pair_values(metric, self.of.floors.perturbed), protocol)
+            measurement = replace(measurement, floor=Floor("numerical", floor.value, floor.n, floor.ci95))
+        stand_in = (metric.extractor or "").startswith(STAND_IN)
+        self._keep(metric.name, measurement, stand_in, values)
 
-    def _distribution(self, name: str, samples: SampleSet) -> Measurement:
-        extractor, against_dataset = self._extractor_of(name)
-        dataset = REFERENCE_IMAGES[self.dataset]() if against_dataset else None
+    def _pair_values(self, metric: PairedMetric, ours: SampleSet) -> PerImage:
+        count = min(self.of.pairs, len(self._full_precision), len(self.samples))
+        pair = [getattr(each.first(count), metric.operand) for each in (ours, self._full_precision)]
+        if any(operand is None for operand in pair):
+            raise MetricUnavailable("samples made elsewhere have images, but no final sampler state")
+        return metric.per_image(*pair)
 
-        def measure(ours: SampleSet) -> Measurement:
-            features = extract(extractor, ours.images)
-            theirs = extract(extractor, self.full_precision.images) if dataset is None else extract(extractor, dataset)
-            protocol = replace(
-                self.protocol,
-                metric=name,
-                version=METRICS[name],
-                tool="dmqbench",
-                rounding="uint8",
-                n=len(features),
-                extractor=extractor.name,
-                extractor_hash=extractor.hash,
-                resize=extractor.resize,
-                reference=self.dataset if against_dataset else "fp",
-                reference_hash=self.full_precision_id if dataset is None else content_hash(dataset),
-            )
-            return frechet_with_interval(features, theirs, paired=dataset is None).measurement(protocol)
+    # ---- against the prompts
 
-        full_precision = extract(extractor, self.full_precision.images)
-        other = extract(extractor, self.floors.other_seed.images)
-        # Groups are deleted from both sets, as both are draws.
-        floor = frechet_with_interval(other, full_precision, paired=True)
-        return replace(measure(samples), floor=Floor("other_seed", floor.value, floor.n, floor.ci95))
+    def _captioned(self) -> None:
+        if self.of.captions is None:
+            raise MetricUnavailable("these samples have no prompts")
+        metric = clip_metric(self.of.settings, self.of.device)
+        captions = self.of.captions[: len(self.samples)]
+        values = metric.per_image(self.samples.images, captions)
+        protocol = replace(
+            self.of.protocol,
+            metric=metric.name,
+            version=metric.version,
+            tool=metric.tool,
+            rounding="uint8",
+            n=len(values),
+            extractor=metric.extractor,
+            extractor_hash=metric.extractor_hash,
+            resize=metric.resize,
+            reference="prompts",
+            reference_hash=_hash_of(captions),
+        )
+        measurement = summarise(metric, values, protocol)
+        self._keep(metric.name, measurement, metric.extractor.startswith(STAND_IN), values)
 
-    def _extractor_of(self, name: str) -> tuple[Extractor, bool]:
-        for extractor, load in EXTRACTORS.items():
-            if name == metric_name(extractor, "dataset"):
-                if self.dataset not in REFERENCE_IMAGES:
-                    raise MetricUnavailable(f"no reference images of dataset {self.dataset} for {name}")
-                return load(), True
-            if name == metric_name(extractor, "fp"):
-                return load(), False
-        raise MetricUnavailable("this metric is not built yet")
+    # ---- statistics of the whole set
+
+    def _of_set(self, metric: SetMetric) -> None:
+        extractor = extractor_for(metric.name, self.of.settings, self.of.device)
+        estimate = self._estimate(metric, extractor)
+        protocol = replace(
+            self.of.protocol,
+            metric=metric.name,
+            version=metric.version,
+            tool=extractor.tool,
+            rounding="uint8",
+            n=estimate.n,
+            extractor=extractor.name,
+            extractor_hash=extractor.hash,
+            resize=extractor.resize,
+            **self._reference_entries(metric, extractor),
+        )
+        measurement = estimate.measurement(protocol, metric.higher_is_better)
+        if self.of.floors is not None and metric.against != "nothing":
+            floor = self._floor(metric, extractor, self.of.floors.other_seed)
+            measurement = replace(measurement, floor=Floor("other_seed", floor.value, floor.n, floor.ci95))
+        self._keep(metric.name, measurement, extractor.stand_in)
+
+    def _estimate(self, metric: SetMetric, extractor: Extractor) -> Estimate:
+        if metric.statistic not in self.estimates:
+            sides = self._sides(metric, extractor)
+            self.estimates[metric.statistic] = metric.estimates(*sides, metric.against == "fp")
+        return self.estimates[metric.statistic][metric.name]
+
+    def _sides(self, metric: SetMetric, extractor: Extractor) -> tuple[Tensor, Side | None]:
+        """The features of the samples and what they are compared with; its absence is found out first."""
+        if metric.against == "fp":
+            # Sets made elsewhere may differ in size.
+            count = min(len(self._full_precision), len(self.samples))
+            pair = [self.of.features(each, extractor) for each in (self.samples, self._full_precision)]
+            return pair[0][metric.output][:count], pair[1][metric.output][:count]
+        theirs = None
+        if metric.against == "dataset":
+            theirs = self._dataset(extractor).side(metric.output, metric.needs_features)
+        return self.of.features(self.samples, extractor)[metric.output], theirs
+
+    def _floor(self, metric: SetMetric, extractor: Extractor, other_seed: SampleSet) -> Estimate:
+        """Full precision against full precision of another seed; groups are deleted from both, as both are draws."""
+        ours, theirs = (self.of.features(each, extractor)[metric.output] for each in (other_seed, self._full_precision))
+        return metric.estimates(ours, theirs, True)[metric.name]
+
+    def _reference_entries(self, metric: SetMetric, extractor: Extractor) -> dict[str, str]:
+        if metric.against == "nothing":
+            return {}
+        if metric.against == "fp":
+            return {"reference": "fp", "reference_hash": self.of.full_precision_id}
+        reference = self._dataset(extractor)
+        return {"reference": reference.name, "reference_hash": reference.hash}
+
+    def _dataset(self, extractor: Extractor) -> Reference:
+        return load_reference(self.of.dataset, self.of.reference, extractor, self._features_of_images)
+
+    def _features_of_images(self, id: str, images: Tensor, extractor: Extractor) -> Features:
+        return self.of.features(SampleSet(id, images), extractor)
+
+    def _keep(
+        self, name: str, measurement: Measurement, stand_in: bool, values: Sequence[float | None] | None = None
+    ) -> None:
+        name = f"{STAND_IN}{name}" if stand_in else name
+        self.found.measurements[name] = measurement
+        if values is not None:
+            self.found.per_image[name] = list(values)
+
+
+def _hash_of(captions: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(captions).encode()).hexdigest()

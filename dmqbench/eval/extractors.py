@@ -1,28 +1,45 @@
-"""Feature extractors of the embedded models, by name: what ``fd_<name>`` and ``fd2fp32_<name>`` measure in."""
+"""Which feature network a metric measures in."""
 
 from collections.abc import Callable
+from functools import cache
 
+import torch
 from torch import Tensor
 
-from dmqbench.eval.distribution import Extractor
+from dmqbench.eval.features import Extractor, Features
+from dmqbench.eval.inception import ADM, inception_extractor
 from dmqbench.files import sha256_file
-from dmqbench.images import to_uint8
+from dmqbench.images import to_signed
+from dmqbench.schema import EMBEDDED_METRICS, MetricsConfig
+
+ADM_METRICS = ("sfid", "is", "precision", "recall")
+"""Metrics that are defined by the ADM evaluation suite, whatever ``metrics.inception`` says."""
 
 
-def _digits() -> Extractor:
+@cache
+def _digits(device: str) -> Extractor:
     from dmqbench.zoo.digits import CLASSIFIER, digit_classifier
 
-    return Extractor("digits", sha256_file(CLASSIFIER), digit_classifier().features)
+    classifier = digit_classifier().to(device)
+
+    def network(images: Tensor) -> Features:
+        return {"pool": classifier.features(to_signed(images).to(device))}
+
+    return Extractor("digits", sha256_file(CLASSIFIER), "dmqbench", network)
 
 
-def _digits_images() -> Tensor:
-    from dmqbench.zoo.digits_data import load_digits
-
-    return to_uint8(load_digits()[0])
+EMBEDDED: dict[str, Callable[[str], Extractor]] = {"digits": _digits}
+"""Name of a classifier that is shipped with the package → its loader, given a device."""
 
 
-EXTRACTORS: dict[str, Callable[[], Extractor]] = {"digits": _digits}
-"""Name → loader of the extractor."""
+def extractor_for(metric: str, settings: MetricsConfig, device: str | torch.device) -> Extractor:
+    """Return the network in which ``metric``, a statistic of a set of samples, measures under these settings.
 
-REFERENCE_IMAGES: dict[str, Callable[[], Tensor]] = {"digits": _digits_images}
-"""Dataset → its images, uint8 [N, C, H, W], after the same rounding as samples."""
+    Raises:
+        MetricUnavailable: its weights are not to be had; one line.
+        KeyError: no network of this name is shipped.
+    """
+    for prefix in EMBEDDED_METRICS:
+        if metric.startswith(prefix):
+            return EMBEDDED[metric.removeprefix(prefix)](str(device))
+    return inception_extractor(settings, str(device), ADM if metric in ADM_METRICS else settings.inception)

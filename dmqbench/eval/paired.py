@@ -1,14 +1,14 @@
 """Metrics that compare each sample with the full-precision sample of the same seed.
 
 Range, reduction and identical images are fixed here, once: a metric is one ``PairedMetric`` with a function
-from two batches to one number per pair; register it in ``PAIRED_METRICS`` and it is computed, reported and
-compared.
+from two batches to one number per pair; register it in ``registry.py`` and it is computed, reported and compared.
 """
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
+from typing import Protocol as TypingProtocol
 
 import torch
 from torch import Tensor
@@ -30,7 +30,8 @@ class PairedMetric:
     """``per_image(samples, reference)`` gives one number per pair, ``None`` where it is infinite.
 
     ``operand`` says what it compares: "images" (uint8 [N, C, H, W]) or "state" (the sampler's final state,
-    float32 [N, ...], before decoding).
+    float32 [N, ...], before decoding). A metric with a feature network names it, the hash of its weights and what it
+    does to images first.
     """
 
     name: str
@@ -39,6 +40,9 @@ class PairedMetric:
     operand: Literal["images", "state"]
     tool: str
     per_image: Callable[[Tensor, Tensor], PerImage]
+    extractor: str | None = None
+    extractor_hash: str | None = None
+    resize: str | None = None
 
     @property
     def rounding(self) -> str:
@@ -98,17 +102,23 @@ def mse(states: Tensor, reference: Tensor) -> PerImage:
     return (states.double() - reference.double()).square().flatten(1).mean(dim=1).tolist()
 
 
-PAIRED_METRICS: dict[str, PairedMetric] = {
-    metric.name: metric
-    for metric in (
-        PairedMetric("psnr", METRICS["psnr"], True, "images", "dmqbench", psnr),
-        PairedMetric("ssim", METRICS["ssim"], True, "images", "torchmetrics-interior", ssim),
-        PairedMetric("mse", METRICS["mse"], False, "state", "dmqbench", mse),
-    )
-}
+PSNR = PairedMetric("psnr", METRICS["psnr"], True, "images", "dmqbench", psnr)
+SSIM = PairedMetric("ssim", METRICS["ssim"], True, "images", "torchmetrics-interior", ssim)
+MSE = PairedMetric("mse", METRICS["mse"], False, "state", "dmqbench", mse)
 
 
-def summarise(metric: PairedMetric, values: Sequence[float | None], protocol: Protocol) -> Measurement:
+class Averaged(TypingProtocol):
+    """A metric of single images, of which the mean is reported."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def version(self) -> int: ...
+    @property
+    def higher_is_better(self) -> bool: ...
+
+
+def summarise(metric: Averaged, values: Sequence[float | None], protocol: Protocol) -> Measurement:
     """Return the mean over the pairs that have a number, with its bootstrap interval.
 
     Pairs without one are identical: they are counted in ``extra["identical"]``, not averaged. When all are,

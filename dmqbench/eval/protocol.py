@@ -12,6 +12,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
+from dmqbench.schema import UNKNOWN
+
+_ALWAYS_SAID = ("seed", "sampler", "timesteps", "eta", "guidance", "chunk", "engine")
+"""Entries that every value has, unless they are listed as unknown."""
+
+_SHOWN_AS = {"timesteps": "steps"}
+
 _ID = re.compile(r"\S+/\d+( \S+=\S+)* #[0-9a-f]{8}")
 
 
@@ -29,6 +36,7 @@ class Protocol:
     rounding: "uint8" images or "float32" states; n: images (or pairs) that entered the value.
     reference, reference_hash: what was compared with ("fp" samples, a dataset) and its content.
     seed: ``metrics.seed``; sampler, timesteps, eta, guidance, clip: how the samples were drawn.
+    unknown: names of entries that nobody told this program, for samples or models made elsewhere.
     base: id of the full-precision samples of the same model, sampler, seed and device: it stands for their details.
     scope: what stays in full precision (``None`` for the full-precision model: nothing is quantized).
     chunk, engine: what the samples' bits depend on besides.
@@ -39,13 +47,13 @@ class Protocol:
     tool: str
     rounding: str
     n: int
-    seed: int
-    sampler: str
+    seed: int | None
+    sampler: str | None
     timesteps: tuple[int, ...]
-    eta: float
-    guidance: float
-    chunk: int
-    engine: str
+    eta: float | None
+    guidance: float | None
+    chunk: int | None
+    engine: str | None
     base: str | None = None
     scope: str | None = None
     clip: float | None = None
@@ -54,10 +62,14 @@ class Protocol:
     resize: str | None = None
     reference: str | None = None
     reference_hash: str | None = None
+    unknown: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.n < 1:
             raise ValueError(f"{self.metric}: a protocol needs at least one image, got n={self.n}")
+        for name in (*_ALWAYS_SAID, *self.unknown):
+            if (getattr(self, name) in (None, ())) != (name in self.unknown):
+                raise ValueError(f"protocol: {name} must be given, or be listed as unknown and absent")
         for entry in fields(self):
             value = getattr(self, entry.name)
             if isinstance(value, str) and (not value or re.search(r"[\s=#]", value)):
@@ -78,14 +90,18 @@ class Protocol:
             "steps": _with_hash(str(len(self.timesteps)), _short_hash(list(self.timesteps))),
             "eta": _number(self.eta),
             "guidance": _number(self.guidance),
-            "clip": None if self.clip is None else _number(self.clip),
+            "clip": _number(self.clip),
             "base": None if self.base is None else self.base[:8],
             "scope": self.scope,
             "chunk": self.chunk,
             "engine": self.engine,
         }
+        entries |= {_SHOWN_AS.get(name, name): UNKNOWN for name in self.unknown}
+        facts = asdict(self)
+        if not self.unknown:
+            del facts["unknown"]  # ids from before there were foreign samples stay what they are
         shown = " ".join(f"{key}={value}" for key, value in entries.items() if value is not None)
-        return f"{self.metric}/{self.version} {shown} #{_short_hash(asdict(self))}"
+        return f"{self.metric}/{self.version} {shown} #{_short_hash(facts)}"
 
 
 @dataclass(frozen=True)
@@ -180,6 +196,22 @@ def differing_entries(protocols: Iterable[str]) -> dict[str, tuple[str, ...]]:
     return {key: seen for key, seen in values.items() if len(seen) > 1}
 
 
+def agree(a: str, b: str, ignoring: Iterable[str] = ()) -> bool:
+    """Whether two ids are of one protocol: equal, or equal in all that both know and that is not to be ignored."""
+    if a == b:
+        return True
+    ours, theirs = entries_of(a), entries_of(b)
+    free = {*ignoring, *(key for entries in (ours, theirs) for key, value in entries.items() if value == UNKNOWN)}
+    if not free:
+        return False
+    return all(ours.get(key) == theirs.get(key) for key in {*ours, *theirs} - free)
+
+
+def unknown_entries(protocol: str) -> tuple[str, ...]:
+    """Return the names of the entries that this id calls unknown."""
+    return tuple(key for key, value in entries_of(protocol).items() if value == UNKNOWN)
+
+
 def same_protocol(values: Iterable[Measurement]) -> str:
     """Return the one protocol id that all ``values`` share; ``ValueError`` names the entries that differ."""
     protocols = list(dict.fromkeys(value.protocol for value in values))
@@ -201,8 +233,8 @@ def _short_hash(value: Any) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()[:8]
 
 
-def _number(value: float) -> str:
-    return f"{value:.6g}"
+def _number(value: float | None) -> str | None:
+    return None if value is None else f"{value:.6g}"
 
 
 def _as_list(interval: tuple[float, float] | None) -> list[float] | None:

@@ -31,9 +31,13 @@ from dmqbench.models.adapter import Adapter
 from dmqbench.models.topology import Topology
 from dmqbench.quant.spec import StepGroups
 from dmqbench.quant.state import calibration_state, load_calibration_state_
+from dmqbench.record import curve
 from dmqbench.samplers.plan import SamplerPlan
 
 DIGEST = "sha256"
+
+CURVE_POINTS = 50
+"""Losses of a unit that are recorded, evenly spread, the first and the last among them."""
 
 SECONDS_PER_STEP = 0.5
 """Inner iterations run until this has passed, so that Lightning's own cost is small and a signal is still heard."""
@@ -47,6 +51,13 @@ class Record(Protocol):
     """Where a stage reports; the job's JSONL record."""
 
     def log(self, event: str, **values: Any) -> None: ...
+
+
+def curve_iterations(total: int) -> frozenset[int]:
+    """The iterations, of ``total``, whose losses are recorded."""
+    last = total - 1
+    points = min(CURVE_POINTS, total)
+    return frozenset(round(point * last / max(1, points - 1)) for point in range(points))
 
 
 @dataclass(frozen=True)
@@ -94,6 +105,8 @@ class Stage(pl.LightningModule):
         self._bench = (bench,)  # in a tuple: the network must not become a submodule, checkpoints never hold it
         self.first_unit = 0
         self.iteration = 0
+        self.losses: dict[int, Tensor] = {}
+        """Some losses of the unit in training, by iteration."""
         self.network_forwards = 0.0
         """Cost so far, in full-precision network calls of batch 1; a backward pass counts as two forwards."""
         self.seconds = 0.0
@@ -138,6 +151,8 @@ class Stage(pl.LightningModule):
 
     def on_train_epoch_start(self) -> None:
         self.iteration = 0
+        self.losses = {}
+        self.recorded_iterations = curve_iterations(self.iterations(self.unit))
         self.unit_started = time.perf_counter()
         with torch.enable_grad():
             self.start_unit(self.unit)
@@ -147,7 +162,10 @@ class Stage(pl.LightningModule):
         total = self.iterations(self.unit)
         while self.iteration < total and time.perf_counter() - started < SECONDS_PER_STEP:
             loss = self.iterate(self.unit, self.iteration)
+            if loss is not None and self.iteration in self.recorded_iterations:
+                self.losses[self.iteration] = loss.detach()
             if loss is not None and not torch.isfinite(loss):
+                self._record_losses()
                 raise CalibrationDiverged(
                     f"stage {self.name}, unit {self.unit}: loss {float(loss.detach())} at iteration {self.iteration}"
                 )
@@ -158,7 +176,15 @@ class Stage(pl.LightningModule):
     def on_train_epoch_end(self) -> None:
         facts = self.finish_unit(self.unit)
         self.seconds += time.perf_counter() - self.unit_started
+        self._record_losses()
         self.bench.record.log("unit", stage=self.name, unit=self.unit, **facts)
+
+    def _record_losses(self) -> None:
+        """Only now, as one event: a unit that is killed is trained again, and would leave two halves of a curve."""
+        if self.losses:
+            values = [float(loss) for loss in self.losses.values()]
+            line = curve(f"loss/{self.name}", "iteration", list(self.losses), {self.unit: values})
+            self.bench.record.log("curve", **line)
 
 
 class _Ticks(IterableDataset):

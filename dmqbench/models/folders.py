@@ -7,10 +7,12 @@ network. Weights are safetensors; pickles are never opened.
 import json
 import struct
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 from dmqbench.files import load_json, safe_name
+from dmqbench.online import unanswered
 
 EMBEDDED = Path(__file__).parents[1] / "zoo" / "weights"
 NETWORK_FOLDERS = ("unet", "transformer")
@@ -78,16 +80,22 @@ def locate(source: ModelSource) -> Path:
     return folder
 
 
+_silence = cache(unanswered)
+
+
 def _snapshot(source: ModelSource) -> Path:
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import constants, hf_hub_url, snapshot_download
 
     shards = WEIGHTS.replace(".", "-*.")
     parts = ("", *(f"{name}/" for name in (*NETWORK_FOLDERS, *DECODER_FOLDERS)))
     wanted = [f"{part}{name}" for part in parts for name in (CONFIG, WEIGHTS, WEIGHTS_INDEX, shards)]
     try:
+        # The hub's own client waits for a silent server and asks again, for many minutes.
+        alone = constants.HF_HUB_OFFLINE or _silence(hf_hub_url(source.location, SCHEDULER_CONFIG.as_posix()))
         folder = snapshot_download(
             source.location,
             revision=source.revision,
+            local_files_only=bool(alone),
             allow_patterns=[*wanted, "model_index.json", SCHEDULER_CONFIG.as_posix()],
         )
     except (OSError, ValueError) as error:  # the hub's own errors derive from these two
@@ -119,9 +127,12 @@ def decoder_folder(folder: Path) -> Path | None:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Read a JSON object; ModelError when it is absent or something else."""
+    """Read a JSON object; ModelError when it is absent or something else.
+
+    diffusers writes infinities, which JSON does not have (``lambda_min_clipped`` of DPM-Solver).
+    """
     try:
-        config = load_json(path)
+        config = load_json(path, finite=False)
     except (OSError, ValueError) as error:
         raise ModelError(f"{path}: cannot be read as JSON ({type(error).__name__})") from error
     if not isinstance(config, dict):

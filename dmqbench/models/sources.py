@@ -42,7 +42,7 @@ class NetworkSpec:
     config: Mapping[str, Any]
 
     def __post_init__(self) -> None:
-        _require_class(self.config, NETWORKS)
+        require_class(self.config, NETWORKS)
         for key in ("class_embed_type", "addition_embed_type", "encoder_hid_dim_type"):
             if self.config.get(key) is not None:
                 raise ModelError(f"{self.class_name}: {key}={self.config[key]} is not supported")
@@ -159,7 +159,7 @@ def load_decoder_network(folder: Path) -> Any:
 
 def meta_model(config: Mapping[str, Any]) -> nn.Module:
     """Build the network of ``config`` (with ``_class_name``) on the meta device: shapes without weights."""
-    cls = _require_class(config, NETWORKS)
+    cls = require_class(config, NETWORKS)
     with torch.device("meta"):
         return cls.from_config(dict(config)).eval().requires_grad_(False)
 
@@ -188,7 +188,7 @@ def _classes(spec: NetworkSpec, source: ModelSource) -> int | None:
     return source.classes
 
 
-def _require_class(config: Mapping[str, Any], allowed: tuple[str, ...]) -> Any:
+def require_class(config: Mapping[str, Any], allowed: tuple[str, ...]) -> Any:
     name = config.get("_class_name")
     if name not in allowed:
         raise ModelError(f"model class {name} cannot be loaded (allowed: {', '.join(allowed)})")
@@ -196,10 +196,10 @@ def _require_class(config: Mapping[str, Any], allowed: tuple[str, ...]) -> Any:
 
 
 def _load_weights(folder: Path, config: Mapping[str, Any], allowed: tuple[str, ...], advice: str = "") -> nn.Module:
-    cls = _require_class(config, allowed)
+    cls = require_class(config, allowed)
     weight_files(folder, advice)
     try:
-        with _only_errors_logged():
+        with only_errors_logged():
             network, loading = cls.from_pretrained(
                 folder,
                 torch_dtype=torch.float32,
@@ -227,7 +227,7 @@ def _load_weights(folder: Path, config: Mapping[str, Any], allowed: tuple[str, .
 
 
 @contextmanager
-def _only_errors_logged() -> Iterator[None]:
+def only_errors_logged() -> Iterator[None]:
     """What diffusers would warn about while loading is an error here, said once."""
     before = diffusers_logging.get_verbosity()
     diffusers_logging.set_verbosity_error()

@@ -9,10 +9,12 @@ from dmqbench.eval.protocol import (
     Floor,
     Measurement,
     Protocol,
+    agree,
     differing_entries,
     entries_of,
     metric_of,
     same_protocol,
+    unknown_entries,
 )
 
 PROTOCOL = Protocol(
@@ -51,7 +53,7 @@ def measured(of: Protocol = PROTOCOL, **changes) -> Measurement:
     return Measurement(**{"value": 31.5, "ci95": (31.0, 32.0), "n": of.n, "protocol": of.id} | changes)
 
 
-@pytest.mark.parametrize("name", [entry.name for entry in fields(Protocol)])
+@pytest.mark.parametrize("name", [entry.name for entry in fields(Protocol) if entry.name != "unknown"])
 def test_every_entry_changes_the_id(name):
     assert getattr(PROTOCOL, name) != OTHER[name]
     assert replace(PROTOCOL, **{name: OTHER[name]}).id != PROTOCOL.id
@@ -63,6 +65,28 @@ def test_the_id_reads_as_one_line():
     assert metric_of(PROTOCOL.id) == "psnr"
     assert entries_of(PROTOCOL.id)["sampler"] == "ddim"
     assert "clip" not in entries_of(PROTOCOL.id)
+
+
+def test_what_is_unknown_is_said():
+    foreign = replace(PROTOCOL, sampler=None, timesteps=(), unknown=("sampler", "timesteps"))
+    assert "sampler=unknown" in foreign.id
+    assert "steps=unknown" in foreign.id
+    assert unknown_entries(foreign.id) == ("sampler", "steps")
+    assert foreign.id != PROTOCOL.id
+
+
+@pytest.mark.parametrize("change", [{"sampler": None}, {"timesteps": ()}, {"unknown": ("eta",)}])
+def test_an_entry_is_given_or_said_to_be_unknown(change):
+    with pytest.raises(ValueError, match=r"must be given, or be listed as unknown"):
+        replace(PROTOCOL, **change)
+
+
+def test_protocols_agree_where_both_know():
+    foreign = replace(PROTOCOL, sampler=None, scope=None, unknown=("sampler", "scope"))
+    assert agree(foreign.id, PROTOCOL.id)
+    assert agree(PROTOCOL.id, replace(PROTOCOL, sampler="ddpm").id, ignoring=("sampler",))
+    assert not agree(foreign.id, replace(PROTOCOL, n=512).id)
+    assert not agree(PROTOCOL.id, replace(PROTOCOL, sampler="ddpm").id)
 
 
 def test_nearly_equal_numbers_have_different_ids():

@@ -2,14 +2,16 @@
 
 import json
 import shutil
+import time
 
 import pytest
 import torch
+from diffusers import DPMSolverMultistepScheduler
 from safetensors.torch import load_file, save_file
 from tiny import CLASSES, autoencoder, dit, inputs, save_pipeline, text_unet, unet, vq_autoencoder
 
 from dmqbench.models import folders
-from dmqbench.models.folders import WEIGHTS, ModelError, ModelSource, locate
+from dmqbench.models.folders import WEIGHTS, ModelError, ModelSource, locate, read_config
 from dmqbench.models.sources import (
     NetworkSpec,
     example_inputs,
@@ -79,6 +81,13 @@ def test_what_a_model_says_about_itself(tmp_path):
     assert transformer.spec.learned_variance
     assert transformer.prediction_type == "epsilon"
     assert transformer.scheduler["num_train_timesteps"] == 1000
+
+
+def test_a_scheduler_with_infinities_is_read(tmp_path):
+    DPMSolverMultistepScheduler().save_pretrained(tmp_path / "scheduler")
+    path = tmp_path / "scheduler" / "scheduler_config.json"
+    assert "-Infinity" in path.read_text()
+    assert read_config(path)["num_train_timesteps"] == 1000
 
 
 def test_half_precision_weights_are_computed_with_in_float32(tmp_path):
@@ -225,6 +234,16 @@ def test_a_cached_hub_repository_offline(tmp_path, monkeypatch):
     assert locate(source) == snapshot
     assert load_model(source).sample_shape == (1, 8, 8)
     refusal(ModelSource("hub", "someone/model", revision="b" * 40))
+
+
+def test_a_hub_that_says_nothing_does_not_hang_a_job(monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(folders, "_silence", lambda url: "no answer within 10 s")
+    started = time.monotonic()
+    message = refusal(ModelSource("hub", "nobody/nothing", revision="0" * 40))
+    assert "neither cached nor to be had" in message
+    assert time.monotonic() - started < 60
 
 
 @pytest.mark.parametrize(

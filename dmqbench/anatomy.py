@@ -1,0 +1,137 @@
+"""``task=anatomy``: what makes a model hard to quantize, as ``anatomy.json`` and pictures in the run store.
+
+Statistics of the full-precision model's layers on the calibration trajectories, and, for a method that quantizes,
+the errors of its layers and steps on the validation trajectories.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dmqbench.anatomy_plots import draw
+from dmqbench.data.bank import TrajectoryBank
+from dmqbench.eval.anatomy_statistics import InputStatistics, input_statistics, short, weight_statistics
+from dmqbench.eval.diagnosis import diagnose
+from dmqbench.eval.recorded import batches
+from dmqbench.files import save_json
+from dmqbench.ids import JobIds, short_hash
+from dmqbench.models.topology import LayerInfo, Topology
+from dmqbench.pipeline import OUTCOME, Workshop
+from dmqbench.progress import Meter
+from dmqbench.quant.layers import quantization
+from dmqbench.schema import Job
+from dmqbench.store import Store
+
+KIND = "anatomy"
+VERSION = 1
+FILE = "anatomy.json"
+TRAJECTORIES = 64
+"""At most so many are looked at: more change no picture."""
+
+
+def anatomy_id(ids: JobIds, method: str) -> str:
+    """Id of a job's anatomy: its trajectories (model, weights, sampler, dataset, sizes, seed) and quantized network.
+
+    The network is named by its samples, whose id holds it and the engine, whoever quantized it.
+    """
+    quantized = None if method == "fp" else ids.samples
+    return short_hash({"kind": KIND, "version": VERSION, "trajectories": ids.trajectories, "quantized": quantized})
+
+
+def make_anatomy(job: Job) -> Path:
+    """Make the anatomy of the job's model, unless it is in the store; return its folder."""
+    store = Store(job.store_root)
+    store.check_writable()
+    shop = Workshop(job, store)
+    id = anatomy_id(shop.ids, job.method.name)
+    if store.verified(KIND, id) is None:
+        with store.lock(KIND, id):
+            if store.verified(KIND, id) is None:
+                folder = store.work(id) / OUTCOME
+                record = {"id": id, **examine(shop)}
+                save_json(folder / FILE, record)
+                draw(record, folder)
+                store.publish(KIND, id, folder, {})
+    return store.path(KIND, id)
+
+
+def examine(shop: Workshop) -> dict[str, Any]:
+    """Return the content of ``anatomy.json``: numbers of six digits, ``None`` where one is not defined."""
+    job, topology, bank = shop.job, shop.topology, shop.bank()
+    inputs = _full_precision_inputs(shop, bank, topology)
+    modules = dict(shop.adapter.network.named_modules())
+    layers = []
+    for layer in topology.layers:
+        weight = weight_statistics(modules[layer.name].get_parameter("weight"))
+        layers.append(_describe(layer, inputs[layer.name]) | {"weight": weight.to_json()})
+    return {
+        "version": VERSION,
+        "model": job.model.name,
+        "sampler": job.sampler.name,
+        "guidance": job.sampler.guidance,
+        "timesteps": list(shop.plan.timesteps),
+        "trajectories": min(TRAJECTORIES, len(bank.cal)),
+        "method": job.method.name,
+        "bits": job.bits.name,
+        "scope": job.bits.scope,
+        "layers": layers,
+        "quantized": _quantized(shop, bank),
+    }
+
+
+def _full_precision_inputs(shop: Workshop, bank: TrajectoryBank, topology: Topology) -> Mapping[str, InputStatistics]:
+    members, chunk = min(TRAJECTORIES, len(bank.cal)), shop.job.sampler.chunk
+    total = bank.cal.calls * len(batches(members, chunk))
+    with (
+        Meter(f"anatomy of {shop.job.model.name}", total) as shown,
+        quantization(shop.adapter.network, weight=False, activation=False),
+    ):
+        return input_statistics(
+            shop.adapter,
+            topology,
+            bank.cal,
+            members=members,
+            guidance=shop.job.sampler.guidance,
+            chunk=chunk,
+            advance=shown.advance,
+        )
+
+
+def _quantized(shop: Workshop, bank: TrajectoryBank) -> dict[str, Any] | None:
+    """The diagnosis of the quantized model; ``None`` where nothing is quantized."""
+    if shop.job.method.name == "fp":
+        return None
+    with shop.record:
+        shop.calibrated()
+    sampler = shop.job.sampler
+    return diagnose(
+        shop.frozen(), shop.plan, bank.val, seed=bank.seed, guidance=sampler.guidance, chunk=sampler.chunk
+    ).to_json()
+
+
+def _describe(layer: LayerInfo, inputs: InputStatistics) -> dict[str, Any]:
+    """One layer with the statistics of its input: over everything, per call, per channel, and of a skip's parts."""
+    return {
+        "name": layer.name,
+        "kind": layer.kind,
+        "embedding": layer.embedding,
+        "macs": layer.macs,
+        "weight_shape": list(layer.weight_shape),
+        "boundaries": list(layer.boundaries),
+        "input": inputs.whole.to_json(),
+        "steps": inputs.steps.to_json(),
+        "channels": inputs.channels.to_json(),
+        "skip": _skip(layer, inputs) if layer.boundaries else None,
+    }
+
+
+def _skip(layer: LayerInfo, inputs: InputStatistics) -> dict[str, Any]:
+    """Statistics of the parts of a concatenated input per call, and the ratio of the widest to the narrowest."""
+    count = len(layer.boundaries) + 1
+    width = inputs.parts.high - inputs.parts.low
+    std = inputs.parts.std
+    return {
+        "parts": [inputs.parts[:, part].to_json() for part in range(count)],
+        "range_ratio": short((width.amax(1) / width.amin(1).clamp_min(1e-30)).tolist()),
+        "std_ratio": short((std.amax(1) / std.amin(1).clamp_min(1e-30)).tolist()),
+    }

@@ -1,0 +1,49 @@
+"""Feature networks: what ``fid``, ``kid``, ``fd_digits`` and their kin measure in."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from dmqbench.images import require_images
+from dmqbench.schema import STAND_IN
+
+Output = Literal["pool", "spatial", "logits"]
+"""pool [N, d]: the last features; spatial [N, d']: a few channels of an earlier layer, flattened; logits [N, K]."""
+
+Features = Mapping[str, Tensor]
+"""Output → float32 [N, ...] on the CPU."""
+
+_IMAGES_AT_ONCE = 64
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """A frozen feature network.
+
+    ``network`` maps uint8 images [N, C, H, W] with C = 1 or 3 to all ``outputs``. ``hash`` is the sha256 of its
+    weights; ``resize`` is one word for what it does to the images first; both are part of the protocol. ``tool`` is
+    the implementation and its mode.
+    """
+
+    name: str
+    hash: str
+    tool: str
+    network: Callable[[Tensor], Features]
+    outputs: tuple[Output, ...] = ("pool",)
+    resize: str = "none"
+
+    @property
+    def stand_in(self) -> bool:
+        """Whether its weights are not those that its name promises: made for tests, never for a table."""
+        return self.name.startswith(STAND_IN)
+
+
+@torch.no_grad()
+def extract(extractor: Extractor, images: Tensor, images_at_once: int = _IMAGES_AT_ONCE) -> dict[str, Tensor]:
+    """Return all outputs of the network for uint8 images [N, C, H, W], float32 on the CPU."""
+    require_images(images)
+    parts = [extractor.network(part) for part in images.split(images_at_once)]
+    return {name: torch.cat([part[name].float().cpu() for part in parts]) for name in extractor.outputs}

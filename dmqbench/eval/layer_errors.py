@@ -1,0 +1,116 @@
+"""Layer-wise output error: what each quantized layer gets wrong by itself, on full-precision inputs.
+
+A proxy for sample quality that costs a few network calls: one full-precision pass, in which every layer also computes
+its quantized output on the same input.
+"""
+
+import math
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dmqbench.data.bank import Trajectories
+from dmqbench.eval.recorded import batches, predict, spread_calls
+from dmqbench.models.adapter import Adapter
+from dmqbench.quant.layers import QuantLayer, quant_layers, quantization
+
+TRAJECTORIES = 8
+
+_NOTHING = 1e-30
+"""Below any sum of squares: a layer whose output is zero divides by it."""
+
+
+@dataclass(frozen=True)
+class LayerErrors:
+    """Relative squared output errors Σ‖y_q − y‖² / Σ‖y‖², by quantized layer in execution order and call.
+
+    ``skip`` says which layers read a concatenation with a skip, ``calls`` which network calls were measured;
+    ``error`` is [L][K], each ≥ 0.
+    """
+
+    names: tuple[str, ...]
+    skip: tuple[bool, ...]
+    calls: tuple[int, ...]
+    error: tuple[tuple[float, ...], ...]
+
+    @property
+    def mean_log10(self) -> float | None:
+        """Mean of log10 over layers and calls; those without any error are left out, None if all are."""
+        logs = [math.log10(value) for row in self.error for value in row if value > 0]
+        return sum(logs) / len(logs) if logs else None
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "names": list(self.names),
+            "skip": list(self.skip),
+            "calls": list(self.calls),
+            "error": [list(row) for row in self.error],
+        }
+
+
+def relative_error(error: Tensor, power: Tensor) -> Tensor:
+    """Return ``error / power`` of two sums of squares; 0 where both are 0."""
+    return error / power.clamp_min(_NOTHING)
+
+
+@torch.no_grad()
+def layer_errors(
+    adapter: Adapter,
+    trajectories: Trajectories,
+    *,
+    guidance: float,
+    chunk: int,
+    members: int = TRAJECTORIES,
+) -> LayerErrors | None:
+    """Measure every quantizable layer of ``adapter`` on the first ``members`` trajectories.
+
+    The layers may be calibrated, frozen or lowered to an engine; their switches are as before when this returns. All
+    calls are measured, or 20 of them spread evenly. None for a network without quantizable layers.
+
+    Raises:
+        FloatingPointError: an error is not finite, for example because a range was never calibrated.
+    """
+    found = quant_layers(adapter.network)
+    with quantization(adapter.network, weight=False, activation=False):
+        traced = [layer for layer in adapter.topology().layers if layer.name in found]
+        if not traced:
+            return None
+        names = tuple(layer.name for layer in traced)
+        calls = spread_calls(trajectories.calls)
+        sums = _Sums(len(names), len(calls), adapter.device)
+        with ExitStack() as hooks:
+            for row, name in enumerate(names):
+                hooks.callback(found[name].register_forward_hook(sums.hook(row)).remove)
+            for column, call in enumerate(calls):
+                sums.column = column
+                for batch in batches(min(members, len(trajectories)), chunk):
+                    predict(adapter, trajectories, batch, call, guidance)
+    error = relative_error(sums.error, sums.power).cpu()
+    broken = [name for name, row in zip(names, error.isfinite().all(dim=1), strict=True) if not row]
+    if broken:
+        raise FloatingPointError(f"layer {broken[0]}: its quantized output is not finite")
+    skip = tuple(bool(layer.boundaries) for layer in traced)
+    return LayerErrors(names, skip, calls, tuple(tuple(row) for row in error.tolist()))
+
+
+class _Sums:
+    """Float64 sums of squares [L, K] of what the hooks see; ``column`` is the call in flight."""
+
+    def __init__(self, layers: int, calls: int, device: torch.device) -> None:
+        self.error = torch.zeros(layers, calls, dtype=torch.float64, device=device)
+        self.power = torch.zeros_like(self.error)
+        self.column = 0
+
+    def hook(self, row: int) -> Callable[..., None]:
+        def measure(layer: QuantLayer, args: tuple[Tensor, ...], output: Tensor) -> None:
+            layer.weight_on = layer.activation_on = True
+            quantized = layer.forward(args[0])  # past the hooks, which would call this one again
+            layer.weight_on = layer.activation_on = False
+            self.error[row, self.column] += (quantized.double() - output.double()).square().sum()
+            self.power[row, self.column] += output.double().square().sum()
+
+        return measure

@@ -1,0 +1,87 @@
+"""Every metric by name. A new one is a file with its arithmetic, a line here, and its version in ``schema.METRICS``."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor
+
+from dmqbench.eval.distribution import Gaussian, frechet_estimate
+from dmqbench.eval.estimate import Estimate
+from dmqbench.eval.features import Output
+from dmqbench.eval.inception_score import inception_score_estimate
+from dmqbench.eval.kernel import kid_estimate
+from dmqbench.eval.lpips import lpips_metric
+from dmqbench.eval.manifold import precision_recall_estimates
+from dmqbench.eval.paired import MSE, PSNR, SSIM, PairedMetric
+from dmqbench.schema import METRICS, MetricsConfig
+
+Side = Tensor | Gaussian
+"""One side of a comparison: features [N, d], or, of a dataset, their mean and covariance alone."""
+
+PAIRED_METRICS: dict[str, Callable[[MetricsConfig, str], PairedMetric]] = {
+    "psnr": lambda settings, device: PSNR,
+    "ssim": lambda settings, device: SSIM,
+    "mse": lambda settings, device: MSE,
+    "lpips": lpips_metric,
+}
+"""Name → the metric for these settings, on this device."""
+
+
+Estimates = Mapping[str, Estimate]
+
+
+@dataclass(frozen=True)
+class SetMetric:
+    """A statistic of a set of samples.
+
+    output: what it looks at; against: what it compares with. ``estimates(ours, theirs, paired)`` gives every metric of
+    its ``statistic`` by name; ``theirs`` is features where ``needs_features``, and ``None`` against nothing.
+    """
+
+    name: str
+    higher_is_better: bool
+    output: Output
+    against: Literal["dataset", "fp", "nothing"]
+    statistic: str
+    estimates: Callable[[Tensor, Any, bool], Estimates]
+    needs_features: bool = True
+
+    @property
+    def version(self) -> int:
+        return METRICS[self.name]
+
+
+def _frechet(name: str, output: Output, against: Literal["dataset", "fp"]) -> SetMetric:
+    def estimates(ours: Tensor, theirs: Side, paired: bool) -> Estimates:
+        return {name: frechet_estimate(ours, theirs, paired)}
+
+    return SetMetric(name, False, output, against, name, estimates, needs_features=False)
+
+
+def _kid(ours: Tensor, theirs: Tensor, paired: bool) -> Estimates:
+    return {"kid": kid_estimate(ours, theirs, paired)}
+
+
+def _inception_score(ours: Tensor, theirs: None, paired: bool) -> Estimates:
+    return {"is": inception_score_estimate(ours)}
+
+
+def _precision_recall(ours: Tensor, theirs: Tensor, paired: bool) -> Estimates:
+    return precision_recall_estimates(ours, theirs, paired)._asdict()
+
+
+SET_METRICS: dict[str, SetMetric] = {
+    metric.name: metric
+    for metric in (
+        _frechet("fid", "pool", "dataset"),
+        _frechet("fid2fp32", "pool", "fp"),
+        _frechet("sfid", "spatial", "dataset"),
+        _frechet("fd_digits", "pool", "dataset"),
+        _frechet("fd2fp32_digits", "pool", "fp"),
+        SetMetric("kid", False, "pool", "dataset", "kid", _kid),
+        SetMetric("is", True, "logits", "nothing", "is", _inception_score),
+        SetMetric("precision", True, "pool", "dataset", "precision_recall", _precision_recall),
+        SetMetric("recall", True, "pool", "dataset", "precision_recall", _precision_recall),
+    )
+}

@@ -1,0 +1,67 @@
+"""Features in the run store: computed once per set of images and network, shared by all metrics and jobs."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from dmqbench.eval.evaluate import FeatureSource, SampleSet
+from dmqbench.eval.features import Extractor, Features, extract
+from dmqbench.ids import short_hash
+from dmqbench.progress import Meter
+from dmqbench.store import Store
+
+VERSION = 1
+IMAGES_PER_FILE = 512
+"""A killed evaluation of 50,000 images goes on with the next file, and more samples add files."""
+
+_SHOWN_FROM = 4
+
+
+def features_id(samples: str, extractor: Extractor, device: str) -> str:
+    """Id of the features of the images ``samples`` in the network ``extractor``."""
+    network = {"name": extractor.name, "hash": extractor.hash, "tool": extractor.tool, "resize": extractor.resize}
+    return short_hash({"kind": "features", "version": VERSION, "of": samples, "network": network, "device": device})
+
+
+def feature_source(store: Store, device: str) -> FeatureSource:
+    """Return what looks features up in ``store``, computing and keeping those that are not there."""
+
+    def features(samples: SampleSet, extractor: Extractor) -> Features:
+        id = features_id(samples.id, extractor, device)
+        parts = [
+            range(start, min(start + IMAGES_PER_FILE, len(samples)))
+            for start in range(0, len(samples), IMAGES_PER_FILE)
+        ]
+        present = store.verified_files("features", id)
+        missing = [part for part in parts if _name(part) not in present]
+        for part in _metered(f"{extractor.name} features", missing):
+            with store.lock("features", id, part=_name(part)):
+                if _name(part) not in store.verified_files("features", id):
+                    found = extract(extractor, samples.images[part.start : part.stop])
+                    store.append_file("features", id, _name(part), lambda path, f=found: _write(f, path))
+        present = store.verified_files("features", id)
+        loaded = [load_file(present[_name(part)]) for part in parts]
+        return {output: torch.cat([part[output] for part in loaded]) for output in extractor.outputs}
+
+    return features
+
+
+def _metered(title: str, parts: Sequence[range]) -> Iterator[range]:
+    """Yield ``parts``, with a progress bar where there are enough of them."""
+    if len(parts) < _SHOWN_FROM:
+        yield from parts
+        return
+    with Meter(title, len(parts)) as shown:
+        for part in parts:
+            yield part
+            shown.advance()
+
+
+def _name(part: range) -> str:
+    return f"images_{part.start:06d}_{part.stop:06d}.safetensors"
+
+
+def _write(features: dict[str, torch.Tensor], path: Path) -> None:
+    save_file({name: value.contiguous() for name, value in features.items()}, path)

@@ -1,0 +1,242 @@
+"""Quantized pipelines as folders: integer codes in safetensors, the rest as diffusers keeps it. No pickles."""
+
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NoReturn
+
+import diffusers
+import torch
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from safetensors.torch import save as serialize
+from torch import Tensor, nn
+
+from dmqbench.engines import ENGINES
+from dmqbench.environment import environment
+from dmqbench.files import TEMPORARY_PREFIX, load_json, save_atomic, save_json, sync
+from dmqbench.ids import short_hash
+from dmqbench.manifest import Entry, Verifier, safe_file_name
+from dmqbench.models.attention import set_explicit_attention_
+from dmqbench.models.folders import CONFIG, ModelError, read_config
+from dmqbench.models.sources import NetworkSpec
+from dmqbench.quant.attention import AttentionQuantizers
+from dmqbench.quant.context import StepContext
+from dmqbench.quant.layers import quantize_layers_
+from dmqbench.quant.plan import PrecisionPlan
+from dmqbench.quant.serving import serve_
+from dmqbench.quant.spec import BitWidth
+from dmqbench.quant.state import load_calibration_state_
+
+NETWORK = "unet"
+DESCRIPTION = "dmqbench.json"
+FORMAT, FORMAT_VERSION = "dmqbench quantized pipeline", 1
+WEIGHTS = f"{NETWORK}/quantized.safetensors"
+"""Not the name that diffusers looks for: a loader that knows no codes finds nothing, rather than half a network."""
+
+_INDEX = "model_index.json"
+_LIBRARIES = ("diffusers", "transformers")
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+
+
+@dataclass(frozen=True)
+class Description:
+    """How a network was quantized: all that is needed beside its tensors to build it again, and where it is from."""
+
+    method: str
+    bits: dict[str, Any]
+    plan: dict[str, Any]
+    attentions: tuple[str, ...]
+    """Attentions whose matrix products are quantized."""
+    timesteps: tuple[int, ...]
+    """Of the calibrated network calls, in their order."""
+    engine: str
+    sampler: dict[str, Any]
+    budget: dict[str, Any]
+    seed: int
+    ids: dict[str, Any]
+    """Of the artifacts in the run store that it was made from."""
+
+
+def exchange_(network: Any, description: Description, state: Mapping[str, Tensor]) -> None:
+    """Give a full-precision network the layers of ``description``, calibrated to ``state``, and let it go."""
+    context = StepContext()
+    quantize_layers_(network, PrecisionPlan.from_json(description.plan), context)
+    levels = BitWidth(description.bits["weight"], description.bits["activation"]).activation_levels
+    if description.attentions and levels is not None:
+        set_explicit_attention_(
+            network, {name: AttentionQuantizers(context, levels) for name in description.attentions}
+        )
+    load_calibration_state_(network, state)
+    serve_(network, ENGINES[description.engine], context, description.timesteps)
+    network.dmqbench = description
+    network.save_pretrained = _refuse_to_save
+
+
+def _refuse_to_save(*_: Any, **__: Any) -> NoReturn:
+    raise ModelError(f"a quantized {NETWORK} has no weights that diffusers could read: use dmqbench.api.save")
+
+
+def without_origin(path: Path) -> None:
+    """Take out of a diffusers configuration where it was loaded from and by which version."""
+    config = load_json(path)
+    save_json(path, {key: value for key, value in config.items() if key == "_class_name" or not key.startswith("_")})
+
+
+def save(pipe: DiffusionPipeline, folder: str | os.PathLike[str], overwrite: bool = False) -> Path:
+    """Write a quantized pipeline as safetensors and JSON, whole or not at all; return the folder.
+
+    Quantized weights are stored as integer codes with their scales and zero-points, never in full precision.
+
+    Raises:
+        ModelError: the pipeline was not quantized by ``quantize_``, or a part of it cannot be saved.
+        FileExistsError: the folder is not empty; with ``overwrite``, if it is not a saved pipeline.
+    """
+    network: Any = getattr(pipe, NETWORK, None)
+    description = getattr(network, "dmqbench", None)
+    if not isinstance(description, Description):
+        raise ModelError(f"{type(pipe).__name__} is not quantized; call quantize_ first, or its own save_pretrained")
+    target = Path(folder).expanduser().absolute()
+    _check_target(target, overwrite)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=TEMPORARY_PREFIX, dir=target.parent) as name:
+        fresh, replaced = Path(name) / "fresh", Path(name) / "replaced"
+        _write(pipe, network, description, fresh)
+        if target.exists():
+            os.rename(target, replaced)
+        os.rename(fresh, target)
+    sync(target.parent)
+    return target
+
+
+def _check_target(target: Path, overwrite: bool) -> None:
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return
+    if not overwrite:
+        raise FileExistsError(f"{target} exists and is not empty: name another folder, or say overwrite=True")
+    if not (target / DESCRIPTION).is_file():
+        raise FileExistsError(f"{target} is not a saved pipeline (no {DESCRIPTION}): it is not overwritten")
+
+
+def _write(pipe: Any, network: Any, description: Description, folder: Path) -> None:
+    for name, part in pipe.components.items():
+        if name != NETWORK and part is not None:
+            if not hasattr(part, "save_pretrained"):
+                raise ModelError(f"{type(pipe).__name__}.{name} is a {type(part).__name__}, which cannot be saved")
+            part.save_pretrained(folder / name)
+    pipe.save_config(folder)
+    network.save_config(folder / NETWORK)
+    without_origin(folder / NETWORK / CONFIG)
+    tensors = {name: tensor.contiguous().cpu() for name, tensor in network.state_dict().items()}
+    save_atomic(folder / WEIGHTS, serialize(tensors))
+    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    for path in files.values():
+        if path.suffix in _PICKLES:
+            raise ModelError(f"{type(pipe).__name__}: {path.name} would be a pickle, which is never written")
+        sync(path)
+    facts = {
+        "format": FORMAT,
+        "version": FORMAT_VERSION,
+        "dmqbench": version("dmqbench"),
+        "environment": environment(network.device.type),
+        "bytes": {"quantized": files[WEIGHTS].stat().st_size, "full_precision": _full_precision_bytes(tensors)},
+        "files": {safe_file_name(name): asdict(Entry.of(path)) for name, path in files.items()},
+        "quantization": asdict(description),
+    }
+    save_json(folder / DESCRIPTION, {**facts, "digest": short_hash(facts)})
+
+
+def _full_precision_bytes(tensors: Mapping[str, Tensor]) -> int:
+    """What the network's own parameters take in float32: each code is one of them, quantizers' parameters are none."""
+    own = [tensor for name, tensor in tensors.items() if "quantizer" not in name or name.endswith(".codes")]
+    return 4 * sum(tensor.numel() for tensor in own)
+
+
+# ---- loading
+
+
+def load(
+    folder: str | os.PathLike[str],
+    device: torch.device | str = "cpu",
+    pipeline: type[DiffusionPipeline] | None = None,
+) -> Any:
+    """Return the pipeline that ``save`` wrote: on the same device it computes the same bits. Needs no run store.
+
+    Args:
+        pipeline: the class, where it is not one of diffusers' own.
+
+    Raises:
+        ModelError: the folder is not a saved pipeline, or a file of it is missing, damaged, unknown or a pickle.
+    """
+    folder = Path(folder).expanduser().absolute()
+    try:
+        description = _read_description(folder)
+        kind = _pipeline_class(folder, read_config(folder / _INDEX), pipeline)
+        with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
+            network = _rebuilt(folder, description)
+            pipe: Any = kind.from_pretrained(folder, **{NETWORK: network}, use_safetensors=True, local_files_only=True)
+            return pipe.to(device)
+    except (SafetensorError, OSError, ValueError, TypeError, KeyError, RuntimeError, AssertionError) as error:
+        raise ModelError(f"{folder}: cannot be loaded ({' '.join(str(error).split())[:200]})") from error
+
+
+def _read_description(folder: Path) -> Description:
+    """The description of a folder whose files are all as they were written."""
+    if not (folder / DESCRIPTION).is_file():
+        raise ModelError(f"{folder}: no {DESCRIPTION} there; give a folder that dmqbench.api.save wrote")
+    facts = read_config(folder / DESCRIPTION)
+    if (facts.get("format"), facts.get("version")) != (FORMAT, FORMAT_VERSION):
+        known = f"{FORMAT} {FORMAT_VERSION}"
+        raise ModelError(
+            f"{folder}: format {facts.get('format')} {facts.get('version')} is not known here (allowed: {known})"
+        )
+    if facts.pop("digest", None) != short_hash(facts):
+        raise ModelError(f"{folder}: {DESCRIPTION} was changed after it was written")
+    for path in folder.rglob("*"):
+        if path.suffix in _PICKLES:
+            raise ModelError(f"{folder}: {path.relative_to(folder)} is a pickle, which is never opened: remove it")
+    verifier = Verifier()
+    for name, entry in facts["files"].items():
+        problem = verifier.problem(folder, safe_file_name(name), Entry.parse(entry))
+        if problem is not None:
+            raise ModelError(f"{folder}: {name} {problem}; save it again")
+    values = facts["quantization"]
+    return Description(**{**values, **{key: tuple(values[key]) for key in ("attentions", "timesteps")}})
+
+
+def _pipeline_class(folder: Path, index: Mapping[str, Any], given: type[Any] | None) -> type[Any]:
+    """The class of the pipeline, of diffusers or ``given``; parts may come from known libraries only."""
+    for name, part in index.items():
+        if isinstance(part, list) and part[0] not in (*_LIBRARIES, None):
+            raise ModelError(f"{folder}: {name} is of {part[0]} (allowed: {', '.join(_LIBRARIES)})")
+    name = str(index.get("_class_name"))
+    kind = getattr(diffusers, name, None) if given is None else given
+    if not (isinstance(kind, type) and issubclass(kind, DiffusionPipeline) and kind.__name__ == name):
+        raise ModelError(
+            f"{folder}: its pipeline {name} is not diffusers' own; give the class: load(..., pipeline={name})"
+        )
+    return kind
+
+
+def _rebuilt(folder: Path, description: Description) -> nn.Module:
+    """The quantized network from its configuration, its codes and its other parameters."""
+    spec = NetworkSpec(read_config(folder / NETWORK / CONFIG))
+    network: Any = getattr(diffusers, spec.class_name).from_config(dict(spec.config))
+    tensors = load_file(folder / WEIGHTS)
+    plan = PrecisionPlan.from_json(description.plan)
+    coded = [layer.name for layer in plan.layers if layer.quantizes_weight]
+    own = {name: value for name, value in network.state_dict().items() if name.removesuffix(".weight") not in coded}
+    needed = {name: list(value.shape) for name, value in own.items()}
+    for name in (*needed, *(f"{layer}.weight_quantizer.codes" for layer in coded)):
+        if name not in tensors:
+            raise ModelError(f"{folder}: {WEIGHTS} lacks {name}")
+    for name, shape in needed.items():
+        if list(tensors[name].shape) != shape:
+            raise ModelError(f"{folder}: {name} has shape {list(tensors[name].shape)}, and the network's is {shape}")
+    network.load_state_dict({name: tensors.pop(name) for name in needed}, strict=False)
+    exchange_(network, description, tensors)
+    return network

@@ -1,0 +1,250 @@
+"""The page itself: what it shows of a store's results, put into the template. Imports no torch.
+
+Its size is bounded: images, trajectories in one plot and layer maps each have a budget; what does not fit is named.
+"""
+
+import base64
+import hashlib
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from dmqbench.differences import Contrast, baselines, contrasts
+from dmqbench.files import save_atomic
+from dmqbench.page.figures import AXES, Figure, colours, cost, proxy_scatter, trade_off, trajectories
+from dmqbench.page.gallery import LONGEST_SIDE, gallery_of
+from dmqbench.page.jobs import Diagnosis, diagnosis_of, job_facts, job_figures, layer_numbers
+from dmqbench.proxies import correlations
+from dmqbench.results import Result, Table, comparable_tables, score, why_apart
+from dmqbench.sheets import Line, Sheet, bits_text, printable, sheet_of
+
+LAYER_BUDGET = 400_000
+"""Numbers in all heat maps of layers together, about 6 bytes each."""
+
+EMBEDDED = (
+    "They were trained by this project and are tiny. They can never show a paper's cell or percentage, the rank of "
+    "methods on real models, perceptual quality, or hours and memory at scale."
+)
+
+_PROXY_METRIC = "psnr"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table as the template needs it: ``sorts`` are what its cells are sorted by."""
+
+    line: Line
+    sorts: tuple[Any, ...]
+    job: str = ""
+    method: str = ""
+    bits: str = ""
+
+
+@dataclass(frozen=True)
+class Differences:
+    """One line of the table of differences: a row, a seed or several, and what each metric says."""
+
+    method: str
+    bits: str
+    ranges: str
+    seeds: str
+    by_metric: dict[str, Contrast] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Section:
+    """One comparable table and what belongs to it."""
+
+    sheet: Sheet
+    metrics: tuple[str, ...]
+    rows: tuple[Row, ...]
+    floors: tuple[Row, ...]
+    why: str | None
+    against: str
+    differences: tuple[Differences, ...]
+    figures: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def jobs(self) -> list[Row]:
+        return [row for row in self.rows if row.job]
+
+    @property
+    def has_odd_plots(self) -> bool:
+        """Whether one plot of the table stands alone in its row."""
+        return bool(self.figures["trajectories"]) == bool(self.figures["proxies"])
+
+    @property
+    def has_several_ranges(self) -> bool:
+        return len({line.ranges for line in self.differences}) > 1
+
+    @property
+    def methods(self) -> list[str]:
+        return list(dict.fromkeys(row.method for row in self.rows if row.method))
+
+    @property
+    def widths(self) -> list[str]:
+        return list(dict.fromkeys(row.bits for row in self.rows if row.bits))
+
+
+def write_page(root: Path, results: Sequence[Result], path: Path, against: str | None = None) -> Path:
+    """Write the page of ``results``, which lie in the store ``root``, to ``path`` and return it."""
+    save_atomic(path, page(root, results, against))
+    return path
+
+
+def page(root: Path, results: Sequence[Result], against: str | None = None) -> str:
+    """Return the page as HTML; equal stores give equal pages.
+
+    What is missing or damaged beside the results (samples, diagnoses) is a line on the page, never an error.
+    """
+    tables = comparable_tables(results)
+    diagnoses = {row.folder.name: diagnosis_of(row) for row in results}
+    palette = colours(tables)
+    sections = [_section(table, tables, palette, diagnoses, against) for table in tables]
+    shown = [job for table in tables for job in table.rows]
+    data = {
+        "tables": [section.figures for section in sections],
+        "jobs": _jobs({row.folder.name: row for row in shown}, diagnoses),
+        "galleries": _galleries(root, shown),
+    }
+    scripts = [get_plotlyjs(), _asset("page.js")]
+    return _template().render(
+        name=printable(root.absolute().name),
+        sections=sections,
+        results=results,
+        models=list(dict.fromkeys(printable(row.model) for row in results)),
+        embedded=EMBEDDED if any(row.embedded for row in results) else "",
+        scripts=[Markup(script) for script in scripts],
+        hashes=" ".join(f"'sha256-{_digest(script)}'" for script in scripts),
+        style=Markup(_asset("page.css")),
+        axes=AXES,
+        data=data,
+    )
+
+
+def _section(
+    table: Table,
+    tables: Sequence[Table],
+    palette: dict[str, str],
+    diagnoses: dict[str, Diagnosis | str],
+    against: str | None,
+) -> Section:
+    sheet = sheet_of(table, compact=False)
+    rows = tuple(_row(line, sheet, table) for line in sheet.lines)
+    candidates = [against] if against else baselines(table)[:1]
+    differences = _differences(contrasts(table, candidates[0])) if candidates else ()
+    siblings = [other for other in tables if other.rows[0].model == table.rows[0].model]
+    return Section(
+        sheet=sheet,
+        metrics=table.metrics,
+        rows=tuple(row for row in rows if row.line.kind != "floor"),
+        floors=tuple(row for row in rows if row.line.kind == "floor"),
+        why=why_apart(siblings) if siblings[0] is table else None,
+        against=printable(candidates[0]) if candidates else "",
+        differences=differences,
+        figures=_figures(table, palette, diagnoses),
+    )
+
+
+def _differences(found: Iterable[Contrast]) -> tuple[Differences, ...]:
+    lines: dict[tuple[str, str], Differences] = {}
+    for contrast in found:
+        row = contrast.row
+        line = Differences(printable(row.label), bits_text(row), printable(row.ranges or "–"), contrast.seeds)
+        lines.setdefault((row.folder.name, contrast.seeds), line).by_metric[contrast.metric] = contrast
+    return tuple(lines.values())
+
+
+def _figures(table: Table, palette: dict[str, str], diagnoses: dict[str, Diagnosis | str]) -> dict[str, Any]:
+    plotted = {
+        f"{axis.key} {metric}": trade_off(table, metric, axis, palette) for axis in AXES for metric in table.metrics
+    }
+    whole = [(row, found) for row in table.rows if not isinstance(found := diagnoses[row.folder.name], str)]
+    diagnosed = [(row, found) for row, found in whole if not row.full_precision]
+    proxies: dict[str, Figure] = {}
+    if _PROXY_METRIC in table.metrics and diagnosed:
+        found = correlations([row for row, _ in whole], _PROXY_METRIC)
+        proxies = {entry.proxy: proxy_scatter(entry, palette) for entry in found if entry.n > 1}
+    return {
+        "tradeOff": plotted,
+        "trajectories": trajectories(diagnosed, palette) if diagnosed else None,
+        "proxies": proxies,
+    }
+
+
+def _row(line: Line, sheet: Sheet, table: Table) -> Row:
+    if line.row is None:
+        return Row(line, tuple(cell.text for cell in line.cells))
+    row = line.row
+    named = {
+        "bits": _bits_rank(row),
+        "seed": row.seed,
+        "MiB": cost(row, "size"),
+        sheet.columns[-1]: row.calibration_seconds,
+    }
+    sorts = [_metric_rank(row, column) if column in table.metrics else named.get(column, cell.text)
+             for column, cell in zip(sheet.columns, line.cells, strict=True)]  # fmt: skip
+    return Row(line, tuple(sorts), row.folder.name, printable(row.label), bits_text(row))
+
+
+def _bits_rank(row: Result) -> int:
+    """Weights before activations; what is unknown comes first."""
+    widths = [int(digits) for digits in re.findall(r"\d+", row.bits)]
+    return 1000 * widths[0] + widths[-1] if widths else 0
+
+
+def _metric_rank(row: Result, metric: str) -> float | None:
+    record = row.metrics.get(metric)
+    if record is None:
+        return None
+    return record["value"] if record.get("value") is not None else score(record) or math.inf
+
+
+def _jobs(rows: dict[str, Result], diagnoses: dict[str, Diagnosis | str]) -> dict[str, Any]:
+    left, jobs = LAYER_BUDGET, {}
+    for id, row in rows.items():
+        diagnosis = diagnoses[id]
+        facts = job_facts(row, diagnosis)
+        figures: dict[str, Figure] = {}
+        if not isinstance(diagnosis, str):
+            numbers = layer_numbers(diagnosis)
+            figures = job_figures(diagnosis, with_layers=numbers <= left)
+            if numbers > left:
+                facts["problem"] = "the map of the layers is left out to bound the page: --sweep chooses fewer jobs"
+            left -= numbers if numbers <= left else 0
+        jobs[id] = facts | {"figures": figures}
+    return jobs
+
+
+def _galleries(root: Path, rows: Iterable[Result]) -> dict[str, Any]:
+    samples = [row.record.get("samples") or {} for row in rows]
+    wanted = [id for kind in ("fp", "quantized") for entry in samples if (id := entry.get(kind))]
+    found = gallery_of(root, wanted)
+    note = f"reduced to {LONGEST_SIDE} pixels" if found.reduced else ""
+    return {
+        "strips": {id: strip._asdict() for id, strip in found.strips.items()},
+        "missing": found.missing,
+        "note": note,
+    }
+
+
+def _template() -> Any:
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["column"] = lambda name: Markup("_<wbr>").join(str(name).split("_"))
+    return environment.from_string(_asset("page.html"))
+
+
+def _asset(name: str) -> str:
+    return files("dmqbench.page").joinpath(name).read_text(encoding="utf-8")
+
+
+def _digest(script: str) -> str:
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

@@ -1,0 +1,165 @@
+"""What the page says of one job: numbers with their protocols, curves, configuration, how to run it again."""
+
+import re
+import shlex
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from dmqbench.files import json_text
+from dmqbench.page.figures import Figure, layers_of, steps_of
+from dmqbench.proxies import load_diagnosis
+from dmqbench.results import Result
+from dmqbench.sheets import number_text, printable
+from dmqbench.tracking import redact
+
+Diagnosis = Mapping[str, Any]
+
+_DIGITS = 6
+
+_GROUPS = ("method", "model", "dataset", "sampler", "budget")
+_SECTIONS = (*_GROUPS, "bits", "metrics")
+_FOLLOWING = re.compile(
+    r"(.*\.)?(name|version|uses|not_in_id)"
+    r"|method\.(ranges|stages|paper_scope\..*)"
+    r"|model\.(source|sample_shape|datasets)"
+)
+"""Settings that follow from the options of the groups."""
+
+
+def diagnosis_of(row: Result) -> Diagnosis | str:
+    """Return the diagnosis beside a result, or one line that says why there is none."""
+    try:
+        found = load_diagnosis(row.folder)
+        if found is None:
+            return "no diagnosis: this job was run without one"
+        _check(found)
+        return found
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"no diagnosis: the file is damaged ({type(error).__name__}: {error})"
+
+
+def job_facts(row: Result, diagnosis: Diagnosis | str) -> dict[str, Any]:
+    """Return what the page holds of one job, as JSON."""
+    record = row.record
+    samples = record.get("samples") or {}
+    return {
+        "label": printable(f"{row.label} {row.bits}"),
+        "facts": list(_facts(row)),
+        "metrics": {name: _metric(found) for name, found in row.metrics.items()},
+        "unavailable": {name: printable(why) for name, why in record.get("unavailable", {}).items()},
+        "samples": {kind: samples.get(kind) for kind in ("fp", "quantized")},
+        "problem": diagnosis if isinstance(diagnosis, str) else "",
+        "config": json_text(redact(record.get("config", {}))),
+        "environment": json_text(redact(record.get("environment", {}))),
+        "command": command_of(record),
+    }
+
+
+def job_figures(diagnosis: Diagnosis, with_layers: bool) -> dict[str, Figure]:
+    """Return the figures of one job's diagnosis."""
+    figures = {"steps": steps_of(diagnosis)}
+    if with_layers and diagnosis["layers"]:
+        figures["layers"] = layers_of(diagnosis)
+    return figures
+
+
+def layer_numbers(diagnosis: Diagnosis) -> int:
+    """How many numbers the heat map of the layers takes."""
+    return sum(map(len, diagnosis["layers"]["error"])) if diagnosis["layers"] else 0
+
+
+def command_of(record: Mapping[str, Any]) -> str:
+    """Return the command that runs this job again; ``""`` where its configuration is not known.
+
+    It names the groups' options and every setting beside them, for defaults may change.
+    """
+    config = record.get("config", {})
+    if not all(config.get(group, {}).get("name") for group in _GROUPS):
+        return ""
+    words = [f"{key}={config[key]}" for key in ("task", "engine", "seed") if key in config]
+    words += [f"{group}={config[group]['name']}" for group in _GROUPS]
+    settings = [leaf for section in _SECTIONS for leaf in _leaves(section, config.get(section, {}))]
+    words += [f"{key}={_word(value)}" for key, value in settings if value is not None and not _FOLLOWING.fullmatch(key)]
+    words += [
+        f"evaluate.{key}={_word(value)}" for key, value in config.get("evaluate", {}).items() if value is not None
+    ]
+    return " ".join(["dmqbench", *(shlex.quote(printable(word)) for word in words)])
+
+
+def _facts(row: Result) -> Iterator[str]:
+    record = row.record
+    cost, timing = record.get("cost") or {}, record.get("timing") or {}
+    yield f"job {row.folder.name}"
+    if row.size_mib is not None:
+        yield f"{number_text(row.size_mib, 4)} MiB"
+    if cost.get("bops") is not None:
+        yield f"{number_text(cost['bops'] / 1e9, 4)}·10⁹ BOPs per call"
+    if cost.get("quantized_layers") is not None:
+        full = cost.get("full_precision_layers")
+        yield f"{cost['quantized_layers']} layers quantized, {full} in full precision"
+    names = {"calibrate_s": "calibration", "sample_s": "sampling", "evaluate_s": "evaluation"}
+    yield from (f"{name} {number_text(timing[key], 3)} s" for key, name in names.items() if timing.get(key))
+    if timing.get("peak_memory_mib"):
+        yield f"peak memory {timing['peak_memory_mib']:.0f} MiB"
+
+
+def _metric(found: Mapping[str, Any]) -> dict[str, Any]:
+    """A metric as the page shows it: the value in words, and the lines of its details."""
+    value, interval, floor = found.get("value"), found.get("ci95"), found.get("floor")
+    lines = [] if interval is None else [f"95 % interval {_number(interval[0])} to {_number(interval[1])}"]
+    lines.append(f"n = {found.get('n')}")
+    if floor:
+        kind = str(floor.get("kind", "")).replace("_", " ")
+        lines.append(f"{kind} floor {_number(floor.get('value'))} (n = {floor.get('n')})")
+    extra = found.get("extra", {})
+    lines += [f"{key} {_number(inner)}" for key, inner in extra.items() if isinstance(inner, int | float)]
+    return {
+        "value": _number(value),
+        "lines": [printable(line) for line in lines],
+        "protocol": printable(found["protocol"]),
+    }
+
+
+def _number(value: float | None) -> str:
+    return "identical" if value is None else number_text(value, _DIGITS)
+
+
+def _leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            yield from _leaves(f"{key}.{name}", inner)
+    else:
+        yield key, value
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "[" + ",".join(map(_word, value)) + "]" if isinstance(value, list) else str(value)
+
+
+def _check(diagnosis: Diagnosis) -> None:
+    """Raise ``ValueError`` unless all lengths fit together and every number is one."""
+    steps, calls = diagnosis["steps"], len(diagnosis["timesteps"])
+    lengths = {"local": calls, "injected": calls, "accumulated": calls + 1, "shift": calls + 1}
+    for name, length in lengths.items():
+        _check_numbers(name, steps[name], length)
+    if not all(value is None or isinstance(value, int | float) for value in diagnosis["proxies"].values()):
+        raise ValueError("proxies are not numbers")
+    if diagnosis["layers"]:
+        _check_layers(diagnosis["layers"], calls)
+
+
+def _check_layers(layers: Mapping[str, Any], calls: int) -> None:
+    count = len(layers["names"])
+    if len(layers["error"]) != count or len(layers["skip"]) != count:
+        raise ValueError("names and errors of the layers do not fit together")
+    if not all(isinstance(call, int) and 0 <= call < calls for call in layers["calls"]):
+        raise ValueError("layers name calls that are not there")
+    for row in layers["error"]:
+        _check_numbers("error of a layer", row, len(layers["calls"]))
+
+
+def _check_numbers(name: str, values: Any, length: int) -> None:
+    if len(values) != length or not all(isinstance(value, int | float) and value >= 0 for value in values):
+        raise ValueError(f"{name} is not {length} numbers")

@@ -1,0 +1,134 @@
+"""A frozen network as a program of one's own uses it: without its old weights, moved, copied and called at will."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dmqbench.quant.attention import AttentionQuantizers
+from dmqbench.quant.context import StepContext
+from dmqbench.quant.frozen import FrozenLayer, freeze_layer
+from dmqbench.quant.layers import QuantLayer, freeze_, quant_layers
+from dmqbench.quant.state import activation_quantizers
+
+Run = Callable[[Tensor], Tensor]
+
+
+class ServingError(RuntimeError):
+    """A served network was called in a way that it does not answer; one line."""
+
+
+class Lowered:
+    """What an engine makes of a layer, made again wherever the layer was moved or copied to.
+
+    An engine's callable holds tensors that neither ``Module.to`` nor ``deepcopy`` reaches.
+    """
+
+    def __init__(self, layer: QuantLayer, engine: Callable[[FrozenLayer], Run]) -> None:
+        self.layer = layer
+        self.engine = engine
+        self._run: Run | None = None
+        self._device: torch.device | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self._run is None or x.device != self._device:
+            self._run, self._device = self.engine(freeze_layer(self.layer)), x.device
+        return self._run(x)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"layer": self.layer, "engine": self.engine, "_run": None, "_device": None}
+
+
+class CallWatch:
+    """Hooks of one network: they tell its quantizers the step of every call, and refuse calls that make no sense.
+
+    Args:
+        context: the one that the quantizers read.
+        timesteps: of the calibrated network calls, in their order; None where quantizers are the same at every step.
+    """
+
+    def __init__(self, context: StepContext, timesteps: Sequence[int] | None) -> None:
+        self.context = context
+        self.timesteps = None if timesteps is None else tuple(timesteps)
+        self._entered: AbstractContextManager[None] | None = None
+
+    def before(self, network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Called with what the network is called with: sample [B, …] and timestep, one number or one per sample."""
+        sample = args[0] if args else kwargs["sample"]
+        if sample.dtype != torch.float32:
+            raise ServingError(f"this quantized network computes in float32, and its input is {_named(sample.dtype)}")
+        if sample.requires_grad and torch.is_grad_enabled():
+            raise ServingError("this quantized network is frozen and has no gradients: call it under torch.no_grad()")
+        if self.timesteps is not None:
+            timestep = args[1] if len(args) > 1 else kwargs["timestep"]
+            self._entered = self.context.at(self.steps(timestep, len(sample)).to(sample.device))
+            self._entered.__enter__()
+
+    def after(self, network: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """Called when the network has returned or failed."""
+        entered, self._entered = self._entered, None
+        if entered is not None:
+            entered.__exit__(None, None, None)
+
+    def steps(self, timestep: Tensor | float, batch: int) -> Tensor:
+        """Return the index of the calibrated call at each sample's timestep, int64 [batch].
+
+        Raises:
+            ServingError: there is none: parameters are kept per step, and the nearest step's would be wrong ones.
+        """
+        call_of = {value: call for call, value in enumerate(self.timesteps or ())}
+        values = torch.as_tensor(timestep).reshape(-1).tolist()
+        for value in values:
+            if value not in call_of:
+                known = ", ".join(map(str, call_of))
+                raise ServingError(
+                    f"timestep {value} was not calibrated, and ranges are kept per step (allowed: {known})"
+                )
+        return torch.tensor([call_of[value] for value in values]).expand(batch)
+
+
+def _named(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+@torch.no_grad()
+def serve_(
+    network: nn.Module,
+    engine: Callable[[FrozenLayer], Run],
+    context: StepContext,
+    timesteps: Sequence[int],
+) -> None:
+    """Freeze a calibrated network and let it go: it needs neither its old weights nor the adapter any more.
+
+    Weights that are quantized are dropped, their codes stay; nothing has gradients; modules are in evaluation mode.
+
+    Args:
+        engine: computes layers whose weights and activations are both quantized.
+        timesteps: of the calibrated network calls, in their order.
+
+    Raises:
+        RuntimeError: an activation range was never calibrated.
+        ValueError: ranges are kept per step, and two calls have the same timestep, which could not be told apart.
+    """
+    per_step = any(quantizer.per_step for quantizer in activation_quantizers(network).values())
+    if per_step and len(set(timesteps)) < len(timesteps):
+        twice = next(value for value in timesteps if list(timesteps).count(value) > 1)
+        raise ValueError(f"ranges per step need one network call per timestep, and there are several at {twice}")
+    freeze_(network)
+    for layer in quant_layers(network).values():
+        if layer.weight_quantizer is not None:
+            layer.register_parameter("weight", None)
+            layer.adapter_down, layer.adapter_up = None, None
+            if layer.activation_quantizer is not None:
+                layer.lowered, layer.fixed_weight = Lowered(layer, engine), None
+    network.eval().requires_grad_(False)
+    watch = CallWatch(context, timesteps if per_step else None)
+    network.register_forward_pre_hook(watch.before, with_kwargs=True)
+    network.register_forward_hook(watch.after, always_call=True)
+
+
+def is_quantized(network: nn.Module) -> bool:
+    """Whether any layer or attention of the network has quantizers of this package."""
+    return any(isinstance(module, QuantLayer | AttentionQuantizers) for module in network.modules())

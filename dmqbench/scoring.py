@@ -1,0 +1,179 @@
+"""Scoring images that another program sampled, in the table of our own results."""
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from dmqbench.data.archives import inspect, read_batches
+from dmqbench.environment import environment, peak_memory_mib
+from dmqbench.eval.evaluate import Evaluation, Evaluator, SampleSet
+from dmqbench.eval.generate import chunk_count, chunk_name
+from dmqbench.eval.protocol import Protocol
+from dmqbench.feature_cache import feature_source
+from dmqbench.foreign import (
+    UNKNOWN_OF_MODEL,
+    UNKNOWN_OF_SAMPLES,
+    foreign_entries,
+    images_id,
+    label_of,
+    read_prompts,
+)
+from dmqbench.ids import job_ids
+from dmqbench.pipeline import Workshop
+from dmqbench.run import (
+    make_evaluator,
+    open_workshop,
+    show_in_tracker,
+    tell_job,
+    tell_location,
+    tracker,
+    write_result,
+)
+from dmqbench.schema import Job, full_precision
+from dmqbench.store import Store
+
+CHUNK = 64
+"""Images in a file of an imported artifact: the same for every job, so that they share it."""
+
+
+def evaluate_foreign(job: Job) -> Path:
+    """Measure the images in ``job.evaluate.samples``, and return the result folder.
+
+    They are compared with those in ``evaluate.fp_samples``, or with the full-precision samples of the job's own model
+    and sampler, which are drawn if the store lacks them. The same command again extends the same result.
+    """
+    shop = open_workshop(_limited(job))
+    job = shop.job
+    with shop.record:
+        tell_job(shop)
+        samples = import_images(shop.store, job.evaluate.samples, job.metrics.samples)
+        evaluator = foreign_evaluator(shop)
+        with tracker(shop, "evaluation") as mirror:
+            tell_location(mirror)
+            started = time.perf_counter()
+            evaluation = evaluator.evaluate(samples, job.metrics.names)
+            seconds = time.perf_counter() - started
+            result = foreign_result(shop, evaluator.full_precision_id, evaluation, seconds)
+            folder = write_result(shop.store, result, evaluation, None)
+            values: dict[str, Any] = {
+                name: each.value for name, each in evaluation.measurements.items() if not each.exact
+            }
+            shop.record.log("metrics", **values)
+            mirror.summarize({"metrics": result["metrics"]})
+            show_in_tracker(shop, mirror, evaluation, None, folder)
+    return folder
+
+
+def _limited(job: Job) -> Job:
+    """The job with as many samples and pairs as there are images."""
+    metrics, evaluate = job.metrics, job.evaluate
+    assert evaluate.samples is not None
+    count = min(inspect(evaluate.samples).count, metrics.samples)
+    theirs = count if evaluate.fp_samples is None else inspect(evaluate.fp_samples).count
+    return replace(job, metrics=replace(metrics, samples=count, pairs=min(metrics.pairs, count, theirs)))
+
+
+def import_images(store: Store, path: str | Path | None, count: int) -> SampleSet:
+    """Return the first ``count`` images of an archive or folder (or all, if fewer), keeping them as a samples artifact.
+
+    Like those drawn here they lie in whole chunks, so that pictures, pages and feature caches find them.
+
+    Raises:
+        ArchiveError: they cannot be read.
+    """
+    assert path is not None
+    info, id = inspect(path), images_id(path)
+    count = min(count, info.count)
+    names = [chunk_name(number) for number in range(chunk_count(count, CHUNK))]
+    if not set(names) <= store.verified_files("samples", id).keys():
+        for name, part in zip(names, read_batches(path, CHUNK, len(names) * CHUNK), strict=True):
+            tensors = {"images": torch.from_numpy(part)}
+            store.append_file("samples", id, name, lambda target, tensors=tensors: save_file(tensors, target))
+    files = store.verified_files("samples", id)
+    return SampleSet(id, torch.cat([load_file(files[name])["images"] for name in names])[:count])
+
+
+def foreign_evaluator(shop: Workshop) -> Evaluator:
+    """What measures these images: against our own full-precision samples, or against those that came with them."""
+    job = shop.job
+    prompts = None if job.evaluate.prompts is None else read_prompts(job.evaluate.prompts)
+    if job.evaluate.fp_samples is None:
+        return _against_ours(shop, prompts)
+    theirs = import_images(shop.store, job.evaluate.fp_samples, job.metrics.samples)
+    own = job_ids(full_precision(job), shop.weights).samples
+    if _is_stored(shop, own, theirs):
+        return _against_ours(shop, prompts)
+    return Evaluator(
+        protocol=Protocol(
+            metric="shared",
+            version=1,
+            tool="dmqbench",
+            rounding="uint8",
+            n=job.metrics.samples,
+            seed=None,
+            sampler=None,
+            timesteps=(),
+            eta=None,
+            guidance=None,
+            chunk=None,
+            engine=None,
+            unknown=UNKNOWN_OF_SAMPLES,
+        ),
+        full_precision=theirs,
+        full_precision_id=theirs.id,
+        dataset=job.dataset.name,
+        pairs=job.metrics.pairs,
+        settings=job.metrics,
+        features=feature_source(shop.store, job.device_type),
+        reference=job.dataset.reference,
+        captions=prompts,
+        device=job.device_type,
+    )
+
+
+def _against_ours(shop: Workshop, prompts: tuple[str, ...] | None) -> Evaluator:
+    evaluator = make_evaluator(shop)
+    protocol = replace(evaluator.protocol, scope=None, engine=None, unknown=UNKNOWN_OF_MODEL)
+    return replace(evaluator, protocol=protocol, captions=prompts)
+
+
+def _is_stored(shop: Workshop, id: str, images: SampleSet) -> bool:
+    """Whether the store holds samples ``id``, and ``images`` are the first of them, bit for bit."""
+    files = shop.store.verified_files("samples", id)
+    names = [chunk_name(number) for number in range(chunk_count(len(images), shop.job.sampler.chunk))]
+    if not set(names) <= files.keys():
+        return False
+    stored = torch.cat([load_file(files[name])["images"] for name in names])[: len(images)]
+    return torch.equal(stored, images.images)
+
+
+def foreign_result(shop: Workshop, reference: str, evaluation: Evaluation, seconds: float) -> dict[str, Any]:
+    """The content of ``result.json`` (design section 5); what nobody told this program is null or "unknown"."""
+    job, evaluate = shop.job, shop.job.evaluate
+    paths = [path for path in (evaluate.samples, evaluate.fp_samples) if path is not None]
+    return {
+        **foreign_entries(label_of(evaluate), evaluate.bits),
+        "job_id": shop.ids.result,
+        "model": job.model.name,
+        "dataset": job.dataset.name,
+        "seed": job.seed,
+        "embedded": job.model.source == "embedded",
+        "config": job.config,
+        "samples": {"quantized": shop.ids.samples, "fp": reference},
+        "notes": [note for path in paths if (note := inspect(path).note) is not None],
+        "metrics": {name: found.to_json() for name, found in evaluation.measurements.items()},
+        "unavailable": evaluation.unavailable,
+        "timing": {
+            "trajectories_s": None,
+            "calibrate_s": None,
+            "sample_s": None,
+            "evaluate_s": round(seconds, 3),
+            "unet_forwards_calibration": None,
+            "peak_memory_mib": peak_memory_mib(),
+        },
+        "environment": environment(job.device_type),
+    }

@@ -1,0 +1,127 @@
+import copy
+
+import pytest
+import torch
+from workbench import set_min_max_ranges_, workbench
+
+from dmqbench.engines import ENGINES, lower_
+from dmqbench.quant.context import StepContext
+from dmqbench.quant.layers import freeze_, quant_layers
+from dmqbench.quant.serving import CallWatch, ServingError, is_quantized, serve_
+from dmqbench.quant.spec import FULL_PRECISION, BitWidth, StepGroups
+
+TIMESTEPS = (750, 500, 250, 0)
+
+
+W4A6 = BitWidth(4, 6)
+
+
+def calibrated(bits=W4A6, steps=None):
+    """A workbench whose ranges are set, and one call of its network."""
+    bench = workbench(bits, steps=steps)
+    x = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    call = (x, torch.full((2,), 500), {"class_labels": torch.tensor([1, 2])}, torch.ones(2, dtype=torch.long))
+    set_min_max_ranges_(bench.adapter, *call)
+    return bench, call
+
+
+def output(network, call):
+    x, timestep, cond, _ = call
+    return network(x, timestep, **cond).sample
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("steps", [StepGroups.shared(), StepGroups.per_step(4)], ids=["shared", "step"])
+def test_a_served_network_computes_what_the_adapter_does_and_has_no_old_weights(engine, steps):
+    bench, call = calibrated(steps=steps)
+    served = copy.deepcopy(bench.adapter)
+    freeze_(bench.network)
+    lower_(bench.network, engine)
+    expected = bench.adapter.denoise(*call)
+    serve_(served.network, ENGINES[engine], served.context, TIMESTEPS)
+    assert torch.equal(output(served.network, call), expected)
+    assert all(layer.weight is None for layer in quant_layers(served.network).values())
+    assert not any(parameter.requires_grad for parameter in served.network.parameters())
+
+
+@pytest.mark.parametrize("moved", [lambda n: copy.deepcopy(n), lambda n: n.to("cpu")], ids=["copied", "moved"])
+def test_it_computes_the_same_after(moved):
+    bench, call = calibrated(steps=StepGroups.per_step(4))
+    serve_(bench.network, ENGINES["simulate"], bench.adapter.context, TIMESTEPS)
+    before = output(bench.network, call)
+    after = moved(bench.network)
+    assert torch.equal(output(after, call), before)
+
+
+def test_a_copy_reads_its_own_step_and_codes():
+    bench, call = calibrated(steps=StepGroups.per_step(4))
+    serve_(bench.network, ENGINES["simulate"], bench.adapter.context, TIMESTEPS)
+    expected = output(bench.network, call)
+    other = copy.deepcopy(bench.network)
+    with pytest.raises(RuntimeError):  # nothing was left behind in the context that both began with
+        bench.adapter.context.step  # noqa: B018
+    for layer in quant_layers(other).values():
+        layer.weight_quantizer.codes.zero_()
+    assert not torch.equal(output(other, call), expected)
+    assert torch.equal(output(bench.network, call), expected)
+
+
+def test_weights_stay_where_only_activations_are_quantized():
+    bench, call = calibrated()
+    full = {name: layer.weight for name, layer in quant_layers(bench.network).items()}
+    for layer in quant_layers(bench.network).values():
+        layer.weight_quantizer = None
+    serve_(bench.network, ENGINES["simulate"], StepContext(), TIMESTEPS)
+    assert {name: layer.weight for name, layer in quant_layers(bench.network).items()} == full
+    assert torch.isfinite(output(bench.network, call)).all()
+
+
+def test_an_uncalibrated_network_is_not_served():
+    bench = workbench(W4A6)
+    with pytest.raises(RuntimeError, match="not calibrated"):
+        serve_(bench.network, ENGINES["simulate"], StepContext(), TIMESTEPS)
+
+
+def test_ranges_per_step_need_one_call_per_timestep():
+    bench, _ = calibrated(steps=StepGroups.per_step(4))
+    with pytest.raises(ValueError, match="several at 500"):
+        serve_(bench.network, ENGINES["simulate"], StepContext(), (750, 500, 500, 0))
+    assert all(layer.weight is not None for layer in quant_layers(bench.network).values())
+
+
+@pytest.mark.parametrize(
+    ("timestep", "expected"),
+    [
+        (500, [1, 1, 1]),
+        (0.0, [3, 3, 3]),
+        (torch.tensor(250), [2, 2, 2]),
+        (torch.tensor([750.0]), [0, 0, 0]),
+        (torch.tensor([0, 750, 500]), [3, 0, 1]),
+    ],
+)
+def test_timesteps_are_mapped_to_calls(timestep, expected):
+    assert CallWatch(StepContext(), TIMESTEPS).steps(timestep, 3).tolist() == expected
+
+
+@pytest.mark.parametrize("timestep", [751, 0.5, -1, torch.tensor([750, 3])])
+def test_an_unknown_timestep_is_refused_with_the_known_ones(timestep):
+    with pytest.raises(ServingError, match=r"was not calibrated.*allowed: 750, 500, 250, 0") as refused:
+        CallWatch(StepContext(), TIMESTEPS).steps(timestep, 2)
+    assert "\n" not in str(refused.value)
+
+
+def test_the_step_is_gone_after_a_call_that_failed():
+    bench, call = calibrated(steps=StepGroups.per_step(4))
+    serve_(bench.network, ENGINES["simulate"], bench.adapter.context, TIMESTEPS)
+    x, timestep, cond, _ = call
+    with pytest.raises(RuntimeError):
+        bench.network(x.expand(2, 3, 8, 8), timestep, **cond)
+    with pytest.raises(RuntimeError, match="step is not set"):
+        bench.adapter.context.step  # noqa: B018
+    assert torch.isfinite(output(bench.network, call)).all()
+
+
+def test_what_counts_as_quantized():
+    bench = workbench(BitWidth(FULL_PRECISION, 6))
+    assert is_quantized(bench.network)
+    assert not is_quantized(torch.nn.Linear(2, 2))
