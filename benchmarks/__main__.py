@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-BENCHMARKS = ("commands", "frozen_sampling", "range_search", "stages")
+BENCHMARKS = ("commands", "frozen_sampling", "range_search", "stages", "evaluation", "tracking", "reports")
 
 for name in BENCHMARKS:
     print(f"\n## {name}\n", flush=True)

@@ -27,9 +27,9 @@ ACTIONS = {
     "trajectories": "run.make_trajectories",
     "calibrate": "run.calibrate",
     "sample": "run.sample",
-    "evaluate": "run.evaluate",
+    "evaluate": "scoring.evaluate",
     "plan": "run.show_plan",
-    "cost": "run.show_cost",
+    "cost": "costs.show_cost",
     "anatomy": "anatomy.make_anatomy",
 }
 """Module and function behind every task; it returns a folder, or None if it printed all."""

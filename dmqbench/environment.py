@@ -10,7 +10,10 @@ from typing import Any
 
 import torch
 
-PACKAGES = ("torch", "diffusers", "pytorch-lightning", "torchmetrics", "numpy", "scikit-learn")
+PACKAGES = (
+    *("torch", "torchvision", "diffusers", "transformers", "pytorch-lightning", "numpy", "scikit-learn"),
+    *("torchmetrics", "torch-fidelity", "clean-fid", "optimum-quanto"),
+)
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
 

@@ -144,6 +144,8 @@ def _publish(root: Path, results: Sequence[Result], options: Namespace, missing:
             print(f"page: {path}", file=beside)
     for path in _draw(root, results, target):
         print(f"picture: {path}", file=beside)
+    if (root / "wandb").is_dir():
+        print(f"wandb: {root / 'wandb'} (--push sends what was recorded offline)", file=beside)
 
 
 def _is_piped(options: Namespace) -> bool:

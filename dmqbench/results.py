@@ -12,7 +12,7 @@ from typing import Any
 from dmqbench.eval.protocol import agree, differing_entries
 from dmqbench.files import load_json
 from dmqbench.manifest import Manifest, Verifier
-from dmqbench.schema import STAND_IN, UNKNOWN
+from dmqbench.schema import METRICS, STAND_IN, UNKNOWN
 from dmqbench.store import Store
 
 _FULL_PRECISION_FREE = ("scope", "engine")
@@ -120,8 +120,10 @@ class Table:
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """Names of the metrics that any row has, in the order in which they were measured."""
-        return tuple(dict.fromkeys(chain.from_iterable(row.metrics for row in self.rows)))
+        """Names of the metrics that any row has, in the order of ``schema.METRICS``."""
+        known = list(METRICS)
+        found = dict.fromkeys(chain.from_iterable(row.metrics for row in self.rows))
+        return tuple(sorted(found, key=lambda name: known.index(name) if name in known else len(known)))
 
     @property
     def scope(self) -> str | None:

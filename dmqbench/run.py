@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from dmqbench.costs import describe_cost, said_of_quantization, show_cost
 from dmqbench.environment import environment, peak_memory_mib, reset_peak_memory
 from dmqbench.eval.diagnosis import diagnose
 from dmqbench.eval.evaluate import Evaluation, Evaluator, Floors, SampleSet
@@ -16,16 +17,12 @@ from dmqbench.eval.protocol import Protocol
 from dmqbench.feature_cache import feature_source
 from dmqbench.files import json_text, load_json
 from dmqbench.ids import job_ids, perturbed_id, weights_hash
-from dmqbench.models.foreign import foreign_facts
 from dmqbench.picture import picture_of
-from dmqbench.pipeline import Workshop, scope_of
-from dmqbench.quant.cost import Cost, CountedLayer, count_cost
-from dmqbench.quant.plan import LayerPlan, PrecisionPlan, uniform_plan
-from dmqbench.quant.spec import BitWidth, Scope
+from dmqbench.pipeline import Workshop
 from dmqbench.record import Part
 from dmqbench.schema import FOREIGN, UNCALIBRATED, UNKNOWN, Job, full_precision
 from dmqbench.store import Artifact, Store
-from dmqbench.tracking import Tracker
+from dmqbench.tracking import Tracker, warm_up
 
 DIAGNOSIS = "diagnosis.json"
 
@@ -68,16 +65,12 @@ def run_job(job: Job) -> Path:
     return folder
 
 
-def evaluate(job: Job) -> Path:
-    """Measure samples that are in the store, or images made elsewhere, and return the result folder.
+def evaluate_stored(job: Job) -> Path:
+    """Measure samples that are in the store, and return the result folder.
 
     Raises:
         LookupError: they are not all there.
     """
-    if job.evaluate.samples is not None:
-        from dmqbench.scoring import evaluate_foreign  # which itself stands on this module
-
-        return evaluate_foreign(job)
     names = [chunk_name(number) for number in range(chunk_count(job.metrics.samples, job.sampler.chunk))]
     present = Store(job.store_root).verified_files("samples", job_ids(job, weights_hash(job.model)).samples)
     if not set(names) <= present.keys():
@@ -111,6 +104,7 @@ def sample(job: Job) -> Path:
 
 def tell_job(shop: Workshop) -> None:
     """Begin the record with what the job is."""
+    warm_up(shop.job.tracker.mode)
     shop.record.log("job", config=shop.job.config, ids=asdict(shop.ids), tags=tags_of(shop.job))
 
 
@@ -293,14 +287,6 @@ def compose_result(
     }
 
 
-def said_of_quantization(job: Job) -> dict[str, Any]:
-    """Bits, scope and ranges of the result; of a network quantized elsewhere, what its files say."""
-    if not job.foreign:
-        return {"bits": job.bits.name, "scope": job.bits.scope, "ranges": job.bits.ranges}
-    facts, folder = foreign_facts(str(job.method.path)), Path(str(job.method.path))
-    return {"name": folder.name, "bits": facts.bits or UNKNOWN, "scope": UNKNOWN, "ranges": None, "declared": []}
-
-
 def write_result(
     store: Store, result: dict[str, Any], evaluation: Evaluation, diagnosis: dict[str, Any] | None
 ) -> Path:
@@ -329,54 +315,7 @@ def _all_records(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[dict[st
     return list({(record["metric"], record["protocol"]): record for record in listed}.values())
 
 
-# ---- cost and plan
-
-
-def describe_cost(job: Job) -> dict[str, Any]:
-    """Cost of the job's denoiser in the keys of the contract; needs no weights."""
-    from dmqbench.models.sources import meta_topology
-
-    topology, parameters = meta_topology(job.model.checkpoint)
-    bits = BitWidth(job.bits.weight, job.bits.activation)
-    quantized = job.method.name not in UNCALIBRATED
-
-    def plan(scope: Scope) -> PrecisionPlan:
-        return uniform_plan(topology.layers, bits, scope) if quantized else PrecisionPlan(())
-
-    paper = Scope(**job.method.paper_scope)
-    scope = scope_of(job)
-    layers = [CountedLayer(layer.name, layer.weight_shape, layer.macs) for layer in topology.layers]
-    nominal = LayerPlan("all", bits.weight, bits.activation) if quantized else None
-    cost: Cost = count_cost(layers, plan(scope), plan(paper), parameters, topology.attention_macs, nominal)
-    said = said_of_quantization(job)
-    named = {"model": job.model.name, "method": job.method.name, "bits": said["bits"], "scope": said["scope"]}
-    counted = {**asdict(cost), "full_precision_names": list(plan(scope).full_precision)}
-    return {**named, **counted, **(_cost_of_files(job) if job.foreign else {})}
-
-
-def _cost_of_files(job: Job) -> dict[str, Any]:
-    """What the files of a network quantized elsewhere say of its cost, and ``None`` for what they do not."""
-    unknown = ("quantized_layers", "skip_layers", "full_precision_layers", "bops", "full_precision_names")
-    packed = round(foreign_facts(str(job.method.path)).packed_mib, 4)
-    return {**dict.fromkeys(unknown), "size_mib": {"all_layers": None, "paper_code": None, "packed": packed}}
-
-
-def show_cost(job: Job) -> None:
-    """Print the cost as a table and, as the last line, one JSON object."""
-    from rich.console import Console
-    from rich.table import Table
-
-    cost = describe_cost(job)
-    table = Table(title=f"Cost of {job.title} (denoiser alone, one call, batch 1)")
-    table.add_column("")
-    table.add_column("", justify="right")
-    for key, value in cost.items():
-        if key not in ("size_mib", "full_precision_names"):
-            table.add_row(key, f"{value:,}" if isinstance(value, int) else str(value))
-    for rule, size in cost["size_mib"].items():
-        table.add_row(f"size_mib: {rule}", "not written yet" if size is None else f"{size:.2f}")
-    Console().print(table)
-    print(json.dumps(cost))
+# ---- plan
 
 
 def show_plan(job: Job) -> None:

@@ -25,6 +25,7 @@ from dmqbench.foreign import (
 from dmqbench.ids import job_ids
 from dmqbench.pipeline import Workshop
 from dmqbench.run import (
+    evaluate_stored,
     make_evaluator,
     open_workshop,
     show_in_tracker,
@@ -38,6 +39,11 @@ from dmqbench.store import Store
 
 CHUNK = 64
 """Images in a file of an imported artifact: the same for every job, so that they share it."""
+
+
+def evaluate(job: Job) -> Path:
+    """Measure images made elsewhere, or samples that are in the store; return the result folder."""
+    return evaluate_stored(job) if job.evaluate.samples is None else evaluate_foreign(job)
 
 
 def evaluate_foreign(job: Job) -> Path:

@@ -122,6 +122,17 @@ def wandb() -> Any:
     return wandb
 
 
+def warm_up(mode: str) -> None:
+    """Begin to import and start wandb, if it will be needed, while the job does something else."""
+    if resolve_mode(mode) != "disabled":
+        threading.Thread(target=_warm_up, daemon=True).start()
+
+
+def _warm_up() -> None:
+    with suppress(Exception):  # who needs it will say what is wrong
+        wandb().setup().ensure_service()
+
+
 # ---- one wandb run
 
 

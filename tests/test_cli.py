@@ -120,7 +120,9 @@ def in_a_process(*arguments: str, cwd: Path, **more) -> subprocess.CompletedProc
         (["hydra/sweeper=optuna"], ["hydra/sweeper=optuna", "nearest: basic"]),
         (["method=fp,rtn"], ["method=fp,rtn", "-m"]),
         (["--cfg", "job", "-m", "method=fp,rtn"], ["--cfg=job"]),
-        (["evaluate.samples=x.npz"], ["evaluate.samples=x.npz"]),
+        (["evaluate.samples=x.npz"], ["evaluate.samples=x.npz", "task=evaluate only"]),
+        (["task=evaluate", "evaluate.samples=x.npz"], ["evaluate.samples=x.npz", "no such file"]),
+        (["task=evaluate", "evaluate.fp_samples=x.npz"], ["evaluate.fp_samples=x.npz", "needs evaluate.samples"]),
         (["trainer.accelerator=gpu"], ["trainer.accelerator=gpu", "nearest: cpu"]),
     ],
 )

@@ -20,7 +20,9 @@ MAY_IMPORT = {
 LAYERS = (
     ("cli",),
     ("planning",),
+    ("scoring", "anatomy", "api"),
     ("run",),
+    ("costs", "feature_cache"),
     ("pipeline",),
     ("methods", "eval"),
     ("data", "models"),

@@ -15,6 +15,7 @@ SMALL = (
     "budget.weight_iterations=8",
     "budget.activation_iterations=4",
     "tracker.mode=disabled",
+    "diagnose=false",
 )
 """Overrides under which a job on ``digits`` is quick; its numbers mean nothing."""
 

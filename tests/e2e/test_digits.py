@@ -24,9 +24,9 @@ TIMING_KEYS = {
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
-    """A store in which round-to-nearest at W4A8 is done."""
+    """A store in which round-to-nearest at W4A8 is done, with its diagnosis."""
     root = tmp_path_factory.mktemp("e2e") / "runs"
-    status, output, errors = dmqbench(root, "method=rtn", "bits=w4a8")
+    status, output, errors = dmqbench(root, "method=rtn", "bits=w4a8", "diagnose=true")
     assert status == 0, errors
     return root, result_folder(output)
 
@@ -50,6 +50,19 @@ def test_a_job_leaves_the_result_that_the_contract_describes(store):
     assert {name: len(values) for name, values in images.items()} == {"psnr": 32, "ssim": 32, "mse": 32}
     mse = result["metrics"]["mse"]
     assert mse["floor"]["value"] < 1e-6 < mse["value"]
+
+
+def test_a_job_says_where_its_error_comes_from(store):
+    _, folder = store
+    found = json.loads((folder / "diagnosis.json").read_text())
+    steps, layers = found["steps"], found["layers"]
+    assert found["trajectories"] == 16
+    assert [len(steps[name]) for name in ("local", "injected", "accumulated", "shift")] == [4, 4, 5, 5]
+    assert steps["accumulated"][0] == 0 < steps["accumulated"][-1]
+    result = json.loads((folder / "result.json").read_text())
+    assert len(layers["names"]) == len(layers["error"]) == result["cost"]["quantized_layers"]
+    assert all(0 < error < 1 for row in layers["error"] for error in row)
+    assert sum(layers["skip"]) == result["cost"]["skip_layers"]
 
 
 def test_a_finished_job_is_answered_without_torch(store):
