@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dmqbench.anatomy_plots import draw
+from dmqbench.costs import said_of_quantization
 from dmqbench.data.bank import TrajectoryBank
 from dmqbench.eval.anatomy_statistics import InputStatistics, input_statistics, short, weight_statistics
 from dmqbench.eval.diagnosis import diagnose
@@ -60,6 +61,7 @@ def examine(shop: Workshop) -> dict[str, Any]:
     job, topology, bank = shop.job, shop.topology, shop.bank()
     inputs = _full_precision_inputs(shop, bank, topology)
     modules = dict(shop.adapter.network.named_modules())
+    said = said_of_quantization(job)
     layers = []
     for layer in topology.layers:
         weight = weight_statistics(modules[layer.name].get_parameter("weight"))
@@ -72,8 +74,8 @@ def examine(shop: Workshop) -> dict[str, Any]:
         "timesteps": list(shop.plan.timesteps),
         "trajectories": min(TRAJECTORIES, len(bank.cal)),
         "method": job.method.name,
-        "bits": job.bits.name,
-        "scope": job.bits.scope,
+        "bits": said["bits"],
+        "scope": said["scope"],
         "layers": layers,
         "quantized": _quantized(shop, bank),
     }

@@ -87,7 +87,7 @@ def workspace_of(contents: Contents, entity: str, project: str) -> "Workspace":
         sections=[section for section in sections if section.panels],
         settings=ws.WorkspaceSettings(max_runs=_RUNS_SHOWN),
         runset_settings=ws.RunsetSettings(
-            groupby=[ws.Config("bits.name"), ws.Config("method.name")],
+            groupby=[ws.Config("bits.weight"), ws.Config("bits.activation"), ws.Config("method.name")],
             pinned_columns=[f"summary:{name}" for name in (*contents.metrics, *contents.costs)],
         ),
     )
@@ -118,7 +118,7 @@ def _scatters(contents: Contents) -> list[Any]:
             x=wr.SummaryMetric(cost),
             y=wr.SummaryMetric(metric),
             log_x=True,
-            legend_template="${config:method.name} ${config:bits.name}",
+            legend_template="${config:method.name} w${config:bits.weight}a${config:bits.activation}",
         )
         for metric in contents.metrics
         for cost in contents.costs

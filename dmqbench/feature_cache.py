@@ -1,13 +1,17 @@
 """Features in the run store: computed once per set of images and network, shared by all metrics and jobs."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 
-from dmqbench.eval.evaluate import FeatureSource, SampleSet
+from dmqbench.eval.evaluate import FeatureSource, FloorSource, SampleSet
 from dmqbench.eval.features import Extractor, Features, extract
+from dmqbench.eval.protocol import Floor
+from dmqbench.files import json_text, load_json, save_atomic
 from dmqbench.ids import short_hash
 from dmqbench.progress import Meter
 from dmqbench.store import Store
@@ -15,6 +19,8 @@ from dmqbench.store import Store
 VERSION = 1
 IMAGES_PER_FILE = 512
 """A killed evaluation of 50,000 images goes on with the next file, and more samples add files."""
+
+FLOORS = "floors.json"
 
 _SHOWN_FROM = 4
 
@@ -46,6 +52,24 @@ def feature_source(store: Store, device: str) -> FeatureSource:
         return {output: torch.cat([part[output] for part in loaded]) for output in extractor.outputs}
 
     return features
+
+
+def floor_source(store: Store, device: str) -> FloorSource:
+    """Return what looks floors up in ``store``: each takes as long as the metric itself, and all jobs share it."""
+
+    def floors(about: Mapping[str, Any], measure: Callable[[], Mapping[str, Floor]]) -> Mapping[str, Floor]:
+        id = short_hash({"kind": "features", "version": VERSION, "floor": about, "device": device})
+        if FLOORS not in store.verified_files("features", id):
+            with store.lock("features", id, part=FLOORS):
+                if FLOORS not in store.verified_files("features", id):
+                    text = json_text({name: asdict(floor) for name, floor in measure().items()})
+                    store.append_file("features", id, FLOORS, lambda path: save_atomic(path, text))
+        return {
+            name: Floor(**{**found, "ci95": found["ci95"] and tuple(found["ci95"])})
+            for name, found in load_json(store.verified_files("features", id)[FLOORS]).items()
+        }
+
+    return floors
 
 
 def _metered(title: str, parts: Sequence[range]) -> Iterator[range]:

@@ -12,11 +12,8 @@ from dmqbench.ids import VERSIONS, JobIds, job_ids, network_config, short_hash
 from dmqbench.models.folders import CONFIG, decoder_folder, locate, read_config
 from dmqbench.schema import FOREIGN, UNKNOWN, EvaluateConfig, Job, ModelConfig, full_precision
 
-UNKNOWN_OF_MODEL = ("scope", "engine")
-"""Entries of a protocol that nobody knows of a model made elsewhere, or of samples that share the noise of ours."""
-
-UNKNOWN_OF_SAMPLES = (*UNKNOWN_OF_MODEL, "seed", "sampler", "timesteps", "eta", "guidance", "clip", "chunk", "base")
-"""The same, of samples that came with full-precision samples of their own."""
+UNKNOWN_OF_SAMPLES = (*("scope", "engine", "seed", "sampler", "timesteps", "eta", "guidance", "clip", "chunk", "base"),)
+"""Entries of a protocol that nobody knows of images made elsewhere."""
 
 COST_KEYS = ("parameters", "quantized_layers", "skip_layers", "full_precision_layers", "macs", "attention_macs", "bops")
 
@@ -67,8 +64,8 @@ def check_foreign(evaluate: EvaluateConfig, model: ModelConfig, samples: int) ->
     _check_words(evaluate)
     if evaluate.prompts is not None:
         prompts, needed = read_prompts(evaluate.prompts), min(ours.count, samples)
-        if len(prompts) < needed:
-            problem = f"has {len(prompts)} lines, and {needed} images need a prompt each"
+        if not needed <= len(prompts) <= ours.count:
+            problem = f"has {len(prompts)} lines, and the {ours.count} images need a prompt each"
             raise ForeignError("prompts", evaluate.prompts, problem)
 
 
@@ -93,12 +90,12 @@ def read_prompts(path: str) -> tuple[str, ...]:
     try:
         if os.stat(path).st_size > LARGEST_PROMPTS:
             raise ForeignError("prompts", path, f"is larger than {LARGEST_PROMPTS >> 20} MiB")
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding="utf-8").split("\n")  # splitlines() also cuts within prompts
     except OSError as error:
         raise ForeignError("prompts", path, f"cannot be read ({error.strerror})") from None
     except UnicodeDecodeError:
         raise ForeignError("prompts", path, "is not text in UTF-8") from None
-    return tuple(lines)
+    return tuple(lines[:-1] if lines[-1] == "" else lines)
 
 
 def image_shape(model: ModelConfig) -> tuple[int, int, int]:

@@ -44,6 +44,12 @@ def scope_of(job: Job) -> Scope:
     return Scope(**job.method.paper_scope) if job.bits.scope == "paper" else COMMON_SCOPE
 
 
+def compute_in_float32() -> None:
+    """Compute in float32 throughout: TF32 would not be what ids and results say."""
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.deterministic = True
+
+
 class Workshop:
     """The tools and materials of one job."""
 
@@ -74,9 +80,8 @@ class Workshop:
 
     @cached_property
     def adapter(self) -> Adapter:
-        """The full-precision model, in float32 throughout: TF32 would not be what ids and results say."""
-        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-        torch.backends.cudnn.deterministic = True
+        """The full-precision model."""
+        compute_in_float32()
         return load_adapter(self.job.model.checkpoint, self.job.device_type)
 
     @cached_property
@@ -118,7 +123,13 @@ class Workshop:
         return TrajectoryBank(stream("cal"), stream("val"), self.job.seed)
 
     def _make_trajectories(self) -> dict[str, float]:
-        """Follow the trajectories batch by batch into the work folder; batches that a killed run left are kept."""
+        """Follow the trajectories batch by batch into the work folder; batches that a killed run left are kept.
+
+        Raises:
+            RuntimeError: layers were exchanged already, after which the last bits are others.
+        """
+        if "quantized" in self.__dict__:
+            raise RuntimeError("the trajectories must be made before the layers are exchanged")
         job, folder = self.job, self.store.work(self.ids.trajectories) / OUTCOME
         batch = job.sampler.chunk
         counts: dict[Stream, int] = {"cal": job.budget.trajectories, "val": job.budget.validation}

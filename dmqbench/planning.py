@@ -27,7 +27,7 @@ from dmqbench.config import (
 from dmqbench.eval.protocol import entries_of
 from dmqbench.files import load_json
 from dmqbench.ids import canonical_json
-from dmqbench.schema import EMBEDDED_METRICS, INCEPTION_METRICS, METRICS, PAIRED_METRICS
+from dmqbench.schema import DIAGNOSIS, INCEPTION_METRICS, METRICS, PAIRED_METRICS
 from dmqbench.store import Store
 from dmqbench.validation import cuda_expected
 
@@ -148,14 +148,15 @@ def _sameness(planned: Planned) -> Any:
 def is_answered(planned: Planned) -> bool:
     """Does the store hold the verified result of a job, with every metric it asks for?
 
-    A metric that could not be computed is tried again, as its weights may have come; not so one whose extractor is
-    shipped.
+    A metric whose weights were missing is tried again, as they may have come; one that is unavailable for another
+    reason stays so.
     """
     job = planned.job
     if job.task != "run" or planned.result is None:
         return False
     artifact = Store(job.store_root).verified("result", planned.result)
-    if artifact is None:
+    diagnosed = job.diagnose and job.method.name != "fp"
+    if artifact is None or (diagnosed and DIAGNOSIS not in artifact.files):
         return False
     try:
         result = load_json(artifact.files["result.json"])
@@ -166,10 +167,10 @@ def is_answered(planned: Planned) -> bool:
 
 def _is_covered(name: str, job: Job, result: Mapping[str, Any]) -> bool:
     if name not in result["metrics"]:
-        asked = result["config"]["metrics"]
-        same = asked == asdict(job.metrics) | {"names": asked["names"]} and result["dataset"] == job.dataset.name
-        settled = same and name.startswith(EMBEDDED_METRICS)
-        return name in result["unavailable"] and settled
+        asked, missing = result["config"], result.get("missing_weights", result["unavailable"])
+        same = asked["metrics"] == asdict(job.metrics) | {"names": asked["metrics"]["names"]}
+        same = same and asked["dataset"] == asdict(job.dataset)
+        return same and name in result["unavailable"] and name not in missing
     count = job.metrics.pairs if name in PAIRED_METRICS else job.metrics.samples
     found = result["metrics"][name]
     current = found["protocol"].startswith(f"{name}/{METRICS[name]} ")

@@ -11,9 +11,8 @@ from scipy import stats
 from dmqbench.eval.statistics import Interval
 from dmqbench.files import load_json
 from dmqbench.results import Result
+from dmqbench.schema import DIAGNOSIS, DIAGNOSIS_VERSION
 
-DIAGNOSIS = "diagnosis.json"
-VERSION = 1
 PROXIES = ("layer_error", "injected_error", "accumulated_error")
 FEWEST = 4
 """Jobs below which nothing is said: three points lie on a line too easily."""
@@ -69,7 +68,7 @@ def load_diagnosis(folder: Path) -> dict[str, Any] | None:
     found = load_json(path)
     if not isinstance(found, dict) or "version" not in found:
         raise ValueError(f"{path} is not a diagnosis")
-    if found["version"] != VERSION:
+    if found["version"] != DIAGNOSIS_VERSION:
         return None
     absent = [key for key in ("timesteps", "steps", "layers", "proxies") if key not in found]
     if absent:

@@ -90,9 +90,9 @@ class Result:
 
     @property
     def size_mib(self) -> float | None:
-        """Bytes of the packed file where one is written, else every weight at its bits, in MiB."""
+        """Every weight at its bits, in MiB: one rule for all rows; ``None`` where the bits are not known."""
         sizes = self.record.get("cost", {}).get("size_mib") or {}
-        return sizes.get("all_layers") if sizes.get("packed") is None else sizes["packed"]
+        return sizes.get("all_layers")
 
     @property
     def calibration_seconds(self) -> float | None:

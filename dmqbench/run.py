@@ -8,23 +8,23 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from dmqbench.costs import describe_cost, said_of_quantization, show_cost
 from dmqbench.environment import environment, peak_memory_mib, reset_peak_memory
 from dmqbench.eval.diagnosis import diagnose
 from dmqbench.eval.evaluate import Evaluation, Evaluator, Floors, SampleSet
 from dmqbench.eval.generate import chunk_count, chunk_name
 from dmqbench.eval.protocol import Protocol
-from dmqbench.feature_cache import feature_source
+from dmqbench.feature_cache import feature_source, floor_source
 from dmqbench.files import json_text, load_json
 from dmqbench.ids import job_ids, perturbed_id, weights_hash
 from dmqbench.picture import picture_of
-from dmqbench.pipeline import Workshop
+from dmqbench.pipeline import Workshop, compute_in_float32
 from dmqbench.record import Part
-from dmqbench.schema import FOREIGN, UNCALIBRATED, UNKNOWN, Job, full_precision
-from dmqbench.store import Artifact, Store
+from dmqbench.schema import DIAGNOSIS, DIAGNOSIS_VERSION, FOREIGN, STAND_IN, UNCALIBRATED, UNKNOWN, Job, full_precision
+from dmqbench.store import Artifact, Store, StoreError
 from dmqbench.tracking import Tracker, warm_up
-
-DIAGNOSIS = "diagnosis.json"
 
 PERTURBATION = 1e-7
 """Relative change of x_T for the numerical floor: less than one unit in the last place of float32."""
@@ -33,6 +33,7 @@ PERTURBATION = 1e-7
 def open_workshop(job: Job) -> Workshop:
     """Return the workshop of ``job`` over its store, which must be writable."""
     reset_peak_memory()
+    compute_in_float32()
     store = Store(job.store_root)
     store.check_writable()
     return Workshop(job, store)
@@ -45,10 +46,15 @@ def run_job(job: Job) -> Path:
         tell_job(shop)
         evaluator = make_evaluator(shop)
         stages = calibrate_and_tell(shop)
+        diagnosis = known_diagnosis(shop)
+        if diagnosis is None and is_diagnosed(job):
+            shop.bank()  # before layers are exchanged: its bits must not depend on who makes it
         samples = draw_samples(shop)
-        started = time.perf_counter()
-        diagnosis = diagnosis_of(shop)
-        diagnose_seconds = time.perf_counter() - started
+        diagnose_seconds = 0.0
+        if diagnosis is None and is_diagnosed(job):
+            started = time.perf_counter()
+            diagnosis = make_diagnosis(shop)
+            diagnose_seconds = time.perf_counter() - started
         with tracker(shop, "evaluation") as mirror:
             tell_location(mirror)
             started = time.perf_counter()
@@ -56,12 +62,7 @@ def run_job(job: Job) -> Path:
             seconds = time.perf_counter() - started
             result = compose_result(shop, evaluation, stages, seconds, diagnose_seconds)
             folder = write_result(shop.store, result, evaluation, diagnosis)
-            found: dict[str, Any] = {
-                name: each.value for name, each in evaluation.measurements.items() if not each.exact
-            }
-            shop.record.log("metrics", **found)
-            mirror.summarize({"metrics": result["metrics"], "cost": result["cost"], "timing": result["timing"]})
-            show_in_tracker(shop, mirror, evaluation, diagnosis, folder)
+            show_in_tracker(shop, mirror, result, evaluation, diagnosis)
     return folder
 
 
@@ -131,20 +132,40 @@ def facts_of(job: Job) -> dict[str, str]:
 
 
 def show_in_tracker(
-    shop: Workshop, mirror: Tracker, evaluation: Evaluation, diagnosis: Mapping[str, Any] | None, folder: Path
+    shop: Workshop,
+    mirror: Tracker,
+    result: Mapping[str, Any],
+    evaluation: Evaluation,
+    diagnosis: Mapping[str, Any] | None,
 ) -> None:
-    """Link the evaluation with its calibration, and add what people would rather look at than read."""
+    """Log what was found, link it with its calibration, and add what people would rather look at than read."""
+    measured = without_stand_ins(evaluation.measurements)
+    shop.record.log("metrics", **{name: each.value for name, each in measured.items() if not each.exact})
+    mirror.summarize(
+        {
+            "metrics": without_stand_ins(result["metrics"]),
+            "cost": result["cost"],
+            "timing": result["timing"],
+        }
+    )
     if shop.ids.quantized is not None:
         mirror.used(shop.ids.quantized, **facts_of(shop.job))
-    mirror.per_image(evaluation.per_image)
+    mirror.per_image(without_stand_ins(evaluation.per_image))
     if diagnosis is not None:
         mirror.diagnosis(diagnosis)
+    if mirror.location is None:
+        return
     picture = shop.record.path.with_suffix(".png")
     try:
-        picture_of(shop.store.root, [folder], picture)
-    except (OSError, ValueError):
-        return  # images of another kind than the picture knows; the numbers are there
+        picture_of(shop.store.root, [shop.store.path("result", shop.ids.result)], picture)
+    except (OSError, ValueError, SafetensorError, StoreError):
+        return  # damaged, or of a kind that the picture does not know; the numbers are there
     mirror.image("samples", picture, "full precision | quantized | difference")
+
+
+def without_stand_ins(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values by metric, without those of made-up networks."""
+    return {name: value for name, value in values.items() if not name.startswith(STAND_IN)}
 
 
 def tracker(shop: Workshop, part: Part) -> Tracker:
@@ -173,23 +194,32 @@ def draw_samples(shop: Workshop):
     return shop.samples(shop.ids.samples, job.metrics.samples, job.title, shop.frozen, seed=job.metrics.seed)
 
 
-def diagnosis_of(shop: Workshop) -> dict[str, Any] | None:
-    """Errors per step and layer on the validation trajectories, from an earlier run or measured now."""
-    job = shop.job
-    if job.method.name == "fp" or not job.diagnose:
-        return None
+def is_diagnosed(job: Job) -> bool:
+    return job.diagnose and job.method.name != "fp"
+
+
+def known_diagnosis(shop: Workshop) -> dict[str, Any] | None:
+    """What an earlier run of the job found on the same trajectories, if the store has it."""
     before = shop.store.verified("result", shop.ids.result)
-    if before is not None and DIAGNOSIS in before.files:
-        return load_json(before.files[DIAGNOSIS])
-    trajectories = shop.bank().val  # before layers are exchanged: its bits must not depend on who makes it
-    return diagnose(
+    if before is None or DIAGNOSIS not in before.files:
+        return None
+    found = load_json(before.files[DIAGNOSIS])
+    current = (found.get("version"), found.get("bank")) == (DIAGNOSIS_VERSION, shop.ids.trajectories)
+    return found if current else None
+
+
+def make_diagnosis(shop: Workshop) -> dict[str, Any]:
+    """Measure errors per step and layer on the validation trajectories."""
+    job = shop.job
+    found = diagnose(
         shop.frozen(),
         shop.plan,
-        trajectories,
+        shop.bank().val,
         seed=job.seed,
         guidance=job.sampler.guidance,
         chunk=job.sampler.chunk,
-    ).to_json()
+    )
+    return {**found.to_json(), "bank": shop.ids.trajectories}
 
 
 def make_evaluator(shop: Workshop) -> Evaluator:
@@ -205,6 +235,7 @@ def make_evaluator(shop: Workshop) -> Evaluator:
         pairs=job.metrics.pairs,
         settings=job.metrics,
         features=feature_source(shop.store, job.device_type),
+        floor_of=floor_source(shop.store, job.device_type),
         floors=draw_floors(shop, fp_id),
         device=job.device_type,
     )
@@ -273,6 +304,7 @@ def compose_result(
         "samples": {"quantized": ids.samples, "fp": job_ids(full_precision(job), shop.weights).samples},
         "metrics": {name: found.to_json() for name, found in evaluation.measurements.items()},
         "unavailable": evaluation.unavailable,
+        "missing_weights": evaluation.missing_weights,
         "cost": {**describe_cost(job), "simulated": None if job.foreign else True},
         "timing": {
             "trajectories_s": round(bank.facts["seconds"], 3) if bank else 0.0,
@@ -299,10 +331,12 @@ def write_result(
         if before is not None:
             old = load_json(before.files["result.json"])
             result["records"] = _all_records(old, result)
-            result["metrics"] = old["metrics"] | result["metrics"]
+            kept = {name: record for name, record in old["metrics"].items() if name not in result["unavailable"]}
+            result["metrics"] = kept | result["metrics"]
             per_image = load_json(before.files["per_image.json"]) | per_image
-            # Samples that are looked up take no time; what drawing them took is still the answer.
-            result["timing"]["sample_s"] = result["timing"]["sample_s"] or old["timing"]["sample_s"]
+            # What is looked up takes no time; what making it took is still the answer.
+            for name in ("sample_s", "diagnose_s"):
+                result["timing"][name] = result["timing"].get(name) or old["timing"].get(name)
         files = {"result.json": json_text(result), "per_image.json": json_text(per_image)}
         if diagnosis is not None:
             files[DIAGNOSIS] = json_text(diagnosis)

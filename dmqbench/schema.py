@@ -47,6 +47,11 @@ EMBEDDED_METRICS = ("fd_", "fd2fp32_")
 PAIRED_METRICS = ("psnr", "ssim", "mse", "lpips")
 """Metrics over ``metrics.pairs`` pairs of images; the others are over ``metrics.samples`` images."""
 
+DIAGNOSIS = "diagnosis.json"
+"""Errors per step and layer, beside the result."""
+
+DIAGNOSIS_VERSION = 1
+
 STAND_IN = "stand-in-"
 """How a metric's name begins that was computed with a network of the right interface but other weights, in tests;
 no table shows it."""

@@ -13,9 +13,8 @@ from dmqbench.environment import environment, peak_memory_mib
 from dmqbench.eval.evaluate import Evaluation, Evaluator, SampleSet
 from dmqbench.eval.generate import chunk_count, chunk_name
 from dmqbench.eval.protocol import Protocol
-from dmqbench.feature_cache import feature_source
+from dmqbench.feature_cache import feature_source, floor_source
 from dmqbench.foreign import (
-    UNKNOWN_OF_MODEL,
     UNKNOWN_OF_SAMPLES,
     foreign_entries,
     images_id,
@@ -65,12 +64,7 @@ def evaluate_foreign(job: Job) -> Path:
             seconds = time.perf_counter() - started
             result = foreign_result(shop, evaluator.full_precision_id, evaluation, seconds)
             folder = write_result(shop.store, result, evaluation, None)
-            values: dict[str, Any] = {
-                name: each.value for name, each in evaluation.measurements.items() if not each.exact
-            }
-            shop.record.log("metrics", **values)
-            mirror.summarize({"metrics": result["metrics"]})
-            show_in_tracker(shop, mirror, evaluation, None, folder)
+            show_in_tracker(shop, mirror, result, evaluation, None)
     return folder
 
 
@@ -114,27 +108,14 @@ def foreign_evaluator(shop: Workshop) -> Evaluator:
     if _is_stored(shop, own, theirs):
         return _against_ours(shop, prompts)
     return Evaluator(
-        protocol=Protocol(
-            metric="shared",
-            version=1,
-            tool="dmqbench",
-            rounding="uint8",
-            n=job.metrics.samples,
-            seed=None,
-            sampler=None,
-            timesteps=(),
-            eta=None,
-            guidance=None,
-            chunk=None,
-            engine=None,
-            unknown=UNKNOWN_OF_SAMPLES,
-        ),
+        protocol=_unknown(job),
         full_precision=theirs,
         full_precision_id=theirs.id,
         dataset=job.dataset.name,
         pairs=job.metrics.pairs,
         settings=job.metrics,
         features=feature_source(shop.store, job.device_type),
+        floor_of=floor_source(shop.store, job.device_type),
         reference=job.dataset.reference,
         captions=prompts,
         device=job.device_type,
@@ -143,8 +124,26 @@ def foreign_evaluator(shop: Workshop) -> Evaluator:
 
 def _against_ours(shop: Workshop, prompts: tuple[str, ...] | None) -> Evaluator:
     evaluator = make_evaluator(shop)
-    protocol = replace(evaluator.protocol, scope=None, engine=None, unknown=UNKNOWN_OF_MODEL)
-    return replace(evaluator, protocol=protocol, captions=prompts)
+    return replace(evaluator, protocol=_unknown(shop.job), captions=prompts)
+
+
+def _unknown(job: Job) -> Protocol:
+    """The protocol of images of which nobody says how they were drawn."""
+    return Protocol(
+        metric="shared",
+        version=1,
+        tool="dmqbench",
+        rounding="uint8",
+        n=job.metrics.samples,
+        seed=None,
+        sampler=None,
+        timesteps=(),
+        eta=None,
+        guidance=None,
+        chunk=None,
+        engine=None,
+        unknown=UNKNOWN_OF_SAMPLES,
+    )
 
 
 def _is_stored(shop: Workshop, id: str, images: SampleSet) -> bool:
@@ -173,6 +172,7 @@ def foreign_result(shop: Workshop, reference: str, evaluation: Evaluation, secon
         "notes": [note for path in paths if (note := inspect(path).note) is not None],
         "metrics": {name: found.to_json() for name, found in evaluation.measurements.items()},
         "unavailable": evaluation.unavailable,
+        "missing_weights": evaluation.missing_weights,
         "timing": {
             "trajectories_s": None,
             "calibrate_s": None,

@@ -13,7 +13,7 @@ import pytest
 
 from dmqbench import cli, planning
 from dmqbench.config import SWEEPS
-from dmqbench.schema import METRICS
+from dmqbench.schema import DIAGNOSIS, METRICS
 from dmqbench.store import Store
 
 ROOT = Path(__file__).parents[1]
@@ -33,6 +33,7 @@ class Stub(types.ModuleType):
     def __init__(self) -> None:
         super().__init__("dmqbench.run")
         self.jobs = []
+        self.missing_weights = []
         self.fail = lambda job: None
 
     def run_job(self, job):
@@ -49,9 +50,11 @@ class Stub(types.ModuleType):
                 if name != "clip"
             },
             "unavailable": {name: "no prompts" for name in job.metrics.names if name == "clip"},
+            "missing_weights": self.missing_weights,
             "config": job.config,
         }
-        return store.replace_files("result", planned.result, {"result.json": json.dumps(result)}).path
+        files = {"result.json": json.dumps(result), **({DIAGNOSIS: "{}"} if job.diagnose else {})}
+        return store.replace_files("result", planned.result, files).path
 
     def show_plan(self, job):
         self.jobs.append(job)
@@ -231,7 +234,7 @@ def test_the_report_of_a_failure_goes_when_the_job_is_done(stub, tmp_path):
     stub.fail = lambda job: None
     assert run("method=rtn") == 0
     [folder] = (tmp_path / "runs" / "result").iterdir()
-    assert {path.name for path in folder.iterdir()} == {"manifest.json", "result.json"}
+    assert {path.name for path in folder.iterdir()} == {"manifest.json", "result.json", DIAGNOSIS}
 
 
 @pytest.mark.parametrize("way", [KeyboardInterrupt(), SystemExit(1)])
@@ -276,10 +279,26 @@ def test_a_job_that_asks_for_more_is_run(stub, more):
     assert len(stub.jobs) == 2
 
 
-def test_a_metric_without_its_weights_is_tried_again(stub):
+@pytest.mark.parametrize("missing", [["clip"], []])
+def test_a_metric_without_its_weights_is_tried_again_and_no_other(stub, missing):
+    stub.missing_weights = missing
     for _ in range(2):
         assert cli.main(["method=rtn", *TINY, "metrics.names=[psnr,clip]"]) == 0
-    assert len(stub.jobs) == 2
+    assert len(stub.jobs) == (2 if missing else 1)
+
+
+def test_a_diagnosis_that_a_result_lacks_is_made(stub):
+    for diagnose, jobs in (("false", 1), ("false", 1), ("true", 2), ("true", 2), ("false", 2)):
+        assert cli.main(["method=rtn", *TINY, f"diagnose={diagnose}"]) == 0
+        assert len(stub.jobs) == jobs
+
+
+def test_a_value_against_data_of_a_file_does_not_answer_for_the_shipped_data(stub, monkeypatch):
+    monkeypatch.setitem(ENTRIES, "fd_digits", "extractor=digits@0 reference=digits:file@0")
+    names = "metrics.names=[fd_digits]"
+    for jobs in (1, 2):
+        assert cli.main(["method=rtn", *TINY, names]) == 0
+        assert len(stub.jobs) == jobs
 
 
 @pytest.mark.parametrize("other", [["metrics.lpips=vgg"], ["dataset.reference=elsewhere"], ["metrics.inception=adm"]])

@@ -9,6 +9,7 @@ from loopback import KEY, serving, silence
 from PIL import Image
 from processes import in_fresh_process
 
+from dmqbench.config import compose, make_job
 from dmqbench.dashboards import Contents, contents_of, workspace_of
 from dmqbench.record import Record, curve
 
@@ -39,7 +40,7 @@ def root(tmp_path):
     Image.new("RGB", (4, 4)).save(tmp_path / "grid.png")
     for number, job in enumerate(JOBS):
         with Record.of_job(tmp_path, job) as record:
-            config = {"method": {"name": "rtn"}, "bits": {"name": f"w{4 * (number + 1)}a8"}}
+            config = {"method": {"name": "rtn"}, "bits": {"weight": 4 * (number + 1), "activation": 8}}
             record.log("job", config=config, ids={"result": job}, tags=["rtn", "digits", f"w{4 * (number + 1)}a8"])
             record.attach(Part("calibration"))
             record.log("curve", **curve("loss/weight_reconstruction", "iteration", [0, 9], {"mid.0": [2.0, 1.0]}))
@@ -94,7 +95,11 @@ def test_the_workspace_has_a_panel_for_every_name_and_groups_methods_by_bits():
     (media,) = [panel for panel in panels if panel["viewType"] == "Media Browser"]
     assert media["config"]["mediaKeys"] == ["samples"]
     (runs,) = spec["runSets"]
-    assert [group["name"] for group in runs["grouping"]] == ["bits.value.name", "method.value.name"]
+    assert [group["name"] for group in runs["grouping"]] == [
+        "bits.value.weight",
+        "bits.value.activation",
+        "method.value.name",
+    ]
 
 
 @needs_workspaces
@@ -179,3 +184,9 @@ def test_without_the_extra_the_runs_are_there_and_one_line_says_what_is_missing(
 def test_an_empty_store_is_one_line(tmp_path):
     status, (line,), _ = pushed(tmp_path)
     assert status == 2 and "run a job first" in line
+
+
+def test_what_the_dashboard_groups_by_is_in_the_configuration_of_a_job():
+    config = make_job(compose(["method=rtn"])).config
+    assert {"weight", "activation"} <= config["bits"].keys()
+    assert "name" in config["method"]

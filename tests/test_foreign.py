@@ -108,8 +108,10 @@ def test_prompts_that_are_too_few_or_no_text(tmp_path):
     assert "cannot be read" in refusal(EvaluateConfig(samples, prompts=str(path)))
     path.write_text("one\ntwo\nthree")
     evaluate = EvaluateConfig(samples, prompts=str(path))
-    assert "has 3 lines, and 4 images need a prompt each" in refusal(evaluate, samples=4)
+    assert "has 3 lines, and the 6 images need a prompt each" in refusal(evaluate, samples=4)
     check_foreign(evaluate, DIGITS, 3)
+    path.write_text("too\nmany\nlines\nfor\nthe\nsix\nimages")
+    assert "has 7 lines" in refusal(evaluate, samples=4)
     path.write_bytes(b"\xff\xfe")
     assert "is not text in UTF-8" in refusal(evaluate)
     with open(path, "wb") as file:
@@ -121,6 +123,8 @@ def test_prompts_are_lines_and_empty_ones_count(tmp_path):
     path = tmp_path / "prompts.txt"
     path.write_bytes("ein Hund\r\n\r\neine Kätzin\n".encode())
     assert read_prompts(str(path)) == ("ein Hund", "", "eine Kätzin")
+    path.write_text("one\u2028line\x0c\nanother\x85", encoding="utf-8")
+    assert read_prompts(str(path)) == ("one\u2028line\x0c", "another\x85")
 
 
 def test_the_size_of_a_models_images_is_that_of_its_state_or_its_decoder(tmp_path):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dmqbench.eval.inception import as_rgb
-from dmqbench.eval.protocol import MetricUnavailable
+from dmqbench.eval.protocol import WeightsMissing
 from dmqbench.eval.weights import STAND_IN_MARKER, digest, download_forbidden, is_stand_in
 from dmqbench.images import require_images
 from dmqbench.online import in_one_line, unanswered
@@ -113,15 +113,13 @@ def _load(folder: Path) -> tuple[Any, Any]:
         )
         processor = CLIPProcessor.from_pretrained(folder, local_files_only=True)
     except RuntimeError:
-        raise MetricUnavailable(f"{problem}: its weights are not of the shapes that its config.json says") from None
+        raise WeightsMissing(f"{problem}: its weights are not of the shapes that its config.json says") from None
     except (OSError, ValueError) as error:
-        raise MetricUnavailable(f"{problem}: {in_one_line(error)}") from None
+        raise WeightsMissing(f"{problem}: {in_one_line(error)}") from None
     model, report = loaded
     # transformers fills what is missing with random numbers.
     if missing := sorted(report["missing_keys"]):
-        raise MetricUnavailable(
-            f"{problem}: {WEIGHTS} holds no {missing[0]}, the first of {len(missing)} missing weights"
-        )
+        raise WeightsMissing(f"{problem}: {WEIGHTS} holds no {missing[0]}, the first of {len(missing)} missing weights")
     return model, processor
 
 
@@ -131,7 +129,7 @@ def locate_clip(settings: MetricsConfig) -> Path:
     for folder in (named, *([Path(settings.weights) / named.name] if settings.weights else [])):
         if folder.is_dir():
             if absent := _absent(folder):
-                raise MetricUnavailable(f"metrics.clip: {folder} holds no {absent}")
+                raise WeightsMissing(f"metrics.clip: {folder} holds no {absent}")
             return folder
     with suppress(_NotFetched):
         return _snapshot(settings.clip, local_files_only=True)
@@ -140,7 +138,7 @@ def locate_clip(settings: MetricsConfig) -> Path:
             raise _NotFetched(forbidden)
         return _snapshot(settings.clip, local_files_only=False)
     except _NotFetched as reason:
-        raise MetricUnavailable(
+        raise WeightsMissing(
             f"needs the CLIP model {settings.clip}, which is not in the hub's cache and was not downloaded: {reason}; "
             f"get it with 'hf download {settings.clip}', or name a folder that holds it with metrics.clip"
         ) from None

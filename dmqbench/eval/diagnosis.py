@@ -18,8 +18,8 @@ from dmqbench.eval.layer_errors import LayerErrors, layer_errors, relative_error
 from dmqbench.eval.recorded import batches, predict
 from dmqbench.models.adapter import Adapter
 from dmqbench.samplers.plan import SamplerPlan
+from dmqbench.schema import DIAGNOSIS_VERSION
 
-VERSION = 1
 STREAM: Stream = "val"
 
 
@@ -71,7 +71,7 @@ class Diagnosis:
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "version": VERSION,
+            "version": DIAGNOSIS_VERSION,
             "stream": STREAM,
             "trajectories": self.trajectories,
             "timesteps": list(self.timesteps),

@@ -1,8 +1,9 @@
 """From samples to measurements: every asked metric is measured, or listed as unavailable with the reason."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from torch import Tensor
 
@@ -11,9 +12,10 @@ from dmqbench.eval.estimate import Estimate
 from dmqbench.eval.extractors import extractor_for
 from dmqbench.eval.features import Extractor, Features
 from dmqbench.eval.paired import PairedMetric, PerImage, summarise
-from dmqbench.eval.protocol import Floor, Measurement, MetricUnavailable, Protocol
+from dmqbench.eval.protocol import Floor, Measurement, MetricUnavailable, Protocol, WeightsMissing
 from dmqbench.eval.reference import Reference, load_reference
 from dmqbench.eval.registry import PAIRED_METRICS, SET_METRICS, Estimates, SetMetric, Side
+from dmqbench.eval.weights import is_stand_in
 from dmqbench.schema import STAND_IN, MetricsConfig
 
 
@@ -39,12 +41,18 @@ FeatureSource = Callable[[SampleSet, Extractor], Features]
 """Gives the features of samples, from a cache or computed."""
 
 
+FloorSource = Callable[[Mapping[str, Any], Callable[[], Mapping[str, Floor]]], Mapping[str, Floor]]
+"""Gives floors by metric, from a cache under what they are about, or measured by the function."""
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """What an evaluation found."""
 
     measurements: dict[str, Measurement] = field(default_factory=dict)
     unavailable: dict[str, str] = field(default_factory=dict)
+    missing_weights: list[str] = field(default_factory=list)
+    """Those of the unavailable ones that may become available."""
     per_image: dict[str, PerImage] = field(default_factory=dict)
 
 
@@ -65,7 +73,7 @@ class Evaluator:
         reference in the protocol of what compares with them.
     dataset, reference: name of the dataset, and the file or folder that stands for it.
     pairs: number of pairs of paired metrics.
-    features: where features come from; device: where they are computed.
+    features, floor_of: where features, and floors in them, come from; device: where they are computed.
     captions: the prompt of every sample, if there are any.
     """
 
@@ -76,6 +84,7 @@ class Evaluator:
     pairs: int
     settings: MetricsConfig
     features: FeatureSource
+    floor_of: FloorSource
     floors: Floors | None = None
     reference: str | None = None
     captions: tuple[str, ...] | None = None
@@ -106,6 +115,8 @@ class _Run:
                     self._of_set(SET_METRICS[name])
             except MetricUnavailable as reason:
                 self.found.unavailable[name] = str(reason)
+                if isinstance(reason, WeightsMissing):
+                    self.found.missing_weights.append(name)
         return self.found
 
     # ---- paired with full precision
@@ -172,6 +183,9 @@ class _Run:
     # ---- statistics of the whole set
 
     def _of_set(self, metric: SetMetric) -> None:
+        if len(self.samples) < metric.least and not is_stand_in(self.of.settings):
+            # Said before anything is fetched or computed for it.
+            raise MetricUnavailable(f"needs at least {metric.least} samples, got {len(self.samples)}")
         extractor = extractor_for(metric.name, self.of.settings, self.of.device)
         estimate = self._estimate(metric, extractor)
         protocol = replace(
@@ -189,7 +203,7 @@ class _Run:
         measurement = estimate.measurement(protocol, metric.higher_is_better)
         if self.of.floors is not None and metric.against != "nothing":
             floor = self._floor(metric, extractor, self.of.floors.other_seed)
-            measurement = replace(measurement, floor=Floor("other_seed", floor.value, floor.n, floor.ci95))
+            measurement = replace(measurement, floor=floor)
         self._keep(metric.name, measurement, extractor.stand_in)
 
     def _estimate(self, metric: SetMetric, extractor: Extractor) -> Estimate:
@@ -210,10 +224,22 @@ class _Run:
             theirs = self._dataset(extractor).side(metric.output, metric.needs_features)
         return self.of.features(self.samples, extractor)[metric.output], theirs
 
-    def _floor(self, metric: SetMetric, extractor: Extractor, other_seed: SampleSet) -> Estimate:
+    def _floor(self, metric: SetMetric, extractor: Extractor, other_seed: SampleSet) -> Floor:
         """Full precision against full precision of another seed; groups are deleted from both, as both are draws."""
-        ours, theirs = (self.of.features(each, extractor)[metric.output] for each in (other_seed, self._full_precision))
-        return metric.estimates(ours, theirs, True)[metric.name]
+        sets = (other_seed, self._full_precision)
+
+        def measure() -> dict[str, Floor]:
+            ours, theirs = (self.of.features(each, extractor)[metric.output] for each in sets)
+            estimates = metric.estimates(ours, theirs, True)
+            return {name: Floor("other_seed", each.value, each.n, each.ci95) for name, each in estimates.items()}
+
+        about = {
+            "statistic": metric.statistic,
+            "version": metric.version,
+            "sets": [[each.id, len(each)] for each in sets],
+            "network": [extractor.name, extractor.hash, extractor.tool, extractor.resize],
+        }
+        return self.of.floor_of(about, measure)[metric.name]
 
     def _reference_entries(self, metric: SetMetric, extractor: Extractor) -> dict[str, str]:
         if metric.against == "nothing":

@@ -26,6 +26,10 @@ class MetricUnavailable(ValueError):
     """The metric cannot be computed from what is here; the message is the reason that a result lists."""
 
 
+class WeightsMissing(MetricUnavailable):
+    """The weights of its feature network are not here; they may come, and then it can."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
     """How a value was measured. ``None`` means that the entry does not apply to this metric.

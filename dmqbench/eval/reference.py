@@ -1,6 +1,7 @@
 """What metrics compare samples with when they compare with a dataset: its images, or statistics made from them."""
 
 import hashlib
+import math
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
@@ -22,11 +23,17 @@ from dmqbench.images import to_uint8
 from dmqbench.online import in_one_line
 from dmqbench.schema import INCEPTIONS, STAND_IN
 
+FROM_FILE = "file"
+"""Ends the name of a reference that is not the one shipped for its dataset."""
+
 FeaturesOf = Callable[[str, Tensor, Extractor], Features]
 """(id of the images, images uint8 [N, C, H, W], network) → their features, from a cache or computed."""
 
 _STATISTICS: dict[Output, tuple[str, str]] = {"pool": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}
 """Features → names of their mean and covariance in an archive."""
+
+_MOST_NUMBERS = 2**27
+"""In one array of statistics: features of 65,536 images in 2,048 dimensions."""
 
 _STATISTICS_ARRAYS = ("feats", *(name for names in _STATISTICS.values() for name in names))
 
@@ -79,8 +86,8 @@ def load_reference(dataset: str, path: str | None, extractor: Extractor, feature
     if path is None:
         return _of_images(dataset, _shipped(dataset), extractor, features_of)
     if (arrays := _statistics(Path(path))) is not None:
-        return _of_statistics(dataset, Path(path), arrays, extractor, features_of)
-    return _of_images(dataset, _images(path), extractor, features_of)
+        return _of_statistics(f"{dataset}:{FROM_FILE}", Path(path), arrays, extractor, features_of)
+    return _of_images(f"{dataset}:{FROM_FILE}", _images(path), extractor, features_of)
 
 
 def content_hash(images: Tensor) -> str:
@@ -144,6 +151,8 @@ def _of_statistics(
             gaussians[output] = _gaussian(path, arrays, mean, covariance)
     reference = Reference(dataset, digest(path), gaussians)
     if "feats" in arrays:
+        if arrays["feats"].dtype.kind != "f" or not np.isfinite(arrays["feats"]).all():
+            raise MetricUnavailable(f"dataset.reference={path}: feats must hold finite floats")
         given = {"pool": torch.from_numpy(arrays["feats"]).float()}
         return replace(reference, features=lambda: given)
     if any(name in arrays_in(path) for name in NAMES):
@@ -156,7 +165,10 @@ def _statistics(path: Path) -> Mapping[str, np.ndarray] | None:
     if path.suffix != ".npz" or not path.is_file():
         return None
     try:
-        names = [name for name in arrays_in(path) if name in _STATISTICS_ARRAYS]
+        headers = arrays_in(path)
+        names = [name for name in headers if name in _STATISTICS_ARRAYS]
+        if any(math.prod(headers[name].shape) > _MOST_NUMBERS for name in names):
+            raise MetricUnavailable(f"dataset.reference={path}: its statistics hold more than {_MOST_NUMBERS} numbers")
         with np.load(path, allow_pickle=False) as archive:
             return {name: archive[name] for name in names} or None
     except (OSError, ValueError, zipfile.BadZipFile, zlib.error) as error:

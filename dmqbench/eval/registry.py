@@ -9,7 +9,8 @@ from torch import Tensor
 from dmqbench.eval.distribution import Gaussian, frechet_estimate
 from dmqbench.eval.estimate import Estimate
 from dmqbench.eval.features import Output
-from dmqbench.eval.inception_score import inception_score_estimate
+from dmqbench.eval.inception import POOL_DIMENSION, SPATIAL_DIMENSION
+from dmqbench.eval.inception_score import LEAST, inception_score_estimate
 from dmqbench.eval.kernel import kid_estimate
 from dmqbench.eval.lpips import lpips_metric
 from dmqbench.eval.manifold import precision_recall_estimates
@@ -46,17 +47,19 @@ class SetMetric:
     statistic: str
     estimates: Callable[[Tensor, Any, bool], Estimates]
     needs_features: bool = True
+    least: int = 0
+    """Samples below which it is known beforehand that there is no value: twice the dimensions of a covariance."""
 
     @property
     def version(self) -> int:
         return METRICS[self.name]
 
 
-def _frechet(name: str, output: Output, against: Literal["dataset", "fp"]) -> SetMetric:
+def _frechet(name: str, output: Output, against: Literal["dataset", "fp"], least: int = 0) -> SetMetric:
     def estimates(ours: Tensor, theirs: Side, paired: bool) -> Estimates:
         return {name: frechet_estimate(ours, theirs, paired)}
 
-    return SetMetric(name, False, output, against, name, estimates, needs_features=False)
+    return SetMetric(name, False, output, against, name, estimates, needs_features=False, least=least)
 
 
 def _kid(ours: Tensor, theirs: Tensor, paired: bool) -> Estimates:
@@ -74,13 +77,13 @@ def _precision_recall(ours: Tensor, theirs: Tensor, paired: bool) -> Estimates:
 SET_METRICS: dict[str, SetMetric] = {
     metric.name: metric
     for metric in (
-        _frechet("fid", "pool", "dataset"),
-        _frechet("fid2fp32", "pool", "fp"),
-        _frechet("sfid", "spatial", "dataset"),
+        _frechet("fid", "pool", "dataset", 2 * POOL_DIMENSION),
+        _frechet("fid2fp32", "pool", "fp", 2 * POOL_DIMENSION),
+        _frechet("sfid", "spatial", "dataset", 2 * SPATIAL_DIMENSION),
         _frechet("fd_digits", "pool", "dataset"),
         _frechet("fd2fp32_digits", "pool", "fp"),
         SetMetric("kid", False, "pool", "dataset", "kid", _kid),
-        SetMetric("is", True, "logits", "nothing", "is", _inception_score),
+        SetMetric("is", True, "logits", "nothing", "is", _inception_score, least=LEAST),
         SetMetric("precision", True, "pool", "dataset", "precision_recall", _precision_recall),
         SetMetric("recall", True, "pool", "dataset", "precision_recall", _precision_recall),
     )

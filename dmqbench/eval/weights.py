@@ -17,7 +17,7 @@ from http.client import HTTPException
 from pathlib import Path
 
 from dmqbench import online
-from dmqbench.eval.protocol import MetricUnavailable
+from dmqbench.eval.protocol import WeightsMissing
 from dmqbench.files import exclusive, replacing, sha256_file
 from dmqbench.online import in_one_line
 from dmqbench.schema import MetricsConfig
@@ -121,7 +121,7 @@ def find(file: WeightFile, settings: MetricsConfig) -> Located | None:
     """Return where ``file`` lies, without fetching it, or None.
 
     Raises:
-        MetricUnavailable: what lies there under its name is another file, in one line.
+        WeightsMissing: what lies there under its name is another file, in one line.
     """
     for path in _candidates(file, settings):
         if path.is_file():
@@ -133,7 +133,7 @@ def locate(file: WeightFile, settings: MetricsConfig) -> Located:
     """Return where ``file`` lies: in ``metrics.weights``, in the user's caches, or downloaded into torch's.
 
     Raises:
-        MetricUnavailable: it is in none of these, or not itself; one line says which file, how large, where it was
+        WeightsMissing: it is in none of these, or not itself; one line says which file, how large, where it was
             looked for and how to get it.
     """
     if (found := find(file, settings)) is not None:
@@ -188,16 +188,16 @@ def _candidates(file: WeightFile, settings: MetricsConfig) -> Iterator[Path]:
 def _checked(file: WeightFile, path: Path, stand_in: bool) -> Located:
     found = digest(path)
     if not stand_in and found != file.sha256:
-        raise MetricUnavailable(
+        raise WeightsMissing(
             f"{path} is not the published file of this name: its sha256 begins {found[:8]}, not {file.sha256[:8]}; "
             f"remove it, or replace it by {file.url}"
         )
     return Located(path, found, stand_in)
 
 
-def _missing(file: WeightFile, settings: MetricsConfig, why: str) -> MetricUnavailable:
+def _missing(file: WeightFile, settings: MetricsConfig, why: str) -> WeightsMissing:
     places = ", ".join(str(folder) for folder in _folders(file, settings))
-    return MetricUnavailable(
+    return WeightsMissing(
         f"needs {file.name} ({file.size}), which is not in {places} and was not downloaded: {why}; "
         f"get it from {file.url} and name its folder with metrics.weights"
     )

@@ -108,7 +108,12 @@ def save(pipe: DiffusionPipeline, folder: str | os.PathLike[str], overwrite: boo
         _write(pipe, network, description, fresh)
         if target.exists():
             os.rename(target, replaced)
-        os.rename(fresh, target)
+        try:
+            os.rename(fresh, target)
+        except BaseException:
+            if replaced.exists():
+                os.rename(replaced, target)  # or it would go with the temporary folder
+            raise
     sync(target.parent)
     return target
 

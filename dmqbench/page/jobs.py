@@ -8,9 +8,9 @@ from typing import Any
 from dmqbench.files import json_text
 from dmqbench.page.figures import Figure, layers_of, steps_of
 from dmqbench.proxies import load_diagnosis
+from dmqbench.record import redact
 from dmqbench.results import Result
 from dmqbench.sheets import number_text, printable
-from dmqbench.tracking import redact
 
 Diagnosis = Mapping[str, Any]
 
@@ -83,7 +83,7 @@ def command_of(record: Mapping[str, Any]) -> str:
     words += [
         f"evaluate.{key}={_word(value)}" for key, value in config.get("evaluate", {}).items() if value is not None
     ]
-    return " ".join(["dmqbench", *(shlex.quote(printable(word)) for word in words)])
+    return " ".join(["dmqbench", *(shlex.quote(printable(redact(word))) for word in words)])
 
 
 def _facts(row: Result) -> Iterator[str]:

@@ -71,7 +71,7 @@ def test_images_are_read_hashed_and_seen_by_the_network(tmp_path, kind):
     expected = torch.from_numpy(pixels.reshape(5, -1).mean(axis=1)).float()
     torch.testing.assert_close(side[:, 0], expected)
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
-    assert (reference.name, reference.hash) == ("mine", content_hash(images))
+    assert (reference.name, reference.hash) == ("mine:file", content_hash(images))
     assert computed.asked == [(reference.hash, 5)]
 
 

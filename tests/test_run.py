@@ -1,0 +1,79 @@
+"""What a job makes does not depend on what was in the store before, nor on the order in which it is made."""
+
+import json
+import shutil
+
+import pytest
+from e2e.commands import SMALL
+from safetensors.torch import load_file
+
+from dmqbench.config import compose, make_job
+from dmqbench.pipeline import Workshop
+from dmqbench.run import run_job
+from dmqbench.store import Store
+
+TINY = (*SMALL, "metrics.names=[psnr]", "sampler.steps=2", "budget.trajectories=16", "budget.samples=16")
+
+
+@pytest.fixture
+def job(tmp_path):
+    def make(*overrides: str):
+        return make_job(compose([*TINY, f"store.root={tmp_path / 'runs'}", "method=rtn", "bits=w4a6", *overrides]))
+
+    return make
+
+
+def states(store, kind):
+    return {path.name: load_file(path) for path in sorted(store.glob(f"{kind}/*/*.safetensors"))}
+
+
+def same(ours, theirs):
+    assert ours.keys() == theirs.keys()
+    return all((ours[file][name] == theirs[file][name]).all() for file in ours for name in ours[file])
+
+
+def test_trajectories_that_were_lost_come_back_with_the_same_bits(job, tmp_path):
+    small, more = (job("metrics.samples=32", "diagnose=false"), job("metrics.samples=64", "diagnose=true"))
+    run_job(small)
+    store = tmp_path / "runs"
+    before = states(store, "trajectories")
+    shutil.rmtree(store / "trajectories")
+    run_job(more)  # draws samples too, for which layers are exchanged
+    assert same(states(store, "trajectories"), before)
+
+
+def test_trajectories_are_refused_once_layers_are_exchanged(job):
+    shop = Workshop(job(), Store(job().store_root))
+    _ = shop.quantized
+    with pytest.raises(RuntimeError, match="before the layers are exchanged"):
+        shop.bank()
+
+
+def test_a_diagnosis_changes_no_sample(job, tmp_path):
+    run_job(job("metrics.samples=32", "diagnose=true"))
+    store = tmp_path / "runs"
+    with_diagnosis = states(store, "samples")
+    shutil.move(store, tmp_path / "first")
+    run_job(job("metrics.samples=32", "diagnose=false"))
+    assert same(states(store, "samples"), with_diagnosis)
+
+
+@pytest.mark.parametrize("change", [{"version": 0}, {"bank": "another"}])
+def test_a_diagnosis_of_another_version_or_bank_is_made_again(job, change):
+    folder = run_job(job("metrics.samples=32", "diagnose=true"))
+    made = json.loads((folder / "diagnosis.json").read_text())
+    Store(job().store_root).replace_files("result", folder.name, {"diagnosis.json": json.dumps(made | change)})
+    run_job(job("metrics.samples=32", "diagnose=true"))
+    assert json.loads((folder / "diagnosis.json").read_text()) == made
+
+
+def test_a_metric_that_is_no_longer_to_be_had_leaves_the_latest_answers_but_not_the_records(job):
+    folder = run_job(job("metrics.samples=32", "metrics.names=[psnr,fd_digits]", "metrics.pairs=16"))
+    assert "fd_digits" in json.loads((folder / "result.json").read_text())["unavailable"]
+    run_job(job("metrics.samples=128", "metrics.names=[fd_digits]"))
+    assert "fd_digits" in json.loads((folder / "result.json").read_text())["metrics"]
+    run_job(job("metrics.samples=32", "metrics.names=[fd_digits]"))
+    result = json.loads((folder / "result.json").read_text())
+    assert "fd_digits" not in result["metrics"]
+    assert "psnr" in result["metrics"]
+    assert {record["metric"] for record in result["records"]} == {"psnr", "fd_digits"}
