@@ -71,17 +71,24 @@ def load_diagnosis(folder: Path) -> dict[str, Any] | None:
     if found["version"] != DIAGNOSIS_VERSION:
         return None
     absent = [key for key in ("timesteps", "steps", "layers", "proxies") if key not in found]
-    if absent:
-        raise ValueError(f"{path} lacks {', '.join(absent)}")
+    if absent or not isinstance(found["proxies"], dict):
+        raise ValueError(f"{path} lacks {', '.join(absent or ['proxies'])}")
     return found
+
+
+def _sound_diagnosis(folder: Path) -> dict[str, Any] | None:
+    try:
+        return load_diagnosis(folder)
+    except (OSError, ValueError):
+        return None  # who shows the diagnosis itself says what is wrong with it
 
 
 def correlations(results: Iterable[Result], metric: str = "psnr") -> list[ProxyCorrelation]:
     """Correlate every proxy with ``metric`` over ``results``, which should share a table (one model and protocol).
 
-    Jobs without a diagnosis or the metric are left out, and identical ones, which have neither value nor error.
+    Jobs without a sound diagnosis or the metric are left out, and identical ones, which have neither value nor error.
     """
-    found = [(result, load_diagnosis(result.folder)) for result in results]
+    found = [(result, _sound_diagnosis(result.folder)) for result in results]
     return [_correlation(proxy, metric, found) for proxy in PROXIES]
 
 

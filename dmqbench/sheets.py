@@ -13,6 +13,7 @@ from rich.text import Text
 
 from dmqbench.eval.compare import compare
 from dmqbench.eval.protocol import entries_of, unknown_entries
+from dmqbench.proxies import correlations
 from dmqbench.results import Result, Table, score
 from dmqbench.schema import UNKNOWN
 from dmqbench.seeds import SeedGroup, Spread, seed_groups
@@ -323,8 +324,17 @@ def _notes(table: Table, compared: bool) -> Iterable[str]:
     if any(row.record.get("cost", {}).get("simulated") for row in table.rows if not row.full_precision):
         yield SIMULATED
     yield from _foreign_notes(table)
+    yield from _proxy_notes(table)
     reasons = {(name, why) for row in table.rows for name, why in row.record.get("unavailable", {}).items()}
     yield from (printable(f"{name} not available: {why}") for name, why in sorted(reasons))
+
+
+def _proxy_notes(table: Table) -> Iterator[str]:
+    """How cheap errors go with PSNR over the jobs of the table, where there are enough of them."""
+    known = [found for found in correlations(table.rows) if found.spearman is not None]
+    if known:
+        shown = ", ".join(f"{found.proxy.replace('_', ' ')} {found.spearman:+.2f}" for found in known)
+        yield f"rank correlation with psnr over {known[0].n} jobs: {shown}"
 
 
 def _foreign_notes(table: Table) -> Iterator[str]:

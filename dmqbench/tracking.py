@@ -383,9 +383,12 @@ class Tracker:
             self.histogram(f"per_image/{name}", column)
 
     def diagnosis(self, found: Mapping[str, Any]) -> None:
-        """Add the error over the steps of a ``diagnosis.json``, and its proxies to the summary."""
-        steps = found["steps"]
+        """Add the errors over the steps and of the layers of a ``diagnosis.json``, and its proxies to the summary."""
+        steps, layers = found["steps"], found["layers"]
         self.curve("error", "call", range(len(steps["accumulated"])), steps)
+        if layers is not None:
+            rows = zip(layers["names"], layers["skip"], map(max, layers["error"]), strict=True)
+            self.table("layers", ["layer", "skip input", "largest relative error over the calls"], list(rows))
         self.summarize({"proxies": found["proxies"]})
 
     def made(self, quantized: str, **facts: Any) -> None:

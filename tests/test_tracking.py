@@ -225,6 +225,7 @@ DIAGNOSIS = {
         "accumulated": [0.0, 0.1, 0.3],
         "shift": [0.0, 0.0, 0.1],
     },
+    "layers": {"names": ["conv", "skip"], "skip": [False, True], "error": [[0.1, 0.3], [0.2, 0.1]]},
     "proxies": {"layer_error": -2.0, "injected_error": None, "accumulated_error": -0.5},
 }
 
@@ -234,8 +235,10 @@ def test_the_error_over_the_steps_is_a_chart(record, wandb):
     with tracker(record) as run:
         run.diagnosis(DIAGNOSIS)
     (made,) = fake.runs
-    assert [row["error/accumulated"] for row in made.history] == [0.0, 0.1, 0.3]
-    assert [row["error/call"] for row in made.history] == [0, 1, 2] and "error/local" not in made.history[2]
+    *steps, layers = made.history
+    assert [row["error/accumulated"] for row in steps] == [0.0, 0.1, 0.3]
+    assert [row["error/call"] for row in steps] == [0, 1, 2] and "error/local" not in steps[2]
+    assert layers.keys() == {"layers"}
     assert made.axes == [("error/*", "error/call")]
     assert made.summary == {"proxies/layer_error": -2.0, "proxies/accumulated_error": -0.5}
 
