@@ -50,7 +50,11 @@ dmqbench quantizes a diffusion model, samples from it, and measures what that co
   dmqbench -m method=fp,rtn bits=w8a8,w4a8          every combination
   dmqbench +sweeps=demo                             the jobs of a table
   dmqbench task=plan method=rtn                     what would run, and what is there already
-  dmqbench-report                                   the table of everything in the store
+  dmqbench task=evaluate evaluate.samples=a.npz evaluate.fp_samples=b.npz
+                                                    images that another program made
+  dmqbench method=foreign method.path=FOLDER        a network that another program quantized
+  dmqbench-report                                   table and page of everything in the store
+  dmqbench-doctor                                   what this machine can run, and what it lacks
 
 Configuration (key=value; every key that --cfg job shows can be set):
 {groups}

@@ -4,13 +4,14 @@ import os
 import re
 from dataclasses import asdict, replace
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from dmqbench.data.archives import ArchiveError, ArchiveInfo, archive_hash, inspect
+from dmqbench.data.archives import ArchiveError, ArchiveInfo, archive_hash, image_names, inspect
 from dmqbench.ids import VERSIONS, JobIds, job_ids, network_config, short_hash
 from dmqbench.models.folders import CONFIG, decoder_folder, locate, read_config
-from dmqbench.schema import FOREIGN, UNKNOWN, EvaluateConfig, Job, ModelConfig, full_precision
+from dmqbench.schema import FOREIGN, TO_COME, UNKNOWN, EvaluateConfig, Job, ModelConfig, full_precision
 
 UNKNOWN_OF_SAMPLES = (*("scope", "engine", "seed", "sampler", "timesteps", "eta", "guidance", "clip", "chunk", "base"),)
 """Entries of a protocol that nobody knows of images made elsewhere."""
@@ -54,6 +55,7 @@ def check_foreign(evaluate: EvaluateConfig, model: ModelConfig, samples: int) ->
         if ours.shape != theirs.shape:
             problem = f"holds images of {_times(theirs.shape)}, and evaluate.samples of {_times(ours.shape)} (C×H×W)"
             raise ForeignError("fp_samples", evaluate.fp_samples, problem)
+        _check_names(Path(evaluate.samples), Path(evaluate.fp_samples))
     elif ours.shape != (shape := image_shape(model)):
         raise ForeignError(
             "samples",
@@ -69,6 +71,15 @@ def check_foreign(evaluate: EvaluateConfig, model: ModelConfig, samples: int) ->
             raise ForeignError("prompts", evaluate.prompts, problem)
 
 
+def _check_names(ours: Path, theirs: Path) -> None:
+    """Two folders pair by the names of their files: one image that is missing would shift all that follow."""
+    if ours.is_dir() and theirs.is_dir():
+        for name, other in zip(image_names(ours), image_names(theirs), strict=False):
+            if name != other:
+                problem = f"does not pair with evaluate.samples: {other} stands where {name} does there"
+                raise ForeignError("fp_samples", theirs, problem)
+
+
 def _inspected(key: str, path: str) -> ArchiveInfo:
     try:
         return inspect(path)
@@ -81,8 +92,15 @@ def _check_words(evaluate: EvaluateConfig) -> None:
     if evaluate.bits is not None and not _BITS.fullmatch(evaluate.bits):
         raise ForeignError("bits", evaluate.bits, "is not of the form w4a8 (bits of weights and of activations)")
     name = evaluate.name
+    if name is not None and _is_method(name):
+        raise ForeignError("name", name, "is a method of this program, which did not make these images")
     if name is not None and not (name.strip() and name.isprintable() and len(name) <= _LONGEST_NAME):
         raise ForeignError("name", name, f"is not a name of 1 to {_LONGEST_NAME} printable characters")
+
+
+def _is_method(name: str) -> bool:
+    built = name.isidentifier() and find_spec(f"dmqbench.methods.{name}") is not None
+    return built or name in TO_COME["method"]
 
 
 def read_prompts(path: str) -> tuple[str, ...]:
@@ -96,6 +114,11 @@ def read_prompts(path: str) -> tuple[str, ...]:
     except UnicodeDecodeError:
         raise ForeignError("prompts", path, "is not text in UTF-8") from None
     return tuple(lines[:-1] if lines[-1] == "" else lines)
+
+
+def is_of_model(evaluate: EvaluateConfig, model: ModelConfig) -> bool:
+    """Whether the images can be of the model that the job names; with others, nothing of it applies."""
+    return evaluate.samples is not None and inspect(evaluate.samples).shape == image_shape(model)
 
 
 def image_shape(model: ModelConfig) -> tuple[int, int, int]:

@@ -14,6 +14,7 @@ from safetensors import safe_open
 
 from dmqbench.files import replacing
 from dmqbench.results import Result
+from dmqbench.schema import UNKNOWN
 from dmqbench.store import Store
 
 Pixels = NDArray[np.uint8]
@@ -115,7 +116,8 @@ def picture_of(store_root: Path, folders: Sequence[Path], path: Path, columns: i
     ]
     for result in quantized:
         images = first_images(store, result.record["samples"]["quantized"], columns)
-        rows.append(Row(f"{result.method}  {result.bits.upper()}", _caption(result, varying), images))
+        bits = "" if result.bits == UNKNOWN else result.bits.upper()
+        rows.append(Row(f"{result.label}  {bits}".rstrip(), _caption(result, varying), images))
     width = rows[0].images.shape[3]
     fitting = (_MAX_WIDTH - 200) / columns - _GAP
     scale = max(1, _CELL // width) if width <= _CELL else min(fitting / width, 1.0)
@@ -140,7 +142,7 @@ def _caption(result: Result, varying: Sequence[str]) -> str:
     psnr = result.metrics.get("psnr", {}).get("value")
     parts = [] if psnr is None else [f"{psnr:.1f} dB"]
     parts += [] if result.size_mib is None else [f"{result.size_mib:.2f} MiB"]
-    parts += [f"{name} {getattr(result, name)}" for name in varying]
+    parts += [f"{name} {value}" for name in varying if (value := getattr(result, name)) is not None]
     return "  ".join(parts)
 
 

@@ -100,6 +100,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table of a store, write its page and draw its picture; return the exit status."""
     options = _parser().parse_args(arguments)
     root = Path(options.store or os.environ.get("DMQBENCH_RUNS") or "runs")
+    if options.check and not root.is_dir():
+        _complain(f"there is no run store {root}")
+        return 2
     if options.check:
         return _verify(root)
     results, missing = load_results(root), None
@@ -118,7 +121,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.against and options.against not in labels:
         _complain(f"--against {options.against!r}: no such method among the results; there are {', '.join(labels)}")
         return 2
-    _publish(root, results, options, missing)
+    try:
+        _publish(root, results, options, missing)
+    except OSError as error:
+        _complain(f"{error.filename or options.out}: cannot be written ({error.strerror})")
+        return 1
     if options.push:
         from dmqbench.dashboards import push
 
@@ -198,7 +205,9 @@ def _parser() -> argparse.ArgumentParser:
     sweep_help = "only the jobs of this sweep, with the overrides it was run with; names those that are missing"
     parser.add_argument("--sweep", nargs="+", metavar=("NAME", "KEY=VALUE"), help=sweep_help)
     parser.add_argument("--against", metavar="METHOD", help="also the difference of every method to this one")
-    parser.add_argument("--push", action="store_true", help="also send the dashboards to wandb")
+    parser.add_argument(
+        "--push", action="store_true", help="also send runs recorded offline, and a dashboard of them, to wandb"
+    )
     return parser
 
 

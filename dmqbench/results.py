@@ -96,7 +96,8 @@ class Result:
 
     @property
     def calibration_seconds(self) -> float | None:
-        return None if self.full_precision else self.record.get("timing", {}).get("calibrate_s")
+        nothing = self.full_precision or self.foreign
+        return None if nothing else self.record.get("timing", {}).get("calibrate_s")
 
     @property
     def rank(self) -> tuple[Any, ...]:

@@ -18,6 +18,7 @@ from dmqbench.foreign import (
     UNKNOWN_OF_SAMPLES,
     foreign_entries,
     images_id,
+    is_of_model,
     label_of,
     read_prompts,
 )
@@ -33,7 +34,7 @@ from dmqbench.run import (
     tracker,
     write_result,
 )
-from dmqbench.schema import Job, full_precision
+from dmqbench.schema import UNKNOWN, Job, full_precision
 from dmqbench.store import Store
 
 CHUNK = 64
@@ -111,7 +112,7 @@ def foreign_evaluator(shop: Workshop) -> Evaluator:
         protocol=_unknown(job),
         full_precision=theirs,
         full_precision_id=theirs.id,
-        dataset=job.dataset.name,
+        dataset=_names(job)["dataset"],
         pairs=job.metrics.pairs,
         settings=job.metrics,
         features=feature_source(shop.store, job.device_type),
@@ -124,12 +125,25 @@ def foreign_evaluator(shop: Workshop) -> Evaluator:
 
 def _against_ours(shop: Workshop, prompts: tuple[str, ...] | None) -> Evaluator:
     evaluator = make_evaluator(shop)
-    return replace(evaluator, protocol=_unknown(shop.job), captions=prompts)
+    pairs = 0 if shop.job.evaluate.fp_samples is None else evaluator.pairs
+    return replace(evaluator, protocol=_unknown(shop.job), pairs=pairs, captions=prompts)
+
+
+def _names(job: Job) -> dict[str, Any]:
+    """Model and dataset of the result: those that the job names, where the images can be of that model."""
+    if is_of_model(job.evaluate, job.model):
+        embedded = job.model.source == "embedded"
+        return {"model": job.model.name, "dataset": job.dataset.name, "embedded": embedded}
+    dataset = "none" if job.dataset.reference is None else UNKNOWN
+    return {"model": UNKNOWN, "dataset": dataset, "embedded": False}
 
 
 def _unknown(job: Job) -> Protocol:
     """The protocol of images of which nobody says how they were drawn."""
+    paths = (job.evaluate.samples, job.evaluate.fp_samples)
+    lossy = {name for path in paths if path is not None for name in inspect(path).lossy}
     return Protocol(
+        saved="+".join(sorted(lossy)) or None,
         metric="shared",
         version=1,
         tool="dmqbench",
@@ -163,10 +177,8 @@ def foreign_result(shop: Workshop, reference: str, evaluation: Evaluation, secon
     return {
         **foreign_entries(label_of(evaluate), evaluate.bits),
         "job_id": shop.ids.result,
-        "model": job.model.name,
-        "dataset": job.dataset.name,
+        **_names(job),
         "seed": job.seed,
-        "embedded": job.model.source == "embedded",
         "config": job.config,
         "samples": {"quantized": shop.ids.samples, "fp": reference},
         "notes": [note for path in paths if (note := inspect(path).note) is not None],

@@ -22,6 +22,8 @@ Best = Mapping[str, frozenset[int]]
 """Places of the best rows, by metric."""
 
 _NAME_WIDTH = 11
+_LOPSIDED = 0.2
+"""Share of its half by which an interval may lie off its value and still be written as ±."""
 _SHARED_ENTRIES = ("sampler", "steps", "eta", "guidance", "clip", "chunk", "engine", "seed")
 _SETTING_NAMES = {"seed": "metrics.seed"}
 _DECLARED = "†"
@@ -138,6 +140,7 @@ def rich_table(sheet: Sheet) -> RichTable:
         shown.add_column(
             Text(column.replace("_", "_\n")),
             justify="left" if number < sheet.lefts else "right",
+            overflow="fold",
             max_width=None if number else name_width,
         )
     for line in sheet.lines:
@@ -233,7 +236,7 @@ def best_of(table: Table) -> Best:
 def _best(table: Table, metric: str) -> frozenset[int]:
     rivals: dict[tuple[str, int], list[int]] = defaultdict(list)
     for place, row in enumerate(table.rows):
-        if metric in row.metrics and score(row.metrics[metric]) is not None:
+        if not row.foreign and metric in row.metrics and score(row.metrics[metric]) is not None:
             rivals[row.bits, row.seed].append(place)
     found: set[int] = set()
     for places in (places for places in rivals.values() if len(places) > 1):
@@ -264,8 +267,13 @@ def _value(record: Mapping[str, Any], compact: bool, with_interval: bool) -> str
     if value is None:
         return "identical" if record.get("exact") else "–"
     text = number_text(value, 3 if compact else 4)
-    half = (interval[1] - interval[0]) / 2 if interval and value else 0
-    return f"{text}±{number_text(half, 1 if compact else 2)}" if half and with_interval else text
+    if not interval or not value or not with_interval or interval[0] == interval[1]:
+        return text
+    low, high = interval
+    half = (high - low) / 2
+    if not compact and abs(high + low - 2 * value) > _LOPSIDED * half:
+        return f"{text} [{number_text(low, 3)}, {number_text(high, 3)}]"
+    return f"{text}±{number_text(half, 1 if compact else 2)}"
 
 
 def _size(mib: float | None, compact: bool) -> str:
@@ -316,9 +324,14 @@ def _notes(table: Table, compared: bool) -> Iterable[str]:
     counts: dict[int, list[str]] = defaultdict(list)
     for metric in table.metrics:
         counts[next(row.metrics[metric]["n"] for row in table.rows if metric in row.metrics)].append(metric)
-    yield ("n: " + ", ".join(f"{n} ({' '.join(names)})" for n, names in counts.items()) + "; " + _setting(table))
+    setting = _setting(table)
+    sizes = ", ".join(f"{n} ({' '.join(names)})" for n, names in counts.items())
+    yield f"n: {sizes}" + (f"; {setting}" if setting else "")
     legend = "; bold: best of its bits, and what the intervals cannot tell from it (paired where they can be)"
     yield "±: half the 95 % interval" + (legend if compared else "")
+    floors = {record["floor"].get("kind") for row in table.rows for record in row.metrics.values() if "floor" in record}
+    if "other_seed" in floors:
+        yield "other seed floor: two sets of full precision that share no noise; sets that do can lie below it"
     if seed_groups(table.rows):
         yield "seeds: mean over the calibration seeds ± half of its 95 % interval (Student's)"
     if any(row.record.get("cost", {}).get("simulated") for row in table.rows if not row.full_precision):

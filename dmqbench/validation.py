@@ -104,6 +104,9 @@ def make_job(config: DictConfig) -> Job:
         problem=f"does not fit model={groups['model'].name}",
     )
     groups["model"] = _model(groups["model"], groups["sampler"].guidance)
+    reference = groups["dataset"].reference
+    if reference is not None and not Path(reference).exists():
+        raise ConfigError("dataset.reference", reference, problem="does not exist")
     if method.name == schema.FOREIGN:
         _check_foreign_network(method.path, groups["model"])
     _check_sampler(groups["sampler"], groups["model"])

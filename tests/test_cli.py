@@ -115,6 +115,7 @@ def in_a_process(*arguments: str, cwd: Path, **more) -> subprocess.CompletedProc
         (["method=foreign"], ["method.path=null", "must be given"]),
         (["metrics.inception=tensorflow"], ["metrics.inception=tensorflow", "nearest: legacy_tensorflow"]),
         (["metrics.weights=nowhere"], ["metrics.weights=nowhere", "not a folder"]),
+        (["dataset.reference=nowhere"], ["dataset.reference=nowhere", "does not exist"]),
         (["+sweeps=dmeo"], ["sweeps=dmeo", "nearest: demo"]),
         (["--multrun"], ["--multrun", "nearest: --multirun"]),
         (["--config-name", "x"], ["--config-name=x"]),
@@ -301,7 +302,7 @@ def test_a_value_against_data_of_a_file_does_not_answer_for_the_shipped_data(stu
         assert len(stub.jobs) == jobs
 
 
-@pytest.mark.parametrize("other", [["metrics.lpips=vgg"], ["dataset.reference=elsewhere"], ["metrics.inception=adm"]])
+@pytest.mark.parametrize("other", [["metrics.lpips=vgg"], [f"dataset.reference={ROOT}"], ["metrics.inception=adm"]])
 def test_a_metric_in_other_features_or_against_other_data_is_measured_anew(stub, other):
     names = "metrics.names=[psnr,lpips,fid,fd_digits]"
     for _ in range(2):

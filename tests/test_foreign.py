@@ -238,3 +238,21 @@ def test_what_only_the_author_knows_is_unknown_or_declared():
 def test_refusing_needs_no_torch():
     code = "import sys, dmqbench.foreign; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_folders_pair_by_the_names_of_their_files(tmp_path):
+    from PIL import Image
+
+    for folder, names in (("ours", ("a0", "a1", "a2")), ("theirs", ("a0", "a2", "a3")), ("fewer", ("a0", "a1"))):
+        (tmp_path / folder).mkdir()
+        for name in names:
+            Image.new("L", (16, 16)).save(tmp_path / folder / f"{name}.png")
+    paths = {name: str(tmp_path / name) for name in ("ours", "theirs", "fewer")}
+    said = refusal(EvaluateConfig(paths["ours"], paths["theirs"]))
+    assert "a2 stands where a1 does there" in said
+    check_foreign(EvaluateConfig(paths["ours"], paths["fewer"]), DIGITS, 3)
+
+
+@pytest.mark.parametrize("name", ["rtn", "dmq", "fp"])
+def test_a_row_made_elsewhere_is_not_called_like_a_method_of_ours(tmp_path, name):
+    assert "is a method of this program" in refusal(EvaluateConfig(archive(tmp_path / "x.npz"), name=name))

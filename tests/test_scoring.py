@@ -100,9 +100,9 @@ def test_a_damaged_chunk_is_imported_again(tmp_path):
 # ---- against our own full precision
 
 
-def test_images_are_compared_with_our_own_samples_where_no_others_are_given(plain, full, tmp_path):
-    theirs = noisy(full)
-    folder, result = scored(plain, samples=archive(tmp_path / "theirs.npz", theirs), bits="w4a8")
+def test_images_are_paired_with_our_own_samples_where_those_are_given(plain, full, tmp_path):
+    theirs, own = noisy(full), archive(tmp_path / "fp.npz", full)
+    folder, result = scored(plain, samples=archive(tmp_path / "theirs.npz", theirs), fp_samples=own, bits="w4a8")
     assert (result["method"], result["name"], result["bits"]) == ("foreign", "theirs", "w4a8")
     assert (result["scope"], result["declared"]) == ("unknown", ["bits"])
     metrics = result["metrics"]
@@ -130,21 +130,24 @@ def test_the_result_has_the_entries_of_ours_and_names_samples_of_the_store(plain
 
 
 def test_the_same_command_answers_with_the_same_folder_and_a_new_metric_extends_it(plain, full, tmp_path, store):
-    path = archive(tmp_path / "theirs.npz", noisy(full, seed=3))
+    path, own = archive(tmp_path / "theirs.npz", noisy(full, seed=3)), archive(tmp_path / "fp.npz", full)
     results = len(Store(store).ids("result"))
     few = replace(plain, metrics=replace(plain.metrics, names=("psnr",)))
-    folder, first = scored(few, samples=path)
-    again, second = scored(replace(plain, metrics=replace(plain.metrics, names=("ssim",))), samples=path)
+    folder, first = scored(few, samples=path, fp_samples=own)
+    again, second = scored(
+        replace(plain, metrics=replace(plain.metrics, names=("ssim",))), samples=path, fp_samples=own
+    )
     assert folder == again
     assert first["metrics"].keys() == {"psnr"}
     assert second["metrics"].keys() == {"psnr", "ssim"}
     assert second["metrics"]["psnr"] == first["metrics"]["psnr"]
     assert len(Store(store).ids("result")) == results + 1
-    assert scored(few, samples=path, name="other")[0] != folder
+    assert scored(few, samples=path, fp_samples=own, name="other")[0] != folder
 
 
 def test_fewer_images_than_are_asked_for_are_scored_as_they_are(plain, full, tmp_path):
-    _, result = scored(plain, samples=archive(tmp_path / "few.npz", noisy(full[:7])))
+    few, own = archive(tmp_path / "few.npz", noisy(full[:7])), archive(tmp_path / "fp.npz", full)
+    _, result = scored(plain, samples=few, fp_samples=own)
     assert result["metrics"]["psnr"]["n"] == 7
     assert "at least" in result["unavailable"]["fd_digits"]
 
@@ -155,16 +158,29 @@ def test_our_own_samples_given_back_are_known_as_ours(plain, full, tmp_path):
     _, beside = scored(plain, samples=theirs, fp_samples=own)
     own_id = job_ids(full_precision(plain), weights_hash(plain.model)).samples
     assert alone["samples"]["fp"] == beside["samples"]["fp"] == own_id
-    assert alone["metrics"] == beside["metrics"]
+    assert alone["metrics"].keys() == {"fd_digits", "fd2fp32_digits"}
+    assert "share the noise" in alone["unavailable"]["psnr"]
+    assert alone["metrics"].items() <= beside["metrics"].items()
 
 
 def test_identical_images_are_exact(plain, full, tmp_path):
-    _, result = scored(plain, samples=archive(tmp_path / "same.npz", full))
+    same = archive(tmp_path / "same.npz", full)
+    _, result = scored(plain, samples=same, fp_samples=same)
     assert result["metrics"]["psnr"]["exact"] is True
     assert result["metrics"]["fd2fp32_digits"]["value"] == pytest.approx(0, abs=1e-6)
 
 
 # ---- against full precision of the same author
+
+
+def test_images_that_the_model_cannot_have_made_are_of_an_unknown_one(plain, tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (40, 3, 24, 24), dtype=np.uint8)
+    theirs, own = archive(tmp_path / "theirs.npz", noisy(images)), archive(tmp_path / "fp.npz", images)
+    _, result = scored(plain, samples=theirs, fp_samples=own, name="RGB")
+    assert (result["model"], result["dataset"], result["embedded"]) == ("unknown", "none", False)
+    assert {"psnr", "ssim"} <= result["metrics"].keys()
+    assert "takes images of 1×16×16, got 3×24×24" in result["unavailable"]["fd2fp32_digits"]
+    assert "fd_digits" in result["unavailable"]
 
 
 def test_two_foreign_sets_leave_the_sampler_unknown(plain, full, tmp_path, store):

@@ -78,12 +78,16 @@ class ArchiveInfo:
         return prod(self.shape)
 
     @property
+    def lossy(self) -> tuple[str, ...]:
+        """Formats among the files that may have lost detail."""
+        return tuple(name for name in self.formats if name in ("JPEG", "WEBP"))
+
+    @property
     def note(self) -> str | None:
         """What a reader of the numbers should know of the files."""
-        lossy = [name for name in self.formats if name in ("JPEG", "WEBP")]
-        if not lossy:
+        if not self.lossy:
             return None
-        return f"{' and '.join(lossy)} files may have lost detail when they were written, which moves every metric"
+        return f"{' and '.join(self.lossy)} files may have lost detail when they were written, which moves every metric"
 
 
 class ArrayHeader(NamedTuple):
@@ -117,8 +121,7 @@ def arrays_in(path: str | Path) -> dict[str, ArrayHeader]:
     headers = {}
     with _opened(path) as archive:
         for name in _members(archive):
-            with archive.open(name) as file:
-                headers[name.removesuffix(".npy")] = _header(file)
+            headers[name.removesuffix(".npy")] = _header_of(archive, name)
     return headers
 
 
@@ -205,7 +208,19 @@ def _member(archive: zipfile.ZipFile, path: Path) -> str:
     names = _members(archive)
     if not names:
         raise ArchiveError(path, "an archive without arrays; save one with np.savez(file, images)")
-    return next((f"{name}.npy" for name in NAMES if f"{name}.npy" in names), names[0])
+    named = [f"{name}.npy" for name in NAMES if f"{name}.npy" in names]
+    if named or len(names) == 1:
+        return (named or names)[0]
+    like_images = [name for name in names if len(_header_of(archive, name).shape) == 4]
+    if len(like_images) > 1:
+        listed = ", ".join(name.removesuffix(".npy") for name in like_images)
+        raise ArchiveError(path, f"several arrays of images ({listed}) and none called {' or '.join(NAMES)}")
+    return (like_images or names)[0]
+
+
+def _header_of(archive: zipfile.ZipFile, name: str) -> ArrayHeader:
+    with archive.open(name) as file:
+        return _header(file)
 
 
 def _header(file: IO[bytes]) -> ArrayHeader:
@@ -294,6 +309,11 @@ def _npz_batches(path: Path, batch: int, limit: int | None) -> Iterator[Images]:
 
 
 # ---- folders
+
+
+def image_names(folder: Path) -> list[str]:
+    """Names of the images of a folder, without suffix, in the order in which they are read."""
+    return [path.stem for path in _files(folder)]
 
 
 def _files(folder: Path) -> list[Path]:

@@ -72,7 +72,7 @@ class Evaluator:
     full_precision: ``None`` where there is nothing to pair with; full_precision_id: which samples these are, the
         reference in the protocol of what compares with them.
     dataset, reference: name of the dataset, and the file or folder that stands for it.
-    pairs: number of pairs of paired metrics.
+    pairs: number of pairs of paired metrics; 0 where no two samples are known to share their noise.
     features, floor_of: where features, and floors in them, come from; device: where they are computed.
     captions: the prompt of every sample, if there are any.
     """
@@ -150,6 +150,10 @@ class _Run:
         self._keep(metric.name, measurement, stand_in, values)
 
     def _pair_values(self, metric: PairedMetric, ours: SampleSet) -> PerImage:
+        if not self.of.pairs:
+            raise MetricUnavailable(
+                "nobody says that these samples share the noise of full precision: give evaluate.fp_samples"
+            )
         count = min(self.of.pairs, len(self._full_precision), len(self.samples))
         pair = [getattr(each.first(count), metric.operand) for each in (ours, self._full_precision)]
         if any(operand is None for operand in pair):

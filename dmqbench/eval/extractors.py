@@ -8,6 +8,7 @@ from torch import Tensor
 
 from dmqbench.eval.features import Extractor, Features
 from dmqbench.eval.inception import ADM, inception_extractor
+from dmqbench.eval.protocol import MetricUnavailable
 from dmqbench.files import sha256_file
 from dmqbench.images import to_signed
 from dmqbench.schema import EMBEDDED_METRICS, MetricsConfig
@@ -23,10 +24,15 @@ def _digits(device: str) -> Extractor:
     classifier = digit_classifier().to(device)
 
     def network(images: Tensor) -> Features:
+        if images.shape[1:] != DIGIT_SHAPE:
+            expected, got = ("×".join(map(str, shape)) for shape in (DIGIT_SHAPE, images.shape[1:]))
+            raise MetricUnavailable(f"the digit classifier takes images of {expected}, got {got}")
         return {"pool": classifier.features(to_signed(images).to(device))}
 
     return Extractor("digits", sha256_file(CLASSIFIER), "dmqbench", network)
 
+
+DIGIT_SHAPE = (1, 16, 16)
 
 EMBEDDED: dict[str, Callable[[str], Extractor]] = {"digits": _digits}
 """Name of a classifier that is shipped with the package → its loader, given a device."""

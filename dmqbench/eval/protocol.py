@@ -41,6 +41,7 @@ class Protocol:
     reference, reference_hash: what was compared with ("fp" samples, a dataset) and its content.
     seed: ``metrics.seed``; sampler, timesteps, eta, guidance, clip: how the samples were drawn.
     unknown: names of entries that nobody told this program, for samples or models made elsewhere.
+    saved: the lossy format in which images came, if any.
     base: id of the full-precision samples of the same model, sampler, seed and device: it stands for their details.
     scope: what stays in full precision (``None`` for the full-precision model: nothing is quantized).
     chunk, engine: what the samples' bits depend on besides.
@@ -67,6 +68,7 @@ class Protocol:
     reference: str | None = None
     reference_hash: str | None = None
     unknown: tuple[str, ...] = ()
+    saved: str | None = None
 
     def __post_init__(self) -> None:
         if self.n < 1:
@@ -99,11 +101,13 @@ class Protocol:
             "scope": self.scope,
             "chunk": self.chunk,
             "engine": self.engine,
+            "saved": self.saved,
         }
         entries |= {_SHOWN_AS.get(name, name): UNKNOWN for name in self.unknown}
         facts = asdict(self)
-        if not self.unknown:
-            del facts["unknown"]  # ids from before there were foreign samples stay what they are
+        for name in ("unknown", "saved"):
+            if not facts[name]:
+                del facts[name]  # ids from before there were foreign samples stay what they are
         shown = " ".join(f"{key}={value}" for key, value in entries.items() if value is not None)
         return f"{self.metric}/{self.version} {shown} #{_short_hash(facts)}"
 

@@ -183,7 +183,7 @@ def share_interval(share: float, variance: float, n: int, groups: int = GROUPS) 
     weight = float(stdtrit(groups - 1, 0.975)) ** 2 / trials
     centre, half = share + weight / 2, np.sqrt(weight * share * (1 - share) + weight**2 / 4)
     low, high = (float(np.clip((centre + side * half) / (1 + weight), 0, 1)) for side in (-1, 1))
-    return Interval(low, high)
+    return Interval(min(low, share), max(high, share))  # rounding must not leave the share itself outside
 
 
 def student_interval(values: ArrayLike) -> Interval | None:

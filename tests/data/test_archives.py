@@ -109,6 +109,12 @@ def test_the_same_pixels_have_one_hash_whatever_holds_them(tmp_path):
     assert content_hash(images.reshape(12, 3, 7, 6)) != content_hash(images)
 
 
+def test_two_arrays_of_images_are_not_chosen_from(tmp_path):
+    np.savez(tmp_path / "x.npz", quantized=pixels(4), full=pixels(4))
+    with pytest.raises(ArchiveError, match=r"several arrays of images \(quantized, full\)"):
+        inspect(tmp_path / "x.npz")
+
+
 @pytest.mark.parametrize(
     ("names", "chosen"),
     [

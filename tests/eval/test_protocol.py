@@ -45,7 +45,7 @@ OTHER = {
     "engine": "int_reference",
     "scope": "paper", "base": "fedcba98",
     "clip": 1.0, "extractor": "scenes", "extractor_hash": "abcdef01999", "resize": "clean",
-    "reference": "digits", "reference_hash": "0124",
+    "reference": "digits", "reference_hash": "0124", "saved": "JPEG",
 }  # fmt: skip
 
 
