@@ -14,8 +14,8 @@ def accumulators(layer: FrozenLayer, x: Tensor) -> list[Tensor]:
     """Return Σ_c 2^e q_x q_w of every input group, int32 in the output's shape.
 
     torch has no integer convolution on every device; float64 holds all integers below 2^53, so the sum is exact.
-    Exponents are shifted onto the weight side's common base, the least exponent, so that negative powers stay integer;
-    ``accumulator_shift`` tells the base.
+    Powers of two are taken relative to the layer's least exponent, so that negative ones stay integer: sums are in
+    units of 2 to ``layer.least_exponent``.
 
     Raises:
         OverflowError: a sum does not fit the 32 bits that an integer kernel would have.
@@ -23,7 +23,7 @@ def accumulators(layer: FrozenLayer, x: Tensor) -> list[Tensor]:
     integers = layer.input_integers(x).double()
     powers = layer.channel_powers(x)
     if powers is not None:
-        integers = integers * (powers.double() * 2.0 ** -accumulator_shift(layer))
+        integers = integers * (powers.double() * 2.0**-layer.least_exponent)
     sums = []
     for piece, part in zip(layer.input_parts(integers), layer.parts, strict=True):
         total = layer.linear_map(piece, layer.weight_integers[:, part].double(), None)
@@ -33,15 +33,9 @@ def accumulators(layer: FrozenLayer, x: Tensor) -> list[Tensor]:
     return sums
 
 
-def accumulator_shift(layer: FrozenLayer) -> int:
-    """The exponent that every accumulator carries: the least exponent of the layer's power-of-two scales."""
-    exponent = layer.activation.exponent
-    return 0 if exponent is None else int(exponent.min())
-
-
 def int_reference(layer: FrozenLayer) -> Callable[[Tensor], Tensor]:
     """Return a callable from float input to float output that computes ``layer`` exactly."""
-    base = 2.0 ** accumulator_shift(layer)
+    base = 2.0**layer.least_exponent
 
     def run(x: Tensor) -> Tensor:
         sums = zip(accumulators(layer, x), layer.output_scales(x.ndim), strict=True)

@@ -60,7 +60,7 @@ class ModelSource:
     def advice(self) -> str:
         """How to get the files, for error messages."""
         if self.kind == "embedded":
-            return f"it is shipped with dmqbench and made by python -m dmqbench.zoo.{self.location}"
+            return f"it is shipped with dmqbench and made by python -m dmqbench.zoo.{self.location.partition('_')[0]}"
         if self.kind == "local":
             return "give a folder that diffusers' save_pretrained wrote"
         return f"fetch it once while online: hf download {self.location} --revision {self.revision}"

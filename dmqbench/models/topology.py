@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
 from math import prod
 from typing import Any, Literal
 
@@ -12,7 +11,8 @@ from diffusers.models.attention_processor import Attention
 from diffusers.models.resnet import ResnetBlock2D, ResnetBlockCondNorm2D
 from diffusers.models.unets.unet_2d_blocks import KAttentionBlock
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+
+from dmqbench.models.dataflow import ChannelCuts, ResidualSums
 
 Kind = Literal["conv1d", "conv2d", "linear"]
 
@@ -34,6 +34,7 @@ class LayerInfo:
         order: position among the layers, by first execution.
         boundaries: cut points inside the input channels where a concatenation that feeds this layer directly was
             joined: (64,) for a skip of 32 joined to 64 channels; empty without one.
+        shortcut: a convolution beside a residual branch: its output is added to what the branch made of its own input.
         embedding: a linear layer on [B, C] inputs, which are time and label embeddings.
         macs: multiply-accumulates of one network call at batch 1.
     """
@@ -42,6 +43,7 @@ class LayerInfo:
     kind: Kind
     order: int
     boundaries: tuple[int, ...]
+    shortcut: bool
     embedding: bool
     macs: int
     groups: int
@@ -104,6 +106,7 @@ def trace(network: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
 
     The first argument is the sample [B, C, H, W]. A layer's concatenation is recognised by the tensor itself: a layer
     reads a skip if its input *is* what ``torch.cat`` returned along the channels of 4-D tensors, whatever the names.
+    A shortcut y = conv(x) + f(x) is recognised by the sum, whose other operand was made of the same input.
     """
     probe = _Probe(batch=len(args[0]))
     handles = []
@@ -114,44 +117,14 @@ def trace(network: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
         elif isinstance(module, Attention):
             handles.append(module.register_forward_hook(probe.attention_hook(name), with_kwargs=True))
     try:
-        with probe.joined:
+        with probe.joined, probe.sums:
             network(*args, **kwargs)
     finally:
         for handle in handles:
             handle.remove()
-    layers = tuple(_layer_info(modules[name], seen) for name, seen in probe.layers.items())
+    layers = tuple(_layer_info(modules[name], seen, probe.sums) for name, seen in probe.layers.items())
     attentions = tuple(AttentionInfo(name, macs) for name, macs in probe.attentions.items())
     return Topology(layers, attentions, _units(network, list(probe.layers)))
-
-
-class _ChannelCuts(TorchFunctionMode):
-    """Remembers where the results of channel concatenations were joined."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        # The tensor is kept beside its cuts: a freed one's id could be given to another.
-        self._results: dict[int, tuple[Tensor, tuple[int, ...]]] = {}
-
-    def of(self, tensor: Tensor) -> tuple[int, ...]:
-        """Cut points of ``tensor``; empty if it is not the result of a concatenation."""
-        return self._results[id(tensor)][1] if id(tensor) in self._results else ()
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        kwargs = kwargs or {}
-        result = func(*args, **kwargs)
-        if func in (torch.cat, torch.concat, torch.concatenate) and result.ndim == 4:
-            tensors = args[0] if args else kwargs["tensors"]
-            dim = args[1] if len(args) > 1 else kwargs.get("dim", kwargs.get("axis", 0))
-            if dim in (1, -3) and len(tensors) > 1:
-                cuts = tuple(accumulate(tensor.shape[1] for tensor in tensors))[:-1]
-                self._results[id(result)] = (result, cuts)
-        return result
 
 
 @dataclass
@@ -168,7 +141,8 @@ class _Probe:
     """What the hooks of one forward pass have seen."""
 
     batch: int
-    joined: _ChannelCuts = field(default_factory=_ChannelCuts)
+    joined: ChannelCuts = field(default_factory=ChannelCuts)
+    sums: ResidualSums = field(default_factory=ResidualSums)
     layers: dict[str, _SeenLayer] = field(default_factory=dict)
     attentions: dict[str, int] = field(default_factory=dict)
 
@@ -177,6 +151,8 @@ class _Probe:
             if name not in self.layers:
                 embedding = isinstance(module, nn.Linear) and args[0].ndim == 2
                 self.layers[name] = _SeenLayer(name, len(self.layers), self.joined.of(args[0]), embedding)
+            if not isinstance(module, nn.Linear):
+                self.sums.note_layer(name, args[0], output)
             products_per_output = module.weight[0].numel()
             self.layers[name].macs += output.numel() // self.batch * products_per_output
 
@@ -198,7 +174,7 @@ def _tokens(x: Tensor) -> int:
     return x.shape[1] if x.ndim == 3 else prod(x.shape[2:])
 
 
-def _layer_info(module: Any, seen: _SeenLayer) -> LayerInfo:
+def _layer_info(module: Any, seen: _SeenLayer, sums: ResidualSums) -> LayerInfo:
     weight: Tensor = module.weight
     kind: Kind = next(kind for cls, kind in _KINDS.items() if isinstance(module, cls))
     return LayerInfo(
@@ -206,6 +182,7 @@ def _layer_info(module: Any, seen: _SeenLayer) -> LayerInfo:
         kind=kind,
         order=seen.order,
         boundaries=seen.boundaries,
+        shortcut=seen.name in sums.shortcuts,
         embedding=seen.embedding,
         macs=seen.macs,
         groups=getattr(module, "groups", 1),

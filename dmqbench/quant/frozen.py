@@ -19,6 +19,10 @@ class FrozenLayer:
     """Codes, scales, zero-points and exponents of one layer with quantized weights and activations.
 
     y[o] = bias[o] + Σ_g s_x[g] s_w[o, g] Σ_{c in g} 2^e[c] q_x[c] q_w[o, c], with q = code − zero_point.
+
+    The input is divided once, by τ ⊙ s_x 2^e with τ the equivalent scale, before it is rounded (DMQ eq. 25), and every
+    output channel is multiplied once. The powers of two lie on the input integers; ``shifted_weight_integers`` has them
+    on the weights instead, for kernels whose activations must be plain codes.
     """
 
     name: str
@@ -42,15 +46,17 @@ class FrozenLayer:
     @property
     def weight_fits_int8(self) -> bool:
         """May a signed 8-bit kernel hold the integers? An asymmetric 8-bit weight does not always fit."""
-        return bool(self.weight_integers.min() >= -128 and self.weight_integers.max() <= 127)
+        return _fits_int8(self.weight_integers)
 
     def input_integers(self, x: Tensor) -> Tensor:
-        """q_x of a float input, as floats: divided by s, then by s_x · 2^e as in training, clipped, rounded."""
-        if self.equivalent_scale is not None:
-            x = x / along_axis(self.equivalent_scale[None], x.ndim, self.channel_axis)
+        """q_x of a float input, as floats: clamp(round(x / (τ · s_x 2^e)), −z, L−1−z).
+
+        A training layer divides by τ and s_x in turn; the quotients differ by a last bit, so that an integer can differ
+        only where the quotient is half-way between two.
+        """
         grid = self._of_batch(self._input_grids)
-        scale, zero_point = (along_axis(grid[:, i], x.ndim, self.channel_axis) for i in range(2))
-        return quantize(x, scale, zero_point, self.activation.levels)
+        divisor, zero_point = (along_axis(grid[:, i], x.ndim, self.channel_axis) for i in range(2))
+        return quantize(x, divisor, zero_point, self.activation.levels)
 
     def input_parts(self, x: Tensor) -> tuple[Tensor, ...]:
         """The channels of ``x`` that each input group reads."""
@@ -63,6 +69,32 @@ class FrozenLayer:
         if self._powers is None:
             return None
         return along_axis(self._of_batch(self._powers), x.ndim, self.channel_axis)
+
+    @cached_property
+    def least_exponent(self) -> int:
+        """The least e of all rows and channels, 0 without power-of-two scaling; integer sums are in units of 2^e."""
+        exponent = self.activation.exponent
+        return 0 if exponent is None else int(exponent.min())
+
+    def shifted_weight_integers(self, row: int) -> Tensor:
+        """q_w 2^(e − least e) of one row of steps, int32 [R, C, …], for a kernel that sums plain q_x (DMQ eq. 28).
+
+        With s_x 2^(least e) in the place of s_x they give the layer's output. They hold for the steps of ``row`` alone
+        and must be made again where the row changes.
+        """
+        integers = self.weight_integers.int()
+        exponent = self.activation.exponent
+        if exponent is None:
+            return integers
+        shift = (exponent[min(row, len(exponent) - 1)] - self.least_exponent).int()
+        rows, channels, *kernel = integers.shape
+        # A grouped convolution's rows read different channels: its weight has C / groups of them.
+        by_row = shift.reshape(-1, channels).repeat_interleave(rows * channels // len(shift), dim=0)
+        return integers << by_row.reshape(rows, channels, *[1] * len(kernel))
+
+    def shifted_fits_int8(self, row: int) -> bool:
+        """May a signed 8-bit kernel hold the shifted weights of ``row``? With e in −3..0, those of 4 bits do."""
+        return _fits_int8(self.shifted_weight_integers(row))
 
     def output_scales(self, ndim: int) -> tuple[Tensor, ...]:
         """s_x[g] s_w[:, g] of every group, broadcastable to the output: the multiplication after the sum."""
@@ -79,8 +111,10 @@ class FrozenLayer:
 
     @cached_property
     def _input_grids(self) -> Tensor:
-        """(s_x · 2^e, zero-point) of every row and channel, [rows, 2, C], or [rows, 2, 1] if channels share."""
+        """(τ · s_x 2^e, zero-point) of every row and channel, [rows, 2, C], or [rows, 2, 1] if channels share."""
         scale, zero_point = self.activation.tables()
+        if self.equivalent_scale is not None:
+            scale = scale * self.equivalent_scale
         return torch.stack(torch.broadcast_tensors(scale, zero_point), dim=1).detach()
 
     @cached_property
@@ -92,6 +126,10 @@ class FrozenLayer:
     def _output_scales(self) -> Tensor:
         """[rows, G, R]."""
         return self.activation.scale.detach()[:, :, None] * self.weight_scale.T[None]
+
+
+def _fits_int8(integers: Tensor) -> bool:
+    return bool(integers.min() >= -128 and integers.max() <= 127)
 
 
 def freeze_layer(layer: QuantLayer) -> FrozenLayer:

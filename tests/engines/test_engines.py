@@ -8,9 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from dmqbench.engines import int_reference, lower_, simulate
-from dmqbench.engines.int_reference import accumulator_shift, accumulators
+from dmqbench.engines.int_reference import accumulators
 from dmqbench.quant.context import StepContext
 from dmqbench.quant.frozen import freeze_layer
 from dmqbench.quant.functional import affine_parameters
@@ -91,12 +92,12 @@ def written_out_input(layer, x, step) -> np.ndarray:
         power = 0
         if activation.exponent is not None:
             power = int(activation.exponent[min(row, len(activation.exponent) - 1), channel])
-        ratio = values[sample, channel]
+        divisor = scale * np.float32(2.0**power)
         if layer.equivalent_scale is not None:
-            ratio = ratio / layer.equivalent_scale[channel].numpy()
-        ratio = ratio / (scale * np.float32(2.0**power))
+            divisor = divisor * layer.equivalent_scale[channel].numpy()
+        ratio = values[sample, channel] / divisor
         codes = np.clip(np.round(ratio).astype(np.int64) + zero_point, 0, activation.levels - 1)
-        integers[sample, channel] = (codes - zero_point) * 2 ** (power - accumulator_shift(layer))
+        integers[sample, channel] = (codes - zero_point) * 2 ** (power - layer.least_exponent)
     return np.moveaxis(integers, 1, axis)
 
 
@@ -122,7 +123,7 @@ def test_accumulators_are_the_sums_of_the_definition(case):
         sums = accumulators(layer, x)
         powers = layer.channel_powers(x)
         integers = layer.input_integers(x) * (1 if powers is None else powers)
-    assert np.array_equal(integers.numpy() * 2.0 ** -accumulator_shift(layer), expected_input)
+    assert np.array_equal(integers.numpy() * 2.0**-layer.least_exponent, expected_input)
     for part, total in zip(layer.parts, sums, strict=True):
         assert total.dtype == torch.int32
         piece = np.take(expected_input, range(part.start, part.stop), axis=layer.channel_axis)
@@ -140,9 +141,85 @@ def test_simulation_equals_the_integers_and_both_the_trained_layer(case):
     largest = exact.abs().max()
     assert (simulated - exact).abs().max() <= 1e-6 * largest
     with context.at(step), torch.no_grad():
-        seen = network[0].activation_quantizer(network[0].scaled_input(x)).abs().max()
-    largest_sum_of_sizes = seen * network[0].fixed_weight.flatten(1).abs().sum(dim=1).max()
-    assert (trained - exact).abs().max() <= 1e-6 * largest_sum_of_sizes + 1e-6 * largest
+        quantizer, scaled = network[0].activation_quantizer, network[0].scaled_input(x)
+        seen = quantizer(scaled).abs().max()
+        apart, near_tie, grid = fused_and_unfused(layer, quantizer, scaled, x)
+    weight = network[0].fixed_weight.flatten(1).abs()
+    assert apart.max() <= 1 and near_tie[apart > 0].all()
+    moved = (apart * grid).max() * weight.sum(dim=1).max()
+    assert (trained - exact).abs().max() <= 1e-6 * seen * weight.sum(dim=1).max() + 1e-6 * largest + moved
+
+
+def fused_and_unfused(layer, quantizer, scaled, x):
+    """By how much the integers of one division and of two differ, where x is half-way between two, and their unit."""
+    scale, _ = quantizer.parameters_for(scaled)
+    ratio = scaled / scale
+    near_tie = (ratio - ratio.floor() - 0.5).abs() <= 1e-6 * ratio.abs().clamp_min(1)
+    return (layer.input_integers(x) - quantizer.integers(scaled)).abs(), near_tie, scale.expand_as(scaled)
+
+
+@given(frozen_cases())
+@settings(max_examples=50)
+def test_without_an_equivalent_scale_the_fused_integers_are_the_trained_layer_s(case):
+    network, layer, context, x, step = case
+    if layer.equivalent_scale is None:
+        with context.at(step):
+            assert torch.equal(layer.input_integers(x), network[0].activation_quantizer.integers(x))
+
+
+@given(frozen_cases())
+@settings(max_examples=100)
+def test_the_input_is_divided_once_by_one_cached_vector_per_row(case):
+    """codes = round(x / (τ · s · 2^e)) with that very product; nothing else touches the input."""
+    _, layer, context, x, step = case
+    divisor = layer.activation.tables()[0]
+    if layer.equivalent_scale is not None:
+        divisor = divisor * layer.equivalent_scale
+    rows = torch.tensor([row_of(layer, int(call)) for call in step])
+    channels = x.movedim(layer.channel_axis, -1)
+    of_sample = divisor[rows].reshape(len(x), *[1] * (x.ndim - 2), -1)
+    zero_point = layer.activation.tables()[1][rows].reshape(len(x), *[1] * (x.ndim - 2), -1)
+    expected = ((channels / of_sample).round() + zero_point).clamp(0, layer.activation.levels - 1) - zero_point
+    divisions = []
+    with context.at(step), Divisions(divisions):
+        integers = layer.input_integers(x)
+        layer.input_integers(x)
+    assert torch.equal(integers.movedim(layer.channel_axis, -1), expected)
+    assert divisions == [x.shape] * 2
+
+
+class Divisions(TorchFunctionMode):
+    """Notes the shape of every quotient."""
+
+    def __init__(self, shapes):
+        super().__init__()
+        self.shapes = shapes
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if "div" in getattr(func, "__name__", ""):
+            self.shapes.append(result.shape)
+        return result
+
+
+@given(frozen_cases())
+@settings(max_examples=100)
+def test_shifted_weights_give_the_same_sums_from_plain_codes(case):
+    """For kernels that know no exponents: one weight per row of steps, against int64 loops over the definition."""
+    network, layer, context, x, step = case
+    for sample, call in enumerate(step):
+        one, at = x[sample : sample + 1], call[None]
+        row = row_of(layer, int(call))
+        shifted = layer.shifted_weight_integers(row)
+        assert shifted.dtype == torch.int32
+        assert layer.shifted_fits_int8(row) == (shifted.min() >= -128 and shifted.max() <= 127)
+        with context.at(at):
+            plain = layer.input_integers(one).numpy().astype(np.int64)
+            sums = accumulators(layer, one)
+        for part, total in zip(layer.parts, sums, strict=True):
+            piece = np.take(plain, range(part.start, part.stop), axis=layer.channel_axis)
+            expected = written_out_sum(network[0], shifted[:, part].numpy().astype(np.int64), piece)
+            assert np.array_equal(total.numpy(), expected)
 
 
 @given(frozen_cases())
@@ -182,6 +259,17 @@ def test_grouped_convolutions(engine, groups):
         expected = network(x)
         lower_(network, engine)
         torch.testing.assert_close(network(x), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("groups", [2, 3, 6], ids=["two groups", "three groups", "depthwise"])
+def test_shifted_weights_of_grouped_convolutions(groups):
+    """Row r reads the channels of its own group, and must be shifted by their exponents."""
+    x = torch.randn(2, 6, 5, 5)
+    network = calibrated(nn.Conv2d(6, 12, 3, groups=groups, bias=False), x)
+    network[0].activation_quantizer.exponent = torch.tensor([[-3, 0, -1, -2, 0, -3]], dtype=torch.int8)
+    layer = freeze_layer(network[0])
+    shifted = layer.linear_map(layer.input_integers(x).double(), layer.shifted_weight_integers(0).double(), None)
+    assert torch.equal(shifted, accumulators(layer, x)[0].double())
 
 
 @pytest.mark.parametrize("engine", ["simulate", "int_reference"])
@@ -228,6 +316,25 @@ def test_sums_beyond_32_bits_are_refused():
         network[0].weight_quantizer.zero_point.fill_(0)
     with pytest.raises(OverflowError, match="layer 0: an accumulator does not fit 32 bits"):
         accumulators(freeze_layer(network[0]), x)
+
+
+def test_whether_shifted_weights_fit_8_bits_is_told_row_by_row():
+    network = calibrated(nn.Linear(64, 4), torch.randn(3, 64), weight_bits=4)
+    layer = freeze_layer(network[0])
+    assert layer.least_exponent == 0 and layer.shifted_fits_int8(0)
+    assert torch.equal(layer.shifted_weight_integers(0), layer.weight_integers.int())
+    exponent = torch.zeros(2, 64, dtype=torch.int8)
+    exponent[0, 0], exponent[1, 1] = -3, -4  # the shift is from the least of all rows: 4
+    exponent[0, 1:], exponent[1, 0] = -1, -4
+    network[0].activation_quantizer.exponent = exponent
+    layer = freeze_layer(network[0])
+    integers = layer.weight_integers.int()
+    assert layer.least_exponent == -4
+    assert torch.equal(layer.shifted_weight_integers(0)[:, 0], 2 * integers[:, 0])
+    assert torch.equal(layer.shifted_weight_integers(0)[:, 1:], 8 * integers[:, 1:])
+    assert torch.equal(layer.shifted_weight_integers(1)[:, 2:], 16 * integers[:, 2:])
+    assert layer.shifted_fits_int8(0)  # ±15 · 8 = ±120
+    assert not layer.shifted_fits_int8(1)  # some of ±15 · 16
 
 
 def test_whether_weights_fit_8_bits_is_told():

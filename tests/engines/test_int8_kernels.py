@@ -11,6 +11,7 @@ from dmqbench.quant.functional import affine_parameters
 from dmqbench.quant.layers import freeze_, quantize_layers_
 from dmqbench.quant.observers import mse_search
 from dmqbench.quant.plan import LayerPlan, PrecisionPlan
+from dmqbench.quant.spec import StepGroups
 
 onednn_kernels = pytest.mark.skipif(
     not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.onednn, "qconv2d_pointwise")),
@@ -107,3 +108,52 @@ def test_linear(weight_bits, tokens):
         "",
     )
     assert_same(actual, int_reference(layer)(x).detach())
+
+
+@onednn_kernels
+def test_a_kernel_without_exponents_computes_power_of_two_scaling_from_shifted_weights():
+    """W4A8 with e in −3..0: the shifted weights are rebuilt where the step changes, and fit 8 bits."""
+    generator = torch.Generator().manual_seed(0)
+    conv = nn.Conv2d(64, 48, 1)
+    x = torch.randn(2, 64, 16, 16, generator=generator)
+    x[:, ::9] *= 8
+    network, context = nn.Sequential(conv), StepContext()
+    quantize_layers_(network, PrecisionPlan((LayerPlan("0", 4, 8),)), context, StepGroups.per_step(2))
+    quant = network[0]
+    levels = quant.weight_quantizer.levels
+    grid = affine_parameters(*mse_search(quant.weight.detach().flatten(1), levels), levels)
+    quant.weight_quantizer.set_parameters_(*(table[:, None] for table in grid))
+    low, high = x.amin() * torch.tensor([[1.0], [0.7]]), x.amax() * torch.tensor([[1.0], [0.7]])
+    quant.activation_quantizer.set_parameters_(*affine_parameters(low, high, 256))
+    exponent = torch.full((2, 64), -3)
+    exponent[0, ::9], exponent[1, ::3] = 0, -1
+    quant.activation_quantizer.exponent = exponent.to(torch.int8)
+    freeze_(network)
+    layer = freeze_layer(quant)
+    geometry = [1, 1], [0, 0], [1, 1], 1
+    for row in range(2):
+        assert layer.shifted_fits_int8(row)
+        weight = layer.shifted_weight_integers(row).to(torch.int8)
+        scale = layer.activation.scale[row].item() * 2.0**layer.least_exponent
+        zero_point = int(layer.activation.zero_point[row].item())
+        with context.at(torch.full((2,), row)):
+            codes = (layer.input_integers(x) + zero_point).to(torch.uint8)
+            expected = int_reference(layer)(x).detach()
+        packed = torch.ops.onednn.qconv_prepack(weight, layer.weight_scale[:, 0], scale, zero_point, *geometry, x.shape)
+        actual = torch.ops.onednn.qconv2d_pointwise(
+            codes,
+            scale,
+            zero_point,
+            packed,
+            layer.weight_scale[:, 0],
+            torch.zeros(48, dtype=torch.int32),
+            conv.bias.detach(),
+            *geometry,
+            1.0,
+            0,
+            torch.float32,
+            "none",
+            [],
+            "",
+        )
+        assert_same(actual, expected)

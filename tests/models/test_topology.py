@@ -33,6 +33,48 @@ def test_a_transformer_has_no_skips():
     assert not any(layer.boundaries for layer in traced(dit()).layers)
 
 
+@pytest.mark.parametrize("build", [unet, text_unet, dit])
+def test_shortcuts_of_a_network_are_what_diffusers_calls_so(build):
+    """Found without their names; the outputs of attentions and the first layer are added to something, too."""
+    topology = traced(build())
+    assert {layer.name for layer in topology.layers if layer.shortcut} == {
+        name for name in topology.by_name if name.endswith("conv_shortcut")
+    }
+
+
+class Sums(nn.Module):
+    """Residual sums of every kind, under names that say nothing."""
+
+    def __init__(self, in_place):
+        super().__init__()
+        self.in_place = in_place
+        names = ("stem", "inner", "outer", "first", "second", "late", "early", "same", "vector")
+        for name in names:
+            self.add_module(name, nn.Conv2d(4, 4, 1))
+        self.linear = nn.Linear(4, 4)
+
+    def add(self, a, b):
+        return a.add_(b) if self.in_place else a + b
+
+    def forward(self, x):
+        x = self.stem(x)  # the residual stream itself
+        x = self.add(self.second(torch.relu(self.first(x))), x)  # a branch beside the identity
+        branch = self.outer(torch.relu(self.inner(x)))
+        x = self.add(self.late(x), branch)  # a shortcut that runs after its branch
+        shortcut = self.early(x)
+        x = self.add(torch.tanh(x * 2).transpose(2, 3), shortcut)  # and one that runs before
+        x = self.add(self.same(x), torch.ones(4, 4))  # a constant is no branch
+        tokens = x.flatten(2).transpose(1, 2)
+        tokens = self.linear(tokens) + tokens * 2  # channels of linear layers are not the axis
+        return self.vector(tokens.transpose(1, 2).unflatten(2, (4, 4))) + 1
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_shortcut_is_a_convolution_added_to_what_a_branch_made_of_its_input(in_place):
+    topology = trace(Sums(in_place), (torch.randn(1, 4, 4, 4),), {})
+    assert {layer.name for layer in topology.layers if layer.shortcut} == {"late", "early"}
+
+
 class Joins(nn.Module):
     """Concatenations of every kind, under names that say nothing."""
 
@@ -231,15 +273,17 @@ FULL_SIZE = {
 
 
 @pytest.mark.parametrize(
-    ("name", "tokens", "parameters", "convolutions", "linears", "skips", "quantizable", "gmacs"),
+    ("name", "tokens", "parameters", "convolutions", "linears", "skips", "shortcuts", "quantizable", "gmacs"),
     [
-        ("ddpm_cifar10", 0, 35.75, 65, 48, 12, 87, 6.1),
-        ("ldm4_bedroom", 0, 274.06, 67, 88, 12, 129, 96.1),
-        ("ldm4_imagenet", 1, 400.92, 99, 184, 12, 257, 99.8),
-        ("sd14", 77, 859.52, 98, 184, 12, 256, 338.7),
+        ("ddpm_cifar10", 0, 35.75, 65, 48, 12, 13, 87, 6.1),
+        ("ldm4_bedroom", 0, 274.06, 67, 88, 12, 15, 129, 96.1),
+        ("ldm4_imagenet", 1, 400.92, 99, 184, 12, 15, 257, 99.8),
+        ("sd14", 77, 859.52, 98, 184, 12, 14, 256, 338.7),
     ],
 )
-def test_full_size_networks_on_meta(name, tokens, parameters, convolutions, linears, skips, quantizable, gmacs):
+def test_full_size_networks_on_meta(
+    name, tokens, parameters, convolutions, linears, skips, shortcuts, quantizable, gmacs
+):
     network = meta_model(FULL_SIZE[name])
     args, kwargs = example_inputs(NetworkSpec(FULL_SIZE[name]), device="meta", tokens=tokens)
     topology = trace(network, args, kwargs)
@@ -247,5 +291,6 @@ def test_full_size_networks_on_meta(name, tokens, parameters, convolutions, line
     assert round(sum(p.numel() for p in network.parameters()) / 1e6, 2) == parameters
     assert (kinds.count("conv2d"), kinds.count("linear")) == (convolutions, linears)
     assert sum(bool(layer.boundaries) for layer in topology.layers) == skips
+    assert sum(layer.shortcut for layer in topology.layers) == shortcuts  # DMQ's code scales 15 and 14 such layers
     assert sum(not layer.embedding for layer in topology.layers) - 2 == quantizable
     assert topology.macs / 1e9 == pytest.approx(gmacs, rel=0.01)  # as commonly reported for these models
