@@ -5,7 +5,7 @@ A wrong configuration is a ``ConfigError``: one line with the key, the value and
 
 import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,8 @@ from dmqbench.models.folders import ModelError
 from dmqbench.schema import (
     GROUPS,
     METHOD_KEYS,
+    OPTIONAL_METHOD_KEYS,
+    STAGE_KEYS,
     TO_COME,
     Job,
     MethodConfig,
@@ -148,12 +150,53 @@ def compose(overrides: Sequence[str]) -> DictConfig:
         except (HydraException, OmegaConfBaseException) as error:
             raise _translated(error, [CONF, *_folders(hydra_own)]) from None
     _check_method_yaml(config.method)
-    for override in own:
-        if override not in choices:
-            for key, value in _leaves(override.key_or_group, override.value()):
-                _set(config, key, value)
-    _refuse_resolvers(OmegaConf.to_container(config, resolve=False), "")
+    values = [
+        (key, value)
+        for override in own
+        if override not in choices
+        for key, value in _leaves(override.key_or_group, override.value())
+    ]
+    OmegaConf.update(config, "method.variant", config.method.get("variant", ""), force_add=True)
+    own_settings = [(key, value) for key, value in values if key.startswith("method.")]
+    for key, value in [pair for pair in values if pair not in own_settings] + _preset(config.method, values):
+        _set(config, key, value)
+    given = _settings(config)
+    for key, value in own_settings:
+        _set(config, key, value)
+    config.method.variant = config.method.variant or variant_text(given, _settings(config))
     return config
+
+
+def _preset(method: DictConfig, values: Sequence[tuple[str, Any]]) -> list[tuple[str, Any]]:
+    """What ``method.faithful=true`` among ``values`` stands for."""
+    if dict(values).get("method.faithful") is not True or "faithful_settings" not in method:
+        return []
+    return list(_leaves("method", OmegaConf.to_container(method.faithful_settings)))
+
+
+def _settings(config: DictConfig) -> dict[str, Any]:
+    """Every value of the method by its dotted name, references resolved where they lead somewhere.
+
+    Raises:
+        ConfigError: a value anywhere in the configuration calls a resolver.
+    """
+    _refuse_resolvers(OmegaConf.to_container(config, resolve=False), "")
+    try:
+        return dict(_leaves("", OmegaConf.to_container(config.method, resolve=True)))
+    except OmegaConfBaseException:  # make_job says which reference leads nowhere
+        return dict(_leaves("", OmegaConf.to_container(config.method, resolve=False)))
+
+
+def variant_text(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    """What sets ``after`` apart from the YAML or preset ``before``, in a few words: part of a row's name in tables."""
+    changed = {key.lstrip("."): value for key, value in after.items() if before.get(key) != value}
+    words = ["faithful"] if changed.pop("faithful", False) else []
+    if "stages" in changed:
+        usual, chosen = before[".stages"], changed.pop("stages")
+        words += [f"no {stage}" for stage in usual if stage not in chosen]
+        words += [f"with {stage}" for stage in chosen if stage not in usual]
+    words += [f"{key.rpartition('.')[2]}={value}" for key, value in changed.items() if key != "path"]
+    return ", ".join(words)
 
 
 def parse(overrides: Sequence[str]) -> list[Override]:
@@ -316,14 +359,20 @@ def _check_method_yaml(method: DictConfig) -> None:
         if key not in method:
             raise ConfigError(f"method.{key}", None, METHOD_KEYS, "is missing in the method's YAML", nearest=key)
     stages = [str(stage) for stage in method.stages]
+    known = (*METHOD_KEYS, *OPTIONAL_METHOD_KEYS)
     for key in method:
-        if key not in METHOD_KEYS and key not in stages:
-            allowed = (*METHOD_KEYS, *stages)
+        if key not in known and key not in stages and not _is_stage(method[key]):
+            allowed = (*known, *stages)
             raise ConfigError(
                 f"method.{key}", "...", allowed, "in the method's YAML is not a key", closest(key, allowed)
             )
-    for stage in stages:
+    for stage in dict.fromkeys([*stages, *(str(key) for key in method if _is_stage(method[key]))]):
         _check_stage_yaml(stage, method.get(stage))
+
+
+def _is_stage(node: Any) -> bool:
+    """Are these the settings of a stage, be it one that the method's list leaves out?"""
+    return isinstance(node, DictConfig) and all(key in node for key in STAGE_KEYS)
 
 
 def _check_stage_yaml(stage: str, node: Any) -> None:
@@ -335,7 +384,7 @@ def _check_stage_yaml(stage: str, node: Any) -> None:
         if key not in known:
             name = f"method.{stage}.{key}"
             raise ConfigError(name, node[key], known, "in the method's YAML is not a key", closest(key, known))
-    for key in ("version", "uses"):
+    for key in STAGE_KEYS:
         if key not in node:
             raise ConfigError(f"method.{stage}.{key}", None, problem="is missing in the method's YAML")
 

@@ -35,6 +35,8 @@ from dmqbench.store import Artifact, Store
 
 STATE = "state.safetensors"
 PLAN = "plan.json"
+FINDINGS = "findings.json"
+"""What a stage found out, for the report; not every stage has something to say."""
 OUTCOME = "outcome"
 """Folder inside a work area that becomes the artifact; beside it may lie a checkpoint, which does not."""
 
@@ -212,6 +214,9 @@ class Workshop:
         # A weight-only stage is shared by all activation bit-widths: its plan must not name the first comer's.
         bits = BitWidth(self.bits.weight, FULL_PRECISION) if stage.weights_only else self.bits
         save_json(folder / OUTCOME / PLAN, uniform_plan(self.topology.layers, bits, self.scope).to_json())
+        findings = stage.findings()
+        if findings:
+            save_json(folder / OUTCOME / FINDINGS, findings)
         return {"seconds": stage.seconds, "network_forwards": stage.network_forwards}
 
     # ---- samples

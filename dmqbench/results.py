@@ -41,8 +41,8 @@ class Result:
 
     @property
     def label(self) -> str:
-        """How the row is called: what the author of foreign samples said, otherwise the method."""
-        return self.record.get("name") or self.method
+        """How the row is called: what the author of foreign samples said, otherwise the method and its variant."""
+        return self.record.get("name") or f"{self.method} {self.record.get('variant', '')}".strip()
 
     @property
     def model(self) -> str:

@@ -295,12 +295,17 @@ def compose_result(
     return {
         "job_id": ids.result,
         "method": job.method.name,
+        "variant": job.method.variant,
         **said_of_quantization(job),
         "model": job.model.name,
         "dataset": job.dataset.name,
         "seed": job.seed,
         "embedded": job.model.source == "embedded",
         "config": job.config,
+        "artifacts": {
+            "trajectories": ids.trajectories if stages else None,
+            "stages": [[name, id] for name, id in ids.stages],
+        },
         "samples": {"quantized": ids.samples, "fp": job_ids(full_precision(job), shop.weights).samples},
         "metrics": {name: found.to_json() for name, found in evaluation.measurements.items()},
         "unavailable": evaluation.unavailable,

@@ -3,7 +3,7 @@
 The same dataclasses are Hydra's schemas and what the code below ``run.py`` is given. Standard library only.
 """
 
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Optional
 
@@ -70,7 +70,7 @@ LPIPS_BACKBONES = ("alex", "vgg", "squeeze")
 TO_COME = {
     "method": (
         *("smoothquant", "ptq4dm", "ptqd", "tfmq_dm", "eda_dm", "efficient_dm", "quest", "svdquant"),
-        *("dmq", "mpq_dm", "accuquant", "compose"),
+        *("mpq_dm", "accuquant", "compose"),
     ),
     "model": (
         *("scenes", "ddpm_cifar10", "ldm4_bedroom", "ldm8_church", "ldm4_ffhq", "ldm4_celebahq"),
@@ -185,6 +185,7 @@ class BudgetConfig:
     trajectories: int = REQUIRED
     validation: int = REQUIRED
     samples: int = REQUIRED
+    scale_iterations: int = REQUIRED
     weight_iterations: int = REQUIRED
     activation_iterations: int = REQUIRED
     batch: int = REQUIRED
@@ -269,10 +270,16 @@ class StageConfig:
     uses: tuple[str, ...]
     settings: dict[str, Any]
     not_in_id: tuple[str, ...] = ()
+    not_in_id_when: dict[str, Any] = field(default_factory=dict)
+    """Settings that came after the stage had ids, with the value that stands for how it was before them."""
 
     @property
     def id_settings(self) -> dict[str, Any]:
-        return {key: value for key, value in self.settings.items() if key not in self.not_in_id}
+        return {
+            key: value
+            for key, value in self.settings.items()
+            if key not in self.not_in_id and (key not in self.not_in_id_when or self.not_in_id_when[key] != value)
+        }
 
 
 @dataclass(frozen=True)
@@ -284,9 +291,18 @@ class MethodConfig:
     faithful: bool = False
     path: Optional[str] = None
     calibration: str = "common"
+    variant: str = ""
+    """What sets it apart from the method as its YAML has it; part of the row's name in tables."""
 
 
-METHOD_KEYS = ("name", *(item.name for item in fields(MethodConfig) if item.name != "name"))
+METHOD_KEYS = ("name", "stages", "faithful", "path", "calibration", "ranges", "paper_scope")
+"""What every method's YAML has."""
+
+OPTIONAL_METHOD_KEYS = ("variant", "faithful_settings")
+"""``faithful_settings``: what ``method.faithful=true`` sets, where the command line does not say otherwise."""
+
+STAGE_KEYS = ("version", "uses")
+"""What every stage's YAML has."""
 
 
 @dataclass(frozen=True)

@@ -293,19 +293,21 @@ def _model(model: ModelConfig, guidance: float) -> ModelConfig:
 
 def _method(plain: Mapping[str, Any], unresolved: Any) -> MethodConfig:
     for stage in plain["stages"]:
-        available = [key for key in plain if key not in METHOD_KEYS]
+        available = [key for key in plain if key not in (*METHOD_KEYS, *schema.OPTIONAL_METHOD_KEYS)]
         _one_of("method.stages", stage, available)
     _one_of("method.calibration", plain["calibration"], schema.CALIBRATIONS)
     _one_of("method.ranges", plain["ranges"], schema.RANGES)
     _one_of_keys("method.paper_scope", plain["paper_scope"], schema.PAPER_SCOPE)
     used = str({key: value for key, value in unresolved.items() if key not in METHOD_KEYS})
+    preset = {"faithful": bool(plain.get("faithful_settings")), "path": plain["name"] == schema.FOREIGN}
     for key, default in (("faithful", False), ("path", None), ("calibration", "common")):
-        read = f"method.{key}}}" in used or (key, plain["name"]) == ("path", schema.FOREIGN)
+        read = f"method.{key}}}" in used or preset.get(key, False)
         if plain[key] != default and not read:
             problem = f"changes nothing in method={plain['name']}"
             raise ConfigError(f"method.{key}", plain[key], [default], problem)
     return MethodConfig(
         **{key: plain[key] for key in METHOD_KEYS if key != "stages"},
+        variant=plain.get("variant", ""),
         stages=tuple(_stage(name, plain[name]) for name in plain["stages"]),
     )
 
@@ -319,11 +321,18 @@ def _one_of_keys(key: str, value: Mapping[str, Any], allowed: Mapping[str, Any])
 
 
 def _stage(name: str, values: Mapping[str, Any]) -> StageConfig:
-    about = ("version", "uses", "not_in_id")
+    about = (*schema.STAGE_KEYS, "not_in_id", "not_in_id_when")
     for use in values["uses"]:
         _one_of(f"method.{name}.uses", use, ("weight", "activation"))
     settings = {key: value for key, value in values.items() if key not in about}
-    return StageConfig(name, values["version"], tuple(values["uses"]), settings, tuple(values.get("not_in_id", ())))
+    return StageConfig(
+        name,
+        values["version"],
+        tuple(values["uses"]),
+        settings,
+        tuple(values.get("not_in_id", ())),
+        dict(values.get("not_in_id_when", {})),
+    )
 
 
 def _accelerator(wanted: str) -> str:

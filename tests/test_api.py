@@ -282,7 +282,7 @@ def test_a_pipeline_class_of_ones_own_is_given_to_load(shared, tmp_path):
     ("options", "message"),
     [
         ({"method": "q_difusion"}, r"method=q_difusion is not known; nearest: q_diffusion"),
-        ({"method": "dmq"}, r"method=dmq is not built yet"),
+        ({"method": "accuquant"}, r"method=accuquant is not built yet"),
         ({"method": "fp"}, r"quantizes nothing"),
         ({"bits": "w32a32"}, r"quantizes nothing"),
         ({"bits": "w4a7"}, r"bits=w4a7 is not known; nearest: w4a"),

@@ -111,7 +111,7 @@ def in_a_process(*arguments: str, cwd: Path, **more) -> subprocess.CompletedProc
         (["metrics.names=[psrn]"], ["metrics.names=psrn", "nearest: psnr"]),
         (["sampler.stepz=3"], ["sampler.stepz=3", "nearest: sampler.steps"]),
         (["bits.weight=four"], ["bits.weight=four", "nearest: 4"]),
-        (["method=dmq"], ["method=dmq", "not built yet"]),
+        (["method=accuquant"], ["method=accuquant", "not built yet"]),
         (["method=foreign"], ["method.path=null", "must be given"]),
         (["metrics.inception=tensorflow"], ["metrics.inception=tensorflow", "nearest: legacy_tensorflow"]),
         (["metrics.weights=nowhere"], ["metrics.weights=nowhere", "not a folder"]),
@@ -178,6 +178,7 @@ def test_the_demo_is_the_list_of_the_contract(stub):
         ("rtn", "w8a8"),
         ("rtn", "w4a6"),
         ("q_diffusion", "w4a6"),
+        ("dmq", "w4a6"),
         ("rtn", "w3a6"),
     ]
 
@@ -192,7 +193,7 @@ def test_the_command_line_wins_over_a_sweep_and_multiplies_it(stub):
     assert run("-m", "+sweeps=demo", "seed=1,2", "bits=w8a8") == 0
     assert {(job.method.name, job.bits.name, job.seed) for job in stub.jobs} == {
         ("fp", "w32a32", 0),
-        *((name, "w8a8", seed) for name in ("rtn", "q_diffusion") for seed in (1, 2)),
+        *((name, "w8a8", seed) for name in ("rtn", "q_diffusion", "dmq") for seed in (1, 2)),
     }
 
 
@@ -354,7 +355,9 @@ def test_the_configuration_of_a_job_is_shown_without_torch(tmp_path):
 def test_a_refusal_of_the_real_command(tmp_path):
     done = in_a_process("method=rnt", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "dmqbench: method=rnt is not known; nearest: rtn (allowed: foreign, fp, q_diffusion, rtn)\n"
+    assert (
+        done.stderr == "dmqbench: method=rnt is not known; nearest: rtn (allowed: dmq, foreign, fp, q_diffusion, rtn)\n"
+    )
     assert list(tmp_path.iterdir()) == []
 
 

@@ -36,6 +36,9 @@ from dmqbench.samplers.plan import SamplerPlan
 
 DIGEST = "sha256"
 
+PROGRESS = "progress:"
+"""How tensors of a checkpoint begin that are no calibration state."""
+
 CURVE_POINTS = 50
 """Losses of a unit that are recorded, evenly spread, the first and the last among them."""
 
@@ -119,6 +122,17 @@ class Stage(pl.LightningModule):
     def state(self) -> dict[str, Tensor]:
         """The calibration state that the stage has reached."""
         return calibration_state(self.bench.network, activations=not self.weights_only)
+
+    def progress(self) -> dict[str, Tensor]:
+        """What the next unit needs beside the calibration state (an optimizer's moments, say); in checkpoints only."""
+        return {}
+
+    def load_progress_(self, progress: dict[str, Tensor]) -> None:
+        """Set what ``progress`` returned, after ``first_unit`` was set."""
+
+    def findings(self) -> dict[str, Any]:
+        """Facts for the report, as JSON, of a stage whose units are done; kept beside the state."""
+        return {}
 
     @abstractmethod
     def units(self) -> tuple[str, ...]:
@@ -216,7 +230,8 @@ class UnitCheckpoint(Checkpoint):
             "network_forwards": repr(stage.network_forwards),
             "seconds": repr(stage.seconds),
         }
-        state = stage.state()
+        carried = {PROGRESS + name: value for name, value in stage.progress().items()}
+        state = stage.state() | carried
         save_atomic(self.path, save(state, {**progress, DIGEST: _digest(state, progress)}))
 
     def resume(self, stage: Stage) -> None:
@@ -229,6 +244,7 @@ class UnitCheckpoint(Checkpoint):
             state = load(self.path.read_bytes())
             if progress.pop(DIGEST, None) != _digest(state, progress):
                 raise ValueError("its digest differs")
+            carried = {name: state.pop(name) for name in list(state) if name.startswith(PROGRESS)}
             load_calibration_state_(stage.bench.network, state)
         except Exception as error:  # a damaged checkpoint costs its units, never the job
             stage.bench.record.log("checkpoint_discarded", stage=stage.name, reason=str(error))
@@ -236,6 +252,7 @@ class UnitCheckpoint(Checkpoint):
         stage.first_unit = int(progress["units_done"])
         stage.network_forwards = float(progress["network_forwards"])
         stage.seconds = float(progress["seconds"])
+        stage.load_progress_({name.removeprefix(PROGRESS): value for name, value in carried.items()})
 
 
 def _digest(state: dict[str, Tensor], progress: dict[str, str]) -> str:

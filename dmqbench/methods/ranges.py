@@ -50,7 +50,37 @@ def set_weight_range_(layer: QuantLayer, observer: Observer) -> None:
     quantizer.set_parameters_(torch.stack(scales, dim=1), torch.stack(zero_points, dim=1))
 
 
-class ActivationRange(Stage):
+class ActivationPass(Stage):
+    """One pass over bank points, with quantized weights, that gives every activation quantizer its parameters."""
+
+    def __init__(self, bench: Workbench, samples: int, batch: int) -> None:
+        super().__init__(bench)
+        self.points = bench.bank.cal.spread(samples)
+        self.batch = batch
+        self.steps = bench.step_groups
+        self.quantizers = activation_quantizers(bench.network)
+
+    def units(self) -> tuple[str, ...]:
+        return ("observe",)
+
+    def run(self, points: Tensor) -> None:
+        """Run the network on ``points`` while hooks or observers look at the activations."""
+        bench = self.bench
+        with quantization(bench.network, weight=True, activation=True):
+            for size in run_points(bench.adapter, bench.bank.cal, points, self.batch, bench.guidance):
+                self.network_forwards += size * bench.branches
+
+    def facts(self) -> dict[str, float]:
+        """What is recorded of the pass."""
+        return {"quantizers": len(self.quantizers), "points": len(self.points)}
+
+
+def without_points(row: int) -> ValueError:
+    """The error of a row of steps that no bank point is at."""
+    return ValueError(f"no calibration point is at the steps of row {row}; raise budget.samples")
+
+
+class ActivationRange(ActivationPass):
     """Activation ranges from bank points that run through the network with quantized weights.
 
     A bounded sample of the values of every quantizer is kept, row by row of its step table; the smallest and largest
@@ -70,17 +100,10 @@ class ActivationRange(Stage):
         values_per_row: int,
         fraction: float = 0.999,
     ) -> None:
-        super().__init__(bench)
+        super().__init__(bench, samples, batch)
         self.observer = Observer(observer, candidates, exponent, fraction)
-        self.points = bench.bank.cal.spread(samples)
-        self.batch = batch
         self.values_per_sample = max(1, values_per_row * bench.step_groups.rows // len(self.points))
-        self.steps = bench.step_groups
-        self.quantizers = activation_quantizers(bench.network)
         self.seen: dict[str, _Sample] = {}
-
-    def units(self) -> tuple[str, ...]:
-        return ("observe",)
 
     def iterations(self, unit: str) -> int:
         return -(-len(self.points) // self.batch)
@@ -92,14 +115,10 @@ class ActivationRange(Stage):
 
     @torch.no_grad()
     def iterate(self, unit: str, iteration: int) -> None:
-        bench = self.bench
         for name, quantizer in self.quantizers.items():
             quantizer.observer = self.seen[name].add
-        part = self.points[iteration * self.batch : (iteration + 1) * self.batch]
         try:
-            with quantization(bench.network, weight=True, activation=True):
-                for size in run_points(bench.adapter, bench.bank.cal, part, self.batch, bench.guidance):
-                    self.network_forwards += size * bench.branches
+            self.run(self.points[iteration * self.batch : (iteration + 1) * self.batch])
         finally:
             for quantizer in self.quantizers.values():
                 quantizer.observer = None
@@ -110,8 +129,9 @@ class ActivationRange(Stage):
             low, high = self._ends(self.seen[name], quantizer)
             scale, zero_point = affine_parameters(low, high, quantizer.levels)
             quantizer.set_parameters_(scale, zero_point, self.steps)
+            quantizer.exponent = None  # chosen for another range
         self.seen = {}
-        return {"quantizers": len(self.quantizers), "points": len(self.points)}
+        return self.facts()
 
     def _ends(self, sample: "_Sample", quantizer: ActivationQuantizer) -> tuple[Tensor, Tensor]:
         """Return the range ends [rows, groups]."""
@@ -169,5 +189,5 @@ class _Sample:
         """
         key = (group, row)
         if key not in self.values:
-            raise ValueError(f"no calibration point is at the steps of row {row}; raise budget.samples")
+            raise without_points(row)
         return torch.cat(self.values[key]), self.low[key], self.high[key]

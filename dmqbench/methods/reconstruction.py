@@ -20,6 +20,9 @@ from dmqbench.quant.state import activation_quantizers
 
 MIB = 2**20
 HELD_OUT_POINTS = 64
+EVERY_CHANNEL = slice(None)
+REGULARIZED_GROUPS = ("all", "first")
+"""Which input groups the rounding regularizer of a split layer reaches; DMQ's published code forgets all but one."""
 
 
 def reconstruction_error(output: Tensor, target: Tensor, exponent: float = 2.0) -> Tensor:
@@ -195,6 +198,7 @@ class WeightReconstruction(BlockReconstruction):
         warmup: float,
         beta_start: float,
         beta_end: float,
+        regularized_groups: str = "all",
     ) -> None:
         super().__init__(
             bench,
@@ -208,23 +212,33 @@ class WeightReconstruction(BlockReconstruction):
         self.regularization = regularization
         self.warmup = warmup
         self.beta_start, self.beta_end = beta_start, beta_end
+        if regularized_groups not in REGULARIZED_GROUPS:
+            allowed = ", ".join(REGULARIZED_GROUPS)
+            raise ValueError(f"regularized_groups={regularized_groups} is not known (allowed: {allowed})")
+        self.regularized_groups = regularized_groups
 
     def concerns(self, unit: nn.Module) -> bool:
         return any(layer.weight_quantizer is not None for layer in quant_layers(unit).values())
 
     def trainable(self, unit: nn.Module) -> list[nn.Parameter]:
-        return [
-            layer.weight_quantizer.learn_rounding_(layer.scaled_weight())
+        quantizers = [
+            (layer.weight_quantizer, layer.scaled_weight())
             for layer in quant_layers(unit).values()
             if layer.weight_quantizer is not None
         ]
+        first_only = self.regularized_groups == "first"
+        self.regularized_channels = [
+            quantizer.groups.slices[0] if first_only else EVERY_CHANNEL for quantizer, _ in quantizers
+        ]
+        return [quantizer.learn_rounding_(weight) for quantizer, weight in quantizers]
 
     def penalty(self, progress: float) -> Tensor | float:
         if progress < self.warmup:
             return 0.0
         annealed = (progress - self.warmup) / (1 - self.warmup)
         beta = self.beta_start + (self.beta_end - self.beta_start) * annealed
-        return self.regularization * sum(rounding_regularizer(alpha, beta) for alpha in self.parameters_in_training)
+        parts = zip(self.parameters_in_training, self.regularized_channels, strict=True)
+        return self.regularization * sum(rounding_regularizer(alpha[:, channels], beta) for alpha, channels in parts)
 
     def settle(self, unit: nn.Module) -> None:
         freeze_weight_(unit)

@@ -12,6 +12,7 @@ SMALL = (
     "budget.trajectories=32",
     "budget.validation=16",
     "budget.samples=64",
+    "budget.scale_iterations=4",
     "budget.weight_iterations=8",
     "budget.activation_iterations=4",
     "tracker.mode=disabled",

@@ -8,6 +8,7 @@ import time
 from e2e.commands import dmqbench, finish, result_folder, start
 
 METHOD = ("method=q_diffusion", "bits=w4a6")
+DMQ = ("method=dmq", "bits=w4a4", "budget.scale_iterations=75", "method.equivalent_scaling.schedule=joint")
 
 
 def digests(root):
@@ -48,6 +49,25 @@ def test_killed_in_calibration_and_in_sampling_then_resumed_to_the_same_bits(tmp
     metrics = json.loads((result_folder(output) / "result.json").read_text())["metrics"]
     [other] = whole.glob("result/*/result.json")
     assert metrics == json.loads(other.read_text())["metrics"]
+
+
+def test_killed_in_the_middle_of_learned_scaling_then_resumed_to_the_same_bits(tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    status, _, errors = dmqbench(whole, *DMQ, "task=calibrate")
+    assert status == 0, errors
+
+    process = start(killed, *DMQ, "task=calibrate")
+    wait_for(lambda: any(killed.glob(".work/*/checkpoint.safetensors")), process)
+    process.send_signal(signal.SIGKILL)
+    finish(process)
+    assert not list(killed.glob("quantized/*/manifest.json"))
+
+    status, _, errors = dmqbench(killed, *DMQ, "task=calibrate")
+    assert status == 0, errors
+    assert digests(killed) == digests(whole)
+    findings = [sorted(path.read_text() for path in root.glob("quantized/*/findings.json")) for root in (killed, whole)]
+    assert findings[0] == findings[1]
+    assert len(findings[0]) == 2
 
 
 def test_two_processes_share_one_set_of_samples_and_one_is_killed(tmp_path):

@@ -12,6 +12,7 @@ TINY = (
     *SMALL,
     "metrics.samples=32",
     "metrics.names=[psnr,mse]",
+    "budget.scale_iterations=1",
     "budget.weight_iterations=1",
     "budget.activation_iterations=1",
 )
@@ -24,6 +25,14 @@ VARIANTS = {
     "DDPM": ["method=rtn", "sampler=ddpm"],
     "DPM-Solver++": ["method=rtn", "sampler=dpmpp"],
     "PNDM with its Runge-Kutta start": ["method=rtn", "sampler=pndm", "sampler.skip_prk=false"],
+    "DMQ": ["method=dmq", "method.equivalent_scaling.patience=1"],
+    "DMQ as published, guided and stochastic": [
+        "method=dmq",
+        "method.faithful=true",
+        "sampler.guidance=2",
+        "sampler.eta=1",
+    ],
+    "DMQ with shared ranges, exact integers": ["method=dmq", "bits.ranges=shared", "engine=int_reference"],
     "other bits": ["method=rtn", "bits.weight=5", "bits.activation=7"],
 }
 

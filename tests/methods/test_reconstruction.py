@@ -187,3 +187,31 @@ def test_the_model_s_own_weights_are_not_touched():
     set_quantization_(bench.network, weight=False, activation=False)
     run_stage(WeightReconstruction(bench, **{**WEIGHT_RECONSTRUCTION, "iterations": 2}), "cpu", [])
     assert all(torch.equal(layer.weight, original[name]) for name, layer in quant_layers(bench.network).items())
+
+
+def test_the_regularizer_reaches_both_halves_of_a_split_layer_or_only_the_first_as_published():
+    """DMQ's published code leaves the second half's rounding unregularised (specification, section 9, no. 15)."""
+    decided = {}
+    for groups in ("all", "first"):
+        bench = ranged()
+        layers = {name: layer for name, layer in quant_layers(bench.network).items() if layer.plan.boundaries}
+        assert layers
+        settings = {**WEIGHT_RECONSTRUCTION, "regularization": 1e3, "warmup": 0.0, "regularized_groups": groups}
+        stage = WeightReconstruction(bench, **settings)
+        for unit in stage.units():
+            stage.parameters_in_training = alphas = stage.trainable(stage.module(unit))
+            penalty = stage.penalty(0.5)
+            gradients = torch.autograd.grad(penalty, alphas)
+            named = quant_layers(stage.module(unit))
+            for layer, gradient in zip(named.values(), gradients, strict=True):
+                if layer.plan.boundaries:
+                    cut = layer.plan.boundaries[0]
+                    halves = gradient[:, :cut], gradient[:, cut:]
+                    decided.setdefault(groups, []).append([bool((half != 0).any()) for half in halves])
+    assert decided["all"] and all(both == [True, True] for both in decided["all"])
+    assert all(both == [True, False] for both in decided["first"])
+
+
+def test_an_unknown_choice_of_regularized_groups_is_refused():
+    with pytest.raises(ValueError, match="regularized_groups=none is not known"):
+        WeightReconstruction(workbench(BITS), **WEIGHT_RECONSTRUCTION, regularized_groups="none")

@@ -1,0 +1,98 @@
+"""``method.faithful`` as a preset over named switches, the names of variants, and settings that came after ids."""
+
+import pytest
+
+from dmqbench.config import ConfigError, compose, job_ids, make_job, variant_text
+from dmqbench.schema import StageConfig
+
+FAITHFUL = ["method=dmq", "method.faithful=true"]
+
+
+def job_of(*overrides):
+    return make_job(compose(list(overrides)))
+
+
+def settings_of(job):
+    return {stage.name: stage.settings for stage in job.method.stages}
+
+
+def stage_ids(*overrides):
+    return dict(job_ids(job_of(*overrides), "0" * 64).stages)
+
+
+def test_the_preset_sets_one_switch_for_every_difference_from_the_published_code():
+    usual, faithful = settings_of(job_of("method=dmq")), settings_of(job_of(*FAITHFUL))
+    assert (usual["equivalent_scaling"]["zero_in_range"], faithful["equivalent_scaling"]["zero_in_range"]) == (
+        True,
+        False,
+    )
+    assert (usual["equivalent_scaling"]["bin_error"], faithful["equivalent_scaling"]["bin_error"]) == ("mean", "sum")
+    assert (usual["equivalent_scaling"]["bins"], faithful["equivalent_scaling"]["bins"]) == (0, 20)
+    assert usual["weight_reconstruction"]["regularized_groups"] == "all"
+    assert faithful["weight_reconstruction"]["regularized_groups"] == "first"
+    assert "activation_ema" not in usual and "activation_range" not in faithful
+    assert (faithful["activation_ema"]["carry"], faithful["activation_ema"]["skip_part"]) == (True, "last")
+    assert usual["power_of_two_scaling"] == faithful["power_of_two_scaling"]
+
+
+def test_the_command_line_wins_over_the_preset_wherever_it_stands():
+    for overrides in (
+        [*FAITHFUL, "method.equivalent_scaling.bin_error=mean"],
+        ["method=dmq", "method.equivalent_scaling.bin_error=mean", "method.faithful=true"],
+    ):
+        job = job_of(*overrides)
+        assert settings_of(job)["equivalent_scaling"]["bin_error"] == "mean"
+        assert settings_of(job)["equivalent_scaling"]["bins"] == 20
+        assert job.method.variant == "faithful, bin_error=mean"
+
+
+def test_a_method_without_a_preset_refuses_to_be_faithful():
+    with pytest.raises(ConfigError, match=r"method.faithful=true changes nothing in method=q_diffusion"):
+        job_of("method=q_diffusion", "method.faithful=true")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "text"),
+    [
+        ([], ""),
+        (["bits=w4a4", "seed=3"], ""),
+        (["method.equivalent_scaling.weighting=uniform"], "weighting=uniform"),
+        (
+            ["method.stages=[weight_range,weight_reconstruction,activation_range,activation_reconstruction]"],
+            "no equivalent_scaling, no power_of_two_scaling, with activation_reconstruction",
+        ),
+        (
+            ["method.power_of_two_scaling.layers=all", "method.power_of_two_scaling.selection=mse"],
+            "layers=all, selection=mse",
+        ),
+        (["method.variant=mine", "method.equivalent_scaling.weighting=uniform"], "mine"),
+        (["method.equivalent_scaling.weighting=adaptive"], ""),
+    ],
+)
+def test_a_variant_is_named_by_what_sets_it_apart(overrides, text):
+    assert job_of("method=dmq", *overrides).method.variant == text
+
+
+def test_a_path_is_no_part_of_a_variant():
+    assert variant_text({".path": None, ".stages": []}, {".path": "elsewhere", ".stages": []}) == ""
+
+
+def test_the_name_of_a_variant_changes_no_id():
+    assert stage_ids("method=dmq") == stage_ids("method=dmq", "method.variant=mine")
+
+
+def test_a_setting_that_came_later_changes_ids_only_where_it_is_used():
+    stage = StageConfig("s", 1, (), {"old": 1, "new": "all"}, (), {"new": "all"})
+    assert stage.id_settings == {"old": 1}
+    stage = StageConfig("s", 1, (), {"old": 1, "new": "first"}, (), {"new": "all"})
+    assert stage.id_settings == {"old": 1, "new": "first"}
+    usual = stage_ids("method=q_diffusion")["weight_reconstruction"]
+    changed = stage_ids("method=q_diffusion", "method.weight_reconstruction.regularized_groups=first")
+    assert changed["weight_reconstruction"] != usual
+
+
+def test_weights_that_were_not_scaled_are_shared_with_q_diffusion():
+    """Without LES, the rounding of dmq is that of q_diffusion, made once."""
+    plain = "method.stages=[weight_range,weight_reconstruction,activation_range,power_of_two_scaling]"
+    ours, theirs = stage_ids("method=dmq", plain), stage_ids("method=q_diffusion")
+    assert ours["weight_reconstruction"] == theirs["weight_reconstruction"]
