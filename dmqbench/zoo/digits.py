@@ -1,55 +1,30 @@
-"""How the embedded model ``digits`` and its classifier are made: ``python -m dmqbench.zoo.digits --help``.
-
-A class-conditional pixel ``UNet2DModel`` over 16×16 digits, saved as an ordinary diffusers folder, so that the
-embedded model goes through the same loader as anybody's.
-"""
+"""How the embedded model ``digits`` and its classifier are made: ``python -m dmqbench.zoo.digits --help``."""
 
 import argparse
-import json
-import time
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytorch_lightning as pl
-import torch
 from safetensors.torch import load_file, save_file
 
 from dmqbench.zoo.classifier import DigitClassifier, load_classifier, recognised
-from dmqbench.zoo.digits_data import CLASSES, IMAGE_SIZE, load_digits, load_split
-from dmqbench.zoo.training import ClassifierTraining, DenoiserTraining, fit, save_curve
+from dmqbench.zoo.denoiser import WEIGHTS, UNetShape, save_denoiser, train_denoiser
+from dmqbench.zoo.digits_data import load_split
+from dmqbench.zoo.training import ClassifierTraining, Optimizer, fit, save_curve
 
 if TYPE_CHECKING:
     from diffusers.models.unets.unet_2d import UNet2DModel
 
-WEIGHTS = Path(__file__).parent / "weights"
 MODEL = WEIGHTS / "digits"
 CLASSIFIER = WEIGHTS / "digits_classifier.safetensors"
-NULL_LABEL = CLASSES
+
+
+SHAPE = UNetShape(channels=(32, 48, 80), layers=2, attention=(False, True, True), groups=8)
+"""Three resolutions, attention at 8×8 and 4×4."""
 
 
 def build_unet() -> "UNet2DModel":
-    """Return the untrained network: three resolutions, attention at 8×8 and 4×4, one extra label for guidance."""
-    from diffusers.models.unets.unet_2d import UNet2DModel
-
-    return UNet2DModel(
-        sample_size=IMAGE_SIZE,
-        in_channels=1,
-        out_channels=1,
-        layers_per_block=2,
-        block_out_channels=(32, 48, 80),
-        down_block_types=("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
-        up_block_types=("AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
-        attention_head_dim=16,
-        norm_num_groups=8,
-        num_class_embeds=CLASSES + 1,
-    )
-
-
-def build_scheduler():
-    """Return the linear schedule of DDPM, as the diffusers folder will carry it."""
-    from diffusers.schedulers.scheduling_ddim import DDIMScheduler
-
-    return DDIMScheduler(num_train_timesteps=1000, beta_schedule="linear", clip_sample=False)
+    """Return the untrained network."""
+    return SHAPE.build()
 
 
 def train_classifier(steps: int, seed: int) -> None:
@@ -74,34 +49,16 @@ def train_classifier(steps: int, seed: int) -> None:
     print(f"held-out accuracy {accuracy:.4f}")
 
 
-def train_denoiser(steps: int, seed: int, batch: int) -> None:
+def make_denoiser(steps: int, seed: int, batch: int) -> None:
     """Train on all scans and write the diffusers folder and its curve."""
-    pl.seed_everything(seed)
-    images, labels = load_digits()
-    scheduler = build_scheduler()
-    module = DenoiserTraining(build_unet(), scheduler.alphas_cumprod, NULL_LABEL, steps)
-    started = time.perf_counter()
-    fit(module, images, labels, batch=batch, seed=seed)
-    seconds = time.perf_counter() - started
-    average: Any = module.average
-    average.save_pretrained(MODEL / "unet")
-    scheduler.save_pretrained(MODEL / "scheduler")
-    index = {
-        "_class_name": "DDIMPipeline",
-        "scheduler": ["diffusers", "DDIMScheduler"],
-        "unet": ["diffusers", "UNet2DModel"],
-    }
-    (MODEL / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
-    save_curve(
-        MODEL / "training.json",
-        module.curve,
-        every=50,
+    trained = train_denoiser(SHAPE, Optimizer(), steps=steps, batch=batch, seed=seed)
+    save_denoiser(
+        MODEL,
+        trained,
         command=f"python -m dmqbench.zoo.digits denoiser --steps {steps} --batch {batch} --seed {seed}",
         seed=seed,
         steps=steps,
         batch=batch,
-        seconds=round(seconds),
-        torch=torch.__version__,
     )
 
 
@@ -115,7 +72,7 @@ def main() -> None:
     if arguments.what == "classifier":
         train_classifier(arguments.steps, arguments.seed)
     else:
-        train_denoiser(arguments.steps, arguments.seed, arguments.batch)
+        make_denoiser(arguments.steps, arguments.seed, arguments.batch)
 
 
 def digit_classifier() -> DigitClassifier:
