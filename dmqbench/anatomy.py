@@ -1,7 +1,7 @@
 """``task=anatomy``: what makes a model hard to quantize, as ``anatomy.json`` and pictures in the run store.
 
-Statistics of the full-precision model's layers on the calibration trajectories, and, for a method that quantizes,
-the errors of its layers and steps on the validation trajectories.
+Statistics of the full-precision model's layers on the calibration trajectories; on the validation trajectories, what an
+error at one step does to the final image, and, for a method that quantizes, the errors of its layers and steps.
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,8 @@ from dmqbench.costs import said_of_quantization
 from dmqbench.data.bank import TrajectoryBank
 from dmqbench.eval.anatomy_statistics import InputStatistics, input_statistics, short, weight_statistics
 from dmqbench.eval.diagnosis import diagnose
-from dmqbench.eval.recorded import batches
+from dmqbench.eval.recorded import batches, spread_calls
+from dmqbench.eval.sensitivity import sensitivity
 from dmqbench.files import save_json
 from dmqbench.ids import JobIds, short_hash
 from dmqbench.models.topology import LayerInfo, Topology
@@ -24,10 +25,12 @@ from dmqbench.schema import Job
 from dmqbench.store import Store
 
 KIND = "anatomy"
-VERSION = 1
+VERSION = 2
 FILE = "anatomy.json"
 TRAJECTORIES = 64
 """At most so many are looked at: more change no picture."""
+SENSITIVITY_TRAJECTORIES = 16
+"""At most so many are disturbed, each once per call and then followed to its end."""
 
 
 def anatomy_id(ids: JobIds, method: str) -> str:
@@ -60,6 +63,7 @@ def examine(shop: Workshop) -> dict[str, Any]:
     """Return the content of ``anatomy.json``: numbers of six digits, ``None`` where one is not defined."""
     job, topology, bank = shop.job, shop.topology, shop.bank()
     inputs = _full_precision_inputs(shop, bank, topology)
+    disturbed = _sensitivity(shop, bank)
     modules = dict(shop.adapter.network.named_modules())
     said = said_of_quantization(job)
     layers = []
@@ -77,6 +81,7 @@ def examine(shop: Workshop) -> dict[str, Any]:
         "bits": said["bits"],
         "scope": said["scope"],
         "layers": layers,
+        "sensitivity": disturbed,
         "quantized": _quantized(shop, bank),
     }
 
@@ -97,6 +102,29 @@ def _full_precision_inputs(shop: Workshop, bank: TrajectoryBank, topology: Topol
             chunk=chunk,
             advance=shown.advance,
         )
+
+
+def _sensitivity(shop: Workshop, bank: TrajectoryBank) -> dict[str, Any]:
+    """What equal errors at each call do to the final image of the full-precision model."""
+    members, sampler = min(SENSITIVITY_TRAJECTORIES, len(bank.val)), shop.job.sampler
+    total = len(spread_calls(bank.val.calls)) * len(batches(members, sampler.chunk))
+    with (
+        Meter(f"sensitivity of {shop.job.model.name}", total) as shown,
+        quantization(shop.adapter.network, weight=False, activation=False),
+    ):
+        found = sensitivity(
+            shop.adapter,
+            shop.plan,
+            bank.val,
+            seed=bank.seed,
+            guidance=sampler.guidance,
+            chunk=sampler.chunk,
+            members=members,
+            advance=shown.advance,
+        ).to_json()
+    values = {key: short(found[key]) for key in ("injected", "mse", "psnr")}
+    each = {key: short(rows) for key, rows in found["per_trajectory"].items()}
+    return found | values | {"per_trajectory": each}
 
 
 def _quantized(shop: Workshop, bank: TrajectoryBank) -> dict[str, Any] | None:

@@ -6,15 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from dmqbench.files import replacing
+from dmqbench.canvas import FAINT, MAIN, SECOND, label_rows, label_times, new_figure, new_panels, positive, save, tall
 
 Record = Mapping[str, Any]
 
-_DPI = 110
-_MAX_ROWS = 160
-"""Layers up to which every one has its label; beyond, rows get thinner and labels fewer."""
 _PANELS = 6
-_MAIN, _SECOND, _FAINT = "#2b5fa8", "#d1662c", "#8a8a90"
 
 
 def draw(record: Record, folder: Path) -> list[Path]:
@@ -24,9 +20,7 @@ def draw(record: Record, folder: Path) -> list[Path]:
         figure = picture(record)
         if figure is not None:
             path = folder / f"{name}.png"
-            with replacing(path) as temporary:
-                figure.savefig(temporary, format="png", dpi=_DPI)
-            drawn.append(path)
+            drawn.append(save(figure, path))
     return drawn
 
 
@@ -65,25 +59,58 @@ def step_errors(record: Record) -> Any:
     if quantized is None:
         return None
     steps, times = quantized["steps"], quantized["timesteps"]
-    figure = _figure(8.0, 6.4)
+    figure = new_figure(8.0, 6.4)
     top, bottom = figure.subplots(2, 1, sharex=True)
     title = f"{record['model']}, {record['method']} {record['bits'].upper()}: errors over the trajectory"
     top.set_title(f"{title} ({quantized['trajectories']} trajectories)", fontsize=11)
     calls = np.arange(len(times))
-    top.plot(calls, _positive(steps["local"]), color=_MAIN, marker="o", markersize=3)
+    top.plot(calls, positive(steps["local"]), color=MAIN, marker="o", markersize=3)
     top.set_ylabel("relative squared error of the\nnetwork's output, on states\nof full precision")
     states = np.arange(len(times) + 1)
     dots = {"marker": "o", "markersize": 3}
-    bottom.plot(states, _positive(steps["accumulated"]), color=_MAIN, label="all", **dots)
-    bottom.plot(states, _positive(steps["shift"]), color=_SECOND, label="one shift of brightness per image", **dots)
+    bottom.plot(states, positive(steps["accumulated"]), color=MAIN, label="all", **dots)
+    bottom.plot(states, positive(steps["shift"]), color=SECOND, label="one shift of brightness per image", **dots)
     added = "added by the last call alone"
-    bottom.plot(calls + 1, _positive(steps["injected"]), color=_FAINT, linestyle="--", label=added)
+    bottom.plot(calls + 1, positive(steps["injected"]), color=FAINT, linestyle="--", label=added)
     bottom.set_ylabel("mean squared difference\nof the state from\nfull precision")
     bottom.legend(frameon=False, fontsize=9)
-    _label_times(bottom, [*times, "image"])
+    label_times(bottom, [*times, "image"])
     bottom.set_xlabel("timestep of the call, from noise to image")
     for axes in (top, bottom):
         axes.set_yscale("log")
+        axes.grid(alpha=0.25)
+    return figure
+
+
+def sensitivity(record: Record) -> Any:
+    """Curves: what an equal error at each call does to the final state, and the PSNR of the image that it leaves."""
+    found = record["sensitivity"]
+    times = found["timesteps"]
+    places = np.arange(len(times))
+    figure = new_figure(8.0, 6.4)
+    top, bottom = figure.subplots(2, 1, sharex=True)
+    count, share = found["trajectories"], 100 * found["relative_rms"]
+    top.set_title(
+        f"{record['model']}, {record['sampler']}: an error of {share:g} % of the prediction at one call alone, "
+        f"full precision ({count} trajectories)",
+        fontsize=11,
+    )
+    dots = {"marker": "o", "markersize": 3}
+    for values in zip(*found["per_trajectory"]["mse"], strict=True):
+        top.plot(places, positive(values), color=MAIN, linewidth=0.6, alpha=0.25)
+    top.plot(places, positive(found["mse"]), color=MAIN, label="of the final state", **dots)
+    label = "of the state right after the call"
+    top.plot(places, positive(found["injected"]), color=SECOND, linestyle="--", label=label, **dots)
+    top.set_yscale("log")
+    top.set_ylabel("mean squared error")
+    top.legend(frameon=False, fontsize=9)
+    for values in zip(*found["per_trajectory"]["psnr"], strict=True):
+        bottom.plot(places, np.array(values, dtype=float), color=MAIN, linewidth=0.6, alpha=0.25)
+    bottom.plot(places, np.array(found["psnr"], dtype=float), color=MAIN, **dots)
+    bottom.set_ylabel("PSNR of the final image (dB)")
+    bottom.set_xlabel("timestep of the call that was off, from noise to image")
+    label_times(bottom, times)
+    for axes in (top, bottom):
         axes.grid(alpha=0.25)
     return figure
 
@@ -93,15 +120,15 @@ def channel_absmax(record: Record) -> Any:
     chosen = _most_extreme(record["layers"])
     if not chosen:
         return None
-    figure, panels = _panels(len(chosen), height=2.6)
+    figure, panels = new_panels(len(chosen), height=2.6)
     figure.suptitle(
         f"{record['model']}: layers in which one input channel stands out most, full precision", fontsize=11
     )
     for axes, layer in zip(panels, chosen, strict=False):
         values = np.array(layer["channels"]["absmax"], dtype=float)
-        axes.bar(np.arange(len(values)), values, width=1.0, color=_MAIN)
+        axes.bar(np.arange(len(values)), values, width=1.0, color=MAIN)
         median = float(np.median(values))
-        axes.axhline(median, color=_SECOND, linewidth=1, label=f"median; largest is {values.max() / median:.1f}×")
+        axes.axhline(median, color=SECOND, linewidth=1, label=f"median; largest is {values.max() / median:.1f}×")
         for cut in layer["boundaries"]:
             axes.axvline(cut - 0.5, color="black", linewidth=1, linestyle=":", label="skip begins")
         axes.set_title(layer["name"], fontsize=9)
@@ -117,20 +144,20 @@ def kurtosis(record: Record) -> Any:
     from matplotlib.ticker import LogLocator, NullFormatter
 
     layers = record["layers"]
-    figure = _figure(8.6, _tall(len(layers)))
+    figure = new_figure(8.6, tall(len(layers)))
     axes = figure.subplots()
     rows = np.arange(len(layers))
-    for key, colour, marker in (("input", _MAIN, "o"), ("weight", _SECOND, "s")):
+    for key, colour, marker in (("input", MAIN, "o"), ("weight", SECOND, "s")):
         values = np.array([layer[key]["kurtosis"] for layer in layers], dtype=float)
         axes.plot(values, rows, marker, color=colour, markersize=4, label=key)
-    axes.axvline(3, color=_FAINT, linestyle="--", linewidth=1, label="a Gaussian (3)")
+    axes.axvline(3, color=FAINT, linestyle="--", linewidth=1, label="a Gaussian (3)")
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("kurtosis")
     axes.set_title(f"{record['model']}: tails of inputs and weights, full precision", fontsize=11)
-    _label_rows(axes, [layer["name"] for layer in layers])
+    label_rows(axes, [layer["name"] for layer in layers])
     axes.set_ylim(len(layers) - 0.4, -0.6)
     axes.grid(axis="x", alpha=0.25)
     axes.legend(frameon=False, fontsize=9)
@@ -144,14 +171,14 @@ def skip_halves(record: Record) -> Any:
         return None
     skips.sort(key=lambda layer: -max(layer["skip"]["range_ratio"]))
     chosen = skips[:_PANELS]
-    figure, panels = _panels(len(chosen), height=2.8)
+    figure, panels = new_panels(len(chosen), height=2.8)
     figure.suptitle(
         f"{record['model']}: parts of concatenated inputs, full precision ({len(chosen)} of {len(skips)} layers)",
         fontsize=11,
     )
     for axes, layer in zip(panels, chosen, strict=False):
         for number, part in enumerate(layer["skip"]["parts"]):
-            label, colour = ("main", _MAIN) if number == 0 else ("skip", _SECOND)
+            label, colour = ("main", MAIN) if number == 0 else ("skip", SECOND)
             calls = np.arange(len(part["std"]))
             low, high = np.array(part["min"], dtype=float), np.array(part["max"], dtype=float)
             axes.fill_between(calls, low, high, color=colour, alpha=0.18, label=f"{label}: range")
@@ -161,7 +188,7 @@ def skip_halves(record: Record) -> Any:
         axes.set_title(f"{layer['name']}  (ranges up to {max(layer['skip']['range_ratio']):.1f} : 1)", fontsize=9)
         axes.set_xlabel("timestep of the call")
         axes.set_ylabel("x")
-        _label_times(axes, record["timesteps"], at_most=6)
+        label_times(axes, record["timesteps"], at_most=6)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize=9)
     return figure
@@ -172,68 +199,29 @@ PICTURES: Mapping[str, Callable[[Record], Any]] = {
     "channel_absmax": channel_absmax,
     "kurtosis": kurtosis,
     "skip_halves": skip_halves,
+    "sensitivity": sensitivity,
     "layer_errors": layer_errors,
     "step_errors": step_errors,
 }
 """File name → what draws it: a record to a figure, or None where there is nothing to draw."""
 
 
-def _figure(width: float, height: float) -> Any:
-    """A figure that belongs to no window and no global state."""
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout="constrained")
-
-
-def _panels(count: int, height: float) -> tuple[Any, list[Any]]:
-    """A figure with two columns of ``count`` panels."""
-    columns = min(2, count)
-    rows = -(-count // columns)
-    figure = _figure(5.4 * columns, height * rows + 0.4)
-    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for spare in panels[count:]:
-        spare.set_visible(False)
-    return figure, panels
-
-
 def _heat_map(values: Any, names: Sequence[str], times: Sequence[int], *, title: str, unit: str) -> Any:
     from matplotlib.colors import LogNorm
 
-    figure = _figure(9.0, _tall(len(names)))
+    figure = new_figure(9.0, tall(len(names)))
     axes = figure.subplots()
     positive = values[values > 0]
     norm = LogNorm(positive.min(), positive.max()) if positive.size and np.ptp(positive) > 0 else None
     shown = np.ma.masked_less_equal(values, 0)
     image = axes.imshow(shown, aspect="auto", cmap="viridis", norm=norm, interpolation="none")
-    shrink = min(1.0, 5.0 / _tall(len(names)))
+    shrink = min(1.0, 5.0 / tall(len(names)))
     figure.colorbar(image, ax=axes, label=unit, shrink=shrink, anchor=(0.0, 1.0))
-    _label_rows(axes, names)
-    _label_times(axes, times)
+    label_rows(axes, names)
+    label_times(axes, times)
     axes.set_xlabel("timestep of the call, from noise to image")
     figure.suptitle(title, fontsize=11)
     return figure
-
-
-def _tall(rows: int) -> float:
-    """Height in inches at which the labels of ``rows`` can be read."""
-    return 1.4 + 0.155 * min(max(rows, 8), _MAX_ROWS)
-
-
-def _label_rows(axes: Any, names: Sequence[str]) -> None:
-    stride = -(-len(names) // _MAX_ROWS)
-    axes.set_yticks(range(0, len(names), stride), names[::stride], fontsize=7)
-
-
-def _label_times(axes: Any, times: Sequence[Any], at_most: int = 12) -> None:
-    stride = -(-len(times) // at_most)
-    ticks = range((len(times) - 1) % stride, len(times), stride)  # the last call has a label, whatever the stride
-    axes.set_xticks(ticks, [str(times[tick]) for tick in ticks], fontsize=8)
-
-
-def _positive(values: Sequence[float]) -> Any:
-    """Values on a logarithmic axis: zeros are left out."""
-    numbers = np.array(values, dtype=float)
-    return np.where(numbers > 0, numbers, np.nan)
 
 
 def _most_extreme(layers: Sequence[Record]) -> list[Record]:

@@ -149,7 +149,7 @@ def _publish(root: Path, results: Sequence[Result], options: Namespace, missing:
     if options.format != "html":
         for path in _page(root, results, target.with_suffix(".html"), options.against):
             print(f"page: {path}", file=beside)
-    for path in _draw(root, results, target):
+    for path in (*_draw(root, results, target), *_draw_parts(root, results, target)):
         print(f"picture: {path}", file=beside)
     if (root / "wandb").is_dir():
         print(f"wandb: {root / 'wandb'} (--push sends what was recorded offline)", file=beside)
@@ -314,6 +314,16 @@ def _page(root: Path, results: Sequence[Result], path: Path, against: str | None
         yield write_page(root, results, path, against)
     except OSError as error:
         _complain(f"no page: {error}")
+
+
+def _draw_parts(root: Path, results: Sequence[Result], beside: Path) -> Iterator[Path]:
+    """Draw what the parts of a method do, where its jobs kept what they found out."""
+    from dmqbench.method_plots import draw
+
+    try:
+        yield from draw(root, results, beside)
+    except (OSError, ValueError) as error:
+        _complain(f"no pictures of what the parts of a method do: {error}")
 
 
 def _draw(root: Path, results: Iterable[Result], beside: Path) -> Iterator[Path]:

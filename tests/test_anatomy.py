@@ -165,6 +165,11 @@ def test_a_job_leaves_its_numbers_and_pictures(folder):
         main, skip = layer["skip"]["parts"]
         widths = [np.subtract(part["max"], part["min"]) for part in (main, skip)]
         np.testing.assert_allclose(layer["skip"]["range_ratio"], np.maximum(*widths) / np.minimum(*widths), rtol=1e-4)
+    disturbed = record["sensitivity"]
+    assert (disturbed["calls"], disturbed["timesteps"]) == ([0, 1, 2, 3], record["timesteps"])
+    assert disturbed["trajectories"] == 4 and disturbed["stream"] == "val"
+    for key in ("mse", "psnr"):
+        np.testing.assert_allclose(disturbed[key], np.mean(disturbed["per_trajectory"][key], axis=1), rtol=1e-4)
     quantized = record["quantized"]
     assert set(quantized["layers"]["names"]) < {layer["name"] for layer in layers}
     assert quantized["trajectories"] == 4
@@ -187,14 +192,13 @@ def test_full_precision_has_no_pictures_of_errors_and_is_made_once(folder, monke
 
 def test_quantizable_layers_do_not_change_what_is_said_of_the_model(folder):
     """Statistics are of the full-precision model, whether or not its layers were exchanged before."""
-    one, other = (
-        json.loads((path / "anatomy.json").read_text())
-        for path in (folder, make_anatomy(planned(folder.parents[1], "method=fp")))
-    )
+    paths = (folder, make_anatomy(planned(folder.parents[1], "method=fp")))
+    one, other = (json.loads((path / "anatomy.json").read_text()) for path in paths)
     for a, b in zip(one["layers"], other["layers"], strict=True):
         assert a["name"] == b["name"]
         assert a["input"]["absmax"] == pytest.approx(b["input"]["absmax"], rel=1e-4)
         assert a["weight"] == b["weight"]
+    assert one["sensitivity"]["mse"] == pytest.approx(other["sensitivity"]["mse"], rel=1e-3)
 
 
 def test_pictures_of_a_model_without_skips_and_of_many_layers(tmp_path):
@@ -213,5 +217,17 @@ def test_pictures_of_a_model_without_skips_and_of_many_layers(tmp_path):
         }
         for number in range(400)
     ]
-    record = {"model": "m", "timesteps": list(range(50)), "layers": layers, "quantized": None}
-    assert [path.stem for path in draw(record, tmp_path)] == ["activation_ranges", "channel_absmax", "kurtosis"]
+    disturbed = {
+        "trajectories": 2,
+        "relative_rms": 0.1,
+        "timesteps": list(range(20)),
+        "injected": [0.0] * 20,
+        "mse": [0.0] * 19 + [1e-3],
+        "psnr": [None] * 19 + [40.0],
+        "per_trajectory": {"mse": [[0.0, 0.0]] * 19 + [[0.0, 2e-3]], "psnr": [[None, None]] * 19 + [[None, 40.0]]},
+    }
+    record = {"model": "m", "sampler": "ddim", "timesteps": list(range(50)), "layers": layers, "quantized": None}
+    record |= {"sensitivity": disturbed}
+    assert [path.stem for path in draw(record, tmp_path)] == [
+        *("activation_ranges", "channel_absmax", "kurtosis", "sensitivity"),
+    ]

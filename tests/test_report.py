@@ -307,7 +307,8 @@ def test_a_sweep_is_found_by_the_overrides_it_was_run_with(bench, capsys):
     assert report.main([str(bench.root), "--sweep", "demo", "sampler.steps=7"]) == 0
     assert "identical" in capsys.readouterr().out
     assert report.main([str(bench.root), "--sweep", "demo"]) == 2
-    assert "5 of 5 jobs have no result" in capsys.readouterr().err
+    count = len(sweep_jobs("demo"))
+    assert f"{count} of {count} jobs have no result" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", [["nothing"], ["demo", "runs"], ["demo", "sampler.stepz=3"]])

@@ -1,6 +1,7 @@
 """The page itself: what it shows of a store's results, put into the template. Imports no torch.
 
-Its size is bounded: images, trajectories in one plot and layer maps each have a budget; what does not fit is named.
+Its size is bounded: images, trajectories in one plot, layer maps and channels each have a budget; what does not fit is
+named.
 """
 
 import base64
@@ -19,15 +20,17 @@ from plotly.offline import get_plotlyjs
 
 from dmqbench.differences import Contrast, baselines, contrasts
 from dmqbench.files import save_atomic
-from dmqbench.page.figures import AXES, Figure, colours, cost, proxy_scatter, trade_off, trajectories
+from dmqbench.page.axes import Figure
+from dmqbench.page.dose import dose_curve
+from dmqbench.page.figures import AXES, colours, cost, proxy_scatter, trade_off, trajectories
+from dmqbench.page.findings import FindingsReader
 from dmqbench.page.gallery import LONGEST_SIDE, gallery_of
-from dmqbench.page.jobs import Diagnosis, diagnosis_of, job_facts, job_figures, layer_numbers
+from dmqbench.page.jobs import Diagnosis, diagnosis_of, jobs_data
+from dmqbench.page.method_figures import dose, samples_against_votes
+from dmqbench.page.selection import selection_curves
 from dmqbench.proxies import correlations
 from dmqbench.results import Result, Table, comparable_tables, score, why_apart
 from dmqbench.sheets import Line, Sheet, bits_text, printable, sheet_of
-
-LAYER_BUDGET = 400_000
-"""Numbers in all heat maps of layers together, about 6 bytes each."""
 
 EMBEDDED = (
     "They were trained by this project and are tiny. They can never show a paper's cell or percentage, the rank of "
@@ -103,16 +106,18 @@ def write_page(root: Path, results: Sequence[Result], path: Path, against: str |
 def page(root: Path, results: Sequence[Result], against: str | None = None) -> str:
     """Return the page as HTML; equal stores give equal pages.
 
-    What is missing or damaged beside the results (samples, diagnoses) is a line on the page, never an error.
+    What is missing or damaged beside the results (samples, diagnoses, findings) is a line on the page, never an error.
     """
     tables = comparable_tables(results)
     diagnoses = {row.folder.name: diagnosis_of(row) for row in results}
+    reader = FindingsReader(root)
     palette = colours(tables)
     sections = [_section(table, tables, palette, diagnoses, against) for table in tables]
     shown = [job for table in tables for job in table.rows]
     data = {
         "tables": [section.figures for section in sections],
-        "jobs": _jobs({row.folder.name: row for row in shown}, diagnoses),
+        "parts": _parts(results, reader),
+        "jobs": jobs_data({row.folder.name: row for row in shown}, diagnoses, reader),
         "galleries": _galleries(root, shown),
     }
     scripts = [get_plotlyjs(), _asset("page.js")]
@@ -208,20 +213,11 @@ def _metric_rank(row: Result, metric: str) -> float | None:
     return record["value"] if record.get("value") is not None else score(record) or math.inf
 
 
-def _jobs(rows: dict[str, Result], diagnoses: dict[str, Diagnosis | str]) -> dict[str, Any]:
-    left, jobs = LAYER_BUDGET, {}
-    for id, row in rows.items():
-        diagnosis = diagnoses[id]
-        facts = job_facts(row, diagnosis)
-        figures: dict[str, Figure] = {}
-        if not isinstance(diagnosis, str):
-            numbers = layer_numbers(diagnosis)
-            figures = job_figures(diagnosis, with_layers=numbers <= left)
-            if numbers > left:
-                facts["problem"] = "the map of the layers is left out to bound the page: --sweep chooses fewer jobs"
-            left -= numbers if numbers <= left else 0
-        jobs[id] = facts | {"figures": figures}
-    return jobs
+def _parts(results: Sequence[Result], reader: FindingsReader) -> dict[str, Figure]:
+    """What parts of a method do over many jobs; only what there are the jobs for."""
+    curve, curves = dose_curve(results, reader), selection_curves(results, reader)
+    figures = {"dose": curve and dose(curve), "samples": curves and samples_against_votes(curves)}
+    return {name: figure for name, figure in figures.items() if figure}
 
 
 def _galleries(root: Path, rows: Iterable[Result]) -> dict[str, Any]:

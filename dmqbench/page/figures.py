@@ -5,29 +5,30 @@ Every trace's ``meta`` says what it is; ``customdata`` holds job ids, so that a 
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from html import escape
 from typing import Any, NamedTuple
 
+from dmqbench.page.axes import (
+    GREY,
+    PALETTE,
+    Figure,
+    calls_axis,
+    log_axis,
+    plain,
+    plain_axis,
+    positive,
+    rounded,
+    short_name,
+)
 from dmqbench.proxies import ProxyCorrelation
 from dmqbench.results import Result, Table
-from dmqbench.sheets import bits_text, printable
+from dmqbench.sheets import bits_text
 
-Figure = dict[str, Any]
-
-PALETTE = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#ee8866", "#44bb99", "#997700", "#7f7fff")
-GREY = "#8a8a92"
 MAX_LINES = 24
 """Trajectories drawn over each other in one plot."""
 
 _DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 _SYMBOLS = ("circle", "square", "diamond", "cross", "x", "triangle-up", "triangle-down", "star")
 _UNITS = {"psnr": "PSNR (dB)", "ssim": "SSIM", "mse": "MSE of the final state", "lpips": "LPIPS"}
-_DIGITS = 5
-
-
-def plain(text: str) -> str:
-    """Return a name from a store as plotly shows it letter by letter, for plotly reads a little HTML."""
-    return escape(printable(text), quote=False)
 
 
 class Axis(NamedTuple):
@@ -82,10 +83,10 @@ def trade_off(table: Table, metric: str, axis: Axis, palette: Mapping[str, str])
     arrow = "" if higher is None else " · higher is better" if higher else " · lower is better"
     left_out = len(measured) - len(shown)
     y_title = f"{_UNITS.get(metric, plain(metric))}{arrow}"
-    y_axis = _log_axis(y_title, [record["value"] for _, record in shown]) if logarithmic else _axis(y_title)
-    x_axis = _axis(axis.title)
+    y_axis = log_axis(y_title, [record["value"] for _, record in shown]) if logarithmic else plain_axis(y_title)
+    x_axis = plain_axis(axis.title)
     if axis.logarithmic:
-        x_axis = _log_axis(axis.title, [cost(row, axis.key) for row, _ in shown])
+        x_axis = log_axis(axis.title, [cost(row, axis.key) for row, _ in shown])
     note = f"{left_out} without a point: identical to full precision, or of unknown cost" if left_out else ""
     return {"data": traces, "layout": {"xaxis": x_axis, "yaxis": y_axis}, "note": note}
 
@@ -108,7 +109,7 @@ def trajectories(jobs: Sequence[tuple[Result, Mapping[str, Any]]], palette: Mapp
                 "legendgroup": plain(row.label),
                 "showlegend": row.label not in named,
                 "x": list(range(len(accumulated))),
-                "y": [_positive(value) for value in accumulated],
+                "y": [positive(value) for value in accumulated],
                 "line": {"color": palette.get(row.label, GREY), "dash": dashes[row.bits], "width": 2},
                 "customdata": [_job(row)] * len(accumulated),
                 "text": [_name(row)] * len(accumulated),
@@ -119,7 +120,7 @@ def trajectories(jobs: Sequence[tuple[Result, Mapping[str, Any]]], palette: Mapp
     values = [value for trace in traces for value in trace["y"]]
     note = f"the first {MAX_LINES} of {len(jobs)} jobs" if len(jobs) > MAX_LINES else ""
     calls = max(len(trace["x"]) for trace in traces)
-    layout = {"xaxis": _calls_axis(calls), "yaxis": _log_axis("mean squared difference", values)}
+    layout = {"xaxis": calls_axis(calls), "yaxis": log_axis("mean squared difference", values)}
     return {"data": [*traces, *_dash_legend(dashes)], "layout": layout, "note": note}
 
 
@@ -154,7 +155,7 @@ def steps_of(diagnosis: Mapping[str, Any]) -> Figure:
             "mode": "lines+markers" if len(timesteps) <= 60 else "lines",
             "name": name,
             "x": list(range(len(steps[key]))),
-            "y": [_positive(value) for value in steps[key]],
+            "y": [positive(value) for value in steps[key]],
             "yaxis": axis,
             "text": times[: len(steps[key])],
             "line": {"color": colour, "dash": dash, "width": 2},
@@ -165,9 +166,9 @@ def steps_of(diagnosis: Mapping[str, Any]) -> Figure:
     ]
     states = [value for trace in traces[:3] for value in trace["y"]]
     layout = {
-        "xaxis": _calls_axis(len(times)) | {"anchor": "y2"},
-        "yaxis": _log_axis("state, MSE", states) | {"domain": [0.42, 1]},
-        "yaxis2": _log_axis("relative", traces[3]["y"]) | {"domain": [0, 0.34]},
+        "xaxis": calls_axis(len(times)) | {"anchor": "y2"},
+        "yaxis": log_axis("state, MSE", states) | {"domain": [0.42, 1]},
+        "yaxis2": log_axis("relative", traces[3]["y"]) | {"domain": [0, 0.34]},
         "height": 470,
     }
     return {"data": traces, "layout": layout, "note": ""}
@@ -198,7 +199,7 @@ def layers_of(diagnosis: Mapping[str, Any]) -> Figure:
                 "autorange": "reversed",
                 "tickmode": "array",
                 "tickvals": names,
-                "ticktext": [_short(name) for name in names],
+                "ticktext": [short_name(name) for name in names],
                 "showgrid": False,
             },
             "height": max(300, 90 + 13 * len(names)),
@@ -217,8 +218,8 @@ def proxy_scatter(found: ProxyCorrelation, palette: Mapping[str, str]) -> Figure
             "type": "scatter",
             "mode": "markers",
             "name": plain(label),
-            "x": [_rounded(point.proxy) for point in points],
-            "y": [_rounded(point.metric) for point in points],
+            "x": [rounded(point.proxy) for point in points],
+            "y": [rounded(point.metric) for point in points],
             "text": [plain(point.label) for point in points],
             "marker": {"size": 10, "color": palette.get(label, GREY)},
             "hovertemplate": "%{text}<br>%{x:.3f} → %{y:.4g}<extra></extra>",
@@ -228,8 +229,8 @@ def proxy_scatter(found: ProxyCorrelation, palette: Mapping[str, str]) -> Figure
     return {
         "data": traces,
         "layout": {
-            "xaxis": _axis(f"log₁₀ {found.proxy.replace('_', ' ')}"),
-            "yaxis": _axis(_UNITS.get(found.metric, plain(found.metric))),
+            "xaxis": plain_axis(f"log₁₀ {found.proxy.replace('_', ' ')}"),
+            "yaxis": plain_axis(_UNITS.get(found.metric, plain(found.metric))),
         },
         "note": correlation_text(found),
     }
@@ -264,8 +265,8 @@ def _methods_trace(
         "type": "scatter",
         "mode": "markers+text",
         "name": plain(label),
-        "x": [_rounded(cost(row, axis.key)) for row, _ in points],
-        "y": [_rounded(record["value"]) for _, record in points],
+        "x": [rounded(cost(row, axis.key)) for row, _ in points],
+        "y": [rounded(record["value"]) for _, record in points],
         "error_y": {"type": "data", "array": [_half(record) for _, record in points], "thickness": 1.2, "width": 3},
         "text": [plain(bits_text(row)) if _job(row) in named else "" for row, _ in points],
         "hovertext": [plain(bits_text(row)) for row, _ in points],
@@ -282,32 +283,12 @@ def _frontier_trace(line: Sequence[tuple[float, float]]) -> dict[str, Any]:
         "type": "scatter",
         "mode": "lines",
         "name": "frontier",
-        "x": [_rounded(x) for x, _ in line],
-        "y": [_rounded(y) for _, y in line],
+        "x": [rounded(x) for x, _ in line],
+        "y": [rounded(y) for _, y in line],
         "line": {"color": GREY, "dash": "dot", "width": 1.5, "shape": "hv"},
         "hoverinfo": "skip",
         "meta": "frontier",
     }
-
-
-def _axis(title: str) -> dict[str, Any]:
-    return {"title": {"text": title, "standoff": 8}}
-
-
-def _calls_axis(count: int) -> dict[str, Any]:
-    return _axis("network calls made") | {"dtick": math.ceil(count / 12)}
-
-
-def _log_axis(title: str, values: Iterable[float | None]) -> dict[str, Any]:
-    """A logarithmic axis with few labels: whole powers of ten, or 1, 2 and 5 where there is no more than one."""
-    positive = [value for value in values if value]
-    low, high = (min(positive), max(positive)) if positive else (1.0, 1.0)
-    decades = math.log10(high / low)
-    if decades >= 1.5:
-        return _axis(title) | {"type": "log", "dtick": max(1, round(decades / 5)), "exponentformat": "power"}
-    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    ticks = [tick for power in powers for step in (1, 2, 5) if low / 1.3 <= (tick := step * 10.0**power) <= high * 1.3]
-    return _axis(title) | {"type": "log", "tickvals": ticks, "ticktext": [f"{tick:.3g}" for tick in ticks]}
 
 
 def _is_error(metric: str, known: Sequence[tuple[Result, Mapping[str, Any]]]) -> bool:
@@ -323,7 +304,7 @@ def _symbol(label: str, palette: Mapping[str, str]) -> str:
 
 def _half(record: Mapping[str, Any]) -> float | None:
     interval = record.get("ci95")
-    return None if not interval else _rounded((interval[1] - interval[0]) / 2)
+    return None if not interval else rounded((interval[1] - interval[0]) / 2)
 
 
 def _name(row: Result) -> str:
@@ -332,16 +313,3 @@ def _name(row: Result) -> str:
 
 def _job(row: Result) -> str:
     return row.folder.name
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= 34 else f"…{name[-33:]}"
-
-
-def _positive(value: float) -> float | None:
-    """Zero has no place on a logarithmic axis."""
-    return _rounded(value) if value > 0 else None
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else float(f"{value:.{_DIGITS}g}")

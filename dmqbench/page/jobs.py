@@ -6,7 +6,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from dmqbench.files import json_text
-from dmqbench.page.figures import Figure, layers_of, steps_of
+from dmqbench.page.axes import Figure
+from dmqbench.page.figures import layers_of, steps_of
+from dmqbench.page.findings import Findings, FindingsReader
+from dmqbench.page.method_figures import agreement, channel_ranges, exponent_shares, step_weights
 from dmqbench.proxies import load_diagnosis
 from dmqbench.record import redact
 from dmqbench.results import Result
@@ -14,16 +17,24 @@ from dmqbench.sheets import number_text, printable
 
 Diagnosis = Mapping[str, Any]
 
+LAYER_BUDGET = 400_000
+"""Numbers in all heat maps of layers together, about 6 bytes each."""
+CHANNEL_BUDGET = 200_000
+"""Numbers in all plots of single channels together, about 8 bytes each."""
+
 _DIGITS = 6
 
 _GROUPS = ("method", "model", "dataset", "sampler", "budget")
 _SECTIONS = (*_GROUPS, "bits", "metrics")
 _FOLLOWING = re.compile(
     r"(.*\.)?(name|version|uses|not_in_id)"
-    r"|method\.(ranges|stages|paper_scope\..*)"
+    r"|method\.(ranges|paper_scope\..*|faithful_settings\..*|.*\.not_in_id_when\..*)"
     r"|model\.(source|sample_shape|datasets)"
 )
 """Settings that follow from the options of the groups."""
+
+_PLAIN_WORD = re.compile(r"[\w./:+-]+")
+"""What Hydra reads as one word; all else it needs in quotes."""
 
 
 def diagnosis_of(row: Result) -> Diagnosis | str:
@@ -36,6 +47,34 @@ def diagnosis_of(row: Result) -> Diagnosis | str:
         return found
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"no diagnosis: the file is damaged ({type(error).__name__}: {error})"
+
+
+def jobs_data(rows: dict[str, Result], diagnoses: dict[str, Diagnosis | str], reader: FindingsReader) -> dict[str, Any]:
+    """Return what the page holds of each job, with figures as far as the budgets of all of them together reach."""
+    layers_left, channels_left, jobs = LAYER_BUDGET, CHANNEL_BUDGET, {}
+    for id, row in rows.items():
+        diagnosis, findings = diagnoses[id], reader.of(row)
+        facts = job_facts(row, diagnosis)
+        figures: dict[str, Figure] = {}
+        problems = [facts["problem"], findings.problem]
+        if not isinstance(diagnosis, str):
+            numbers = layer_numbers(diagnosis)
+            fits = numbers <= layers_left
+            figures = job_figures(diagnosis, with_layers=fits)
+            layers_left -= numbers if fits else 0
+            problems += [] if fits else [_left_out("the map of the layers is")]
+        numbers = range_numbers(findings)
+        fits = numbers <= channels_left
+        channels_left -= numbers if fits else 0
+        problems += [] if fits else [_left_out("ranges of channels are")]
+        facts["problem"] = printable("; ".join(filter(None, problems)))
+        facts["ranges"] = ranges_figures(findings) if fits else {}
+        jobs[id] = facts | {"figures": figures | findings_figures(findings)}
+    return jobs
+
+
+def _left_out(what: str) -> str:
+    return f"{what} left out to bound the page: --sweep chooses fewer jobs"
 
 
 def job_facts(row: Result, diagnosis: Diagnosis | str) -> dict[str, Any]:
@@ -61,6 +100,28 @@ def job_figures(diagnosis: Diagnosis, with_layers: bool) -> dict[str, Figure]:
     if with_layers and diagnosis["layers"]:
         figures["layers"] = layers_of(diagnosis)
     return figures
+
+
+def findings_figures(findings: Findings) -> dict[str, Figure]:
+    """Return the figures of what one job's stages found out, without those of single layers."""
+    figures: dict[str, Figure | None] = {}
+    if findings.scaling is not None and findings.scaling["weighting"]["bin_of_call"]:
+        figures["weights"] = step_weights(findings.scaling["weighting"])
+    if findings.powers is not None and findings.powers["layers"]:
+        figures |= {"exponents": exponent_shares(findings.powers), "agreement": agreement(findings.powers)}
+    return {name: figure for name, figure in figures.items() if figure is not None}
+
+
+def ranges_figures(findings: Findings) -> dict[str, Figure]:
+    """Return the figure of each layer whose channels the findings list, by the layer's name."""
+    channels = {} if findings.scaling is None else findings.scaling["channels"]
+    return {printable(name): channel_ranges(found) for name, found in channels.items()}
+
+
+def range_numbers(findings: Findings) -> int:
+    """How many numbers the figures of the ranges take: five for each channel, one of them as text."""
+    channels = {} if findings.scaling is None else findings.scaling["channels"]
+    return sum(5 * len(found["scale"]) for found in channels.values())
 
 
 def layer_numbers(diagnosis: Diagnosis) -> int:
@@ -135,7 +196,10 @@ def _leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:
 def _word(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
-    return "[" + ",".join(map(_word, value)) + "]" if isinstance(value, list) else str(value)
+    if isinstance(value, list):
+        return "[" + ",".join(map(_word, value)) + "]"
+    text = str(value)
+    return text if _PLAIN_WORD.fullmatch(text) else "'" + text.replace("'", r"\'") + "'"
 
 
 def _check(diagnosis: Diagnosis) -> None:

@@ -27,7 +27,7 @@ function themed(layout, narrow) {
     if (!(name in layout) && name === "yaxis2") continue;
     themedLayout[name] = { gridcolor: grid, zerolinecolor: grid, linecolor: grid, automargin: true, ...layout[name] };
   }
-  if (narrow && layout.yaxis && layout.yaxis.ticktext) themedLayout.yaxis.showticklabels = false;
+  if (narrow && layout.yaxis && layout.yaxis.type === "category") themedLayout.yaxis.showticklabels = false;
   return {
     ...themedLayout,
     font: { color: ink, size: 12, family: getComputedStyle(document.body).fontFamily },
@@ -51,7 +51,7 @@ const drawn = new Map();
 /** Draw a figure, or keep it until its place is scrolled to. */
 function show(place, figure) {
   drawn.set(place, figure);
-  const note = place.parentElement.querySelector(".note");
+  const note = place.closest("figure").querySelector(".note");
   if (note) note.textContent = figure.note;
   if (place.dataset.seen) draw(place);
   else seeing.observe(place);
@@ -243,10 +243,11 @@ function showJob(id) {
   byId("facts").replaceChildren(...job.facts.map((fact) => element("span", fact)));
   byId("problem").textContent = job.problem;
   byId("problem").hidden = !job.problem;
-  for (const name of ["steps", "layers"]) {
+  for (const name of ["steps", "layers", "weights", "exponents", "agreement"]) {
     byId(`${name}-figure`).hidden = !(name in job.figures);
     if (name in job.figures) show(byId(name), job.figures[name]);
   }
+  showRanges(job);
   byId("metrics").replaceChildren(...metricsOf(job));
   for (const name of ["command", "config", "environment"]) {
     byId(name).textContent = job[name];
@@ -254,6 +255,18 @@ function showJob(id) {
   }
   showSamples(job);
 }
+
+/** The layer that was chosen stays chosen from job to job, where the next one has it. */
+function showRanges(job) {
+  const layers = Object.keys(job.ranges), list = byId("ranges-layer"), before = list.value;
+  byId("ranges-figure").hidden = !layers.length;
+  if (!layers.length) return;
+  list.replaceChildren(...layers.map((name) => element("option", name)));
+  if (layers.includes(before)) list.value = before;
+  show(byId("ranges"), job.ranges[list.value]);
+}
+
+byId("ranges-layer").addEventListener("input", () => showRanges(data.jobs[chooser.value]));
 
 function metricsOf(job) {
   const made = [];
@@ -388,6 +401,7 @@ for (const section of document.querySelectorAll(".comparable")) {
   setUpFilter(section);
   setUpPlots(section);
 }
+for (const place of document.querySelectorAll("[data-part]")) show(place, data.parts[place.dataset.part]);
 const firstQuantized = [...document.querySelectorAll("tr[data-job]")].find((row) => {
   const { fp, quantized } = data.jobs[row.dataset.job].samples;
   return quantized && quantized !== fp;

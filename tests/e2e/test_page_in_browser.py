@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from handmade import REFERENCE, Bench, diagnosis
+from handmade_findings import POWERS, SCALING, FindingsBench, powers, scaling
 
 from dmqbench.page.document import write_page
+from dmqbench.page.dose import RUNGS
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
@@ -254,3 +256,50 @@ def test_it_prints_with_its_plots(browser, page_file, tmp_path):
     visit.page.emulate_media(media="print")
     assert visit.page.locator("nav").is_hidden()
     visit.context.close()
+
+
+@pytest.fixture(scope="module")
+def parts_file(tmp_path_factory) -> Path:
+    """Three models with every rung of the dose, and exponents from several numbers of samples."""
+    bench = FindingsBench(tmp_path_factory.mktemp("parts") / "runs")
+    for number, model in enumerate(("digits", "ladder_1", "ladder_2")):
+        for place, rung in enumerate(RUNGS):
+            own = [25 + number * place + 0.1 * ((number + place * index) % 5) for index in range(16)]
+            bench.rung(model, rung, float(np.mean(own)), 2.0 + number, per_image=own)
+    for selection in ("vote", "mse"):
+        for samples in (64, 256):
+            method = {"name": "dmq", "stages": [POWERS], POWERS: {"selection": selection, "samples": samples}}
+            found = {SCALING: scaling(), POWERS: powers(selection, samples)}
+            bench.made("dmq", "w4a4", 30.0, found, config={"method": method}, protocol={"n": 16})
+    return write_page(bench.root, bench.results(), bench.root / "report.html")
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_what_the_parts_of_a_method_do_is_drawn(browser, parts_file, width, tmp_path):
+    visit = Visit(browser, parts_file, "light", width)
+    page = visit.page
+    assert visit.points("[data-part=dose]") >= 2 * 4 * 3 and visit.points("[data-part=samples]") >= 2 * 2
+    assert "ranges step" in page.locator("#parts .note").first.inner_text()
+    page.locator("tr[data-method=dmq] button.open").first.click()
+    assert visit.points("#ranges") >= 4 * 5
+    assert page.locator("#ranges .ytitle").text_content() == "input"
+    layers = page.locator("#ranges-layer")
+    layers.select_option(index=1)
+    chosen = layers.input_value()
+    page.locator("#next").click()
+    page.locator("#previous").click()
+    assert layers.input_value() == chosen, "it stays chosen from job to job"
+    for name in ("weights", "exponents", "agreement"):
+        place = page.locator(f"#{name}:visible")
+        if place.count():
+            place.scroll_into_view_if_needed()
+            place.locator(".main-svg").first.wait_for()
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    page.evaluate("scrollTo(0, 0)")
+    page.screenshot(path=tmp_path / f"parts-{width}.png", full_page=True)
+    page.locator("tr[data-method=q_diffusion] button.open").first.click()
+    assert page.locator("#ranges-figure").is_hidden() and page.locator("#exponents-figure").is_hidden()
+    visit.context.close()
+    assert visit.complaints == [] and all(request.startswith(("file:", "data:")) for request in visit.requests)
+    if kept := os.environ.get("DMQBENCH_SCREENSHOTS"):
+        shutil.copytree(tmp_path, kept, dirs_exist_ok=True)

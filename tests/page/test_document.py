@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from handmade import REFERENCE, Bench, diagnosis
+from handmade_findings import FindingsBench, powers, scaling
 from PIL import Image
 from safetensors.numpy import save_file
 
@@ -229,7 +230,7 @@ def test_images_of_another_form_are_refused(tmp_path):
 
 
 def test_layer_maps_are_bounded(bench, monkeypatch):
-    monkeypatch.setattr("dmqbench.page.document.LAYER_BUDGET", 8)
+    monkeypatch.setattr("dmqbench.page.jobs.LAYER_BUDGET", 8)
     jobs = data_of(made(bench))["jobs"].values()
     assert sum("layers" in job["figures"] for job in jobs) == 1
     assert sum("bound the page" in job["problem"] for job in jobs) == 2
@@ -240,6 +241,8 @@ def test_layer_maps_are_bounded(bench, monkeypatch):
     [
         ["method=fp"],
         ["method=rtn", "bits=w4a6", "seed=3", "bits.ranges=step"],
+        ["method=dmq", "bits=w4a4", "method.stages=[equivalent_scaling,weight_range,activation_range]"],
+        ["method=dmq", "method.equivalent_scaling.weighting=linear", "method.power_of_two_scaling.layers=all"],
         ["method=q_diffusion", "bits.weight=5", "sampler.steps=7", "budget.samples=64", "metrics.names=[psnr,ssim]"],
     ],
 )
@@ -259,3 +262,46 @@ def test_no_configuration_no_command():
 def test_secrets_of_a_configuration_stay_out(bench):
     bench.job("dmq", "w4a6", 35.0, config={"tracker": {"api_key": "0123secret"}})
     assert "0123secret" not in made(bench)
+
+
+@pytest.fixture
+def with_parts(tmp_path: Path) -> FindingsBench:
+    bench = FindingsBench(tmp_path / "runs")
+    for number, model in enumerate(("digits", "ladder_1", "ladder_2")):
+        for place, rung in enumerate(("q_diffusion", "scaling", "powers")):
+            bench.rung(model, rung, 25.0 + number * place, 2.0 + number)
+    return bench
+
+
+def test_what_the_parts_of_a_method_do_is_on_the_page(with_parts):
+    text = made(with_parts)
+    parsed, data = Parsed(text), data_of(text)
+    assert set(data["parts"]) == {"dose"}
+    assert [tag["data-part"] for tag in parsed.all("div") if "data-part" in tag] == ["dose"]
+    assert sum(bool(job["ranges"]) for job in data["jobs"].values()) == 6
+    assert made(with_parts) == text
+
+
+def test_without_findings_there_is_no_section_of_parts(bench):
+    text = made(bench)
+    assert data_of(text)["parts"] == {} and 'id="parts"' not in text and "#parts" not in text
+
+
+def test_damaged_findings_are_a_line_and_leave_the_page_whole(with_parts):
+    for path in (with_parts.root / "quantized").glob("*/findings.json"):
+        path.write_text(json.dumps({"weighting": EVIL}))
+    text = made(with_parts)
+    jobs = data_of(text)["jobs"].values()
+    assert data_of(text)["parts"] == {} and sum("damaged" in job["problem"] for job in jobs) == 6
+
+
+def test_names_of_layers_in_findings_are_text(tmp_path):
+    bench = FindingsBench(tmp_path / "runs")
+    found, voted = scaling(), powers()
+    found["channels"] = {EVIL: found["channels"]["blocks.0.conv"]}
+    voted["layers"] = {EVIL: voted["layers"]["blocks.0.conv"]}
+    bench.made("dmq", "w4a4", 30.0, {"equivalent_scaling": found, "power_of_two_scaling": voted})
+    text = made(bench)
+    assert len(Parsed(text).all("script")) == 3
+    [job] = data_of(text)["jobs"].values()
+    assert "<" not in job["figures"]["exponents"]["data"][0]["y"][0] and list(job["ranges"]) == [EVIL]

@@ -1,0 +1,205 @@
+"""Pictures of what scaling does, from the findings of a store's jobs, as PNG files. Imports no torch."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dmqbench.canvas import FAINT, MAIN, SECOND, new_figure, new_panels, positive, save, text
+from dmqbench.page.axes import PALETTE
+from dmqbench.page.dose import BASE, RUNG_NAMES, RUNGS, DoseCurve, dose_curve, halves
+from dmqbench.page.findings import (
+    FindingsReader,
+    Found,
+    exponent_share,
+    exponents_of,
+    falling,
+    least_agreed,
+    power_name,
+    rows_of_steps,
+    selection_note,
+)
+from dmqbench.page.selection import SelectionCurves, selection_curves
+from dmqbench.results import Result
+
+_BLUES = ("#c9cbd3", "#99c1e8", "#4477aa", "#1f3b66", "#0b1a33")
+_LINES = 12
+"""Layers whose agreement is drawn over each other."""
+_SHORT = 40
+
+
+def draw(root: Path, rows: Sequence[Result], beside: Path) -> Iterator[Path]:
+    """Draw every picture that the findings of ``rows`` have data for beside the file ``beside``; yield their paths.
+
+    Pictures of one job are of the first that has such findings: its name stands in them.
+    """
+    reader = FindingsReader(root)
+    for name, figure in _pictures(rows, reader):
+        yield save(figure, beside.with_name(f"{beside.stem}-{name}.png"))
+
+
+def _pictures(rows: Sequence[Result], reader: FindingsReader) -> Iterator[tuple[str, Any]]:
+    found = [(row, reader.of(row)) for row in rows]
+    scaled = next(((row, one.scaling) for row, one in found if one.scaling and one.scaling["channels"]), None)
+    powered = next(((row, one.powers) for row, one in found if one.powers and one.powers["layers"]), None)
+    if scaled is not None:
+        yield "ranges", channel_ranges(*scaled)
+        yield "weights", step_weights(*scaled)
+    if powered is not None:
+        yield "votes", votes(*powered)
+    curve, curves = dose_curve(rows, reader), selection_curves(rows, reader)
+    if curve is not None:
+        yield "dose", dose(curve)
+    if curves is not None:
+        yield "samples", samples_against_votes(curves)
+
+
+def channel_ranges(row: Result, scaling: Found) -> Any:
+    """Largest magnitude of each input channel before and after scaling: of the input, and of the weight below it."""
+    layers = list(scaling["channels"].items())
+    figure, panels = new_panels(2 * len(layers), height=2.2)
+    figure.suptitle(f"{_title(row)}: channels before and after equivalent scaling", fontsize=11)
+    for number, (name, channels) in enumerate(layers):
+        order = falling(channels["input_before"])
+        for axes, part in zip(panels[2 * number : 2 * number + 2], ("input", "weight"), strict=True):
+            for when, colour in (("before", FAINT), ("after", MAIN)):
+                values = [channels[f"{part}_{when}"][channel] for channel in order]
+                axes.plot(positive(values), color=colour, linewidth=1.2, label=when)
+            axes.set_yscale("log")
+            axes.set_ylabel(f"largest |{'x' if part == 'input' else 'w'}|")
+            axes.set_title(f"{_short(name)}, {part}", fontsize=9)
+            axes.grid(alpha=0.25)
+            axes.legend(frameon=False, fontsize=8)
+    for axes in panels[2 * len(layers) - 2 : 2 * len(layers)]:
+        axes.set_xlabel("input channels, by falling range")
+    return figure
+
+
+def step_weights(row: Result, scaling: Found) -> Any:
+    """The weight of each network call at the end of learning, and its share of the running error."""
+    weighting = scaling["weighting"]
+    bins = np.array(weighting["bin_of_call"], dtype=int)
+    figure = new_figure(7.6, 5.2)
+    top, bottom = figure.subplots(2, 1, sharex=True)
+    top.set_title(f"{_title(row)}: weighting of steps, {text(weighting['name'])}, mean over layers", fontsize=11)
+    for axes, key, colour, label in ((top, "lambda", MAIN, "λ"), (bottom, "error", SECOND, "share of the error")):
+        axes.plot(
+            np.array(weighting[key], dtype=float)[bins], color=colour, marker="o", markersize=3, drawstyle="steps-mid"
+        )
+        axes.set_ylim(bottom=0)
+        axes.set_ylabel(label)
+        axes.grid(alpha=0.25)
+    bottom.set_xlabel("network call, from noise to image")
+    return figure
+
+
+def votes(row: Result, powers: Found) -> Any:
+    """Bars: the share of each exponent in every layer; curves: how many samples agree, over the steps."""
+    names, exponents = list(powers["layers"]), exponents_of(powers)
+    with_steps = rows_of_steps(powers) > 1
+    height = 1.6 + 0.2 * max(8, len(names))
+    figure = new_figure(8.6, height + (3.2 if with_steps else 0))
+    if with_steps:
+        bars, curves = figure.subplots(2, 1, height_ratios=(height, 3.2))
+        _agreement(curves, powers)
+    else:
+        bars = figure.subplots()
+    bars.set_title(f"{_title(row)}\npowers of two, {text(selection_note(powers))}", fontsize=10)
+    left = np.zeros(len(names))
+    for exponent in exponents:
+        shares = np.array([exponent_share(powers["layers"][name], exponent) for name in names])
+        colour = _BLUES[min(-exponent, len(_BLUES) - 1)]
+        bars.barh(np.arange(len(names)), shares, left=left, color=colour, label=power_name(exponent))
+        left += shares
+    bars.set_yticks(range(len(names)), [_short(name) for name in names], fontsize=7)
+    bars.set_ylim(len(names) - 0.4, -0.6)
+    bars.set_xlim(0, 1)
+    bars.set_xlabel("share of steps and channels")
+    figure.legend(
+        *bars.get_legend_handles_labels(), frameon=False, fontsize=8, ncols=len(exponents), loc="outside lower center"
+    )
+    return figure
+
+
+def _agreement(axes: Any, powers: Found) -> None:
+    shown = least_agreed(powers)[:_LINES]
+    for number, name in enumerate(shown):
+        colour = PALETTE[number % len(PALETTE)]
+        axes.plot(powers["layers"][name]["agreement"], color=colour, linewidth=1.2, label=_short(name))
+    axes.set_xlabel("network call, from noise to image")
+    axes.set_ylabel("samples that agree")
+    axes.grid(alpha=0.25)
+    title = f"{len(shown)} of {len(powers['layers'])} layers"
+    axes.legend(frameon=False, fontsize=6, title=title, title_fontsize=7, loc="upper left", bbox_to_anchor=(1.01, 1))
+
+
+def dose(curve: DoseCurve) -> Any:
+    """The gain in PSNR against disparity: over Q-Diffusion, and over the part before."""
+    figure = new_figure(8.4, 8.0)
+    top, bottom = figure.subplots(2, 1, sharex=True)
+    top.set_title(f"Gain of each part against disparity ({curve.setting})", fontsize=11)
+    for number, rung in enumerate(RUNGS[1:]):
+        points = curve.of(rung)
+        for axes, kind in ((top, "over_base"), (bottom, "over_previous")):
+            known = [(point.disparity, one) for point in points if (one := getattr(point, kind)).difference is not None]
+            if known:
+                ends = np.array([[half or 0.0 for half in halves(one)] for _, one in known]).T
+                axes.errorbar(
+                    [disparity for disparity, _ in known],
+                    [one.difference for _, one in known],
+                    yerr=ends,
+                    color=PALETTE[number],
+                    marker="o",
+                    markersize=4,
+                    linewidth=1.2,
+                    capsize=2,
+                    label=RUNG_NAMES[rung],
+                )
+    for axes, label in ((top, f"PSNR over {RUNG_NAMES[BASE]} (dB)"), (bottom, "PSNR over the part before (dB)")):
+        axes.axhline(0, color=FAINT, linewidth=1)
+        axes.set_xscale("log")
+        axes.set_ylabel(label)
+        axes.grid(alpha=0.25)
+    top.legend(frameon=False, fontsize=8)
+    models = {point.model: point.disparity for point in curve.points}
+    names = [f"{_short(model)}: {value:.3g}" for model, value in models.items()]
+    bottom.set_xticks(list(models.values()), names, rotation=20, ha="right", fontsize=8)
+    bottom.set_xticks([], minor=True)
+    notes = "\n".join(text(sentence) for sentence in curve.sentences[1:])
+    bottom.set_xlabel("disparity of skip channels: largest over median" + (f"\n\n{notes}" if notes else ""), fontsize=8)
+    return figure
+
+
+def samples_against_votes(curves: SelectionCurves) -> Any:
+    """The held-out error that exponents leave, against the samples that they were chosen from."""
+    figure = new_figure(7.6, 4.8)
+    axes = figure.subplots()
+    axes.set_title("Error that powers of two leave, by how they were chosen", fontsize=11)
+    for number, (selection, errors) in enumerate(curves.error.items()):
+        values = [ratio.value for ratio in errors.values()]
+        axes.plot(list(errors), values, color=PALETTE[number % len(PALETTE)], marker="o", label=text(selection))
+    _label_samples(axes, {place for errors in curves.error.values() for place in errors})
+    axes.set_ylabel("held-out error, with over without")
+    notes = "\n".join(text(sentence) for sentence in curves.sentences)
+    axes.set_xlabel(f"calibration samples per vote\n\n{notes}", fontsize=8)
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False, fontsize=9)
+    return figure
+
+
+def _label_samples(axes: Any, places: Iterable[float]) -> None:
+    ticks = sorted(places)
+    axes.set_xscale("log")
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.set_xticks([], minor=True)
+
+
+def _title(row: Result) -> str:
+    ranges = f", ranges {row.ranges}" if row.ranges else ""
+    return text(f"{row.model}, {row.label} {row.bits.upper()}{ranges}")
+
+
+def _short(name: str) -> str:
+    shown = text(name)
+    return shown if len(shown) <= _SHORT else f"…{shown[1 - _SHORT :]}"

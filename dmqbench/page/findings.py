@@ -1,0 +1,161 @@
+"""What the stages of a job found out, as the store keeps it: read where a manifest vouches for it, and checked.
+
+Imports no torch.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dmqbench.files import load_json
+from dmqbench.manifest import Manifest, Verifier
+from dmqbench.results import Result
+from dmqbench.store import Store, StoreError
+
+FILE = "findings.json"
+SCALING, POWERS = "equivalent_scaling", "power_of_two_scaling"
+"""The stages whose findings are shown."""
+
+Found = Mapping[str, Any]
+
+_FINEST = -16
+"""No exponent of a sound file is lower."""
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Of one job: what its equivalent scaling and its power-of-two scaling found, ``None`` where it has none.
+
+    ``problem`` is one line on what is damaged and therefore left out.
+    """
+
+    scaling: Found | None = None
+    powers: Found | None = None
+    problem: str = ""
+
+
+class FindingsReader:
+    """Reads the findings of a store's jobs; those of a stage that several jobs share are read once."""
+
+    def __init__(self, root: Path) -> None:
+        self._store, self._verifier = Store(root), Verifier()
+        self._known: dict[tuple[str, str], Found | str | None] = {}
+
+    def of(self, row: Result) -> Findings:
+        """Return what the store holds of the job's stages; a stage without findings, or gone, is no problem."""
+        try:
+            stages = _stages_of(row.record)
+        except (TypeError, ValueError) as error:
+            return Findings(problem=f"no findings: the list of stages is damaged ({error})")
+        found = {name: self._stage(name, id) for name, id in stages.items() if name in _CHECKS}
+        problems = [value for value in found.values() if isinstance(value, str)]
+        sound = {name: value for name, value in found.items() if not isinstance(value, str)}
+        return Findings(sound.get(SCALING), sound.get(POWERS), "; ".join(problems))
+
+    def _stage(self, name: str, id: str) -> Found | str | None:
+        if (name, id) not in self._known:
+            self._known[name, id] = self._read(name, id)
+        return self._known[name, id]
+
+    def _read(self, name: str, id: str) -> Found | str | None:
+        """The findings, None if there are none, or one line on why they cannot be shown."""
+        try:
+            folder = self._store.path("quantized", id)
+            try:
+                manifest = Manifest.load(folder, "quantized", id)
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+            if FILE not in manifest.files:
+                return None
+            problem = self._verifier.problem(folder, FILE, manifest.files[FILE])
+            if problem is not None:
+                raise ValueError(f"the file {problem}")
+            found = load_json(folder / FILE)
+            _CHECKS[name](found)
+            return found
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, StoreError) as error:
+            return f"no findings of {name}: damaged ({type(error).__name__}: {error})"
+
+
+def rows_of_steps(powers: Found) -> int:
+    """Return how many sets of exponents each layer has: one per step, or one for all."""
+    return max((len(layer["agreement"]) for layer in powers["layers"].values()), default=0)
+
+
+def falling(values: Sequence[float]) -> list[int]:
+    """Return the places of ``values``, the largest first."""
+    return sorted(range(len(values)), key=lambda place: -values[place])
+
+
+def exponent_share(layer: Found, exponent: int) -> float:
+    """Return the share of a layer's (row, channel) pairs that have ``exponent``."""
+    total = sum(layer["exponents"].values())
+    return layer["exponents"].get(str(exponent), 0) / total if total else 0.0
+
+
+def power_name(exponent: int) -> str:
+    """Return how an exponent is called: the scale, or a fraction of it."""
+    return "the whole scale" if exponent == 0 else f"1/{2**-exponent}"
+
+
+def least_agreed(powers: Found) -> list[str]:
+    """Return the layers by rising mean agreement."""
+    means = {name: sum(layer["agreement"]) / len(layer["agreement"]) for name, layer in powers["layers"].items()}
+    return sorted(means, key=lambda name: means[name])
+
+
+def selection_note(powers: Found) -> str:
+    """Return how the exponents were chosen, in words."""
+    return f"chosen by {powers['selection']} from {powers['samples']} calibration samples"
+
+
+def exponents_of(powers: Found) -> list[int]:
+    """Return the exponents that any layer lists, 0 first."""
+    return sorted({int(key) for layer in powers["layers"].values() for key in layer["exponents"]}, reverse=True)
+
+
+def _stages_of(record: Mapping[str, Any]) -> dict[str, str]:
+    artifacts = record.get("artifacts") or {}
+    if not isinstance(artifacts, Mapping):
+        raise TypeError("artifacts are not names and ids")
+    return {str(name): str(id) for name, id in artifacts.get("stages") or []}
+
+
+def _check_scaling(found: Found) -> None:
+    weighting = found["weighting"]
+    bins = len(weighting["lambda"])
+    _check_numbers("lambda", weighting["lambda"], bins)
+    _check_numbers("error", weighting["error"], bins)
+    if not all(type(place) is int and 0 <= place < bins for place in weighting["bin_of_call"]):
+        raise ValueError("bin_of_call names bins that are not there")
+    for name, layer in found["layers"].items():
+        keys = ("held_out_error_before", "held_out_error", "disparity")
+        _check_numbers(f"{name}", [layer[key] for key in keys if layer[key] is not None])
+    for name, channels in found["channels"].items():
+        for key in ("scale", "input_before", "input_after", "weight_before", "weight_after"):
+            _check_numbers(f"{key} of {name}", channels[key], len(channels["scale"]))
+
+
+def _check_powers(found: Found) -> None:
+    if type(found["samples"]) is not int or found["samples"] < 1 or not isinstance(found["selection"], str):
+        raise ValueError("samples or selection are none")
+    rows = rows_of_steps(found)
+    for name, layer in found["layers"].items():
+        if not all(_FINEST <= int(exponent) <= 0 for exponent in layer["exponents"]):
+            raise ValueError(f"exponents of {name} are not between {_FINEST} and 0")
+        _check_numbers(f"exponents of {name}", list(layer["exponents"].values()))
+        _check_numbers(f"agreement of {name}", layer["agreement"], rows)
+        _check_numbers(name, [layer[key] for key in ("scaled", "held_out_error_before", "held_out_error")])
+
+
+def _check_numbers(name: str, values: Sequence[Any], length: int | None = None) -> None:
+    if length is not None and len(values) != length:
+        raise ValueError(f"{name}: {len(values)} numbers instead of {length}")
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+            raise ValueError(f"{name} holds {value!r:.40}, which is no number ≥ 0")
+
+
+_CHECKS = {SCALING: _check_scaling, POWERS: _check_powers}

@@ -1,0 +1,122 @@
+"""Findings are read where a manifest vouches for them, checked, and never an error."""
+
+import json
+
+import pytest
+from handmade_findings import POWERS, SCALING, FindingsBench, powers, scaling
+
+from dmqbench.page.findings import (
+    FindingsReader,
+    exponent_share,
+    exponents_of,
+    falling,
+    least_agreed,
+    power_name,
+    rows_of_steps,
+)
+
+
+@pytest.fixture
+def bench(tmp_path) -> FindingsBench:
+    return FindingsBench(tmp_path / "runs")
+
+
+def only(bench: FindingsBench):
+    [row] = bench.results()
+    return FindingsReader(bench.root).of(row)
+
+
+def test_findings_of_the_stages_that_are_shown_are_read(bench):
+    bench.made("dmq", "w4a4", 30.0, {SCALING: scaling(), "weight_range": None, POWERS: powers()})
+    found = only(bench)
+    assert (found.scaling, found.powers, found.problem) == (scaling(), powers(), "")
+
+
+def test_a_job_without_stages_findings_or_artifacts_has_none_and_no_problem(bench):
+    bench.job("rtn", "w4a4", 20.0)
+    bench.made("dmq", "w4a4", 30.0, {SCALING: None})
+    bench.job("dmq", "w4a6", 30.0, artifacts={"stages": [[SCALING, "c" * 16]]})  # pruned from the store
+    for row in bench.results():
+        found = FindingsReader(bench.root).of(row)
+        assert (found.scaling, found.powers, found.problem) == (None, None, "")
+
+
+def changed(found: dict, *path, value) -> str:
+    place = found
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    return json.dumps(found)
+
+
+LAYER = "blocks.0.conv"
+
+
+@pytest.mark.parametrize(
+    ("stage", "damage"),
+    [
+        (SCALING, "{"),
+        (SCALING, "[]"),
+        (SCALING, "{}"),
+        (SCALING, changed(scaling(), "weighting", "bin_of_call", value=[0, 1, 9])),
+        (SCALING, changed(scaling(), "weighting", "bin_of_call", value=[True])),
+        (SCALING, changed(scaling(), "weighting", "error", value=[0.1])),
+        (SCALING, changed(scaling(), "layers", LAYER, "disparity", value="large")),
+        (SCALING, changed(scaling(), "layers", LAYER, "held_out_error", value=-1.0)),
+        (SCALING, changed(scaling(), "channels", LAYER, "input_after", value=[1.0])),
+        (SCALING, changed(scaling(), "channels", LAYER, "scale", value=[1.0, 1.0, 1.0, 1.0, True])),
+        (SCALING, changed(scaling(), "channels", LAYER, "weight_before", value=["x"] * 5)),
+        (POWERS, changed(powers(), "layers", LAYER, "agreement", value=[0.5])),
+        (POWERS, changed(powers(), "layers", LAYER, "exponents", value={"2": 1})),
+        (POWERS, changed(powers(), "layers", LAYER, "exponents", value={"-999999999": 1})),
+        (POWERS, changed(powers(), "layers", LAYER, "exponents", value={"few": 1})),
+        (POWERS, changed(powers(), "samples", value=0)),
+        (POWERS, changed(powers(), "selection", value=None)),
+        (POWERS, changed(powers(), "layers", value=None)),
+    ],
+)
+def test_damaged_findings_are_one_line_and_the_others_stay(bench, stage, damage):
+    other, sound = (POWERS, powers()) if stage == SCALING else (SCALING, scaling())
+    bench.made("dmq", "w4a4", 30.0, {stage: damage, other: sound})
+    found = only(bench)
+    assert {SCALING: found.powers, POWERS: found.scaling}[stage] == sound
+    assert {SCALING: found.scaling, POWERS: found.powers}[stage] is None
+    assert stage in found.problem and "damaged" in found.problem and "\n" not in found.problem
+
+
+def test_a_file_that_was_changed_after_it_was_published_is_not_believed(bench):
+    bench.made("dmq", "w4a4", 30.0, {SCALING: scaling()})
+    [path] = (bench.root / "quantized").glob("*/findings.json")
+    path.write_text(json.dumps(scaling(disparity=9.0)))
+    assert only(bench).scaling is None and "damaged" in only(bench).problem
+
+
+@pytest.mark.parametrize("stages", [[[SCALING, "../../etc"]], [[SCALING]], "abc", 7, [[SCALING, None]], {"a": 1}])
+def test_a_damaged_list_of_stages_is_one_line(bench, stages):
+    bench.job("dmq", "w4a4", 30.0, artifacts={"stages": stages})
+    found = only(bench)
+    assert found.scaling is None and found.problem.startswith("no findings")
+
+
+def test_a_stage_that_jobs_share_is_read_once(bench, monkeypatch):
+    shared = bench.stage(scaling())
+    for bits in ("w4a4", "w4a6", "w4a8"):
+        bench.job("dmq", bits, 30.0, artifacts={"stages": [[SCALING, shared]]})
+    reads = []
+    load = FindingsReader._read
+    monkeypatch.setattr(FindingsReader, "_read", lambda self, *place: reads.append(place) or load(self, *place))
+    reader = FindingsReader(bench.root)
+    assert all(reader.of(row).scaling == scaling() for row in bench.results()) and len(reads) == 1
+
+
+def test_numbers_that_figures_share():
+    found = powers()
+    assert rows_of_steps(found) == 4 and rows_of_steps({"layers": {}}) == 0
+    assert exponents_of(found) == [0, -1, -2, -3]
+    layer = found["layers"]["blocks.1.conv"]
+    assert [exponent_share(layer, exponent) for exponent in (0, -1, -2, -3, -4)] == [5 / 9, 3 / 9, 0, 1 / 9, 0]
+    assert exponent_share({"exponents": {}}, 0) == 0
+    assert falling([1.0, 3.0, 3.0, 2.0]) == [1, 2, 3, 0]
+    assert [power_name(exponent) for exponent in (0, -1, -3)] == ["the whole scale", "1/2", "1/8"]
+    means = {name: sum(layer["agreement"]) for name, layer in found["layers"].items()}
+    assert least_agreed(found) == sorted(means, key=lambda name: means[name])
