@@ -3,7 +3,16 @@
 import subprocess
 import sys
 
-BENCHMARKS = ("commands", "frozen_sampling", "range_search", "stages", "evaluation", "tracking", "reports")
+BENCHMARKS = (
+    "commands",
+    "frozen_sampling",
+    "range_search",
+    "stages",
+    "equivalent_scaling",
+    "evaluation",
+    "tracking",
+    "reports",
+)
 
 for name in BENCHMARKS:
     print(f"\n## {name}\n", flush=True)

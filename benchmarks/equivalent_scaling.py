@@ -4,12 +4,17 @@ Run: python -m benchmarks.equivalent_scaling
 """
 
 import itertools
+import json
 import multiprocessing
 import resource
+import tempfile
 import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.common import Silent
 from dmqbench.data.bank import TrajectoryBank, follow
@@ -45,6 +50,9 @@ SETTINGS = {
 SHARES = (0.5, 0.75, 0.9, 1.0)
 """Of the drop of the error that both schedules reach in the end."""
 
+LOOK_EVERY = 5
+"""Iterations between two looks where all layers learn together."""
+
 PAPER_SAMPLES = 5120
 MEMORY_ITERATIONS = 4
 MIB = 2**20
@@ -74,48 +82,83 @@ def held_out_ratios(stage: EquivalentScaling, names: list[str]) -> dict[str, flo
     return {name: after / before for name, (before, after) in pairs.items()}
 
 
-def quality_over_time(bench: Workbench, schedule: str) -> list[tuple[float, float]]:
-    """(seconds, mean held-out ratio over layers) after every unit; looking at the error is not timed."""
-    stage = EquivalentScaling(bench, **SETTINGS, schedule=schedule)
-    for learner in stage.learners.values():
-        learner.scale.fill_(1.0)
-    ratios = dict.fromkeys(stage.learners, 1.0)
-    seconds, points = 0.0, [(0.0, 1.0)]
-    for unit in stage.units():
-        started = time.perf_counter()
-        stage.start_unit(unit)
-        for iteration in range(stage.iterations(unit)):
-            stage.iterate(unit, iteration)
-        stage.finish_unit(unit)
-        seconds += time.perf_counter() - started
-        ratios |= held_out_ratios(stage, [unit] if schedule == "cached" else list(ratios))
-        points.append((seconds, sum(ratios.values()) / len(ratios)))
-    return points
+class Course:
+    """A stage that learns piece by piece: seconds of wall clock and of the processor, and the error reached."""
 
+    def __init__(self, schedule: str) -> None:
+        self.stage = EquivalentScaling(workbench(), **SETTINGS, schedule=schedule)
+        self.schedule = schedule
+        self.ratios = dict.fromkeys(self.stage.learners, 1.0)
+        self.seconds = self.processor = 0.0
+        self.points = [(0.0, 1.0)]
+        """(seconds, mean held-out ratio over layers)."""
+        self.pieces = self._pieces()
 
-def seconds_to(points: list[tuple[float, float]], ratio: float) -> float:
-    """When a ratio was first reached, linearly between looks."""
-    for (before, higher), (after, lower) in itertools.pairwise(points):
-        if lower <= ratio:
-            return before + (after - before) * min(1.0, (higher - ratio) / max(higher - lower, 1e-12))
-    return float("nan")
+    def _pieces(self) -> Iterator[list[str]]:
+        """Learn; yield the layers whose error has changed after every few iterations, or after every layer."""
+        stage = self.stage
+        for unit in stage.units():
+            stage.start_unit(unit)
+            for iteration in range(stage.iterations(unit)):
+                stage.iterate(unit, iteration)
+                if self.schedule == "joint" and (iteration + 1) % LOOK_EVERY == 0:
+                    yield list(stage.learners)
+            stage.finish_unit(unit)
+            if self.schedule == "cached":
+                yield [unit]
+
+    def advance(self) -> bool:
+        """Learn one piece; False if nothing is left. Looking at the error is not timed."""
+        started, processor = time.perf_counter(), time.process_time()
+        changed = next(self.pieces, None)
+        self.seconds += time.perf_counter() - started
+        self.processor += time.process_time() - processor
+        if changed is None:
+            return False
+        self.ratios |= held_out_ratios(self.stage, changed)
+        self.points.append((self.seconds, sum(self.ratios.values()) / len(self.ratios)))
+        return True
+
+    def seconds_to(self, ratio: float) -> float:
+        """When a ratio was reached for good, linearly between looks: the error may rise again while rates are high."""
+        for (before, higher), (after, lower) in reversed(list(itertools.pairwise(self.points))):
+            if higher > ratio:
+                return before + (after - before) * (higher - ratio) / (higher - lower)
+        return float("nan")
 
 
 def time_to_quality() -> None:
-    bench = workbench()
-    points = {schedule: quality_over_time(bench, schedule) for schedule in ("joint", "cached")}
-    reached = max(found[-1][1] for found in points.values())
+    courses = [Course("joint"), Course("cached")]
+    running = list(courses)
+    while running:  # in turns, so that a busy machine slows both alike
+        behind = min(running, key=lambda course: course.seconds)
+        if not behind.advance():
+            running.remove(behind)
+    reached = max(course.points[-1][1] for course in courses)
     print("| held-out layer error / unscaled | joint, s | layer after layer, s | layer after layer / joint |")
     print("|---|---|---|---|")
     for share in SHARES:
         ratio = 1 - share * (1 - reached)
-        joint, cached = (seconds_to(points[schedule], ratio) for schedule in ("joint", "cached"))
-        print(
-            f"| {ratio:.3f} ({share:.0%} of the drop) | {joint:.1f} | {cached:.1f} | {cached / joint:.2f} |", flush=True
-        )
+        joint, cached = (course.seconds_to(ratio) for course in courses)
+        print(f"| {ratio:.3f} ({share:.0%} of the drop) | {joint:.1f} | {cached:.1f} | {cached / joint:.2f} |")
+    joint, cached = (course.processor for course in courses)
+    print(f"\nProcessor time in all: {joint:.1f} and {cached:.1f} s, {cached / joint:.2f}")
 
 
 # ---- memory
+
+
+def live_peak(run: Callable[[], object]) -> int:
+    """Largest number of bytes that live tensors have taken while ``run`` runs, as torch's CPU allocator counts them."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        run()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "trace.json"
+        profiled.export_chrome_trace(str(path))
+        events = json.loads(path.read_text())["traceEvents"]
+    totals = [event["args"]["Total Allocated"] for event in events if event.get("name") == "[memory]"]
+    changes = [event["args"]["Bytes"] for event in events if event.get("name") == "[memory]"]
+    return max(totals) - (totals[0] - changes[0])
 
 
 def resident_peak() -> int:
@@ -123,28 +166,31 @@ def resident_peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def peak_growth(memory_mib: int) -> int:
-    """Bytes by which LES on batches raises the peak of the process.
+def peaks(memory_mib: int) -> tuple[int, int, int]:
+    """Bytes: (live tensors of a forward pass, those of an iteration of LES, growth of the resident size).
 
-    The peak before is that of forward passes on whole batches and of LES on single points, which loads its code.
+    The latter is beyond forward passes on whole batches and LES on single points, which loads its code.
     """
     torch.set_num_threads(1)
     bench = workbench(trajectories=2)
-    stages = [
-        EquivalentScaling(bench, **{**SETTINGS, "memory_mib": memory_mib, "batch": batch}, schedule="joint")
-        for batch in (1, SETTINGS["batch"])
-    ]
-    stage = stages[1]
-    for _ in range(MEMORY_ITERATIONS):
+    settings = {**SETTINGS, "memory_mib": memory_mib}
+    small, stage = (EquivalentScaling(bench, **{**settings, "batch": n}, schedule="joint") for n in (1, 32))
+
+    def forward() -> None:
         stage.views.show(lambda name, batch: None, "cal", stage.points[: stage.batch], list(stage.learners))
-    peaks = []
-    for stage in stages:
-        unit = stage.units()[0]
-        stage.start_unit(unit)
+
+    def iterate(stage: EquivalentScaling) -> None:
         for iteration in range(MEMORY_ITERATIONS):
-            stage.iterate(unit, iteration)
-        peaks.append(resident_peak())
-    return peaks[1] - peaks[0]
+            stage.iterate(stage.units()[0], iteration)
+
+    forward()
+    for warm in (small, stage):
+        warm.start_unit(warm.units()[0])
+    iterate(small)
+    before = resident_peak()
+    iterate(stage)
+    grown = resident_peak() - before
+    return live_peak(forward), live_peak(lambda: stage.iterate(stage.units()[0], 0)), grown
 
 
 def bytes_per_sample() -> tuple[str, int, int]:
@@ -164,14 +210,20 @@ def bytes_per_sample() -> tuple[str, int, int]:
 def memory() -> None:
     name, largest, everything = bytes_per_sample()
     whole = largest * PAPER_SAMPLES
-    print(f"| {PAPER_SAMPLES:,} samples, batch 32 | MiB | share |\n|---|---|---|")
-    print(f"| inputs and outputs of `{name}` | {whole / MIB:.0f} | 1 |")
-    print(f"| inputs and outputs of all layers | {everything * PAPER_SAMPLES / MIB:.0f} | {everything / largest:.1f} |")
+
+    def line(what: str, size: int) -> None:
+        share = f"{size / whole:.1f}" if size >= whole else f"1/{whole / size:.0f}"
+        print(f"| {what} | {size / MIB:.1f} | {share} |", flush=True)
+
+    print(f"| {PAPER_SAMPLES:,} samples in batches of 32 | MiB | share |\n|---|---|---|")
+    line(f"inputs and outputs of the largest layer, `{name}`", whole)
+    line("inputs and outputs of all layers", everything * PAPER_SAMPLES)
     for memory_mib in (512, 8):
-        fresh = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(1, mp_context=fresh) as process:  # a peak can only be seen from below
-            grown = process.submit(peak_growth, memory_mib).result()
-        print(f"| joint, `memory_mib={memory_mib}` | {grown / MIB:.1f} | 1/{whole / max(grown, 1):.0f} |", flush=True)
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+            forward, iteration, grown = process.submit(peaks, memory_mib).result()
+        line(f"`memory_mib={memory_mib}`: live tensors of an iteration, its forward pass included", iteration)
+        line(f"`memory_mib={memory_mib}`: the same beyond a forward pass alone", iteration - forward)
+        line(f"`memory_mib={memory_mib}`: growth of the process beyond forward passes", grown)
 
 
 def main() -> None:

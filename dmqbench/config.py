@@ -23,6 +23,7 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from dmqbench.ids import JobIds, job_ids, weights_hash
 from dmqbench.models.folders import ModelError
 from dmqbench.schema import (
+    ABOUT_STAGE,
     GROUPS,
     METHOD_KEYS,
     OPTIONAL_METHOD_KEYS,
@@ -188,14 +189,26 @@ def _settings(config: DictConfig) -> dict[str, Any]:
 
 
 def variant_text(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
-    """What sets ``after`` apart from the YAML or preset ``before``, in a few words: part of a row's name in tables."""
-    changed = {key.lstrip("."): value for key, value in after.items() if before.get(key) != value}
-    words = ["faithful"] if changed.pop("faithful", False) else []
-    if "stages" in changed:
-        usual, chosen = before[".stages"], changed.pop("stages")
-        words += [f"no {stage}" for stage in usual if stage not in chosen]
-        words += [f"with {stage}" for stage in chosen if stage not in usual]
-    words += [f"{key.rpartition('.')[2]}={value}" for key, value in changed.items() if key != "path"]
+    """What sets ``after`` apart from the YAML or preset ``before``, in a few words: part of a row's name in tables.
+
+    What changes no number is not named: settings of stages that are not listed, and those that enter no id.
+    """
+    usual, chosen = before[".stages"], after[".stages"]
+    words = ["faithful"] if after.get(".faithful") and not before.get(".faithful") else []
+    words += [f"no {stage}" for stage in usual if stage not in chosen]
+    words += [f"with {stage}" for stage in chosen if stage not in usual]
+    if not words and usual != chosen:
+        words.append("stages=" + ">".join(chosen))
+    for name, value in after.items():
+        _, stage, *key = name.split(".")
+        if (
+            before.get(name) == value
+            or stage not in chosen
+            or key[0] in (*ABOUT_STAGE, *after.get(f".{stage}.not_in_id", ()))
+        ):
+            continue
+        shared = sum(f".{other}.{'.'.join(key)}" in after for other in chosen) > 1
+        words.append(f"{stage + '.' if shared else ''}{'.'.join(key)}={value}")
     return ", ".join(words)
 
 
@@ -236,6 +249,8 @@ def _hydra() -> initialize_config_dir:
 
 def _check_form(override: Override) -> None:
     key, value = override.key_or_group, override.value()
+    if key.startswith("method.") and ("faithful_settings" in key or key.rpartition(".")[2] in ABOUT_STAGE[1:]):
+        raise ConfigError(key, value, problem="says what the YAML means, and is set there only")
     if override.is_delete():
         raise ConfigError(f"~{key}", value, problem="removes a key, and all of them are needed")
     if override.is_sweep_override():

@@ -30,13 +30,11 @@ from dmqbench.quant.spec import COMMON_SCOPE, FULL_PRECISION, BitWidth, Scope, S
 from dmqbench.quant.state import load_calibration_state_
 from dmqbench.record import Record
 from dmqbench.samplers.plan import SamplerPlan, build_plan
-from dmqbench.schema import Job, StageConfig
+from dmqbench.schema import FINDINGS, Job, StageConfig
 from dmqbench.store import Artifact, Store
 
 STATE = "state.safetensors"
 PLAN = "plan.json"
-FINDINGS = "findings.json"
-"""What a stage found out, for the report; not every stage has something to say."""
 OUTCOME = "outcome"
 """Folder inside a work area that becomes the artifact; beside it may lie a checkpoint, which does not."""
 
@@ -214,10 +212,11 @@ class Workshop:
         # A weight-only stage is shared by all activation bit-widths: its plan must not name the first comer's.
         bits = BitWidth(self.bits.weight, FULL_PRECISION) if stage.weights_only else self.bits
         save_json(folder / OUTCOME / PLAN, uniform_plan(self.topology.layers, bits, self.scope).to_json())
-        findings = stage.findings()
+        cost = {"seconds": stage.seconds, "network_forwards": stage.network_forwards}
+        findings = stage.findings()  # it runs the network as well, which is no calibration
         if findings:
             save_json(folder / OUTCOME / FINDINGS, findings)
-        return {"seconds": stage.seconds, "network_forwards": stage.network_forwards}
+        return cost
 
     # ---- samples
 

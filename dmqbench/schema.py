@@ -52,6 +52,9 @@ DIAGNOSIS = "diagnosis.json"
 
 DIAGNOSIS_VERSION = 1
 
+FINDINGS = "findings.json"
+"""What a stage found out, for the report, beside its state; not every stage has something to say."""
+
 STAND_IN = "stand-in-"
 """How a metric's name begins that was computed with a network of the right interface but other weights, in tests;
 no table shows it."""
@@ -303,6 +306,9 @@ OPTIONAL_METHOD_KEYS = ("variant", "faithful_settings")
 
 STAGE_KEYS = ("version", "uses")
 """What every stage's YAML has."""
+
+ABOUT_STAGE = (*STAGE_KEYS, "not_in_id", "not_in_id_when")
+"""Keys of a stage's YAML that are no settings."""
 
 
 @dataclass(frozen=True)

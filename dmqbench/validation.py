@@ -1,6 +1,7 @@
 """Checking a composed configuration and turning it into a job. Imports neither torch nor Hydra."""
 
 import difflib
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
@@ -28,6 +29,7 @@ from dmqbench.schema import (
     StageConfig,
     without_calibration,
 )
+from dmqbench.stage_limits import BOUNDS, CHOICES
 
 _NEEDED = {"embedded": (), "local": ("path",), "hub": ("path", "revision")}
 
@@ -321,10 +323,10 @@ def _one_of_keys(key: str, value: Mapping[str, Any], allowed: Mapping[str, Any])
 
 
 def _stage(name: str, values: Mapping[str, Any]) -> StageConfig:
-    about = (*schema.STAGE_KEYS, "not_in_id", "not_in_id_when")
     for use in values["uses"]:
         _one_of(f"method.{name}.uses", use, ("weight", "activation"))
-    settings = {key: value for key, value in values.items() if key not in about}
+    settings = {key: value for key, value in values.items() if key not in schema.ABOUT_STAGE}
+    _check_settings(name, settings)
     return StageConfig(
         name,
         values["version"],
@@ -333,6 +335,18 @@ def _stage(name: str, values: Mapping[str, Any]) -> StageConfig:
         tuple(values.get("not_in_id", ())),
         dict(values.get("not_in_id_when", {})),
     )
+
+
+def _check_settings(stage: str, settings: Mapping[str, Any]) -> None:
+    for key, allowed in CHOICES.get(stage, {}).items():
+        if key in settings:
+            _one_of(f"method.{stage}.{key}", settings[key], allowed)
+    for key, (low, high) in BOUNDS.get(stage, {}).items():
+        value = settings.get(key, low)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+            allowed = f"{low:g} or more" if high == math.inf else f"{low:g} to {high:g}"
+            nearest = high if isinstance(value, int | float) and value > high else low
+            raise ConfigError(f"method.{stage}.{key}", value, [allowed], "is out of range", f"{nearest:g}")
 
 
 def _accelerator(wanted: str) -> str:

@@ -77,6 +77,56 @@ def test_a_path_is_no_part_of_a_variant():
     assert variant_text({".path": None, ".stages": []}, {".path": "elsewhere", ".stages": []}) == ""
 
 
+@pytest.mark.parametrize(
+    ("overrides", "text"),
+    [
+        (["method.equivalent_scaling.samples=64"], "equivalent_scaling.samples=64"),
+        (["method.power_of_two_scaling.samples=64"], "power_of_two_scaling.samples=64"),
+        (["method.power_of_two_scaling.samples=512"], ""),  # what the budget says already
+        (["method.activation_reconstruction.iterations=5"], ""),  # of a stage that is not listed
+        (["method.weight_reconstruction.capture_mib=7"], ""),
+        (
+            ["method.stages=[weight_range,equivalent_scaling,activation_range]"],
+            "no weight_reconstruction, no power_of_two_scaling",
+        ),
+        (
+            [
+                "method.stages=[equivalent_scaling,weight_range,weight_reconstruction,power_of_two_scaling,"
+                "activation_range]"
+            ],
+            "stages=equivalent_scaling>weight_range>weight_reconstruction>power_of_two_scaling>activation_range",
+        ),
+    ],
+)
+def test_names_tell_settings_apart_and_leave_out_what_changes_no_number(overrides, text):
+    assert job_of("method=dmq", *overrides).method.variant == text
+
+
+@pytest.mark.parametrize(
+    ("override", "allowed"),
+    [
+        ("equivalent_scaling.weighting=adaptiv", "nearest: adaptive"),
+        ("equivalent_scaling.ranges=step", "allowed: batch, deployed"),
+        ("equivalent_scaling.travel=0.0", "out of range"),
+        ("equivalent_scaling.iterations=0", "allowed: 1 or more"),
+        ("equivalent_scaling.bins=-3", "allowed: 0 or more"),
+        ("power_of_two_scaling.layers=skp", "nearest: skip"),
+        ("power_of_two_scaling.agreement=2.0", "allowed: 0 to 1"),
+        ("power_of_two_scaling.depth=9", "nearest: 7"),
+        ("weight_reconstruction.regularized_groups=none", "allowed: all, first"),
+        ("weight_range.observer=mean", "allowed: min_max, mse, percentile"),
+        ("equivalent_scaling.uses=[weight]", "set there only"),
+        ("weight_reconstruction.not_in_id=[warmup]", "set there only"),
+        ("faithful_settings.equivalent_scaling.bins=10", "set there only"),
+    ],
+)
+def test_a_wrong_setting_of_a_stage_is_refused_before_anything_is_computed(override, allowed):
+    with pytest.raises(ConfigError) as refused:
+        job_of("method=dmq", f"method.{override}")
+    assert str(refused.value).startswith(f"method.{override.partition('=')[0]}=")
+    assert allowed in str(refused.value)
+
+
 def test_the_name_of_a_variant_changes_no_id():
     assert stage_ids("method=dmq") == stage_ids("method=dmq", "method.variant=mine")
 

@@ -10,33 +10,12 @@ from dataclasses import replace
 from math import inf
 from statistics import geometric_mean
 
-from torch import Tensor
-
 from dmqbench.data.bank import Trajectories
 from dmqbench.eval.anatomy_statistics import input_statistics
 from dmqbench.models.adapter import Adapter
 from dmqbench.models.topology import LayerInfo, Topology
 from dmqbench.quant.layers import quantization
-
-
-def channel_disparity(largest: Tensor) -> float:
-    """Return max over median of ``largest`` [C] ≥ 0, each channel's largest magnitude; at least 1.
-
-    The median of an even number of channels is the mean of the middle two. Infinite where at least half of the
-    channels are always zero and one is not; 1 where all are.
-
-    Raises:
-        ValueError: there are no channels, or a magnitude is negative or not finite.
-    """
-    if largest.ndim != 1 or not len(largest):
-        raise ValueError(f"largest magnitudes of channels must have shape [C] with C ≥ 1, not {list(largest.shape)}")
-    if not (largest.isfinite() & (largest >= 0)).all():
-        raise ValueError("largest magnitudes of channels must be finite and not negative")
-    # In double precision no quotient of two single-precision numbers overflows.
-    top, median = float(largest.max()), float(largest.double().quantile(0.5))
-    if top == 0:
-        return 1.0
-    return top / median if median > 0 else inf
+from dmqbench.quant.scaling import channel_disparity
 
 
 def model_disparity(layers: Mapping[str, float]) -> float:

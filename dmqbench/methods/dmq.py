@@ -1,5 +1,12 @@
 """DMQ (Lee et al., ICCV 2025): learned equivalent scaling under timestep weighting, then rounding reconstruction of the
 scaled weights, activation ranges per step, and power-of-two scaling of skip inputs.
+
+``method.faithful=true`` sets the switches named in the YAML. What the published code does and no switch here does: soft
+rounding of the second half of split layers while activations are calibrated; a moving average of ranges that the first
+batch of LES starts and that goes on during the votes; activation grids that are not widened to hold zero; timestep
+bins of 50 training steps (here equal runs of network calls); other trajectories for every step, from weights that are
+not averaged. The slopes of ``linear`` and ``quadratic`` weighting are not stated: ``strength`` is that of ``adaptive``.
+In a diffusers network ``layers: all`` has no attention projections, which are linear layers there.
 """
 
 from dmqbench.methods.activation_ema import ActivationEma

@@ -32,7 +32,7 @@ LARGEST_RATE = 0.1
 
 SCHEDULES = ("auto", "joint", "cached")
 RANGES = ("batch", "deployed")
-ADAM_STATE = ("step", "exp_avg", "exp_avg_sq")
+ADAM_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def can_be_scaled(layer: QuantLayer) -> bool:
@@ -61,7 +61,8 @@ class EquivalentScaling(Stage):
             best τ is kept, be it 1; with 0 the last one is, as published.
         schedule: ``joint``: all layers learn from one pass per step; ``cached``: one after another from kept inputs;
             ``auto``: the one with fewer passes of the network.
-        memory_mib: bound on kept inputs and outputs, and on what one layer's step keeps for its backward pass.
+        memory_mib: bound on the inputs and outputs that are kept together (a single layer may need more where
+            ``schedule`` is ``cached``), and on what one layer's step keeps for its backward pass.
     """
 
     name = "equivalent_scaling"
@@ -99,6 +100,13 @@ class EquivalentScaling(Stage):
         self.points = bench.bank.cal.spread(samples)
         self.bin_of_call = bins_of_calls(bench.sampler.network_calls, bins)
         layers = quant_layers(bench.network)
+        rounded = [
+            name
+            for name, layer in layers.items()
+            if layer.weight_quantizer and layer.weight_quantizer.codes is not None
+        ]
+        if rounded:
+            raise ValueError(f"{self.name} must come before the weights are rounded, and {rounded[0]} already is")
         self.left_out = [name for name, layer in layers.items() if not can_be_scaled(layer)]
         bins_in_all = int(self.bin_of_call.max()) + 1
         self.learners = {
@@ -270,9 +278,10 @@ class EquivalentScaling(Stage):
             self._span(list(self.learners))
         self.optimizer = self._optimizer(list(self.learners))
         for name, learner in self.learners.items():
-            moments = {key: own[name][key].to(learner.scale.device) for key in ADAM_STATE if key in own[name]}
-            if moments:
-                self.optimizer.state[learner.scale] = moments
+            kept = own[name]
+            if "step" in kept:  # a layer that never learned has none
+                moments = {key: kept[key].to(learner.scale.device) for key in ADAM_MOMENTS}
+                self.optimizer.state[learner.scale] = {"step": kept["step"].cpu(), **moments}
 
     def findings(self) -> dict[str, Any]:
         """λ over the bins, held-out error and disparity of every layer, and the channels of the most uneven ones."""

@@ -1,5 +1,6 @@
 """What learned equivalent scaling found, for the report: weights of steps, errors of layers, magnitudes of channels."""
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from dmqbench.methods.layer_views import LayerBatch
 from dmqbench.methods.scale_learner import ScaleLearner
-from dmqbench.quant.scaling import channel_extremes, disparity, weight_magnitudes
+from dmqbench.quant.scaling import channel_disparity, channel_extremes, weight_magnitudes
 from dmqbench.quant.weighting import TimestepWeighting
 
 SHOWN_LAYERS = 6
@@ -34,11 +35,11 @@ class HeldOutFacts:
 
     def layer(self) -> dict[str, float | None]:
         before, after = torch.cat(self.errors, dim=1).mean(1).tolist()
-        known = float(self.magnitude.median()) > 0
-        uneven = disparity(self.magnitude) if known else None
-        return {"held_out_error_before": before, "held_out_error": after, "disparity": uneven}
+        uneven = channel_disparity(self.magnitude) if self.magnitude.isfinite().all() else math.inf
+        found = {"held_out_error_before": before, "held_out_error": after, "disparity": uneven}
+        return {key: value if math.isfinite(value) else None for key, value in found.items()}
 
-    def channels(self) -> dict[str, list[float]]:
+    def channels(self) -> dict[str, list[float | None]]:
         scale, weight = self.learner.scale.detach(), weight_magnitudes(self.learner.layer.weight.detach())
         return {
             "scale": rounded(scale),
@@ -51,7 +52,7 @@ class HeldOutFacts:
 
 def weighting_facts(
     weighting: TimestepWeighting, running: Iterable[Tensor], bin_of_call: Tensor
-) -> dict[str, str | list[float] | list[int]]:
+) -> dict[str, str | list[float | None] | list[int]]:
     """λ and the share of the running error of every bin, both averaged over layers, whose Λ are ``running``."""
     errors = list(running)
     return {
@@ -69,6 +70,6 @@ def layer_facts(facts: dict[str, HeldOutFacts]) -> dict[str, Any]:
     return {"layers": layers, "channels": {name: facts[name].channels() for name in uneven}}
 
 
-def rounded(values: Tensor) -> list[float]:
-    """Four significant digits of every value, for a file that people and plots read."""
-    return [float(f"{value:.4g}") for value in values.tolist()]
+def rounded(values: Tensor) -> list[float | None]:
+    """Four significant digits of every value, None where it is not finite, for a file that people and plots read."""
+    return [float(f"{value:.4g}") if math.isfinite(value) else None for value in values.tolist()]

@@ -96,6 +96,10 @@ class DoseCurve:
         return said + [f"{model} is left out: {why}" for model, why in self.left_out.items()]
 
 
+PUBLISHED_POWERS = {"selection": "vote", "layers": "skip", "agreement": 0.85, "depth": 3}
+"""Settings of power-of-two scaling under which a row belongs to the curve; its samples are the budget's."""
+
+
 def rung_of(config: Mapping[str, Any]) -> str | None:
     """Say which rung a job's configuration is, by its stages alone, whatever its method is called; None for another."""
     method = config.get("method") or {}
@@ -105,8 +109,10 @@ def rung_of(config: Mapping[str, Any]) -> str | None:
     weighting = (method.get(SCALING) or {}).get("weighting")
     powers = method.get(POWERS) or {}
     if rung == "powers":
-        published = (weighting, powers.get("selection"), powers.get("layers")) == ("adaptive", "vote", "skip")
-        return rung if published else None
+        samples = (config.get("budget") or {}).get("samples")
+        usual = {**PUBLISHED_POWERS, "samples": samples}
+        as_published = all(powers.get(key, value) == value for key, value in usual.items())
+        return rung if weighting == "adaptive" and as_published and powers else None
     return {"uniform": "scaling", "adaptive": "weighting"}.get(str(weighting))
 
 

@@ -12,9 +12,9 @@ from typing import Any
 from dmqbench.files import load_json
 from dmqbench.manifest import Manifest, Verifier
 from dmqbench.results import Result
+from dmqbench.schema import FINDINGS
 from dmqbench.store import Store, StoreError
 
-FILE = "findings.json"
 SCALING, POWERS = "equivalent_scaling", "power_of_two_scaling"
 """The stages whose findings are shown."""
 
@@ -67,12 +67,12 @@ class FindingsReader:
                 manifest = Manifest.load(folder, "quantized", id)
             except (FileNotFoundError, NotADirectoryError):
                 return None
-            if FILE not in manifest.files:
+            if FINDINGS not in manifest.files:
                 return None
-            problem = self._verifier.problem(folder, FILE, manifest.files[FILE])
+            problem = self._verifier.problem(folder, FINDINGS, manifest.files[FINDINGS])
             if problem is not None:
                 raise ValueError(f"the file {problem}")
-            found = load_json(folder / FILE)
+            found = load_json(folder / FINDINGS)
             _CHECKS[name](found)
             return found
         except (OSError, ValueError, KeyError, TypeError, AttributeError, StoreError) as error:
@@ -135,7 +135,9 @@ def _check_scaling(found: Found) -> None:
         _check_numbers(f"{name}", [layer[key] for key in keys if layer[key] is not None])
     for name, channels in found["channels"].items():
         for key in ("scale", "input_before", "input_after", "weight_before", "weight_after"):
-            _check_numbers(f"{key} of {name}", channels[key], len(channels["scale"]))
+            if len(channels[key]) != len(channels["scale"]):
+                raise ValueError(f"{key} of {name} has not as many numbers as there are channels")
+            _check_numbers(f"{key} of {name}", [value for value in channels[key] if value is not None])
 
 
 def _check_powers(found: Found) -> None:

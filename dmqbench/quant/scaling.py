@@ -6,6 +6,7 @@ differentiable in τ, through the ranges as well.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import inf
 
 import torch
 from torch import Tensor
@@ -203,6 +204,21 @@ def weight_magnitudes(weight: Tensor) -> Tensor:
     return weight.abs().movedim(1, 0).flatten(1).amax(1)
 
 
-def disparity(magnitudes: Tensor) -> float:
-    """Largest over median of the channels' largest magnitudes [C]; infinite where most are constantly zero."""
-    return float(magnitudes.max() / magnitudes.median())
+def channel_disparity(largest: Tensor) -> float:
+    """Return max over median of ``largest`` [C] ≥ 0, each channel's largest magnitude; at least 1.
+
+    The median of an even number of channels is the mean of the middle two. Infinite where at least half of the
+    channels are always zero and one is not; 1 where all are.
+
+    Raises:
+        ValueError: there are no channels, or a magnitude is negative or not finite.
+    """
+    if largest.ndim != 1 or not len(largest):
+        raise ValueError(f"largest magnitudes of channels must have shape [C] with C ≥ 1, not {list(largest.shape)}")
+    if not (largest.isfinite() & (largest >= 0)).all():
+        raise ValueError("largest magnitudes of channels must be finite and not negative")
+    # In double precision no quotient of two single-precision numbers overflows.
+    top, median = float(largest.max()), float(largest.double().quantile(0.5))
+    if top == 0:
+        return 1.0
+    return top / median if median > 0 else inf

@@ -40,14 +40,14 @@ class TimestepWeighting:
             raise ValueError(f"momentum={self.momentum} is out of range (allowed: 0 to 1)")
 
     def weights(self, running: Tensor) -> Tensor:
-        """λ of every bin [B], given the running errors Λ [B]; without any error yet all bins count as equal."""
+        """λ of every bin [B], given the running errors Λ [B]; all are equal while fewer than two bins have any."""
         bins = len(running)
         if self.name == "uniform":
             return torch.ones_like(running)
         if self.name == "adaptive":
-            total = running.sum()
-            share = running / total if total > 0 else torch.full_like(running, 1 / bins)
-            return (1 - share).clamp(min=0).pow(self.strength)
+            if (running > 0).sum() < 2:  # there is nothing to weigh against, and λ = 0 would stop learning
+                return torch.full_like(running, (1 - 1 / bins) ** self.strength if bins > 1 else 1.0)
+            return (1 - running / running.sum()).clamp(min=0).pow(self.strength)
         earliness = 1 - torch.arange(bins, dtype=running.dtype, device=running.device) / bins
         return 1 + self.strength * (earliness if self.name == "linear" else earliness.square())
 
@@ -56,10 +56,12 @@ class TimestepWeighting:
 
         In the ``mean`` form a bin's first error replaces the zero that it starts from.
         """
-        sums = torch.zeros_like(running).index_add_(0, bin_of_sample, errors.to(running.dtype))
+        # A product, because index_add_ adds in no fixed order on a GPU.
+        members = bin_of_sample == torch.arange(len(running), device=running.device)[:, None]
+        sums = members.to(running.dtype) @ errors.to(running.dtype)
         if self.bin_error == "sum":
             return torch.lerp(sums, running, self.momentum)
-        counts = torch.zeros_like(running).index_add_(0, bin_of_sample, torch.ones_like(errors, dtype=running.dtype))
+        counts = members.sum(1)
         means = sums / counts.clamp(min=1)
         moved = torch.where(running > 0, torch.lerp(means, running, self.momentum), means)
         return torch.where(counts > 0, moved, running)

@@ -1,7 +1,5 @@
 """Equivalent scaling of one layer, against the unfused form written out and against brute force."""
 
-import math
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,7 +10,6 @@ from dmqbench.quant.functional import affine_parameters
 from dmqbench.quant.scaling import (
     ScaledLayer,
     channel_extremes,
-    disparity,
     min_max_parameters,
     scaled_ends,
     scaled_fake_quantized_weight,
@@ -280,11 +277,6 @@ def test_weight_magnitudes_against_a_loop():
     expected = [max(abs(float(v)) for v in weight[:, channel].reshape(-1)) for channel in range(4)]
     torch.testing.assert_close(weight_magnitudes(weight), torch.tensor(expected))
     torch.testing.assert_close(weight_magnitudes(weight[..., 0, 0]), weight[..., 0, 0].abs().amax(0))
-
-
-def test_disparity_is_the_largest_over_the_median_channel():
-    assert disparity(torch.tensor([1.0, 2.0, 30.0])) == 15
-    assert math.isinf(disparity(torch.tensor([0.0, 0.0, 1.0])))
 
 
 def test_spread_gives_every_channel_its_groups_entry():

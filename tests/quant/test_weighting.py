@@ -65,9 +65,11 @@ def test_running_error_in_the_form_of_the_paper(case, momentum):
 
 @given(st.lists(st.floats(0, 1e4), min_size=1, max_size=20), st.floats(0, 30))
 def test_adaptive_weights(running, strength):
-    total = sum(running)
-    shares = [error / total if total > 0 else 1 / len(running) for error in running]
-    expected = [max(0.0, 1 - share) ** strength for share in shares]
+    total, count = sum(running), len(running)
+    if sum(error > 0 for error in running) < 2:  # nothing to weigh against: as if all errors were equal
+        expected = [(1 - 1 / count) ** strength if count > 1 else 1.0] * count
+    else:
+        expected = [max(0.0, 1 - error / total) ** strength for error in running]
     found = weighting(strength=strength).weights(torch.tensor(running, dtype=torch.float64))
     torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64), rtol=1e-6, atol=1e-9)
 
@@ -118,9 +120,10 @@ def test_a_bin_that_a_batch_lacks_stays_in_one_form_and_decays_in_the_other():
     assert weighting(momentum=0.5, bin_error="sum").updated(running, where, errors).tolist() == [4.0, 4.0]
 
 
-def test_a_single_bin_has_all_the_error_and_no_weight():
-    assert weighting().weights(torch.tensor([2.0])).tolist() == [0.0]
-    assert weighting(strength=0.0).weights(torch.tensor([2.0])).tolist() == [1.0]
+def test_a_bin_that_alone_has_an_error_is_still_learned_from():
+    """By the formula its λ would be (1 − 1)^α = 0, and nothing would be learned, in silence."""
+    assert weighting().weights(torch.tensor([2.0])).tolist() == [1.0]
+    torch.testing.assert_close(weighting().weights(torch.tensor([0.0, 2.0])), torch.full((2,), 0.5**20))
 
 
 def test_double_errors_do_not_change_the_type_of_the_running_error():

@@ -1,0 +1,35 @@
+"""What the settings of stages may be, so that a wrong one is refused before anything is computed. Imports no torch."""
+
+import math
+
+CHOICES: dict[str, dict[str, tuple[str, ...]]] = {
+    "weight_range": {"observer": ("min_max", "mse", "percentile")},
+    "activation_range": {"observer": ("min_max", "mse", "percentile")},
+    "activation_ema": {"skip_part": ("moving", "last")},
+    "weight_reconstruction": {"regularized_groups": ("all", "first")},
+    "equivalent_scaling": {
+        "ranges": ("batch", "deployed"),
+        "weighting": ("uniform", "linear", "quadratic", "adaptive"),
+        "bin_error": ("mean", "sum"),
+        "schedule": ("auto", "joint", "cached"),
+    },
+    "power_of_two_scaling": {"layers": ("skip", "all"), "selection": ("vote", "mse")},
+}
+"""Stage → setting → the words it may be."""
+
+_COUNTS = {"iterations": (1, math.inf), "batch": (1, math.inf), "samples": (1, math.inf)}
+
+BOUNDS: dict[str, dict[str, tuple[float, float]]] = {
+    "activation_ema": {**_COUNTS, "ema_batch": (1, math.inf), "momentum": (0, 1)},
+    "equivalent_scaling": {
+        **_COUNTS,
+        "travel": (1e-6, math.inf),
+        "strength": (0, math.inf),
+        "momentum": (0, 1),
+        "bins": (0, math.inf),
+        "patience": (0, math.inf),
+        "memory_mib": (0, math.inf),
+    },
+    "power_of_two_scaling": {**_COUNTS, "agreement": (0, 1), "depth": (0, 7)},
+}
+"""Stage → setting → its smallest and largest value."""
