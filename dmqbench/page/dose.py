@@ -110,7 +110,7 @@ def rung_of(config: Mapping[str, Any]) -> str | None:
     powers = method.get(POWERS) or {}
     if rung == "powers":
         samples = (config.get("budget") or {}).get("samples")
-        usual = {**PUBLISHED_POWERS, "samples": samples}
+        usual = PUBLISHED_POWERS | ({} if samples is None else {"samples": samples})
         as_published = all(powers.get(key, value) == value for key, value in usual.items())
         return rung if weighting == "adaptive" and as_published and powers else None
     return {"uniform": "scaling", "adaptive": "weighting"}.get(str(weighting))
