@@ -84,10 +84,9 @@ def step_weights(row: Result, scaling: Found) -> Any:
     top, bottom = figure.subplots(2, 1, sharex=True)
     top.set_title(f"{_title(row)}: weighting of steps, {text(weighting['name'])}, mean over layers", fontsize=11)
     for axes, key, colour, label in ((top, "lambda", MAIN, "λ"), (bottom, "error", SECOND, "share of the error")):
-        axes.plot(
-            np.array(weighting[key], dtype=float)[bins], color=colour, marker="o", markersize=3, drawstyle="steps-mid"
-        )
-        axes.set_ylim(bottom=0)
+        values = np.array(weighting[key], dtype=float)[bins]
+        axes.plot(values, color=colour, marker="o", markersize=3, drawstyle="steps-mid")
+        axes.set_ylim(0, max(1.1 * values.max(), 1e-9))
         axes.set_ylabel(label)
         axes.grid(alpha=0.25)
     bottom.set_xlabel("network call, from noise to image")

@@ -350,7 +350,8 @@ class Job:
             return f"{self.evaluate.name or Path(self.evaluate.samples).stem} {self.model.name}"
         if self.foreign:
             return f"{Path(str(self.method.path)).name} {self.model.name}"
-        return f"{self.method.name} {self.model.name} {self.bits.name}"
+        variant = f" ({self.method.variant})" if self.method.variant else ""
+        return f"{self.method.name} {self.model.name} {self.bits.name}{variant}"
 
 
 def full_precision(job: Job) -> Job:

@@ -19,13 +19,16 @@ CHOICES: dict[str, dict[str, tuple[str, ...]]] = {
 
 _COUNTS = {"iterations": (1, math.inf), "batch": (1, math.inf), "samples": (1, math.inf)}
 
+LARGEST_MOMENTUM = 0.9999
+"""With 1 an average would never move."""
+
 BOUNDS: dict[str, dict[str, tuple[float, float]]] = {
-    "activation_ema": {**_COUNTS, "ema_batch": (1, math.inf), "momentum": (0, 1)},
+    "activation_ema": {**_COUNTS, "ema_batch": (1, math.inf), "momentum": (0, LARGEST_MOMENTUM)},
     "equivalent_scaling": {
         **_COUNTS,
         "travel": (1e-6, math.inf),
         "strength": (0, math.inf),
-        "momentum": (0, 1),
+        "momentum": (0, LARGEST_MOMENTUM),
         "bins": (0, math.inf),
         "patience": (0, math.inf),
         "memory_mib": (0, math.inf),
@@ -33,3 +36,19 @@ BOUNDS: dict[str, dict[str, tuple[float, float]]] = {
     "power_of_two_scaling": {**_COUNTS, "agreement": (0, 1), "depth": (0, 7)},
 }
 """Stage → setting → its smallest and largest value."""
+
+_RANGES = ("activation_range", "activation_ema")
+
+NEEDS_BEFORE: dict[str, tuple[str, ...]] = {
+    "weight_range": (),
+    "activation_range": (),
+    "activation_ema": (),
+    "equivalent_scaling": (),
+    "weight_reconstruction": ("weight_range",),
+    "activation_reconstruction": _RANGES,
+    "power_of_two_scaling": _RANGES,
+}
+"""Stage → stages of which one must come before it: without ranges it has nothing to work on."""
+
+NEEDS_AFTER: dict[str, tuple[str, ...]] = {"equivalent_scaling": ("weight_range",)}
+"""Stage → stages that must follow it: another scale makes what they found worthless."""

@@ -29,7 +29,7 @@ from dmqbench.schema import (
     StageConfig,
     without_calibration,
 )
-from dmqbench.stage_limits import BOUNDS, CHOICES
+from dmqbench.stage_limits import BOUNDS, CHOICES, NEEDS_AFTER, NEEDS_BEFORE
 
 _NEEDED = {"embedded": (), "local": ("path",), "hub": ("path", "revision")}
 
@@ -297,6 +297,9 @@ def _method(plain: Mapping[str, Any], unresolved: Any) -> MethodConfig:
     for stage in plain["stages"]:
         available = [key for key in plain if key not in (*METHOD_KEYS, *schema.OPTIONAL_METHOD_KEYS)]
         _one_of("method.stages", stage, available)
+    _check_order(plain["stages"])
+    if not plain["stages"] and plain["name"] not in schema.UNCALIBRATED:
+        raise ConfigError("method.stages", "[]", problem=f"leaves nothing to method={plain['name']}")
     _one_of("method.calibration", plain["calibration"], schema.CALIBRATIONS)
     _one_of("method.ranges", plain["ranges"], schema.RANGES)
     _one_of_keys("method.paper_scope", plain["paper_scope"], schema.PAPER_SCOPE)
@@ -343,10 +346,25 @@ def _check_settings(stage: str, settings: Mapping[str, Any]) -> None:
             _one_of(f"method.{stage}.{key}", settings[key], allowed)
     for key, (low, high) in BOUNDS.get(stage, {}).items():
         value = settings.get(key, low)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        if not is_number or not low <= value <= high:
             allowed = f"{low:g} or more" if high == math.inf else f"{low:g} to {high:g}"
-            nearest = high if isinstance(value, int | float) and value > high else low
+            nearest = high if is_number and value > high else low
             raise ConfigError(f"method.{stage}.{key}", value, [allowed], "is out of range", f"{nearest:g}")
+
+
+def _check_order(stages: Sequence[str]) -> None:
+    """Refuse a list of stages that would fail, or work on what is not there yet, after an hour."""
+    text = f"[{','.join(stages)}]"
+    for place, stage in enumerate(stages):
+        needed = NEEDS_BEFORE.get(stage, ())
+        if stage in stages[:place]:
+            raise ConfigError("method.stages", text, problem=f"has {stage} twice")
+        if needed and not set(needed) & set(stages[:place]):
+            raise ConfigError("method.stages", text, problem=f"needs {' or '.join(needed)} before {stage}")
+        for later in NEEDS_AFTER.get(stage, ()):
+            if later not in stages[place:]:
+                raise ConfigError("method.stages", text, problem=f"needs {later} after {stage}")
 
 
 def _accelerator(wanted: str) -> str:

@@ -86,15 +86,11 @@ def test_a_path_is_no_part_of_a_variant():
         (["method.activation_reconstruction.iterations=5"], ""),  # of a stage that is not listed
         (["method.weight_reconstruction.capture_mib=7"], ""),
         (
-            ["method.stages=[weight_range,equivalent_scaling,activation_range]"],
-            "no weight_reconstruction, no power_of_two_scaling",
-        ),
-        (
             [
-                "method.stages=[equivalent_scaling,weight_range,weight_reconstruction,power_of_two_scaling,"
-                "activation_range]"
+                "method.stages=[equivalent_scaling,weight_range,activation_range,power_of_two_scaling,"
+                "weight_reconstruction]"
             ],
-            "stages=equivalent_scaling>weight_range>weight_reconstruction>power_of_two_scaling>activation_range",
+            "stages=equivalent_scaling>weight_range>activation_range>power_of_two_scaling>weight_reconstruction",
         ),
     ],
 )
@@ -116,6 +112,8 @@ def test_names_tell_settings_apart_and_leave_out_what_changes_no_number(override
         ("weight_reconstruction.regularized_groups=none", "allowed: all, first"),
         ("weight_range.observer=mean", "allowed: min_max, mse, percentile"),
         ("equivalent_scaling.uses=[weight]", "set there only"),
+        ("equivalent_scaling.momentum=1.0", "allowed: 0 to 0.9999"),
+        ("equivalent_scaling.travel=inf", "out of range"),
         ("weight_reconstruction.not_in_id=[warmup]", "set there only"),
         ("faithful_settings.equivalent_scaling.bins=10", "set there only"),
     ],
@@ -146,3 +144,20 @@ def test_weights_that_were_not_scaled_are_shared_with_q_diffusion():
     plain = "method.stages=[weight_range,weight_reconstruction,activation_range,power_of_two_scaling]"
     ours, theirs = stage_ids("method=dmq", plain), stage_ids("method=q_diffusion")
     assert ours["weight_reconstruction"] == theirs["weight_reconstruction"]
+
+
+@pytest.mark.parametrize(
+    ("stages", "problem"),
+    [
+        ("[]", "leaves nothing to method=dmq"),
+        ("[equivalent_scaling]", "needs weight_range after equivalent_scaling"),
+        ("[weight_range,equivalent_scaling,activation_range]", "needs weight_range after equivalent_scaling"),
+        ("[power_of_two_scaling]", "needs activation_range or activation_ema before power_of_two_scaling"),
+        ("[weight_range,weight_range,activation_range]", "has weight_range twice"),
+        ("[weight_reconstruction,weight_range]", "needs weight_range before weight_reconstruction"),
+    ],
+)
+def test_stages_in_an_order_that_cannot_work_are_refused(stages, problem):
+    with pytest.raises(ConfigError, match=r"method\.stages=") as refused:
+        job_of("method=dmq", f"method.stages={stages}")
+    assert problem in str(refused.value)
