@@ -1,7 +1,7 @@
 """How far scales may move under ``budget=quick``: chosen by the held-out errors of the layers on the validation stream.
 
-Each point learns on ``cal`` and compares the layers' output errors on ``val`` with those without scaling; it takes about
-a minute on one core.
+Each point learns on ``cal`` and compares the layers' output errors on ``val`` with those without scaling; it takes
+about a minute on one core.
 
 Run: python -m benchmarks.tuning_scaling
 """
