@@ -8,7 +8,10 @@ import time
 from e2e.commands import dmqbench, finish, result_folder, start
 
 METHOD = ("method=q_diffusion", "bits=w4a6")
-DMQ = ("method=dmq", "bits=w4a4", "budget.scale_iterations=75", "method.equivalent_scaling.schedule=joint")
+DMQ = (
+    *("method=dmq", "bits=w4a4", "model=ladder_1"),
+    *("budget.scale_iterations=50", "method.equivalent_scaling.schedule=joint"),
+)
 
 
 def digests(root):
