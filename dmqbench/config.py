@@ -5,7 +5,7 @@ A wrong configuration is a ``ConfigError``: one line with the key, the value and
 
 import itertools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from dmqbench.schema import (
     full_precision,
 )
 from dmqbench.validation import ConfigError, closest, make_job
+from dmqbench.variants import variant_text
 
 __all__ = [
     "CONF",
@@ -161,16 +162,20 @@ def compose(overrides: Sequence[str]) -> DictConfig:
     own_settings = [(key, value) for key, value in values if key.startswith("method.")]
     for key, value in [pair for pair in values if pair not in own_settings] + _preset(config.method, values):
         _set(config, key, value)
-    given = _settings(config)
-    for key, value in own_settings:
-        _set(config, key, value)
-    config.method.variant = config.method.variant or variant_text(given, _settings(config))
+    if own_settings:
+        given = _settings(config)
+        for key, value in own_settings:
+            _set(config, key, value)
+        config.method.variant = config.method.variant or variant_text(given, _settings(config))
+    else:
+        _refuse_resolvers(OmegaConf.to_container(config, resolve=False), "")
     return config
 
 
 def _preset(method: DictConfig, values: Sequence[tuple[str, Any]]) -> list[tuple[str, Any]]:
-    """What ``method.faithful=true`` among ``values`` stands for."""
-    if dict(values).get("method.faithful") is not True or "faithful_settings" not in method:
+    """What ``method.faithful=true`` stands for, be it among ``values`` or in the YAML."""
+    faithful = dict(values).get("method.faithful", method.faithful)
+    if faithful is not True or "faithful_settings" not in method:
         return []
     return list(_leaves("method", OmegaConf.to_container(method.faithful_settings)))
 
@@ -186,30 +191,6 @@ def _settings(config: DictConfig) -> dict[str, Any]:
         return dict(_leaves("", OmegaConf.to_container(config.method, resolve=True)))
     except OmegaConfBaseException:  # make_job says which reference leads nowhere
         return dict(_leaves("", OmegaConf.to_container(config.method, resolve=False)))
-
-
-def variant_text(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
-    """What sets ``after`` apart from the YAML or preset ``before``, in a few words: part of a row's name in tables.
-
-    What changes no number is not named: settings of stages that are not listed, and those that enter no id.
-    """
-    usual, chosen = before[".stages"], after[".stages"]
-    words = ["faithful"] if after.get(".faithful") and not before.get(".faithful") else []
-    words += [f"no {stage}" for stage in usual if stage not in chosen]
-    words += [f"with {stage}" for stage in chosen if stage not in usual]
-    if not words and usual != chosen:
-        words.append("stages=" + ">".join(chosen))
-    for name, value in after.items():
-        _, stage, *key = name.split(".")
-        if (
-            before.get(name) == value
-            or stage not in chosen
-            or key[0] in (*ABOUT_STAGE, *after.get(f".{stage}.not_in_id", ()))
-        ):
-            continue
-        shared = sum(f".{other}.{'.'.join(key)}" in after for other in chosen) > 1
-        words.append(f"{stage + '.' if shared else ''}{'.'.join(key)}={value}")
-    return ", ".join(words)
 
 
 def parse(overrides: Sequence[str]) -> list[Override]:

@@ -10,12 +10,14 @@ from dmqbench.canvas import FAINT, MAIN, SECOND, new_figure, new_panels, positiv
 from dmqbench.page.axes import PALETTE
 from dmqbench.page.dose import BASE, RUNG_NAMES, RUNGS, DoseCurve, dose_curve, halves
 from dmqbench.page.findings import (
+    SHOWN_LINES,
     FindingsReader,
     Found,
     exponent_share,
     exponents_of,
     falling,
     least_agreed,
+    power_colour,
     power_name,
     rows_of_steps,
     selection_note,
@@ -23,9 +25,6 @@ from dmqbench.page.findings import (
 from dmqbench.page.selection import SelectionCurves, selection_curves
 from dmqbench.results import Result
 
-_BLUES = ("#c9cbd3", "#99c1e8", "#4477aa", "#1f3b66", "#0b1a33")
-_LINES = 12
-"""Layers whose agreement is drawn over each other."""
 _SHORT = 40
 
 
@@ -108,7 +107,7 @@ def votes(row: Result, powers: Found) -> Any:
     left = np.zeros(len(names))
     for exponent in exponents:
         shares = np.array([exponent_share(powers["layers"][name], exponent) for name in names])
-        colour = _BLUES[min(-exponent, len(_BLUES) - 1)]
+        colour = power_colour(exponent)
         bars.barh(np.arange(len(names)), shares, left=left, color=colour, label=power_name(exponent))
         left += shares
     bars.set_yticks(range(len(names)), [_short(name) for name in names], fontsize=7)
@@ -122,7 +121,7 @@ def votes(row: Result, powers: Found) -> Any:
 
 
 def _agreement(axes: Any, powers: Found) -> None:
-    shown = least_agreed(powers)[:_LINES]
+    shown = least_agreed(powers)[:SHOWN_LINES]
     for number, name in enumerate(shown):
         colour = PALETTE[number % len(PALETTE)]
         axes.plot(powers["layers"][name]["agreement"], color=colour, linewidth=1.2, label=_short(name))

@@ -17,6 +17,14 @@ CHOICES: dict[str, dict[str, tuple[str, ...]]] = {
 }
 """Stage → setting → the words it may be."""
 
+
+def check_choice(stage: str, key: str, value: str) -> None:
+    """Raise ValueError, one line, unless ``value`` is a word that the setting ``key`` of ``stage`` may be."""
+    allowed = CHOICES[stage][key]
+    if value not in allowed:
+        raise ValueError(f"{key}={value} is not known (allowed: {', '.join(allowed)})")
+
+
 _COUNTS = {"iterations": (1, math.inf), "batch": (1, math.inf), "samples": (1, math.inf)}
 
 LARGEST_MOMENTUM = 0.9999

@@ -282,12 +282,17 @@ def test_guidance_needs_classes(folder):
 
 @pytest.mark.parametrize("path", YAMLS, ids=lambda path: path.relative_to(CONF).as_posix())
 def test_every_yaml_names_its_schema(path):
-    """Methods and their stages are their own schemas, which ``compose`` types."""
+    """Methods and their stages are their own schemas, which ``compose`` types; a variant starts from its method."""
     content = OmegaConf.to_container(OmegaConf.load(path))
     assert isinstance(content, dict)
     group = path.parent.name
-    if group in ("method", "stage"):
-        assert content["name"] == path.stem if group == "method" else {"version", "uses"} <= content.keys()
+    if group == "stage":
+        assert {"version", "uses"} <= content.keys()
+    elif group == "method" and "variant" in content:
+        assert (path.parent / f"{content['defaults'][0]}.yaml").is_file()
+        assert path.stem.startswith(f"{content['defaults'][0]}_") and "name" not in content
+    elif group == "method":
+        assert content["name"] == path.stem
     elif group == "model":
         assert path.read_text().startswith("# @package _global_\n")
         assert content["defaults"][0] == "base_model@model"

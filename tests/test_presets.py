@@ -2,8 +2,9 @@
 
 import pytest
 
-from dmqbench.config import ConfigError, compose, job_ids, make_job, variant_text
+from dmqbench.config import ConfigError, compose, job_ids, make_job, search_path
 from dmqbench.schema import StageConfig
+from dmqbench.variants import variant_text
 
 FAITHFUL = ["method=dmq", "method.faithful=true"]
 
@@ -44,6 +45,13 @@ def test_the_command_line_wins_over_the_preset_wherever_it_stands():
         assert settings_of(job)["equivalent_scaling"]["bin_error"] == "mean"
         assert settings_of(job)["equivalent_scaling"]["bins"] == 20
         assert job.method.variant == "faithful, bin_error=mean"
+
+
+def test_a_yaml_of_ones_own_that_is_faithful_has_the_preset(tmp_path):
+    (tmp_path / "method").mkdir()
+    (tmp_path / "method" / "mine.yaml").write_text("defaults: [dmq, _self_]\nfaithful: true\n")
+    job = make_job(compose([*search_path([str(tmp_path)]), "method=mine"]))
+    assert job.method.stages == job_of(*FAITHFUL).method.stages
 
 
 def test_a_method_without_a_preset_refuses_to_be_faithful():

@@ -129,3 +129,19 @@ ACTIVATION_RECONSTRUCTION = {
     "capture_mib": 1,
     "exponent": 2.4,
 }
+EQUIVALENT_SCALING = {
+    "iterations": 8,
+    "batch": 8,
+    "samples": 24,
+    "travel": 0.2,
+    "ranges": "batch",
+    "zero_in_range": True,
+    "weighting": "adaptive",
+    "strength": 20.0,
+    "momentum": 0.95,
+    "bins": 0,
+    "bin_error": "mean",
+    "patience": 0,
+    "schedule": "joint",
+    "memory_mib": 512,
+}

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from dmqbench.data.bank import Trajectories
-from dmqbench.data.noise import Stream, generator, step_noise
+from dmqbench.data.noise import Stream, generator
 from dmqbench.eval.paired import psnr
 from dmqbench.eval.recorded import batches, spread_calls
 from dmqbench.models.adapter import Adapter
+from dmqbench.models.rollout import rollout_from, step_on
 from dmqbench.samplers.plan import SamplerPlan, State
 
 STREAM: Stream = "val"
@@ -167,11 +168,11 @@ class _Batch:
 
     def finished(self, state: State, first: int) -> State:
         """The final state, with the network at calls ``first`` and later."""
-        for call in range(first, self.plan.network_calls):
-            step = torch.full((len(self.members),), call, device=self.x.device)
-            timestep = torch.full_like(step, self.plan.timesteps[call])
-            output = self.adapter.denoise(state.x, timestep, self.cond, step, guidance=self.guidance)
-            state = self._step(state, output, call)
+        following = rollout_from(
+            self.adapter, self.plan, state, first, self.cond, guidance=self.guidance, **self._source
+        )
+        for visit in following:
+            state = visit.after
         if not torch.isfinite(state.x).all():
             raise FloatingPointError(f"an error at call {first - 1} made a final state that is not finite")
         return state
@@ -181,10 +182,12 @@ class _Batch:
         return (state.x.double() - self.x[:, place].double()).square().flatten(1).mean(dim=1).tolist()
 
     def _step(self, state: State, output: Tensor, call: int) -> State:
-        noise = None
-        if self.plan.calls[call].sigma > 0:
-            noise = step_noise(STREAM, self.seed, self.members, call, self.adapter.sample_shape).to(self.x)
-        return self.plan.step(state, output, call, noise)
+        return step_on(self.adapter, self.plan, state, output, call, **self._source)
+
+    @property
+    def _source(self) -> dict[str, Any]:
+        """Whose noise a stochastic sampler draws."""
+        return {"stream": STREAM, "seed": self.seed, "indices": self.members}
 
 
 def _rms(values: Tensor) -> Tensor:

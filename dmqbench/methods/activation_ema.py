@@ -11,8 +11,7 @@ from dmqbench.methods.ranges import ActivationPass, without_points
 from dmqbench.quant.functional import affine_parameters
 from dmqbench.quant.observers import MovingRange
 from dmqbench.quant.quantizer import ActivationQuantizer
-
-SKIP_PARTS = ("moving", "last")
+from dmqbench.stage_limits import check_choice
 
 
 class ActivationEma(ActivationPass):
@@ -42,8 +41,7 @@ class ActivationEma(ActivationPass):
         super().__init__(bench, samples, ema_batch)
         if not 0 <= momentum < 1:
             raise ValueError(f"{self.name}: momentum {momentum}: allowed is 0 <= momentum < 1")
-        if skip_part not in SKIP_PARTS:
-            raise ValueError(f"{self.name}: skip_part={skip_part} is not known (allowed: {', '.join(SKIP_PARTS)})")
+        check_choice(self.name, "skip_part", skip_part)
         self.momentum = momentum
         self.carry = carry
         self.skip_part = skip_part

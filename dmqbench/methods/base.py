@@ -39,6 +39,11 @@ DIGEST = "sha256"
 PROGRESS = "progress:"
 """How tensors of a checkpoint begin that are no calibration state."""
 
+MIB = 2**20
+
+HELD_OUT_POINTS = 64
+"""Validation points on which a stage measures what it won."""
+
 CURVE_POINTS = 50
 """Losses of a unit that are recorded, evenly spread, the first and the last among them."""
 

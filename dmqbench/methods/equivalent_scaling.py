@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dmqbench.data.noise import draw_batch
-from dmqbench.methods.base import CalibrationDiverged, Stage, Workbench
+from dmqbench.methods.base import HELD_OUT_POINTS, MIB, CalibrationDiverged, Stage, Workbench
 from dmqbench.methods.capture import memory_groups
 from dmqbench.methods.layer_views import LayerBatch, LayerViews
 from dmqbench.methods.scale_learner import ScaleLearner
@@ -21,17 +21,14 @@ from dmqbench.methods.scaling_findings import HeldOutFacts, layer_facts, weighti
 from dmqbench.quant.layers import QuantLayer, quant_layers
 from dmqbench.quant.scaling import SMALLEST_EQUIVALENT_SCALE
 from dmqbench.quant.weighting import TimestepWeighting, bins_of_calls
+from dmqbench.stage_limits import check_choice
 
-MIB = 2**20
 SLICE = 25
 """Iterations between two checkpoints, and between two looks at the held-out error."""
 
-HELD_OUT_POINTS = 64
 LARGEST_RATE = 0.1
 """Learning rate beyond which τ, which starts at 1, would be thrown about rather than learned."""
 
-SCHEDULES = ("auto", "joint", "cached")
-RANGES = ("batch", "deployed")
 ADAM_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
@@ -87,9 +84,8 @@ class EquivalentScaling(Stage):
         memory_mib: int,
     ) -> None:
         super().__init__(bench)
-        for key, value, allowed in (("ranges", ranges, RANGES), ("schedule", schedule, SCHEDULES)):
-            if value not in allowed:
-                raise ValueError(f"{key}={value} is not known (allowed: {', '.join(allowed)})")
+        check_choice(self.name, "ranges", ranges)
+        check_choice(self.name, "schedule", schedule)
         self.total = iterations
         self.batch = batch
         self.learning_rate = min(travel / iterations, LARGEST_RATE)

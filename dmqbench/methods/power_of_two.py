@@ -12,17 +12,15 @@ import torch
 from torch import Tensor
 
 from dmqbench.data.bank import Trajectories
-from dmqbench.methods.base import CalibrationDiverged, Stage, Workbench
+from dmqbench.methods.base import HELD_OUT_POINTS, CalibrationDiverged, Stage, Workbench
 from dmqbench.methods.capture import capture_inputs
-from dmqbench.methods.reconstruction import HELD_OUT_POINTS, reconstruction_error
+from dmqbench.methods.reconstruction import reconstruction_error
 from dmqbench.quant.layers import QuantLayer, quant_layers, quantization
 from dmqbench.quant.power_of_two import Ballot, Exponents, candidate_errors, check_depth
 from dmqbench.quant.quantizer import ActivationQuantizer
+from dmqbench.stage_limits import check_choice
 
 log = logging.getLogger(__name__)
-
-LAYERS = ("skip", "all")
-SELECTIONS = ("vote", "mse")
 
 
 def layers_to_scale(bench: Workbench, which: str) -> dict[str, QuantLayer]:
@@ -74,8 +72,8 @@ class PowerOfTwoScaling(Stage):
         self, bench: Workbench, layers: str, selection: str, agreement: float, depth: int, samples: int, batch: int
     ) -> None:
         super().__init__(bench)
-        _check_one_of("layers", layers, LAYERS)
-        _check_one_of("selection", selection, SELECTIONS)
+        check_choice(self.name, "layers", layers)
+        check_choice(self.name, "selection", selection)
         if not 0 <= agreement <= 1:
             raise ValueError(f"{self.name}: agreement {agreement}: allowed are 0 to 1")
         check_depth(depth)
@@ -199,8 +197,3 @@ class PowerOfTwoScaling(Stage):
             "held_out_error_before": before,
             "held_out_error": after,
         }
-
-
-def _check_one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{PowerOfTwoScaling.name}: {key}={value} is not known (allowed: {', '.join(allowed)})")

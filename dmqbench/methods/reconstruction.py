@@ -12,17 +12,14 @@ from torch import Tensor, nn
 
 from dmqbench.data.bank import Trajectories
 from dmqbench.data.noise import draw_batch
-from dmqbench.methods.base import Stage, Workbench
+from dmqbench.methods.base import HELD_OUT_POINTS, MIB, Stage, Workbench
 from dmqbench.methods.capture import ModuleInputs, capture_inputs, capture_outputs, first_tensor, memory_groups
 from dmqbench.quant.functional import rounding_regularizer
 from dmqbench.quant.layers import freeze_weight_, quant_layers, quantization, set_quantization_
 from dmqbench.quant.state import activation_quantizers
+from dmqbench.stage_limits import check_choice
 
-MIB = 2**20
-HELD_OUT_POINTS = 64
 EVERY_CHANNEL = slice(None)
-REGULARIZED_GROUPS = ("all", "first")
-"""Which input groups the rounding regularizer of a split layer reaches; DMQ's published code forgets all but one."""
 
 
 def reconstruction_error(output: Tensor, target: Tensor, exponent: float = 2.0) -> Tensor:
@@ -212,9 +209,7 @@ class WeightReconstruction(BlockReconstruction):
         self.regularization = regularization
         self.warmup = warmup
         self.beta_start, self.beta_end = beta_start, beta_end
-        if regularized_groups not in REGULARIZED_GROUPS:
-            allowed = ", ".join(REGULARIZED_GROUPS)
-            raise ValueError(f"regularized_groups={regularized_groups} is not known (allowed: {allowed})")
+        check_choice(self.name, "regularized_groups", regularized_groups)
         self.regularized_groups = regularized_groups
 
     def concerns(self, unit: nn.Module) -> bool:
@@ -226,7 +221,7 @@ class WeightReconstruction(BlockReconstruction):
             for layer in quant_layers(unit).values()
             if layer.weight_quantizer is not None
         ]
-        first_only = self.regularized_groups == "first"
+        first_only = self.regularized_groups == "first"  # DMQ's published code forgets the other input groups
         self.regularized_channels = [
             quantizer.groups.slices[0] if first_only else EVERY_CHANNEL for quantizer, _ in quantizers
         ]

@@ -43,12 +43,45 @@ def rollout(
         x = x * (1 + perturbation)
     cond = {name: value.to(device) for name, value in adapter.conditioner.conditions(stream, seed, indices).items()}
     state = plan.initial(x.to(device))
-    for call, timestep in enumerate(plan.timesteps):
+    yield from rollout_from(adapter, plan, state, 0, cond, stream=stream, seed=seed, indices=indices, guidance=guidance)
+
+
+@torch.no_grad()
+def rollout_from(
+    adapter: Adapter,
+    plan: SamplerPlan,
+    state: State,
+    first: int,
+    cond: dict[str, Tensor],
+    *,
+    stream: Stream,
+    seed: int,
+    indices: Sequence[int],
+    guidance: float,
+) -> Iterator[Visit]:
+    """Follow trajectories on from the ``state`` before call ``first``, under the conditions ``cond``."""
+    device = state.x.device
+    for call in range(first, plan.network_calls):
         step = torch.full((len(indices),), call, device=device)
-        output = adapter.denoise(state.x, torch.full_like(step, timestep), cond, step, guidance=guidance)
-        noise = None
-        if plan.calls[call].sigma > 0:
-            noise = step_noise(stream, seed, indices, call, adapter.sample_shape).to(device)
-        after = plan.step(state, output, call, noise)
+        output = adapter.denoise(state.x, torch.full_like(step, plan.timesteps[call]), cond, step, guidance=guidance)
+        after = step_on(adapter, plan, state, output, call, stream=stream, seed=seed, indices=indices)
         yield Visit(call, state, output, after)
         state = after
+
+
+def step_on(
+    adapter: Adapter,
+    plan: SamplerPlan,
+    state: State,
+    output: Tensor,
+    call: int,
+    *,
+    stream: Stream,
+    seed: int,
+    indices: Sequence[int],
+) -> State:
+    """The state after ``call`` predicted ``output``, with the noise of a stochastic sampler drawn for ``indices``."""
+    noise = None
+    if plan.calls[call].sigma > 0:
+        noise = step_noise(stream, seed, indices, call, adapter.sample_shape).to(state.x)
+    return plan.step(state, output, call, noise)

@@ -95,6 +95,17 @@ def exponent_share(layer: Found, exponent: int) -> float:
     return layer["exponents"].get(str(exponent), 0) / total if total else 0.0
 
 
+POWER_COLOURS = ("#c9cbd3", "#99c1e8", "#4477aa", "#1f3b66", "#0b1a33")
+"""Of the exponents 0, −1, …; darker is finer."""
+
+SHOWN_LINES = 12
+"""Layers whose agreement is drawn over each other."""
+
+
+def power_colour(exponent: int) -> str:
+    return POWER_COLOURS[min(-exponent, len(POWER_COLOURS) - 1)]
+
+
 def power_name(exponent: int) -> str:
     """Return how an exponent is called: the scale, or a fraction of it."""
     return "the whole scale" if exponent == 0 else f"1/{2**-exponent}"
@@ -135,9 +146,7 @@ def _check_scaling(found: Found) -> None:
         _check_numbers(f"{name}", [layer[key] for key in keys if layer[key] is not None])
     for name, channels in found["channels"].items():
         for key in ("scale", "input_before", "input_after", "weight_before", "weight_after"):
-            if len(channels[key]) != len(channels["scale"]):
-                raise ValueError(f"{key} of {name} has not as many numbers as there are channels")
-            _check_numbers(f"{key} of {name}", [value for value in channels[key] if value is not None])
+            _check_numbers(f"{key} of {name}", channels[key], len(channels["scale"]))
 
 
 def _check_powers(found: Found) -> None:

@@ -18,11 +18,13 @@ from dmqbench.page.axes import (
 )
 from dmqbench.page.dose import BASE, RUNG_NAMES, RUNGS, DoseCurve, DosePoint, halves
 from dmqbench.page.findings import (
+    SHOWN_LINES,
     Found,
     exponent_share,
     exponents_of,
     falling,
     least_agreed,
+    power_colour,
     power_name,
     rows_of_steps,
     selection_note,
@@ -31,10 +33,6 @@ from dmqbench.page.selection import SelectionCurves
 from dmqbench.sheets import printable
 
 _BEFORE, _AFTER, _SECOND = GREY, "#4477aa", "#ee6677"
-_POWERS = {0: "#c9cbd3", -1: "#99c1e8", -2: "#4477aa", -3: "#1f3b66"}
-"""Darker is finer."""
-MAX_LINES = 12
-"""Layers whose agreement is drawn over each other."""
 
 
 def channel_ranges(channels: Found) -> Figure:
@@ -119,7 +117,7 @@ def exponent_shares(powers: Found) -> Figure:
             "name": power_name(exponent),
             "y": [plain(name) for name in names],
             "x": [rounded(exponent_share(powers["layers"][name], exponent)) for name in names],
-            "marker": {"color": _POWERS.get(exponent, PALETTE[-exponent % len(PALETTE)])},
+            "marker": {"color": power_colour(exponent)},
             "hovertemplate": f"%{{y}}<br>{power_name(exponent)}: %{{x:.1%}}<extra></extra>",
         }
         for exponent in exponents_of(powers)
@@ -144,7 +142,7 @@ def agreement(powers: Found) -> Figure | None:
     """Plot the mean share of samples behind the winning exponent over the steps; None where steps share a vote."""
     if rows_of_steps(powers) < 2:
         return None
-    shown = least_agreed(powers)[:MAX_LINES]
+    shown = least_agreed(powers)[:SHOWN_LINES]
     traces = [
         {
             "type": "scatter",

@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny import unet
 from torch import nn
-from workbench import workbench
+from workbench import EQUIVALENT_SCALING, workbench
 
 from dmqbench.methods import equivalent_scaling
 from dmqbench.methods.base import run_stage
@@ -19,28 +19,12 @@ from dmqbench.quant.spec import BitWidth, StepGroups
 
 W4A4 = BitWidth(4, 4)
 PER_STEP = StepGroups.per_step(4)
-SETTINGS = {
-    "iterations": 8,
-    "batch": 8,
-    "samples": 24,
-    "travel": 0.2,
-    "ranges": "batch",
-    "zero_in_range": True,
-    "weighting": "adaptive",
-    "strength": 20.0,
-    "momentum": 0.95,
-    "bins": 0,
-    "bin_error": "mean",
-    "patience": 0,
-    "schedule": "joint",
-    "memory_mib": 512,
-}
 SKIP = "up_blocks.0.resnets.0.conv_shortcut"
 """A layer whose input is cut."""
 
 
 def stage_of(bench=None, **settings):
-    return EquivalentScaling(workbench(W4A4) if bench is None else bench, **{**SETTINGS, **settings})
+    return EquivalentScaling(workbench(W4A4) if bench is None else bench, **{**EQUIVALENT_SCALING, **settings})
 
 
 def learned(bench=None, **settings):
@@ -114,7 +98,7 @@ def test_scales_stay_positive_under_any_learning_rate(monkeypatch):
             super()._step(names, at)
             smallest.append(min(float(self.learners[name].scale.min()) for name in names))
 
-    stage = Watched(workbench(W4A4), **{**SETTINGS, "travel": 40.0})
+    stage = Watched(workbench(W4A4), **{**EQUIVALENT_SCALING, "travel": 40.0})
     run_stage(stage, "cpu", [])
     assert len(smallest) == 8
     assert min(smallest) == pytest.approx(SMALLEST_EQUIVALENT_SCALE)  # the rate was great enough to reach it

@@ -8,7 +8,7 @@ import torch
 from processes import REPOSITORY, in_fresh_process
 from safetensors import safe_open
 from safetensors.torch import load_file
-from workbench import workbench
+from workbench import EQUIVALENT_SCALING, workbench
 
 from dmqbench.methods import equivalent_scaling
 from dmqbench.methods.base import CalibrationDiverged, UnitCheckpoint, run_stage
@@ -16,22 +16,7 @@ from dmqbench.methods.equivalent_scaling import EquivalentScaling
 from dmqbench.quant.layers import quant_layers
 from dmqbench.quant.spec import BitWidth, StepGroups
 
-SETTINGS = {
-    "iterations": 4,
-    "batch": 4,
-    "samples": 12,
-    "travel": 0.4,
-    "ranges": "batch",
-    "zero_in_range": True,
-    "weighting": "adaptive",
-    "strength": 20.0,
-    "momentum": 0.95,
-    "bins": 0,
-    "bin_error": "mean",
-    "patience": 0,
-    "schedule": "joint",
-    "memory_mib": 512,
-}
+SETTINGS = {**EQUIVALENT_SCALING, "iterations": 4, "batch": 4, "samples": 12, "travel": 0.4}
 VARIANTS = {
     "joint": {},
     "joint, deployed, patient": {"ranges": "deployed", "patience": 1},

@@ -11,10 +11,9 @@ from PIL import Image
 
 from dmqbench import method_plots, report
 from dmqbench.page.dose import RUNGS, dose_curve
-from dmqbench.page.findings import FindingsReader
+from dmqbench.page.findings import SHOWN_LINES, FindingsReader
 from dmqbench.page.jobs import CHANNEL_BUDGET, jobs_data
 from dmqbench.page.method_figures import (
-    MAX_LINES,
     agreement,
     channel_ranges,
     dose,
@@ -80,9 +79,9 @@ def test_exponents_are_shares_that_add_up_to_one_in_each_layer():
 
 
 def test_agreement_is_of_the_layers_that_agree_least_and_needs_steps():
-    found = powers(layers=MAX_LINES + 4)
+    found = powers(layers=SHOWN_LINES + 4)
     figure = agreement(found)
-    assert figure is not None and len(figure["data"]) == MAX_LINES and f"of {MAX_LINES + 4}" in figure["note"]
+    assert figure is not None and len(figure["data"]) == SHOWN_LINES and f"of {SHOWN_LINES + 4}" in figure["note"]
     means = [np.mean(trace["y"]) for trace in figure["data"]]
     hidden = {name for name in found["layers"]} - {trace["text"][0] for trace in figure["data"]}
     assert max(means) <= min(np.mean(found["layers"][name]["agreement"]) for name in hidden) + 1e-9
