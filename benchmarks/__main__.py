@@ -9,6 +9,7 @@ BENCHMARKS = (
     "range_search",
     "stages",
     "equivalent_scaling",
+    "multi_step",
     "evaluation",
     "tracking",
     "reports",

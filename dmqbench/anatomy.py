@@ -74,8 +74,8 @@ def examine(shop: Workshop) -> dict[str, Any]:
         "version": VERSION,
         "model": job.model.name,
         "sampler": job.sampler.name,
-        "guidance": job.sampler.guidance,
-        "timesteps": list(shop.plan.timesteps),
+        "guidance": job.calibration_sampler.guidance,
+        "timesteps": list(shop.calibration_plan.timesteps),
         "trajectories": min(TRAJECTORIES, len(bank.cal)),
         "method": job.method.name,
         "bits": said["bits"],
@@ -98,7 +98,7 @@ def _full_precision_inputs(shop: Workshop, bank: TrajectoryBank, topology: Topol
             topology,
             bank.cal,
             members=members,
-            guidance=shop.job.sampler.guidance,
+            guidance=shop.job.calibration_sampler.guidance,
             chunk=chunk,
             advance=shown.advance,
         )
@@ -106,7 +106,7 @@ def _full_precision_inputs(shop: Workshop, bank: TrajectoryBank, topology: Topol
 
 def _sensitivity(shop: Workshop, bank: TrajectoryBank) -> dict[str, Any]:
     """What equal errors at each call do to the final image of the full-precision model."""
-    members, sampler = min(SENSITIVITY_TRAJECTORIES, len(bank.val)), shop.job.sampler
+    members, sampler = min(SENSITIVITY_TRAJECTORIES, len(bank.val)), shop.job.calibration_sampler
     total = len(spread_calls(bank.val.calls)) * len(batches(members, sampler.chunk))
     with (
         Meter(f"sensitivity of {shop.job.model.name}", total) as shown,
@@ -114,7 +114,7 @@ def _sensitivity(shop: Workshop, bank: TrajectoryBank) -> dict[str, Any]:
     ):
         found = sensitivity(
             shop.adapter,
-            shop.plan,
+            shop.calibration_plan,
             bank.val,
             seed=bank.seed,
             guidance=sampler.guidance,
@@ -133,9 +133,9 @@ def _quantized(shop: Workshop, bank: TrajectoryBank) -> dict[str, Any] | None:
         return None
     with shop.record:
         shop.calibrated()
-    sampler = shop.job.sampler
+    sampler, plan = shop.job.calibration_sampler, shop.calibration_plan
     return diagnose(
-        shop.frozen(), shop.plan, bank.val, seed=bank.seed, guidance=sampler.guidance, chunk=sampler.chunk
+        shop.frozen(plan), plan, bank.val, seed=bank.seed, guidance=sampler.guidance, chunk=sampler.chunk
     ).to_json()
 
 

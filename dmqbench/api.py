@@ -31,7 +31,7 @@ from dmqbench.models.sources import NetworkSpec, example_inputs
 from dmqbench.models.topology import trace
 from dmqbench.pipeline import PLAN, STATE, Workshop, scope_of
 from dmqbench.quant.serving import is_quantized
-from dmqbench.quant.spec import FULL_PRECISION
+from dmqbench.quant.spec import FULL_PRECISION, StepGroups, group_size
 from dmqbench.samplers.schedule import NoiseSchedule
 from dmqbench.samplers.spec import PREDICTIONS
 from dmqbench.schema import RUNNABLE_NETWORKS
@@ -71,6 +71,7 @@ def quantize_(
     budget: str = "quick",
     scope: str = "common",
     ranges: str = "method",
+    match: str = "refuse",
     store: str | os.PathLike[str] | None = None,
     overrides: Sequence[str] = (),
 ) -> None:
@@ -83,9 +84,12 @@ def quantize_(
         pipe: a diffusers pipeline with a float32 ``UNet2DModel`` and a scheduler; calibrated where its network lies.
         method: for example ``q_diffusion``.
         bits: for example ``w4a6``.
-        steps: sampler steps of calibration, and with ``ranges="step"`` of every later call.
+        steps: sampler steps of calibration, and of every later call where activation ranges are kept per step or
+            group of steps, unless ``match`` says otherwise.
         sampler: whose trajectories it is calibrated on. None, or its scheduler's own: with the scheduler's spacing,
             offset and clipping; another: with that sampler's defaults.
+        match: what a call at a timestep that was not calibrated does where that matters: ``"refuse"`` raises
+            ``ServingError``, ``"nearest"`` takes the ranges of the nearest calibrated timestep.
         store: folder of the run store; None: ``DMQBENCH_RUNS``, else ``runs``.
         overrides: further ``key=value``, as on the command line.
 
@@ -99,7 +103,8 @@ def quantize_(
             *("model=local", f"method={method}", f"bits={bits}", f"budget={budget}", "tracker=disabled"),
             *_sampler(pipe, sampler),
             *(f"sampler.steps={steps}", f"sampler.eta={eta}", f"sampler.guidance={guidance}", f"seed={seed}"),
-            *(f"bits.scope={scope}", f"bits.ranges={ranges}", f"trainer={_accelerator(network)}"),
+            *(f"bits.scope={scope}", f"bits.ranges={ranges}", f"calibration.match={match}"),
+            f"trainer={_accelerator(network)}",
             *overrides,
         ]
     )
@@ -166,12 +171,14 @@ def _job(config: DictConfig, folder: Path) -> Job:
         raise ConfigError("model.path", config.model.path or config.model.name, problem="is the pipeline's own here")
     config.model.path = str(folder)
     job = make_job(config)
+    if job.works_on_images:
+        raise ConfigError("task_kind", job.task_kind, ["generate"], problem="is for the command line only")
     if not job.method.stages or job.bits.weight == job.bits.activation == FULL_PRECISION:
         raise ConfigError("method", f"{job.method.name} bits={job.bits.name}", problem="quantizes nothing")
-    calls = timesteps(job.sampler, job.model)
-    if job.bits.ranges == "step" and len(set(calls)) < len(calls):
-        problem = f"needs one network call per timestep, and {job.sampler.name} has several at one"
-        raise ConfigError("bits.ranges", "step", ["shared"], problem)
+    calls, size = timesteps(job.calibration_sampler, job.model), group_size(job.bits.ranges)
+    if size is not None and StepGroups.of_size(len(calls), size).divided(calls) is not None:
+        problem = f"needs one network call per timestep, or all of them in one group; {job.sampler.name} has several"
+        raise ConfigError("bits.ranges", job.bits.ranges, ["shared"], problem)
     return job
 
 
@@ -228,10 +235,11 @@ def _description(network: Any, shop: Workshop, plan: dict[str, Any]) -> Descript
         bits=asdict(job.bits),
         plan=plan,
         attentions=tuple(_attentions(network, job)),
-        timesteps=timesteps(job.sampler, job.model),
+        timesteps=timesteps(job.calibration_sampler, job.model),
         engine=job.engine,
-        sampler=asdict(job.sampler),
+        sampler=asdict(job.calibration_sampler),
         budget=asdict(job.budget),
         seed=job.seed,
         ids={"trajectories": shop.ids.trajectories, "stages": dict(shop.ids.stages)},
+        match=job.calibration.match,
     )

@@ -60,6 +60,7 @@ Configuration (key=value; every key that --cfg job shows can be set):
 {groups}
   sweeps       {sweeps}
   task         {tasks}
+  task_kind    generate restore edit: samples from noise alone, or from images (inputs.images, edit.strength)
   store.root   where results lie; otherwise DMQBENCH_RUNS, otherwise ./runs
 
 Options:

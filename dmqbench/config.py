@@ -20,6 +20,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, ListConfig, Node, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
+from dmqbench.config_error import ConfigError, closest
 from dmqbench.ids import JobIds, job_ids, weights_hash
 from dmqbench.models.folders import ModelError
 from dmqbench.schema import (
@@ -35,7 +36,7 @@ from dmqbench.schema import (
     StageConfig,
     full_precision,
 )
-from dmqbench.validation import ConfigError, closest, make_job
+from dmqbench.validation import make_job
 from dmqbench.variants import variant_text
 
 __all__ = [

@@ -1,6 +1,7 @@
 """What a job's denoiser costs: size, MACs, BOPs, by counting; needs no weights (``task=cost``)."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from dmqbench.quant.cost import Cost, CountedLayer, count_cost
 from dmqbench.quant.plan import LayerPlan, PrecisionPlan, uniform_plan
 from dmqbench.quant.spec import BitWidth, Scope
 from dmqbench.schema import UNCALIBRATED, UNKNOWN, Job
+from dmqbench.store import Artifact
 
 
 def describe_cost(job: Job) -> dict[str, Any]:
@@ -58,6 +60,29 @@ def show_cost(job: Job) -> None:
         table.add_row(f"size_mib: {rule}", "not written yet" if size is None else f"{size:.2f}")
     Console().print(table)
     print(json.dumps(cost))
+
+
+def calibration_costs(parts: Iterable[tuple[str, Artifact]]) -> list[dict[str, Any]]:
+    """Seconds, network calls of batch 1 and peaks of memory of every part of a calibration, by name and artifact.
+
+    A peak is None in artifacts that were made before it was measured, and on a device that the part did not use.
+    """
+    return [
+        {
+            "stage": name,
+            "seconds": round(artifact.facts["seconds"], 3),
+            "network_forwards": round(artifact.facts["network_forwards"]),
+            **{peak: artifact.facts.get(peak) for peak in ("peak_memory_mib", "peak_device_memory_mib")},
+        }
+        for name, artifact in parts
+    ]
+
+
+def largest(peaks: Iterable[float | None]) -> float | None:
+    """The largest, or None where one is not known, or there is none."""
+    listed = list(peaks)
+    known = [peak for peak in listed if peak is not None]
+    return max(known) if known and len(known) == len(listed) else None
 
 
 def said_of_quantization(job: Job) -> dict[str, Any]:

@@ -36,6 +36,32 @@ def peak_memory_mib() -> int:
         return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit)
 
 
+class PeakMemory:
+    """The largest memory since the last part began, and since all of them did."""
+
+    def __init__(self) -> None:
+        reset_peak_memory()
+        self._before = 0
+
+    def begin_part(self) -> None:
+        """Measure anew, on the GPU as well, if there is one in use."""
+        self._before = self.total_mib
+        reset_peak_memory()
+        if torch.cuda.is_initialized():
+            torch.cuda.reset_peak_memory_stats()
+
+    @property
+    def total_mib(self) -> int:
+        """Largest resident memory over all parts, in MiB."""
+        return max(self._before, peak_memory_mib())
+
+
+def memory_facts(device_type: str) -> dict[str, int]:
+    """Peaks since they were last reset, in MiB: resident memory, and on CUDA what was allocated there."""
+    device = {"peak_device_memory_mib": torch.cuda.max_memory_allocated() >> 20} if device_type == "cuda" else {}
+    return {"peak_memory_mib": peak_memory_mib(), **device}
+
+
 def environment(device_type: str) -> dict[str, Any]:
     """Versions, device and threads of this run, and the commit where it ran from a checkout."""
     versions = {}

@@ -3,12 +3,11 @@
 import os
 import re
 from dataclasses import asdict, replace
-from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from dmqbench.data.archives import ArchiveError, ArchiveInfo, archive_hash, image_names, inspect
+from dmqbench.data.archives import ArchiveError, ArchiveInfo, image_names, inspect, stored_hash
 from dmqbench.ids import VERSIONS, JobIds, job_ids, network_config, short_hash
 from dmqbench.models.folders import CONFIG, decoder_folder, locate, read_config
 from dmqbench.schema import FOREIGN, TO_COME, UNKNOWN, EvaluateConfig, Job, ModelConfig, full_precision
@@ -183,24 +182,7 @@ def foreign_ids(job: Job, weights: str) -> JobIds:
 
 def images_id(path: str | Path) -> str:
     """Id of the samples artifact that holds the images of an archive or folder, whatever file they came in."""
-    path = Path(path)
-    files = sorted(path.iterdir()) if path.is_dir() else [path]
-    try:
-        state = tuple((file.name, *_size_and_time(file)) for file in files)
-    except OSError as error:
-        raise ArchiveError(path, f"cannot be read ({error.strerror})") from None
-    return short_hash({"kind": "samples", "version": VERSIONS["samples"], "images": _hash_once(path, state)})
-
-
-def _size_and_time(file: Path) -> tuple[int, int]:
-    status = file.stat()
-    return status.st_size, status.st_mtime_ns
-
-
-@cache
-def _hash_once(path: Path, state: tuple[Any, ...]) -> str:
-    """Every pixel is read for this, and a plan and its job both ask for it."""
-    return archive_hash(path)
+    return short_hash({"kind": "samples", "version": VERSIONS["samples"], "images": stored_hash(path)})
 
 
 def label_of(evaluate: EvaluateConfig) -> str:

@@ -18,6 +18,7 @@ from dmqbench.models.folders import (
     weight_files,
 )
 from dmqbench.models.foreign import foreign_hash
+from dmqbench.quant.spec import group_size
 from dmqbench.samplers.timesteps import plan_timesteps
 from dmqbench.schema import DTYPE, Job, ModelConfig, SamplerConfig, StageConfig
 
@@ -73,8 +74,8 @@ def network_config(model: ModelConfig) -> dict[str, Any]:
     return read_config(network_folder(locate(model.checkpoint), model.checkpoint.advice) / CONFIG)
 
 
-def timesteps(sampler: SamplerConfig, model: ModelConfig) -> tuple[int, ...]:
-    """Timestep of every network call; ValueError, one line, for an impossible sampler."""
+def timesteps(sampler: SamplerConfig, model: ModelConfig, strength: float = 1.0) -> tuple[int, ...]:
+    """Timestep of every network call, of the last share ``strength``; ValueError, one line, if there is none."""
     return plan_timesteps(
         sampler.name,
         sampler.steps,
@@ -82,6 +83,7 @@ def timesteps(sampler: SamplerConfig, model: ModelConfig) -> tuple[int, ...]:
         sampler.steps_offset,
         _train_timesteps(model),
         sampler.skip_prk,
+        strength,
     )
 
 
@@ -102,11 +104,11 @@ def job_ids(job: Job, weights: str) -> JobIds:
         "weights": weights,
         "classes": job.model.classes or 0,
     }
-    sampler = _sampler_facts(job)
     trajectories = _id(
         "trajectories",
         model=model,
-        sampler=sampler,
+        sampler=_sampler_facts(job.calibration_sampler, job.model, job.strength),
+        **_task_facts(job),
         dataset=job.dataset.name,
         calibration=job.budget.trajectories,
         validation=job.budget.validation,
@@ -121,7 +123,9 @@ def job_ids(job: Job, weights: str) -> JobIds:
     samples = _id(
         "samples",
         of=network,
-        sampler=sampler,
+        sampler=_sampler_facts(job.sampler, job.model, job.strength),
+        **_task_facts(job),
+        **({"match": job.calibration.match} if needs_match(job) else {}),
         labels=f"index % {job.model.classes}" if job.model.classes else None,
         seed=job.metrics.seed,
         engine=job.engine,
@@ -131,10 +135,29 @@ def job_ids(job: Job, weights: str) -> JobIds:
     return JobIds(trajectories, tuple(stages), quantized, samples, _id("result", samples=samples))
 
 
-def _sampler_facts(job: Job) -> dict[str, Any]:
-    facts = asdict(job.sampler)
+def _sampler_facts(sampler: SamplerConfig, model: ModelConfig, strength: float) -> dict[str, Any]:
+    facts = asdict(sampler)
     del facts["batch"]  # how much is computed at once where that changes no number
-    return {**facts, "timesteps": timesteps(job.sampler, job.model)}
+    return {**facts, "timesteps": timesteps(sampler, model, strength)}
+
+
+def _task_facts(job: Job) -> dict[str, Any]:
+    """What a job that works on images says of them."""
+    from dmqbench.task_kinds import task_facts  # which itself stands on this module
+
+    return {"task": task_facts(job)} if job.works_on_images else {}
+
+
+def inputs_id(job: Job) -> str:
+    """Id of the samples artifact that shows what a job on images starts from."""
+    return _id("samples", inputs=_task_facts(job))
+
+
+def needs_match(job: Job) -> bool:
+    """Must calls of sampling find activation parameters that were calibrated at other timesteps than their own?"""
+    size = group_size(job.bits.ranges) if job.has_rows else None
+    calibrated = timesteps(job.calibration_sampler, job.model, job.strength)
+    return size is not None and size < len(calibrated) and calibrated != timesteps(job.sampler, job.model, job.strength)
 
 
 def _stage_id(job: Job, stage: StageConfig, parent: str) -> str:

@@ -1,4 +1,7 @@
-"""Pictures of what scaling does, from the findings of a store's jobs, as PNG files. Imports no torch."""
+"""Pictures of what parts of methods do, from the findings of a store's jobs, as PNG files: of scaling here.
+
+Imports no torch.
+"""
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -7,6 +10,8 @@ from typing import Any
 import numpy as np
 
 from dmqbench.canvas import FAINT, MAIN, SECOND, new_figure, new_panels, positive, save, text
+from dmqbench.page.ablation import VARIED, ablation
+from dmqbench.page.accumulation import error_panels
 from dmqbench.page.axes import PALETTE
 from dmqbench.page.dose import BASE, RUNG_NAMES, RUNGS, DoseCurve, dose_curve, halves
 from dmqbench.page.findings import (
@@ -24,12 +29,13 @@ from dmqbench.page.findings import (
 )
 from dmqbench.page.selection import SelectionCurves, selection_curves
 from dmqbench.results import Result
+from dmqbench.trajectory_plots import ablations, accumulated
 
 _SHORT = 40
 
 
 def draw(root: Path, rows: Sequence[Result], beside: Path) -> Iterator[Path]:
-    """Draw every picture that the findings of ``rows`` have data for beside the file ``beside``; yield their paths.
+    """Draw every picture that findings and diagnoses of ``rows`` have data for beside ``beside``; yield their paths.
 
     Pictures of one job are of the first that has such findings: its name stands in them.
     """
@@ -52,6 +58,12 @@ def _pictures(rows: Sequence[Result], reader: FindingsReader) -> Iterator[tuple[
         yield "dose", dose(curve)
     if curves is not None:
         yield "samples", samples_against_votes(curves)
+    varied = [one for name in VARIED if (one := ablation(rows, reader, name)) is not None]
+    if varied:
+        yield "ablation", ablations(varied)
+    panels = error_panels(rows, reader)
+    if panels:
+        yield "errors", accumulated(panels)
 
 
 def channel_ranges(row: Result, scaling: Found) -> Any:

@@ -1,6 +1,7 @@
 """One picture of what quantization does: a row of samples per method and bits, full precision on top.
 
-Below each quantized row lies its difference from full precision, on one scale for the whole picture.
+Above it lies what the samples were made from, where that is images. Below each quantized row lies its difference from
+full precision, on one scale for the whole picture.
 """
 
 from collections.abc import Sequence
@@ -60,27 +61,38 @@ class _Layout(NamedTuple):
         return self.left + column * (self.cell[0] + _GAP)
 
 
-def comparison(rows: Sequence[Row], path: Path, scale: float = 3, columns: int = 16, differences: bool = True) -> Path:
+def comparison(
+    rows: Sequence[Row],
+    path: Path,
+    scale: float = 3,
+    columns: int = 16,
+    differences: bool = True,
+    inputs: Sequence[Row] = (),
+) -> Path:
     """Draw ``rows`` to the PNG file ``path`` and return it; the others are compared with the first row.
 
-    Column i shows sample i of every row. ``scale`` is the magnification of the samples. ``ValueError`` if the
-    rows are not images of one size.
+    Column i shows sample i of every row. ``inputs``, what the samples were made from, lie above all and are compared
+    with nothing. ``scale`` is the magnification of the samples. ``ValueError`` if the rows are not images of one size.
     """
-    _check(rows)
-    columns = min(columns, *(len(row.images) for row in rows))
+    _check([*rows, *inputs])
+    columns = min(columns, *(len(row.images) for row in (*rows, *inputs)))
     height, width = (max(1, round(side * scale)) for side in rows[0].images.shape[2:])
-    layout = _Layout(columns, (width, height), _label_width(rows))
+    layout = _Layout(columns, (width, height), _label_width([*rows, *inputs]))
     reference = rows[0].images[:columns]
     errors = [_difference(row.images[:columns], reference) for row in rows[1:]] if differences else []
     full_scale = _full_scale(errors)
     block = height + (_GAP + layout.thin[1] if errors else 0) + _ROW_GAP
     top_block = height + _ROW_GAP
+    above = top_block * (1 + len(inputs))
     total_height = (
-        _MARGIN + top_block + block * (len(rows) - 1) + (_LEGEND_HEIGHT if full_scale else 0) + _MARGIN - _ROW_GAP
+        _MARGIN + above + block * (len(rows) - 1) + (_LEGEND_HEIGHT if full_scale else 0) + _MARGIN - _ROW_GAP
     )
     total_width = max(layout.width, layout.left + _LEGEND_WIDTH if full_scale else 0)
     canvas = Image.new("RGB", (total_width, total_height), _BACKGROUND)
     y = _MARGIN
+    for row in inputs:
+        _draw_row(canvas, layout, y, row)
+        y += top_block
     for number, row in enumerate(rows):
         _draw_row(canvas, layout, y, row)
         if number and errors:
@@ -107,6 +119,7 @@ def picture_of(store_root: Path, folders: Sequence[Path], path: Path, columns: i
     quantized = [result for result in results if not result.full_precision]
     top = next((result for result in results if result.full_precision), None)
     varying = [name for name in ("scope", "ranges", "seed") if len({getattr(job, name) for job in quantized}) > 1]
+    given = {result.record.get("samples", {}).get("input") for result in results} - {None}
     rows = [
         Row(
             "full precision",
@@ -121,7 +134,8 @@ def picture_of(store_root: Path, folders: Sequence[Path], path: Path, columns: i
     width = rows[0].images.shape[3]
     fitting = (_MAX_WIDTH - 200) / columns - _GAP
     scale = max(1, _CELL // width) if width <= _CELL else min(fitting / width, 1.0)
-    return comparison(rows, path, scale, columns)
+    inputs = [Row("input", results[0].task or "", first_images(store, id, columns)) for id in sorted(given)]
+    return comparison(rows, path, scale, columns, inputs=inputs)
 
 
 def first_images(store: Store, id: str, count: int) -> Pixels:

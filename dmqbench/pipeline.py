@@ -12,31 +12,41 @@ import torch
 from safetensors.torch import load_file, save
 
 from dmqbench.data.bank import Trajectories, TrajectoryBank, follow, join
+from dmqbench.data.image_streams import ImageStreams, digit_streams, file_streams
 from dmqbench.data.noise import Stream
 from dmqbench.engines import lower_
+from dmqbench.environment import PeakMemory, memory_facts
 from dmqbench.eval.evaluate import SampleSet
 from dmqbench.eval.generate import chunk_count, chunk_name, sample_chunk
 from dmqbench.files import save_atomic, save_json
-from dmqbench.ids import job_ids, weights_hash
+from dmqbench.ids import inputs_id, job_ids, weights_hash
 from dmqbench.methods.base import StageFactory, UnitCheckpoint, Workbench, run_stage
 from dmqbench.models.adapter import Adapter, load_adapter
 from dmqbench.models.attention import attach_attention_quantizers_
 from dmqbench.models.foreign import load_foreign_adapter
+from dmqbench.models.image_tasks import OfImages, edit_images_, restore_images_
 from dmqbench.models.topology import Topology
 from dmqbench.progress import Meter, UnitProgress
 from dmqbench.quant.layers import freeze_, quantization, quantize_layers_, set_quantization_
 from dmqbench.quant.plan import PrecisionPlan, uniform_plan
-from dmqbench.quant.spec import COMMON_SCOPE, FULL_PRECISION, BitWidth, Scope, StepGroups
-from dmqbench.quant.state import load_calibration_state_
+from dmqbench.quant.spec import COMMON_SCOPE, FULL_PRECISION, BitWidth, Scope, StepGroups, group_size, nearest_calls
+from dmqbench.quant.state import follow_calls_, load_calibration_state_
 from dmqbench.record import Record
 from dmqbench.samplers.plan import SamplerPlan, build_plan
-from dmqbench.schema import FINDINGS, Job, StageConfig
+from dmqbench.schema import FINDINGS, Job, SamplerConfig, StageConfig
 from dmqbench.store import Artifact, Store
 
 STATE = "state.safetensors"
 PLAN = "plan.json"
 OUTCOME = "outcome"
 """Folder inside a work area that becomes the artifact; beside it may lie a checkpoint, which does not."""
+
+
+OWN_STREAMS = {"digits": digit_streams}
+"""Dataset → the images that are shipped for it, as ``task_kinds.OWN_IMAGES`` lists them."""
+
+INPUTS_SHOWN = 32
+"""So many of the images that samples start from are kept for pictures."""
 
 
 def scope_of(job: Job) -> Scope:
@@ -61,6 +71,7 @@ class Workshop:
         self.record = Record.of_job(job.store_root, self.ids.result)
         self.sample_seconds: dict[str, float] = {}
         """Time spent so far on drawing samples that were not in the store, by the id of their artifact."""
+        self.memory = PeakMemory()
 
     # ---- what the job says, as objects
 
@@ -74,19 +85,40 @@ class Workshop:
 
     @property
     def step_groups(self) -> StepGroups:
-        if self.job.bits.ranges == "step":
-            return StepGroups.per_step(self.plan.network_calls)
-        return StepGroups.shared()
+        size = group_size(self.job.bits.ranges)
+        return StepGroups.shared() if size is None else StepGroups.of_size(self.calibration_plan.network_calls, size)
 
     @cached_property
     def adapter(self) -> Adapter:
         """The full-precision model."""
         compute_in_float32()
-        return load_adapter(self.job.model.checkpoint, self.job.device_type)
+        adapter, model = load_adapter(self.job.model.checkpoint, self.job.device_type), self.job.model
+        if self.job.task_kind == "restore":
+            assert model.condition_factor is not None
+            restore_images_(adapter, self.images, model.condition_factor, model.classes)
+        elif self.job.task_kind == "edit":
+            edit_images_(adapter, self.images, model.classes)
+        return adapter
+
+    @cached_property
+    def images(self) -> ImageStreams:
+        """What is restored or edited."""
+        path = self.job.inputs.images
+        return OWN_STREAMS[self.job.dataset.name]() if path is None else file_streams(path)
 
     @cached_property
     def plan(self) -> SamplerPlan:
-        return build_plan(self.job.sampler.spec(self.adapter.prediction), self.adapter.schedule)
+        """Of sampling."""
+        return self._plan_of(self.job.sampler)
+
+    @cached_property
+    def calibration_plan(self) -> SamplerPlan:
+        """Of the trajectories, which the stages work on."""
+        return self._plan_of(self.job.calibration_sampler)
+
+    def _plan_of(self, sampler: SamplerConfig) -> SamplerPlan:
+        spec = sampler.spec(self.adapter.prediction, self.job.strength)
+        return build_plan(spec, self.adapter.schedule)
 
     @cached_property
     def topology(self) -> Topology:
@@ -131,11 +163,12 @@ class Workshop:
         if "quantized" in self.__dict__:
             raise RuntimeError("the trajectories must be made before the layers are exchanged")
         job, folder = self.job, self.store.work(self.ids.trajectories) / OUTCOME
-        batch = job.sampler.chunk
+        plan, guidance, batch = self.calibration_plan, job.calibration_sampler.guidance, job.sampler.chunk
         counts: dict[Stream, int] = {"cal": job.budget.trajectories, "val": job.budget.validation}
         starts: list[tuple[Stream, int]] = [
             (stream, start) for stream, count in counts.items() for start in range(0, count, batch)
         ]
+        self.memory.begin_part()
         started = time.perf_counter()
         with (
             Meter(f"trajectories of {job.model.name}", len(starts)) as shown,
@@ -146,19 +179,18 @@ class Workshop:
                 if not path.exists():
                     part = follow(
                         self.adapter,
-                        self.plan,
+                        plan,
                         stream=stream,
                         seed=job.seed,
                         indices=range(start, min(start + batch, counts[stream])),
-                        guidance=job.sampler.guidance,
+                        guidance=guidance,
                     )
                     save_atomic(path, save(part.to_tensors()))
                 shown.advance()
         return {
             "seconds": time.perf_counter() - started,
-            "network_forwards": sum(counts.values())
-            * self.plan.network_calls
-            * (1 if job.sampler.guidance == 1.0 else 2),
+            "network_forwards": sum(counts.values()) * plan.network_calls * (1 if guidance == 1.0 else 2),
+            **memory_facts(job.device_type),
         }
 
     def _made_once(self, kind: str, id: str, make: Callable[[], dict]) -> Artifact:
@@ -193,12 +225,13 @@ class Workshop:
             adapter=self.adapter,
             topology=self.topology,
             bank=bank,
-            sampler=self.plan,
-            guidance=self.job.sampler.guidance,
+            sampler=self.calibration_plan,
+            guidance=self.job.calibration_sampler.guidance,
             step_groups=self.step_groups,
             seed=self.job.seed,
             record=self.record,
         )
+        self.memory.begin_part()
         stages: dict[str, StageFactory] = import_module(f"dmqbench.methods.{self.job.method.name}").STAGES
         stage = stages[config.name](bench, **config.settings)
         if stage.weights_only == ("activation" in config.uses):
@@ -208,11 +241,12 @@ class Workshop:
         title = f"{self.job.method.name} {self.bits.name}: {config.name}"
         with Meter(title, len(stage.units()), stage.first_unit) as shown:
             run_stage(stage, self.job.trainer.accelerator, [checkpoint, UnitProgress(shown)])
+        stage.note_memory()
         save_atomic(folder / OUTCOME / STATE, save(stage.state()))
         # A weight-only stage is shared by all activation bit-widths: its plan must not name the first comer's.
         bits = BitWidth(self.bits.weight, FULL_PRECISION) if stage.weights_only else self.bits
         save_json(folder / OUTCOME / PLAN, uniform_plan(self.topology.layers, bits, self.scope).to_json())
-        cost = {"seconds": stage.seconds, "network_forwards": stage.network_forwards}
+        cost = {"seconds": stage.seconds, "network_forwards": stage.network_forwards, **stage.peaks}
         findings = stage.findings()  # it runs the network as well, which is no calibration
         if findings:
             save_json(folder / OUTCOME / FINDINGS, findings)
@@ -220,8 +254,23 @@ class Workshop:
 
     # ---- samples
 
-    def frozen(self) -> Adapter:
-        """The model of this job, ready to sample: full precision, foreign, or frozen and lowered to the engine."""
+    def shown_inputs(self) -> str | None:
+        """Id of the samples artifact that holds what the first samples start from; None where that is noise alone."""
+        if not self.job.works_on_images:
+            return None
+        id, store = inputs_id(self.job), self.store
+        name = chunk_name(0)
+        if name not in store.verified_files("samples", id):
+            conditioner = self.adapter.conditioner
+            assert isinstance(conditioner, OfImages)
+            content = save({"images": conditioner.shown(range(INPUTS_SHOWN)).contiguous()})
+            store.append_file("samples", id, name, lambda path: path.write_bytes(content))
+        return id
+
+    def frozen(self, plan: SamplerPlan | None = None) -> Adapter:
+        """The model of this job, ready to follow ``plan``, by default that of sampling: full precision, foreign, or
+        frozen and lowered to the engine. A call of another plan than the calibrated one has the activation parameters
+        of the calibrated call at the nearest timestep."""
         if self.job.foreign:
             return self.foreign
         stages = self.calibrated()
@@ -229,6 +278,9 @@ class Workshop:
             return self.adapter
         network = self.quantized.network
         load_calibration_state_(network, load_file(stages[-1].path / STATE))
+        followed, calibrated = (plan or self.plan).timesteps, self.calibration_plan.timesteps
+        if followed != calibrated:
+            follow_calls_(network, nearest_calls(calibrated, followed))
         freeze_(network)
         lower_(network, self.job.engine)
         return self.quantized

@@ -155,8 +155,7 @@ def is_answered(planned: Planned) -> bool:
     if job.task != "run" or planned.result is None:
         return False
     artifact = Store(job.store_root).verified("result", planned.result)
-    diagnosed = job.diagnose and job.method.name != "fp"
-    if artifact is None or (diagnosed and DIAGNOSIS not in artifact.files):
+    if artifact is None or (job.diagnosed and DIAGNOSIS not in artifact.files):
         return False
     try:
         result = load_json(artifact.files["result.json"])
@@ -180,7 +179,7 @@ def _is_covered(name: str, job: Job, result: Mapping[str, Any]) -> bool:
 def _is_as_asked(name: str, job: Job, found: Mapping[str, str]) -> bool:
     """Was it measured in the network and against the data that the job names? A file of data is read to tell."""
     reference = found.get("reference", "")
-    against_data = reference and reference.partition("@")[0] not in ("fp", "prompts")
+    against_data = reference and reference.partition("@")[0] not in ("fp", "prompts", "truth")
     same_data = not against_data or (job.dataset.reference is None and reference.startswith(f"{job.dataset.name}@"))
     metrics = job.metrics
     networks = {"lpips": f"lpips-{metrics.lpips}"}

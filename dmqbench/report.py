@@ -8,7 +8,7 @@ import os
 import shlex
 import sys
 from argparse import Namespace
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,12 @@ from typing import Any
 from rich.console import Console
 from safetensors import SafetensorError
 
+from dmqbench.cost_sheet import cost_sheet
 from dmqbench.differences import Contrast, contrasts, difference_sheet
 from dmqbench.files import safe_name, save_atomic
 from dmqbench.latex import PREAMBLE, latex
 from dmqbench.results import Result, Table, comparable_tables, load_store, why_apart
-from dmqbench.sheets import fitted, markdown, printable, rich_table, sheet_of
+from dmqbench.sheets import Sheet, fitted, markdown, printable, rich_table, sheet_of
 from dmqbench.store import Store, StoreError
 
 FORMATS = ("table", "md", "json", "csv", "latex", "html")
@@ -41,7 +42,7 @@ def load_results(source: Path | Sequence[Path]) -> list[Result]:
 
 def print_results(folders: Path | Sequence[Path], console: Console | None = None) -> None:
     """Print the table, or tables, of the results in ``folders`` (or of a whole store) to ``console``."""
-    _print(load_results(folders), console or Console())
+    _print(load_results(folders), console or Console(), lambda table: [])
 
 
 def as_markdown(results: Iterable[Result], against: str | None = None) -> str:
@@ -49,8 +50,8 @@ def as_markdown(results: Iterable[Result], against: str | None = None) -> str:
     parts = []
     for tables, why in _by_model(results):
         for table in tables:
-            sheets = [sheet_of(table, compact=False), against and difference_sheet(table, against)]
-            parts += [markdown(sheet) for sheet in sheets if sheet]
+            sheets = [sheet_of(table, compact=False), *_further_sheets(table, against)]
+            parts += [markdown(sheet) for sheet in sheets]
         parts += [why] if why else []
     return "\n\n".join(parts) + "\n"
 
@@ -60,8 +61,8 @@ def as_latex(results: Iterable[Result], against: str | None = None) -> str:
     parts = [PREAMBLE]
     for table in comparable_tables(results):
         protocols = [protocol for metric in table.metrics for protocol in table.protocols(metric)]
-        sheets = [sheet_of(table, compact=False), against and difference_sheet(table, against)]
-        parts += [latex(sheet, protocols) for sheet in sheets if sheet]
+        sheets = [sheet_of(table, compact=False), *_further_sheets(table, against)]
+        parts += [latex(sheet, protocols) for sheet in sheets]
     return "\n\n".join(parts) + "\n"
 
 
@@ -74,8 +75,9 @@ def as_json(results: Iterable[Result], against: str | None = None) -> str:
         for result in table.rows:
             row = {"table": number, "label": result.label, "embedded": result.embedded, "size_mib": result.size_mib}
             row |= {key: result.record.get(key) for key in keys}
-            row |= {"metrics": dict(result.metrics)}
+            row |= {"task": result.task, "metrics": dict(result.metrics)}
             row |= {key: result.record.get(key, {}) for key in ("unavailable", "cost", "timing")}
+            row |= {"calibration": result.record.get("calibration", [])}
             if id(result) in found:
                 row["against"] = {"method": against, "differences": [_as_object(one) for one in found[id(result)]]}
             rows.append(row)
@@ -142,7 +144,7 @@ def _publish(root: Path, results: Sequence[Result], options: Namespace, missing:
     elif _is_piped(options):
         sys.stdout.write(_text(root, results, options))
     else:
-        _print(results, Console(), options.against)
+        _print(results, Console(), lambda table: _further_sheets(table, options.against))
     if missing:
         print(missing, file=beside)
     target = options.out or root / "report"
@@ -218,13 +220,18 @@ def _by_model(results: Iterable[Result]) -> list[tuple[list[Table], str | None]]
     return [(group, why_apart(group)) for group in models]
 
 
-def _print(results: Iterable[Result], console: Console, against: str | None = None) -> None:
+def _further_sheets(table: Table, against: str | None) -> list[Sheet]:
+    """Return what stands below a table: differences, if they are asked for, and what calibration took."""
+    sheets = [difference_sheet(table, against) if against else None, cost_sheet(table)]
+    return [sheet for sheet in sheets if sheet]
+
+
+def _print(results: Iterable[Result], console: Console, further_sheets: Callable[[Table], list[Sheet]]) -> None:
     for tables, why in _by_model(results):
         for table in tables:
             sheet, shown = fitted(table, console)
-            differences = difference_sheet(table, against) if against else None
-            pairs = [(sheet, shown), *([(differences, rich_table(differences))] if differences else [])]
-            for each, rich in pairs:
+            further = [(each, rich_table(each)) for each in further_sheets(table)]
+            for each, rich in [(sheet, shown), *further]:
                 console.print()
                 console.print(rich)
                 for note in each.notes:
@@ -241,7 +248,7 @@ def _text(root: Path, results: Sequence[Result], options: Namespace) -> str:
     if options.format == "table":
         console = Console(file=io.StringIO(), width=_FILE_WIDTH, force_terminal=False)
         with console.capture() as captured:
-            _print(results, console, options.against)
+            _print(results, console, lambda table: _further_sheets(table, options.against))
         return captured.get()
     writers = {"md": as_markdown, "json": as_json, "csv": as_csv, "latex": as_latex}
     return writers[options.format](results, options.against)
@@ -284,6 +291,7 @@ def _flat(number: int, result: Result) -> dict[str, Any]:
         "model": result.model,
         "embedded": result.embedded,
         "dataset": result.dataset,
+        "task": result.task,
         "method": result.method,
         "label": result.label,
         "bits": result.bits,
@@ -292,6 +300,8 @@ def _flat(number: int, result: Result) -> dict[str, Any]:
         "seed": result.seed,
         "size_mib": result.size_mib,
         "calibrate_s": result.calibration_seconds,
+        "calibration_calls": result.calibration_calls,
+        "calibration_peak_memory_mib": result.record.get("timing", {}).get("calibration_peak_memory_mib"),
         "job_id": result.record.get("job_id"),
     }
     for name, record in result.metrics.items():

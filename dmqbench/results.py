@@ -14,6 +14,7 @@ from dmqbench.files import load_json
 from dmqbench.manifest import Manifest, Verifier
 from dmqbench.schema import METRICS, STAND_IN, UNKNOWN
 from dmqbench.store import Store
+from dmqbench.variants import calibration_text
 
 _FULL_PRECISION_FREE = ("scope", "engine")
 """Entries that say nothing of a model in which nothing is quantized."""
@@ -41,8 +42,15 @@ class Result:
 
     @property
     def label(self) -> str:
-        """How the row is called: what the author of foreign samples said, otherwise the method and its variant."""
-        return self.record.get("name") or f"{self.method} {self.record.get('variant', '')}".strip()
+        """How the row is called: what the author of foreign samples said, otherwise the method and its variant, and
+        what it was calibrated on, if that is not what it is sampled with."""
+        words = self.method, self.record.get("variant"), calibration_text(self.calibration)
+        return self.record.get("name") or " ".join(filter(None, words))
+
+    @property
+    def calibration(self) -> Mapping[str, Any]:
+        """How the calibrated plan differs from that of sampling, as it was configured."""
+        return (self.record.get("config") or {}).get("calibration") or {}
 
     @property
     def model(self) -> str:
@@ -51,6 +59,14 @@ class Result:
     @property
     def dataset(self) -> str | None:
         return self.record.get("dataset")
+
+    @property
+    def task(self) -> str | None:
+        """What was done to given images, such as "edit strength 0.5"; None where samples come from noise alone."""
+        kind, strength = self.record.get("task_kind") or "generate", self.record.get("strength")
+        if kind == "generate":
+            return None
+        return kind if strength is None else f"{kind} strength {strength:g}"
 
     @property
     def bits(self) -> str:
@@ -100,11 +116,16 @@ class Result:
         return None if nothing else self.record.get("timing", {}).get("calibrate_s")
 
     @property
+    def calibration_calls(self) -> int:
+        """What calibration and its trajectories took, in network calls of batch 1; 0 where nothing was calibrated."""
+        return (self.record.get("timing") or {}).get("unet_forwards_calibration") or 0
+
+    @property
     def rank(self) -> tuple[Any, ...]:
         """Sorting key: full precision, then by falling bits, those unknown last, then by name, ranges and seed."""
         widths = [int(digits) for digits in re.findall(r"\d+", self.bits)]
         falling = tuple(-width for width in widths)
-        return (not self.full_precision, not widths, falling, self.label, self.ranges or "", self.seed)
+        return (not self.full_precision, not widths, falling, self.label, _natural(self.ranges or ""), self.seed)
 
     @cached_property
     def per_image(self) -> Mapping[str, list[float | None]]:
@@ -132,7 +153,7 @@ class Table:
         return next((scope for scope in known if scope != UNKNOWN), known[0] if known else None)
 
     def accepts(self, result: Result) -> bool:
-        """Whether ``result`` has the rows' model, dataset and scope, and their protocol in every metric."""
+        """Whether ``result`` has the rows' model, task, dataset and scope, and their protocol in every metric."""
         return all(_comparable(row, result) for row in self.rows)
 
     def protocols(self, metric: str) -> tuple[str, ...]:
@@ -168,7 +189,7 @@ def comparable_tables(results: Iterable[Result]) -> list[Table]:
 
     A full-precision row, or one made elsewhere, stands in every table that it can be compared with.
     """
-    ordered = sorted(results, key=lambda result: (result.model, str(result.dataset), str(result.scope), result.rank))
+    ordered = sorted(results, key=_home)
     tables: list[Table] = []
     for result in (result for result in ordered if not _leaves_open(result)):
         _place(result, tables)
@@ -181,6 +202,11 @@ def comparable_tables(results: Iterable[Result]) -> list[Table]:
     return [Table(tuple(sorted(table.rows, key=lambda row: row.rank))) for table in tables]
 
 
+def _home(result: Result) -> tuple[Any, ...]:
+    """A sorting key that puts results together that may share a table."""
+    return result.model, str(result.dataset), result.task or "", str(result.scope), result.rank
+
+
 def why_apart(tables: Sequence[Table]) -> str | None:
     """Say in one line what keeps the results of one model in several tables; ``None`` if nothing does."""
     if len(tables) < 2:
@@ -189,6 +215,9 @@ def why_apart(tables: Sequence[Table]) -> str | None:
     for metric in dict.fromkeys(chain.from_iterable(table.metrics for table in tables)):
         first = [table.protocols(metric)[0] for table in tables if metric in table.metrics]
         differences |= differing_entries(first)
+    tasks = tuple(dict.fromkeys(table.rows[0].task or "generate" for table in tables))
+    if len(tasks) > 1:
+        differences["task"] = tasks
     scopes = tuple(dict.fromkeys(str(table.scope) for table in tables if table.scope))
     if len(scopes) > 1:
         differences["scope"] = scopes
@@ -212,6 +241,11 @@ def score(record: Mapping[str, Any]) -> float | None:
     return value if higher else -value
 
 
+def _natural(text: str) -> list[str | int]:
+    """A sorting key by which group5 comes before group10."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", text)]
+
+
 def _leaves_open(result: Result) -> bool:
     """Whether its protocol fits more than one other: nothing is quantized, or not all is known."""
     return result.full_precision or result.foreign
@@ -226,7 +260,7 @@ def _place(result: Result, tables: list[Table]) -> None:
 
 
 def _comparable(a: Result, b: Result) -> bool:
-    if (a.model, a.dataset) != (b.model, b.dataset):
+    if (a.model, a.dataset, a.task) != (b.model, b.dataset, b.task):
         return False
     scope_free = a.full_precision or b.full_precision
     if not scope_free and a.scope != b.scope and UNKNOWN not in (a.scope, b.scope):

@@ -10,19 +10,29 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from dmqbench.costs import describe_cost, said_of_quantization, show_cost
-from dmqbench.environment import environment, peak_memory_mib, reset_peak_memory
+from dmqbench.costs import calibration_costs, describe_cost, largest, said_of_quantization, show_cost
+from dmqbench.environment import environment
 from dmqbench.eval.diagnosis import diagnose
 from dmqbench.eval.evaluate import Evaluation, Evaluator, Floors, SampleSet
 from dmqbench.eval.generate import chunk_count, chunk_name
 from dmqbench.eval.protocol import Protocol
 from dmqbench.feature_cache import feature_source, floor_source
 from dmqbench.files import json_text, load_json
-from dmqbench.ids import job_ids, perturbed_id, weights_hash
+from dmqbench.ids import inputs_id, job_ids, needs_match, perturbed_id, timesteps, weights_hash
 from dmqbench.picture import picture_of
 from dmqbench.pipeline import Workshop, compute_in_float32
 from dmqbench.record import Part
-from dmqbench.schema import DIAGNOSIS, DIAGNOSIS_VERSION, FOREIGN, STAND_IN, UNCALIBRATED, UNKNOWN, Job, full_precision
+from dmqbench.schema import (
+    DIAGNOSIS,
+    DIAGNOSIS_VERSION,
+    FOREIGN,
+    STAND_IN,
+    UNCALIBRATED,
+    UNKNOWN,
+    Job,
+    SamplerConfig,
+    full_precision,
+)
 from dmqbench.store import Artifact, Store, StoreError
 from dmqbench.tracking import Tracker, warm_up
 
@@ -32,7 +42,6 @@ PERTURBATION = 1e-7
 
 def open_workshop(job: Job) -> Workshop:
     """Return the workshop of ``job`` over its store, which must be writable."""
-    reset_peak_memory()
     compute_in_float32()
     store = Store(job.store_root)
     store.check_writable()
@@ -47,11 +56,11 @@ def run_job(job: Job) -> Path:
         evaluator = make_evaluator(shop)
         stages = calibrate_and_tell(shop)
         diagnosis = known_diagnosis(shop)
-        if diagnosis is None and is_diagnosed(job):
+        if diagnosis is None and job.diagnosed:
             shop.bank()  # before layers are exchanged: its bits must not depend on who makes it
         samples = draw_samples(shop)
         diagnose_seconds = 0.0
-        if diagnosis is None and is_diagnosed(job):
+        if diagnosis is None and job.diagnosed:
             started = time.perf_counter()
             diagnosis = make_diagnosis(shop)
             diagnose_seconds = time.perf_counter() - started
@@ -160,7 +169,8 @@ def show_in_tracker(
         picture_of(shop.store.root, [shop.store.path("result", shop.ids.result)], picture)
     except (OSError, ValueError, SafetensorError, StoreError):
         return  # damaged, or of a kind that the picture does not know; the numbers are there
-    mirror.image("samples", picture, "full precision | quantized | difference")
+    rows = "full precision | quantized | difference"
+    mirror.image("samples", picture, f"input | {rows}" if shop.job.works_on_images else rows)
 
 
 def without_stand_ins(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -192,10 +202,6 @@ def draw_samples(shop: Workshop):
     """The samples of this job's model."""
     job = shop.job
     return shop.samples(shop.ids.samples, job.metrics.samples, job.title, shop.frozen, seed=job.metrics.seed)
-
-
-def is_diagnosed(job: Job) -> bool:
-    return job.diagnose and job.method.name != "fp"
 
 
 def known_diagnosis(shop: Workshop) -> dict[str, Any] | None:
@@ -237,8 +243,17 @@ def make_evaluator(shop: Workshop) -> Evaluator:
         features=feature_source(shop.store, job.device_type),
         floor_of=floor_source(shop.store, job.device_type),
         floors=draw_floors(shop, fp_id),
+        truth=ground_truth(shop),
         device=job.device_type,
     )
+
+
+def ground_truth(shop: Workshop) -> SampleSet | None:
+    """The images that were degraded, for all pairs; None where nothing says what a sample should be."""
+    job = shop.job
+    if job.task_kind != "restore":
+        return None
+    return SampleSet(inputs_id(job), shop.images.pixels("eval", range(job.metrics.pairs)))
 
 
 def full_precision_samples(shop: Workshop, id: str, count: int) -> SampleSet:
@@ -276,6 +291,8 @@ def shared_protocol(shop: Workshop, fp_id: str) -> Protocol:
         engine=None if job.foreign else job.engine,
         scope=None if job.method.name in UNCALIBRATED else job.bits.scope,
         clip=job.sampler.clip_sample,
+        task=job.task_kind if job.works_on_images else None,
+        strength=job.strength if job.task_kind == "edit" else None,
         base=fp_id,
         unknown=("scope", "engine") if job.foreign else (),
     )
@@ -291,7 +308,9 @@ def compose_result(
     """The content of ``result.json`` (design section 5)."""
     job, ids = shop.job, shop.ids
     bank = shop.store.verified("trajectories", ids.trajectories) if stages else None
-    forwards = [artifact.facts["network_forwards"] for artifact in ([bank] if bank else []) + stages]
+    named = [("trajectories", bank)] if bank else []
+    named += [(name, artifact) for (name, _), artifact in zip(ids.stages, stages, strict=True)]
+    calibration = calibration_costs(named)
     return {
         "job_id": ids.result,
         "method": job.method.name,
@@ -300,15 +319,22 @@ def compose_result(
         "model": job.model.name,
         "dataset": job.dataset.name,
         "seed": job.seed,
+        "task_kind": job.task_kind,
+        "strength": job.strength if job.task_kind == "edit" else None,
         "embedded": job.model.source == "embedded",
         "config": job.config,
         "artifacts": {
             "trajectories": ids.trajectories if stages else None,
             "stages": [[name, id] for name, id in ids.stages],
         },
-        "samples": {"quantized": ids.samples, "fp": job_ids(full_precision(job), shop.weights).samples},
+        "samples": {
+            "quantized": ids.samples,
+            "fp": job_ids(full_precision(job), shop.weights).samples,
+            **({"input": shop.shown_inputs()} if job.works_on_images else {}),
+        },
         "metrics": {name: found.to_json() for name, found in evaluation.measurements.items()},
         "unavailable": evaluation.unavailable,
+        "undiagnosed": job.undiagnosed if job.diagnose else None,
         "missing_weights": evaluation.missing_weights,
         "cost": {**describe_cost(job), "simulated": None if job.foreign else True},
         "timing": {
@@ -317,9 +343,11 @@ def compose_result(
             "sample_s": round(shop.sample_seconds.get(ids.samples, 0.0), 3),
             "evaluate_s": round(evaluate_seconds, 3),
             "diagnose_s": round(diagnose_seconds, 3),
-            "unet_forwards_calibration": round(sum(forwards)),
-            "peak_memory_mib": peak_memory_mib(),
+            "unet_forwards_calibration": round(sum(artifact.facts["network_forwards"] for _, artifact in named)),
+            "peak_memory_mib": shop.memory.total_mib,
+            "calibration_peak_memory_mib": largest(part["peak_memory_mib"] for part in calibration),
         },
+        "calibration": calibration,
         "environment": environment(job.device_type),
     }
 
@@ -379,7 +407,19 @@ def show_plan(job: Job) -> None:
     for kind, what, id, count in rows:
         table.add_row(kind, what, id, state_of(store, job, kind, id, count))
     Console().print(table)
+    if job.works_on_images:
+        source = job.inputs.images or f"the images shipped for {job.dataset.name}"
+        calls = len(timesteps(job.sampler, job.model, job.strength))
+        print(f"{job.task_kind}: {source}; {calls} network calls a sample")
+    if job.calibration.changes:
+        print(f"calibrated on {_said(job.calibration_sampler)}; sampled with {_said(job.sampler)}")
+    if needs_match(job):
+        print("every sampled call has the activation parameters of the calibrated call at the nearest timestep")
     show_cost(job)
+
+
+def _said(sampler: SamplerConfig) -> str:
+    return f"{sampler.name}, steps {sampler.steps}, eta {sampler.eta:g}, guidance {sampler.guidance:g}"
 
 
 def state_of(store: Store, job: Job, kind: str, id: str, count: int) -> str:

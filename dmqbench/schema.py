@@ -26,16 +26,27 @@ RUNNABLE_NETWORKS = ("UNet2DModel",)
 """Denoiser classes that a job can run; those conditioned on text need prompts, which are not built yet."""
 
 TASKS = ("run", "trajectories", "calibrate", "sample", "evaluate", "plan", "cost", "anatomy")
+TASK_KINDS = ("generate", "restore", "edit")
+"""What samples are: drawn from noise alone; restored from a degraded image; edited from an image that was noised."""
+
+LEAST_IMAGES = 4
+"""Of a folder or an archive that is restored or edited: fewer leave a stream without any."""
+
+CONDITIONS = ("super_resolution",)
+"""Images that a network may read beside its state; see ``data.degradation``."""
+
 ENGINES = ("simulate", "int_reference")
 SCOPES = ("common", "paper")
-RANGES = ("shared", "step")
+RANGES = ("shared", "step", "groupN")
+"""Network calls that share activation parameters: all, none, or each N consecutive ones (``quant.spec.group_size``)."""
 CALIBRATIONS = ("common", "paper")
+MATCHES = ("refuse", "nearest")
 WEIGHT_BITS = (*range(1, 9), FULL_PRECISION)
 ACTIVATION_BITS = (*range(2, 9), 16, FULL_PRECISION)
 ACCELERATORS = ("cpu", "gpu", "auto")
 TRACKER_MODES = ("auto", "online", "offline", "disabled")
 METRICS = {
-    **{"psnr": 2, "ssim": 2, "mse": 2, "lpips": 1},
+    **{"psnr": 2, "ssim": 2, "mse": 2, "lpips": 1, "psnr_truth": 1},
     **{"fid": 1, "sfid": 1, "kid": 1, "is": 1, "precision": 1, "recall": 1, "fid2fp32": 1, "clip": 1},
     **{"fd_digits": 2, "fd2fp32_digits": 2},
 }
@@ -44,7 +55,7 @@ METRICS = {
 EMBEDDED_METRICS = ("fd_", "fd2fp32_")
 """How metrics begin whose extractor is shipped with this package."""
 
-PAIRED_METRICS = ("psnr", "ssim", "mse", "lpips")
+PAIRED_METRICS = ("psnr", "ssim", "mse", "lpips", "psnr_truth")
 """Metrics over ``metrics.pairs`` pairs of images; the others are over ``metrics.samples`` images."""
 
 DIAGNOSIS = "diagnosis.json"
@@ -73,7 +84,7 @@ LPIPS_BACKBONES = ("alex", "vgg", "squeeze")
 TO_COME = {
     "method": (
         *("smoothquant", "ptq4dm", "ptqd", "tfmq_dm", "eda_dm", "efficient_dm", "quest", "svdquant"),
-        *("mpq_dm", "accuquant", "compose"),
+        *("mpq_dm", "compose"),
     ),
     "model": (
         *("scenes", "ddpm_cifar10", "ldm4_bedroom", "ldm8_church", "ldm4_ffhq", "ldm4_celebahq"),
@@ -89,7 +100,11 @@ TO_COME = {
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """``datasets``: what it can be compared with; ``sample_shape``: (C, H, W), or empty: read from it."""
+    """``datasets``: what it can be compared with; ``sample_shape``: (C, H, W), or empty: read from it.
+
+    ``condition``: one of ``CONDITIONS``, for a network that reads ``condition_channels`` more channels than the C of
+    its state; ``condition_factor``: how many times a low-resolution image is smaller.
+    """
 
     name: str = REQUIRED
     source: str = REQUIRED
@@ -98,6 +113,9 @@ class ModelConfig:
     sample_shape: tuple[int, ...] = ()
     classes: Optional[int] = None
     datasets: tuple[str, ...] = ()
+    condition: Optional[str] = None
+    condition_channels: Optional[int] = None
+    condition_factor: Optional[int] = None
 
     @property
     def checkpoint(self) -> ModelSource:
@@ -105,7 +123,8 @@ class ModelConfig:
         location = self.name if self.source == "embedded" else self.path
         if location is None:
             raise ValueError(f"model.path=null is not allowed with model.source={self.source}")
-        return ModelSource(self.source, location, self.revision, self.classes or None)  # type: ignore[arg-type]
+        kind: Any = self.source
+        return ModelSource(kind, location, self.revision, self.classes or None, self.condition_channels or 0)
 
 
 @dataclass(frozen=True)
@@ -151,10 +170,10 @@ class SamplerConfig:
     final_alpha_one: bool = True
     version: int = SAMPLER_VERSION
 
-    def spec(self, prediction: str = "epsilon") -> SamplerSpec:
+    def spec(self, prediction: str = "epsilon", strength: float = 1.0) -> SamplerSpec:
         """The sampler for a network that predicts ``prediction``; ValueError, one line, if there is none."""
         shared = {key: value for key, value in asdict(self).items() if key not in _NOT_IN_SPEC}
-        return SamplerSpec(kind=self.name, prediction=prediction, **shared)  # type: ignore[arg-type]
+        return SamplerSpec(kind=self.name, prediction=prediction, strength=strength, **shared)  # type: ignore[arg-type]
 
 
 _NOT_IN_SPEC = ("name", "guidance", "chunk", "batch")
@@ -191,6 +210,7 @@ class BudgetConfig:
     scale_iterations: int = REQUIRED
     weight_iterations: int = REQUIRED
     activation_iterations: int = REQUIRED
+    trajectory_iterations: int = REQUIRED
     batch: int = REQUIRED
 
 
@@ -227,10 +247,44 @@ class EvaluateConfig:
 
 
 @dataclass(frozen=True)
+class CalibrationConfig:
+    """How the plan that is calibrated on differs from that of sampling; null is as the sampler has it.
+
+    match: what a call does for whose timestep no activation parameters were calibrated: ``refuse`` the job, or take
+    those of the ``nearest`` calibrated timestep.
+    """
+
+    steps: Optional[int] = None
+    eta: Optional[float] = None
+    guidance: Optional[float] = None
+    match: str = "refuse"
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        """The sampler's settings that are others while calibrating."""
+        return {key: value for key, value in asdict(self).items() if key != "match" and value is not None}
+
+
+@dataclass(frozen=True)
+class InputsConfig:
+    """What is restored or edited: a folder or an archive (npz) of images; null: those shipped for the dataset."""
+
+    images: Optional[str] = None
+
+
+@dataclass(frozen=True)
+class EditConfig:
+    """``strength``: in (0, 1], the share of the sampler's steps that an edited image is noised for and taken back."""
+
+    strength: float = 0.5
+
+
+@dataclass(frozen=True)
 class RootConfig:
     """The whole configuration. ``method`` is typed by its own YAML."""
 
     task: str = "run"
+    task_kind: str = "generate"
     seed: int = 0
     engine: str = "simulate"
     diagnose: bool = True
@@ -245,6 +299,9 @@ class RootConfig:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     store: StoreConfig = field(default_factory=StoreConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    inputs: InputsConfig = field(default_factory=InputsConfig)
+    edit: EditConfig = field(default_factory=EditConfig)
+    calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
 
 
 GROUPS = {
@@ -334,10 +391,46 @@ class Job:
     evaluate: EvaluateConfig
     store_root: Path
     config: dict[str, Any] = field(repr=False, hash=False)
+    task_kind: str = "generate"
+    inputs: InputsConfig = InputsConfig()
+    edit: EditConfig = EditConfig()
+    calibration: CalibrationConfig = CalibrationConfig()
+
+    @property
+    def calibration_sampler(self) -> SamplerConfig:
+        """Whose trajectories the method is calibrated on."""
+        return replace(self.sampler, **self.calibration.changes)
+
+    @property
+    def has_rows(self) -> bool:
+        """Does calibration give network calls activation parameters of their own, or their group's?"""
+        calibrated = any("activation" in stage.uses for stage in self.method.stages)
+        return calibrated and self.bits.ranges != "shared" and self.bits.activation != FULL_PRECISION
+
+    @property
+    def diagnosed(self) -> bool:
+        """Are errors measured per step and layer?"""
+        return self.diagnose and self.method.name != "fp" and self.undiagnosed is None
+
+    @property
+    def undiagnosed(self) -> str | None:
+        """Why errors per step are not measured although they were asked for."""
+        changed = ", ".join(self.calibration.changes)
+        return f"sampled with other {changed} than the trajectories that it measures errors on" if changed else None
 
     @property
     def device_type(self) -> str:
         return "cuda" if self.trainer.accelerator == "gpu" else "cpu"
+
+    @property
+    def strength(self) -> float:
+        """The share of the sampler's steps that is taken."""
+        return self.edit.strength if self.task_kind == "edit" else 1.0
+
+    @property
+    def works_on_images(self) -> bool:
+        """Does it restore or edit images that are given?"""
+        return self.task_kind != "generate"
 
     @property
     def foreign(self) -> bool:
@@ -351,7 +444,11 @@ class Job:
         if self.foreign:
             return f"{Path(str(self.method.path)).name} {self.model.name}"
         variant = f" ({self.method.variant})" if self.method.variant else ""
-        return f"{self.method.name} {self.model.name} {self.bits.name}{variant}"
+        return f"{self.method.name} {self.model.name}{self._task_word} {self.bits.name}{variant}"
+
+    @property
+    def _task_word(self) -> str:
+        return f" edit {self.strength:g}" if self.task_kind == "edit" else ""
 
 
 def full_precision(job: Job) -> Job:
@@ -360,15 +457,16 @@ def full_precision(job: Job) -> Job:
 
 
 def without_calibration(job: Job, method: MethodConfig) -> Job:
-    """The job with a method that calibrates nothing: its samples do not depend on bits, scope, calibration seed or
-    engine, so these are set to one value."""
+    """The job with a method that calibrates nothing: its samples do not depend on bits, scope, calibration seed and
+    plan or engine, so these are set to one value."""
     bits = BitsConfig(FULL_PRECISION, FULL_PRECISION, "common", "shared")
     config = {
-        **job.config,
+        **{key: value for key, value in job.config.items() if key != "calibration"},
         "seed": 0,
         "engine": ENGINES[0],
         "bits": asdict(bits),
         "method": asdict(method),
         "evaluate": asdict(EvaluateConfig()),
     }
-    return replace(job, method=method, bits=bits, seed=0, engine=ENGINES[0], evaluate=EvaluateConfig(), config=config)
+    nothing: dict[str, Any] = {"evaluate": EvaluateConfig(), "calibration": CalibrationConfig()}
+    return replace(job, method=method, bits=bits, seed=0, engine=ENGINES[0], **nothing, config=config)

@@ -81,8 +81,7 @@ def sheet_of(table: Table, compact: bool, best: Best | None = None) -> Sheet:
     What all quantized rows share (scope, and ranges and seed where they do) stands in the title, the rest in
     columns.
     """
-    varying = _varying(table)
-    extra = tuple(name for name, values in varying.items() if len(values) > 1)
+    extra = varying(table)
     words = ("method", "bits", *extra)
     best = best_of(table) if best is None else best
     means = {id(group.rows[-1]): group for group in seed_groups(table.rows)}
@@ -164,8 +163,9 @@ def title_of(table: Table) -> str:
     first = table.rows[0]
     parts = [f"{first.model} (embedded)" if first.embedded else first.model]
     parts += [f"data {first.dataset}"] if first.dataset and first.dataset != first.model else []
+    parts += [first.task] if first.task else []
     parts += [f"scope {table.scope}"] if table.scope else []
-    shared = ((name, values[0]) for name, values in _varying(table).items() if len(values) == 1)
+    shared = ((name, values[0]) for name, values in _entries(table).items() if len(values) == 1)
     parts += [f"{name} {value}" for name, value in shared if value is not None]
     return printable(" · ".join(parts))
 
@@ -217,7 +217,12 @@ def _spread_text(found: Spread | None, compact: bool) -> str:
     return f"{text}±{number_text(found.half, 1 if compact else 2)}" if found.half else text
 
 
-def _varying(table: Table) -> dict[str, list[Any]]:
+def varying(table: Table) -> tuple[str, ...]:
+    """Return the entries, of ranges and seed, in which quantized rows differ: each has a column."""
+    return tuple(name for name, values in _entries(table).items() if len(values) > 1)
+
+
+def _entries(table: Table) -> dict[str, list[Any]]:
     return {name: _distinct(table, name) for name in ("ranges", "seed")}
 
 

@@ -14,6 +14,14 @@ CHOICES: dict[str, dict[str, tuple[str, ...]]] = {
         "schedule": ("auto", "joint", "cached"),
     },
     "power_of_two_scaling": {"layers": ("skip", "all"), "selection": ("vote", "mse")},
+    "trajectory_reconstruction": {
+        "recipe": ("scales", "joint"),
+        "gradient": (
+            *("independent", "exact", "replayed", "identity", "scalar", "spectral", "online"),
+            *("truncated", "linear"),
+        ),
+        "start": ("fp", "quantized"),
+    },
 }
 """Stage → setting → the words it may be."""
 
@@ -42,6 +50,14 @@ BOUNDS: dict[str, dict[str, tuple[float, float]]] = {
         "memory_mib": (0, math.inf),
     },
     "power_of_two_scaling": {**_COUNTS, "agreement": (0, 1), "depth": (0, 7)},
+    "trajectory_reconstruction": {
+        "iterations": (1, math.inf),
+        "batch": (1, math.inf),
+        "horizon": (1, math.inf),
+        "scale_travel": (0, math.inf),
+        "rounding_travel": (0, math.inf),
+        "checks": (1, math.inf),
+    },
 }
 """Stage → setting → its smallest and largest value."""
 
@@ -55,6 +71,7 @@ NEEDS_BEFORE: dict[str, tuple[str, ...]] = {
     "weight_reconstruction": ("weight_range",),
     "activation_reconstruction": _RANGES,
     "power_of_two_scaling": _RANGES,
+    "trajectory_reconstruction": _RANGES,
 }
 """Stage → stages of which one must come before it: without ranges it has nothing to work on."""
 

@@ -1,10 +1,9 @@
 """Checking a composed configuration and turning it into a job. Imports neither torch nor Hydra."""
 
-import difflib
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,11 +12,14 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from dmqbench import schema
+from dmqbench.calibration_checks import check_plans, check_points, check_ranges, resolved_calibration
+from dmqbench.config_error import ConfigError
 from dmqbench.files import safe_name
 from dmqbench.foreign import ForeignError, check_foreign, images_job
 from dmqbench.ids import network_config, timesteps
 from dmqbench.models.folders import SCHEDULER_CONFIG, ModelError, locate
 from dmqbench.models.foreign import require_fit
+from dmqbench.quant.spec import group_size
 from dmqbench.samplers.timesteps import SPACINGS
 from dmqbench.schema import (
     GROUPS,
@@ -30,56 +32,11 @@ from dmqbench.schema import (
     without_calibration,
 )
 from dmqbench.stage_limits import BOUNDS, CHOICES, NEEDS_AFTER, NEEDS_BEFORE
+from dmqbench.task_kinds import check_condition, check_inputs, check_kind
 
 _NEEDED = {"embedded": (), "local": ("path",), "hub": ("path", "revision")}
 
 T = TypeVar("T")
-
-
-class ConfigError(Exception):
-    """The configuration is wrong. ``str`` is one line: key, value, problem, nearest allowed, all allowed.
-
-    Args:
-        nearest: what to try instead, if it is not the one of ``allowed`` that is most like the value.
-    """
-
-    def __init__(
-        self,
-        key: str,
-        value: Any,
-        allowed: Iterable[Any] = (),
-        problem: str = "is not known",
-        nearest: Any = None,
-    ) -> None:
-        self.key, self.value, self.allowed, self.problem = key, value, tuple(allowed), problem
-        self.nearest = closest(value, self.allowed) if nearest is None else nearest
-        super().__init__(" ".join(self._line().split()))
-
-    def __reduce__(self):
-        return type(self), (self.key, self.value, self.allowed, self.problem, self.nearest)
-
-    def _line(self) -> str:
-        line = f"{self.key}={_shown(self.value)} {self.problem}"
-        if self.nearest is not None:
-            line += f"; nearest: {_shown(self.nearest)}"
-        return f"{line} (allowed: {', '.join(map(_shown, self.allowed))})" if self.allowed else line
-
-
-def _shown(value: Any) -> str:
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    return f"[{','.join(map(_shown, value))}]" if isinstance(value, (list, tuple)) else str(value)
-
-
-def closest(value: Any, allowed: Sequence[Any]) -> Any:
-    """The one of ``allowed`` that is most like ``value``: the nearest number, or the most similar name."""
-    if not allowed:
-        return None
-    numbers = (int, float)
-    if isinstance(value, numbers) and all(isinstance(name, numbers) for name in allowed):
-        return min(allowed, key=lambda number: abs(number - value))
-    by_name = {str(name): name for name in allowed}
-    return by_name[difflib.get_close_matches(str(value), by_name, n=1, cutoff=0.0)[0]]
 
 
 def make_job(config: DictConfig) -> Job:
@@ -105,25 +62,37 @@ def make_job(config: DictConfig) -> Job:
         groups["model"].datasets,
         problem=f"does not fit model={groups['model'].name}",
     )
-    groups["model"] = _model(groups["model"], groups["sampler"].guidance)
+    calibration = schema.CalibrationConfig(**plain["calibration"])
+    _one_of("calibration.match", calibration.match, schema.MATCHES)
+    guidances = {"sampler.guidance": groups["sampler"].guidance, "calibration.guidance": calibration.guidance}
+    groups["model"] = _model(groups["model"], guidances)
     reference = groups["dataset"].reference
     if reference is not None and not Path(reference).exists():
         raise ConfigError("dataset.reference", reference, problem="does not exist")
     if method.name == schema.FOREIGN:
         _check_foreign_network(method.path, groups["model"])
     _check_sampler(groups["sampler"], groups["model"])
+    calibration = resolved_calibration(calibration, groups["sampler"])
+    calibrated_on = replace(groups["sampler"], **calibration.changes)
+    _check_sampler(calibrated_on, groups["model"], "calibration")
     groups["bits"] = _with(groups["bits"], ranges=_ranges(groups["bits"], method))
-    calls = len(timesteps(groups["sampler"], groups["model"]))
-    if groups["bits"].ranges == "step" and groups["budget"].samples < calls:
-        problem = (
-            f"leaves some of the {calls} network calls without a calibration point, and bits.ranges=step needs one"
-        )
-        raise ConfigError("budget.samples", groups["budget"].samples, [calls], problem)
+    inputs, edit = schema.InputsConfig(**plain["inputs"]), schema.EditConfig(**plain["edit"])
+    check_kind(plain["task_kind"], edit, groups["sampler"])
+    strength = edit.strength if plain["task_kind"] == "edit" else 1.0
+    calls = len(timesteps(calibrated_on, groups["model"], strength))
+    check_points(groups["budget"].samples, groups["bits"].ranges, calls)
     groups["trainer"] = _with(groups["trainer"], accelerator=_accelerator(groups["trainer"].accelerator))
     evaluate = schema.EvaluateConfig(**plain["evaluate"])
     _check_evaluate(plain["task"], evaluate, groups["model"], groups["metrics"])
     resolved = {**plain, **{group: asdict(value) for group, value in groups.items()}}
     del resolved["store"]  # where results lie is no part of what they are
+    if calibration == schema.CalibrationConfig():
+        del resolved["calibration"]
+    else:
+        resolved["calibration"] = asdict(calibration)
+    if plain["task_kind"] == "generate":
+        for key in ("task_kind", "inputs", "edit"):
+            del resolved[key]
     job = Job(
         task=plain["task"],
         seed=plain["seed"],
@@ -134,10 +103,18 @@ def make_job(config: DictConfig) -> Job:
         evaluate=evaluate,
         store_root=_store_root(plain["store"]["root"]),
         config=_plain(resolved),
+        calibration=calibration,
+        task_kind=plain["task_kind"],
+        inputs=inputs,
+        edit=edit,
     )
+    check_inputs(job)
     if evaluate.samples is not None:
         return images_job(job)
-    return without_calibration(job, method) if method.name in schema.UNCALIBRATED else job
+    if method.name in schema.UNCALIBRATED:
+        return without_calibration(job, method)
+    check_plans(job)
+    return job
 
 
 def _resolved(config: DictConfig) -> dict[str, Any]:
@@ -188,11 +165,13 @@ def _check_bits(bits: BitsConfig) -> None:
     _one_of("bits.weight", bits.weight, schema.WEIGHT_BITS, problem="is not allowed")
     _one_of("bits.activation", bits.activation, schema.ACTIVATION_BITS, problem="is not allowed")
     _one_of("bits.scope", bits.scope, schema.SCOPES)
-    _one_of("bits.ranges", bits.ranges, ("method", *schema.RANGES))
+    check_ranges("bits.ranges", bits.ranges, ("method", *schema.RANGES))
 
 
 def _ranges(bits: BitsConfig, method: MethodConfig) -> str:
-    return method.ranges if bits.ranges == "method" else bits.ranges
+    """The ranges of the job: groups of one call are steps."""
+    ranges = method.ranges if bits.ranges == "method" else bits.ranges
+    return "step" if group_size(ranges) == 1 else ranges
 
 
 def _check_metrics(metrics: schema.MetricsConfig) -> None:
@@ -219,13 +198,13 @@ def _check_counts(budget: schema.BudgetConfig) -> None:
             _at_least(f"budget.{item.name}", getattr(budget, item.name), 1)
 
 
-def _check_sampler(sampler: schema.SamplerConfig, model: ModelConfig) -> None:
-    _at_least("sampler.chunk", sampler.chunk, 1)
-    _at_least("sampler.batch", sampler.batch, 1)
-    _at_least("sampler.guidance", sampler.guidance, 0)
-    _at_least("sampler.steps", sampler.steps, 1)
+def _check_sampler(sampler: schema.SamplerConfig, model: ModelConfig, node: str = "sampler") -> None:
+    _at_least(f"{node}.chunk", sampler.chunk, 1)
+    _at_least(f"{node}.batch", sampler.batch, 1)
+    _at_least(f"{node}.guidance", sampler.guidance, 0)
+    _at_least(f"{node}.steps", sampler.steps, 1)
     if not 0 <= sampler.eta <= 1:
-        raise ConfigError("sampler.eta", sampler.eta, ["0 to 1"], "is out of range", 0 if sampler.eta < 0 else 1)
+        raise ConfigError(f"{node}.eta", sampler.eta, ["0 to 1"], "is out of range", 0 if sampler.eta < 0 else 1)
     _one_of("sampler.spacing", sampler.spacing, SPACINGS)
     try:
         sampler.spec()
@@ -233,8 +212,9 @@ def _check_sampler(sampler: schema.SamplerConfig, model: ModelConfig) -> None:
     except ValueError as error:
         # These messages begin with the name of the field.
         name = str(error).split()[0]
-        name = name if name in asdict(sampler) else "name"
-        raise ConfigError(f"sampler.{name}", getattr(sampler, name), problem=f"is not possible: {error}") from None
+        known, otherwise = (asdict(sampler), "name") if node == "sampler" else (("steps", "eta"), "steps")
+        name = name if name in known else otherwise
+        raise ConfigError(f"{node}.{name}", getattr(sampler, name), problem=f"is not possible: {error}") from None
 
 
 def _check_foreign_network(path: str | None, model: ModelConfig) -> None:
@@ -258,8 +238,8 @@ def _check_evaluate(
         raise ConfigError(error.key, error.value, problem=error.problem) from None
 
 
-def _model(model: ModelConfig, guidance: float) -> ModelConfig:
-    """Fill in from the model's folder what its YAML leaves open."""
+def _model(model: ModelConfig, guidances: Mapping[str, float | None]) -> ModelConfig:
+    """Fill in from the model's folder what its YAML leaves open; it must know what ``guidances``, by key, need."""
     _one_of("model.source", model.source, tuple(_NEEDED))
     for key in ("path", "revision"):
         if getattr(model, key) is None and key in _NEEDED[model.source]:
@@ -279,17 +259,22 @@ def _model(model: ModelConfig, guidance: float) -> ModelConfig:
     entries, size = config.get("num_class_embeds"), config.get("sample_size")
     if size is None:
         raise ConfigError("model.path", model.path, problem="holds a network whose config.json has no sample_size")
-    shape = (config.get("in_channels"), *(size if isinstance(size, (list, tuple)) else (size, size)))
+    check_condition(model, config)
+    channels = None if config.get("in_channels") is None else config["in_channels"] - (model.condition_channels or 0)
+    shape = (channels, *(size if isinstance(size, (list, tuple)) else (size, size)))
     if model.sample_shape and tuple(model.sample_shape) != shape:
         raise ConfigError("model.sample_shape", list(model.sample_shape), problem=f"is {list(shape)} in this model")
     classes = model.classes if model.classes is not None else entries
     if classes is not None and not 0 < classes <= (entries or 0):
         raise ConfigError("model.classes", classes, problem=f"is not possible: the model knows {entries} labels")
     model = _with(model, sample_shape=shape, classes=classes)
-    if guidance != 1 and classes is not None and classes == entries:
-        raise ConfigError("sampler.guidance", guidance, [1.0], f"needs a null label, and {model.name} has none")
-    if guidance != 1 and not model.classes:
-        raise ConfigError("sampler.guidance", guidance, [1.0], f"needs a model with classes, and {model.name} has none")
+    for key, guidance in guidances.items():
+        if guidance in (None, 1):
+            continue
+        if classes is not None and classes == entries:
+            raise ConfigError(key, guidance, [1.0], f"needs a null label, and {model.name} has none")
+        if not model.classes:
+            raise ConfigError(key, guidance, [1.0], f"needs a model with classes, and {model.name} has none")
     return model
 
 
@@ -301,7 +286,7 @@ def _method(plain: Mapping[str, Any], unresolved: Any) -> MethodConfig:
     if not plain["stages"] and plain["name"] not in schema.UNCALIBRATED:
         raise ConfigError("method.stages", "[]", problem=f"leaves nothing to method={plain['name']}")
     _one_of("method.calibration", plain["calibration"], schema.CALIBRATIONS)
-    _one_of("method.ranges", plain["ranges"], schema.RANGES)
+    check_ranges("method.ranges", plain["ranges"], schema.RANGES)
     _one_of_keys("method.paper_scope", plain["paper_scope"], schema.PAPER_SCOPE)
     used = str({key: value for key, value in unresolved.items() if key not in METHOD_KEYS})
     preset = {"faithful": bool(plain.get("faithful_settings")), "path": plain["name"] == schema.FOREIGN}

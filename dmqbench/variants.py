@@ -28,3 +28,10 @@ def variant_text(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
         shared = sum(f".{other}.{'.'.join(key)}" in after for other in chosen) > 1
         words.append(f"{stage + '.' if shared else ''}{'.'.join(key)}={value}")
     return ", ".join(words)
+
+
+def calibration_text(calibration: Mapping[str, Any]) -> str:
+    """How the calibrated plan differs from that of sampling, in a few words; "" if it does not."""
+    return ", ".join(
+        f"calibration.{key}={value}" for key, value in calibration.items() if key != "match" and value is not None
+    )

@@ -1,4 +1,4 @@
-"""Findings as the stages of DMQ write them, and stores whose jobs have them, filled by hand."""
+"""Findings as the stages of DMQ and AccuQuant write them, and stores whose jobs have them, filled by hand."""
 
 import json
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from handmade import Bench, diagnosis
 
 WEIGHTS = ("weight_range", "weight_reconstruction", "activation_range")
-SCALING, POWERS = "equivalent_scaling", "power_of_two_scaling"
+SCALING, POWERS, TRAJECTORY = "equivalent_scaling", "power_of_two_scaling", "trajectory_reconstruction"
 RUNG_METHODS: dict[str, dict[str, Any]] = {
     "q_diffusion": {"name": "q_diffusion", "stages": [*WEIGHTS, "activation_reconstruction"]},
     "reconstruction": {"name": "q_diffusion", "stages": list(WEIGHTS)},
@@ -75,6 +75,33 @@ def powers(
     }
 
 
+def trajectory(
+    horizon: int = 2,
+    gradient: str = "identity",
+    calls: int = 4,
+    factor: float = 0.5,
+    cosine: float | None = 0.9,
+    ratio: float | None = 1.2,
+) -> dict[str, Any]:
+    """Findings of calibration over several steps: each group's error is ``factor`` times what it was, or twice that."""
+    groups = [range(start, min(start + horizon, calls)) for start in range(0, calls, horizon)]
+    before = [0.01 * group.stop for group in groups]
+    return {
+        "settings": {"horizon": min(horizon, calls), "gradient": gradient, "joint": False},
+        "spans": [
+            {
+                "groups": [[group.start, group.stop - 1]],
+                "best_iteration": 20,
+                "gradient_cosine": cosine,
+                "gradient_ratio": ratio,
+                "error_before": [error],
+                "error_after": [error * factor * (1 + place % 2)],
+            }
+            for place, (group, error) in enumerate(zip(groups, before, strict=True))
+        ],
+    }
+
+
 class FindingsBench(Bench):
     """A run store whose jobs name stages with findings."""
 
@@ -110,3 +137,25 @@ class FindingsBench(Bench):
         } | changes.pop("config", {})
         settings = {"ranges": "step", "diagnosis": diagnosis(), "protocol": {"n": 16}, "per_image": values}
         return self.made(method["name"], bits, psnr, found, model=model, config=config, **settings | changes)
+
+    def trial(self, horizon: int | None, gradient: str = "identity", psnr: float = 30.0, **changes) -> str:
+        """Publish one job of an ablation, of 16 images that differ; without a ``horizon`` the un-tuned one.
+
+        ``own`` are settings of the stage, ``found`` arguments of ``trajectory``.
+        """
+        own = {"horizon": horizon, "gradient": gradient, "recipe": "scales", "start": "fp"} | changes.pop("own", {})
+        facts = changes.pop("found", {})
+        stages = [*WEIGHTS, *([TRAJECTORY] if horizon else [])]
+        found: dict[str, Any] = dict.fromkeys(stages)
+        if horizon:
+            found[TRAJECTORY] = trajectory(horizon, gradient, **facts)
+        config = {
+            "method": {"name": "accuquant", "stages": stages, TRAJECTORY: own},
+            "seed": 0,
+            "engine": "simulate",
+            "budget": {"name": "ladder"},
+            "sampler": {"name": "ddim", "steps": 4},
+        } | changes.pop("config", {})
+        values = [psnr + 0.5 * (index % 4) - 0.75 + 0.1 * ((index * len(gradient)) % 3) for index in range(16)]
+        settings = {"ranges": "group5", "protocol": {"n": 16}, "per_image": values, "bits": "w4a6"} | changes
+        return self.made("accuquant", settings.pop("bits"), float(sum(values) / 16), found, config=config, **settings)

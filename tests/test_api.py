@@ -42,6 +42,7 @@ TINY = (
     "budget.samples=8",
     "budget.weight_iterations=2",
     "budget.activation_iterations=1",
+    "budget.trajectory_iterations=1",
 )
 
 
@@ -221,6 +222,29 @@ def test_each_sample_has_the_step_of_its_own_timestep(store):
     assert torch.equal(pipe.unet(x, torch.tensor([750, 0, 250]), class_labels=labels).sample, whole)
 
 
+def test_the_nearest_step_serves_any_number_of_steps_and_is_saved_with_the_network(store, tmp_path):
+    pipe = quantized(store, ranges="group2", match="nearest")
+    x = torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(2))
+    outputs = {t: pipe.unet(x, t).sample for t in (750, 700, 600, 500)}
+    ranges = {name: value for name, value in pipe.unet.state_dict().items() if name.endswith("row_of_call")}
+    assert {tuple(rows.tolist()) for rows in ranges.values()} == {(0, 0, 1, 1)}
+    refusing = quantized(store, ranges="group2")
+    assert torch.equal(refusing.unet(x, 750).sample, outputs[750])
+    with pytest.raises(ServingError, match=r"timestep 700 was not calibrated.*match='nearest'.*750, 500, 250, 0"):
+        refusing.unet(x, 700)
+    again = load(save(pipe, tmp_path / "nearest"))
+    assert all(torch.equal(again.unet(x, t).sample, expected) for t, expected in outputs.items())
+    assert torch.equal(draw(again, steps=7), draw(pipe, steps=7))
+
+
+def test_a_folder_from_before_match_refuses_other_timesteps(store, tmp_path):
+    folder = save(quantized(store, ranges="step", match="nearest"), tmp_path / "saved")
+    redescribe(folder, lambda facts: facts["quantization"].pop("match"))
+    network = load(folder).unet
+    with pytest.raises(ServingError, match="timestep 700 was not calibrated"):
+        network(torch.zeros(1, 1, 8, 8), 700)
+
+
 def test_shared_ranges_serve_any_number_of_steps(shared):
     assert draw(shared, steps=7).shape == (2, 1, 8, 8)
     assert not torch.equal(draw(shared, steps=7), draw(shared))
@@ -282,7 +306,7 @@ def test_a_pipeline_class_of_ones_own_is_given_to_load(shared, tmp_path):
     ("options", "message"),
     [
         ({"method": "q_difusion"}, r"method=q_difusion is not known; nearest: q_diffusion"),
-        ({"method": "accuquant"}, r"method=accuquant is not built yet"),
+        ({"method": "mpq_dm"}, r"method=mpq_dm is not built yet"),
         ({"method": "fp"}, r"quantizes nothing"),
         ({"bits": "w32a32"}, r"quantizes nothing"),
         ({"bits": "w4a7"}, r"bits=w4a7 is not known; nearest: w4a"),
@@ -296,6 +320,9 @@ def test_a_pipeline_class_of_ones_own_is_given_to_load(shared, tmp_path):
         ({"overrides": ["budget.sample=4"]}, r"budget.sample=4 is not a key; nearest: budget.samples"),
         ({"overrides": ["model=digits"]}, r"model.path=digits is the pipeline's own"),
         ({"sampler": "pndm", "ranges": "step"}, r"bits.ranges=step needs one network call per timestep"),
+        ({"sampler": "pndm", "ranges": "group2"}, r"bits.ranges=group2 needs one network call per timestep"),
+        ({"ranges": "group02"}, r"bits.ranges=group02 is not known; nearest: group2"),
+        ({"match": "closest"}, r"calibration.match=closest is not known; nearest: "),
     ],
 )
 def test_wrong_names_are_one_line_and_the_pipeline_is_untouched(tmp_path, options, message):

@@ -111,8 +111,20 @@ def in_a_process(*arguments: str, cwd: Path, **more) -> subprocess.CompletedProc
         (["metrics.names=[psrn]"], ["metrics.names=psrn", "nearest: psnr"]),
         (["sampler.stepz=3"], ["sampler.stepz=3", "nearest: sampler.steps"]),
         (["bits.weight=four"], ["bits.weight=four", "nearest: 4"]),
-        (["method=accuquant"], ["method=accuquant", "not built yet"]),
+        (["method=mpq_dm"], ["method=mpq_dm", "not built yet"]),
         (["method=foreign"], ["method.path=null", "must be given"]),
+        *(
+            (["method=accuquant", f"method.trajectory_reconstruction.{wrong}"], [wrong, allowed])
+            for wrong, allowed in (
+                ("recipe=bad", "allowed: scales, joint"),
+                ("gradient=bad", "identity"),
+                ("start=bad", "allowed: fp, quantized"),
+                ("horizon=0", "nearest: 1"),
+                ("iterations=0", "nearest: 1"),
+                ("checks=0", "nearest: 1"),
+                ("horizn=5", "nearest: method.trajectory_reconstruction.horizon"),
+            )
+        ),
         (["metrics.inception=tensorflow"], ["metrics.inception=tensorflow", "nearest: legacy_tensorflow"]),
         (["metrics.weights=nowhere"], ["metrics.weights=nowhere", "not a folder"]),
         (["dataset.reference=nowhere"], ["dataset.reference=nowhere", "does not exist"]),
@@ -357,7 +369,8 @@ def test_a_refusal_of_the_real_command(tmp_path):
     assert (done.returncode, done.stdout) == (2, "")
     assert (
         done.stderr
-        == "dmqbench: method=rnt is not known; nearest: rtn (allowed: dmq, dmq_les, foreign, fp, q_diffusion, rtn)\n"
+        == "dmqbench: method=rnt is not known; nearest: rtn "
+        "(allowed: accuquant, dmq, dmq_les, foreign, fp, q_diffusion, rtn)\n"
     )
     assert list(tmp_path.iterdir()) == []
 

@@ -238,7 +238,7 @@ def test_schemas_are_no_options(hidden):
 
 @pytest.mark.parametrize(
     "override",
-    ["method=accuquant", "model=sd14", "model=scenes"],
+    ["method=mpq_dm", "model=sd14", "model=scenes"],
 )
 def test_what_is_planned_is_refused_as_not_built_yet(override):
     assert "is not built yet" in str(refused(override))

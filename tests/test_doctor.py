@@ -40,7 +40,7 @@ def test_a_bare_machine_is_healthy_and_every_metric_is_told(tmp_path, capsys):
     rows = {(one["group"], one["name"]): one for one in answer["findings"]}
     assert {name for group, name in rows if group == "metrics"} == set(METRICS)
     for name in METRICS:
-        computable = name in ("psnr", "ssim", "mse", "fd_digits", "fd2fp32_digits")
+        computable = name in ("psnr", "ssim", "mse", "psnr_truth", "fd_digits", "fd2fp32_digits")
         assert rows["metrics", name]["status"] == (OK if computable else ABSENT), name
     for file in WEIGHT_FILES:
         row = rows["weights", file.name]

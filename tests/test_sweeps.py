@@ -7,14 +7,19 @@ from typing import Any
 
 import pytest
 import yaml
+from handmade_findings import FindingsBench
 
 from dmqbench.config import SWEEPS, job_ids, weights_hash
+from dmqbench.page.ablation import GRADIENTS, VARIED, ablation
 from dmqbench.page.dose import RUNGS, rung_of
+from dmqbench.page.findings import FindingsReader
 from dmqbench.planning import Planned, check, sweep_jobs
 from dmqbench.schema import Job
+from dmqbench.stage_limits import CHOICES
 
 NAMES = sorted(path.stem for path in SWEEPS.glob("*.yaml"))
 ABLATIONS = ("dmq_table5", "dmq_table6", "dmq_table7", "dmq_votes")
+TRAJECTORY = "trajectory_reconstruction"
 
 
 @cache
@@ -53,7 +58,7 @@ def test_every_job_can_start_and_stands_once(name):
     assert len({one.result for one in planned_jobs(name)}) == len(planned_jobs(name))
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("dmq_")])
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith(("dmq_", "accuquant_"))])
 def test_all_rows_of_a_sweep_share_sampler_scope_and_evaluation(name):
     shared = {(job.sampler, job.metrics, job.bits.scope, job.engine, job.dataset) for job in calibrated(name)}
     assert len(shared) == 1
@@ -129,3 +134,77 @@ def test_claims_are_over_three_calibrations_at_equal_ranges():
     found = {(job.method.name, job.seed) for job in jobs("dmq_claims")}
     assert found == set(product(("rtn", "q_diffusion", "dmq"), range(3)))
     assert len({(job.bits, job.budget, job.metrics.seed) for job in jobs("dmq_claims")}) == 1
+
+
+ACCUQUANT_BITS = ("w3a6", "w3a8", "w4a6")
+
+
+def test_claims_of_accuquant_are_over_three_calibrations_of_every_bit_width():
+    found = {(job.method.name, job.bits.name, job.seed) for job in jobs("accuquant_claims")}
+    assert found == set(product(("q_diffusion", "accuquant"), ACCUQUANT_BITS, range(3)))
+    assert len({(job.budget, job.metrics.seed) for job in jobs("accuquant_claims")}) == 1
+    assert {(job.method.name, job.bits.ranges) for job in jobs("accuquant_claims")} == {
+        ("q_diffusion", "shared"), ("accuquant", "group5"),
+    }  # fmt: skip
+
+
+def test_controls_of_accuquant_hold_ranges_equal_and_leave_its_stage_out():
+    found = [(job.method.name, stages(job)[-1], job.bits.name, job.bits.ranges) for job in jobs("accuquant_controls")]
+    rows = (("q_diffusion", "activation_reconstruction"), ("accuquant", TRAJECTORY), ("accuquant", "activation_range"))
+    assert sorted(found) == sorted(
+        (*row, *place) for row, *place in product(rows, ACCUQUANT_BITS, ("group5", "shared"))
+    )
+    claims = {one.result for one in planned_jobs("accuquant_claims") if one.job.seed == 0}
+    assert claims < {one.result for one in planned_jobs("accuquant_controls")}, "the claims' own jobs are among them"
+
+
+def ablation_jobs(bits: str) -> list[Job]:
+    return [job for job in jobs("accuquant_ablation") if job.bits.name == bits]
+
+
+@pytest.mark.parametrize("bits", ["w4a6", "w3a6"])
+def test_the_ablation_has_every_horizon_and_every_gradient_beside_the_untuned_job(bits):
+    untuned, *tuned = ablation_jobs(bits)
+    assert stages(untuned)[-1] == "activation_range"
+    found = [settings(job, TRAJECTORY) for job in tuned]
+    places = [(one["horizon"], one["gradient"]) for one in found]
+    assert places[:5] == [(horizon, "identity") for horizon in (1, 2, 5, 10, 20)]
+    assert sorted(gradient for horizon, gradient in places[5:13]) == sorted(
+        name for name in CHOICES[TRAJECTORY]["gradient"] if name != "identity"
+    )
+    assert {horizon for horizon, _ in places[5:]} == {5}
+    usual = settings(tuned[2], TRAJECTORY)
+    others = [{key: value for key, value in one.items() if usual[key] != value} for one in found]
+    assert [set(other) - {"horizon", "gradient"} for other in others[:13]] == [set()] * 13
+    assert others[13:] == [{"start": "quantized"}, {"recipe": "scales"}]
+
+
+def test_the_ablation_holds_the_groups_of_ranges_and_everything_before_the_stage():
+    """Ranges would otherwise change along with the horizon; and all jobs of a bit-width share their earlier stages."""
+    for bits in ("w4a6", "w3a6"):
+        found = ablation_jobs(bits)
+        assert {(job.bits.ranges, job.budget.name) for job in found} == {("group5", "ladder")}
+        assert len({(job.seed, job.model, job.sampler) for job in found}) == 1
+        ids = [job_ids(job, weights_hash(job.model)).stages for job in found]
+        assert len({one[:3] for one in ids}) == 1 and len(ids[0]) == 3
+
+
+def test_the_ablation_s_jobs_are_one_curve_by_horizon_and_one_by_gradient_of_each_bit_width(tmp_path):
+    """What the figure is drawn from finds them together, so that the sweep fills it."""
+    bench = FindingsBench(tmp_path / "runs")
+    for job in jobs("accuquant_ablation"):
+        own = settings(job, TRAJECTORY)
+        changes = {"config": dict(job.config), "ranges": job.bits.ranges, "bits": job.bits.name}
+        bench.trial(own.get("horizon"), own.get("gradient", ""), found={"calls": 20}, **changes)
+    reader = FindingsReader(bench.root)
+    by_horizon, by_gradient = (ablation(bench.results(), reader, varied) for varied in VARIED)
+    assert by_horizon is not None and by_gradient is not None
+    for found, places in ((by_horizon, [1, 2, 5, 10, 20]), (by_gradient, list(GRADIENTS))):
+        assert [curve.name for curve in found.curves] == ["w4a6", "w3a6"] and found.compared
+        assert all([trial.place for trial in curve.trials] == places for curve in found.curves)
+
+
+def test_errors_of_four_methods_are_of_one_bit_width():
+    found = [(job.method.name, job.bits.name, job.seed) for job in jobs("accuquant_errors")]
+    assert found == [(method, "w4a6", 0) for method in ("rtn", "q_diffusion", "dmq", "accuquant")]
+    assert all(job.diagnose for job in jobs("accuquant_errors"))

@@ -69,10 +69,11 @@ def workbench(
     trajectories: int = 8,
     guidance: float = 1.0,
     seed: int = 0,
+    plan: SamplerPlan | None = None,
 ) -> Workbench:
-    """A network with quantizable layers, all switched off, and a bank of four-step trajectories of it."""
+    """A network with quantizable layers, all switched off, and a bank of its trajectories, four-step by default."""
     adapter = adapter_of(unet() if network is None else network)
-    plan, topology = sampler(), adapter.topology()
+    plan, topology = plan or sampler(), adapter.topology()
     bank = TrajectoryBank(
         follow(adapter, plan, stream="cal", seed=seed, indices=range(trajectories), guidance=guidance),
         follow(adapter, plan, stream="val", seed=seed, indices=range(4), guidance=guidance),

@@ -22,7 +22,7 @@ from dmqbench.eval.statistics import (
 from dmqbench.results import Result
 from dmqbench.schema import PAIRED_METRICS, UNKNOWN
 
-UNITS = {"psnr": "dB"}
+UNITS = {"psnr": "dB", "psnr_truth": "dB"}
 
 
 @dataclass(frozen=True)

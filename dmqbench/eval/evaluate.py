@@ -75,6 +75,7 @@ class Evaluator:
     pairs: number of pairs of paired metrics; 0 where no two samples are known to share their noise.
     features, floor_of: where features, and floors in them, come from; device: where they are computed.
     captions: the prompt of every sample, if there are any.
+    truth: the image that every sample should be, where there is one; ``no_truth`` says why there is none.
     """
 
     protocol: Protocol
@@ -88,6 +89,8 @@ class Evaluator:
     floors: Floors | None = None
     reference: str | None = None
     captions: tuple[str, ...] | None = None
+    truth: SampleSet | None = None
+    no_truth: str = "these samples have no ground truth: only task_kind=restore has one"
     device: str = "cpu"
 
     def evaluate(self, samples: SampleSet, names: Sequence[str]) -> Evaluation:
@@ -119,7 +122,7 @@ class _Run:
                     self.found.missing_weights.append(name)
         return self.found
 
-    # ---- paired with full precision
+    # ---- paired with full precision, or with the ground truth
 
     @property
     def _full_precision(self) -> SampleSet:
@@ -139,23 +142,32 @@ class _Run:
             extractor=metric.extractor,
             extractor_hash=metric.extractor_hash,
             resize=metric.resize,
-            reference="fp",
-            reference_hash=self.of.full_precision_id,
+            reference=metric.against,
+            reference_hash=self.of.full_precision_id if metric.against == "fp" else self._counterpart(metric).id,
         )
         measurement = summarise(metric, values, protocol)
-        if self.of.floors is not None:
+        if self.of.floors is not None and metric.against == "fp":
             floor = summarise(metric, self._pair_values(metric, self.of.floors.perturbed), protocol)
             measurement = replace(measurement, floor=Floor("numerical", floor.value, floor.n, floor.ci95))
         stand_in = (metric.extractor or "").startswith(STAND_IN)
         self._keep(metric.name, measurement, stand_in, values)
 
+    def _counterpart(self, metric: PairedMetric) -> SampleSet:
+        """What each sample is compared with."""
+        if metric.against == "fp":
+            return self._full_precision
+        if self.of.truth is None:
+            raise MetricUnavailable(self.of.no_truth)
+        return self.of.truth
+
     def _pair_values(self, metric: PairedMetric, ours: SampleSet) -> PerImage:
+        theirs = self._counterpart(metric)
         if not self.of.pairs:
             raise MetricUnavailable(
                 "nobody says that these samples share the noise of full precision: give evaluate.fp_samples"
             )
-        count = min(self.of.pairs, len(self._full_precision), len(self.samples))
-        pair = [getattr(each.first(count), metric.operand) for each in (ours, self._full_precision)]
+        count = min(self.of.pairs, len(theirs), len(self.samples))
+        pair = [getattr(each.first(count), metric.operand) for each in (ours, theirs)]
         if any(operand is None for operand in pair):
             raise MetricUnavailable("samples made elsewhere have images, but no final sampler state")
         return metric.per_image(*pair)

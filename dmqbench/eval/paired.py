@@ -1,4 +1,4 @@
-"""Metrics that compare each sample with the full-precision sample of the same seed.
+"""Metrics that compare each sample with the full-precision sample of the same seed, or with the ground truth.
 
 Range, reduction and identical images are fixed here, once: a metric is one ``PairedMetric`` with a function
 from two batches to one number per pair; register it in ``registry.py`` and it is computed, reported and compared.
@@ -30,8 +30,8 @@ class PairedMetric:
     """``per_image(samples, reference)`` gives one number per pair, ``None`` where it is infinite.
 
     ``operand`` says what it compares: "images" (uint8 [N, C, H, W]) or "state" (the sampler's final state,
-    float32 [N, ...], before decoding). A metric with a feature network names it, the hash of its weights and what it
-    does to images first.
+    float32 [N, ...], before decoding); ``against``: with full precision, or with the ground truth. A metric with a
+    feature network names it, the hash of its weights and what it does to images first.
     """
 
     name: str
@@ -43,6 +43,7 @@ class PairedMetric:
     extractor: str | None = None
     extractor_hash: str | None = None
     resize: str | None = None
+    against: Literal["fp", "truth"] = "fp"
 
     @property
     def rounding(self) -> str:
@@ -104,6 +105,7 @@ def mse(states: Tensor, reference: Tensor) -> PerImage:
 
 PSNR = PairedMetric("psnr", METRICS["psnr"], True, "images", "dmqbench", psnr)
 SSIM = PairedMetric("ssim", METRICS["ssim"], True, "images", "torchmetrics-interior", ssim)
+PSNR_TRUTH = PairedMetric("psnr_truth", METRICS["psnr_truth"], True, "images", "dmqbench", psnr, against="truth")
 MSE = PairedMetric("mse", METRICS["mse"], False, "state", "dmqbench", mse)
 
 

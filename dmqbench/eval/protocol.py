@@ -42,6 +42,7 @@ class Protocol:
     seed: ``metrics.seed``; sampler, timesteps, eta, guidance, clip: how the samples were drawn.
     unknown: names of entries that nobody told this program, for samples or models made elsewhere.
     saved: the lossy format in which images came, if any.
+    task, strength: of samples that were restored or edited, and the share of the sampler's steps that they took.
     base: id of the full-precision samples of the same model, sampler, seed and device: it stands for their details.
     scope: what stays in full precision (``None`` for the full-precision model: nothing is quantized).
     chunk, engine: what the samples' bits depend on besides.
@@ -69,6 +70,8 @@ class Protocol:
     reference_hash: str | None = None
     unknown: tuple[str, ...] = ()
     saved: str | None = None
+    task: str | None = None
+    strength: float | None = None
 
     def __post_init__(self) -> None:
         if self.n < 1:
@@ -102,12 +105,14 @@ class Protocol:
             "chunk": self.chunk,
             "engine": self.engine,
             "saved": self.saved,
+            "task": self.task,
+            "strength": _number(self.strength),
         }
         entries |= {_SHOWN_AS.get(name, name): UNKNOWN for name in self.unknown}
         facts = asdict(self)
-        for name in ("unknown", "saved"):
+        for name in ("unknown", "saved", "task", "strength"):
             if not facts[name]:
-                del facts[name]  # ids from before there were foreign samples stay what they are
+                del facts[name]  # ids from before there were such samples stay what they are
         shown = " ".join(f"{key}={value}" for key, value in entries.items() if value is not None)
         return f"{self.metric}/{self.version} {shown} #{_short_hash(facts)}"
 

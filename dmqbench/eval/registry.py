@@ -14,7 +14,7 @@ from dmqbench.eval.inception_score import LEAST, inception_score_estimate
 from dmqbench.eval.kernel import kid_estimate
 from dmqbench.eval.lpips import lpips_metric
 from dmqbench.eval.manifold import precision_recall_estimates
-from dmqbench.eval.paired import MSE, PSNR, SSIM, PairedMetric
+from dmqbench.eval.paired import MSE, PSNR, PSNR_TRUTH, SSIM, PairedMetric
 from dmqbench.schema import METRICS, MetricsConfig
 
 Side = Tensor | Gaussian
@@ -25,6 +25,7 @@ PAIRED_METRICS: dict[str, Callable[[MetricsConfig, str], PairedMetric]] = {
     "ssim": lambda settings, device: SSIM,
     "mse": lambda settings, device: MSE,
     "lpips": lpips_metric,
+    "psnr_truth": lambda settings, device: PSNR_TRUTH,
 }
 """Name → the metric for these settings, on this device."""
 

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from dmqbench.data.bank import TrajectoryBank
+from dmqbench.environment import memory_facts
 from dmqbench.files import save_atomic
 from dmqbench.models.adapter import Adapter
 from dmqbench.models.topology import Topology
@@ -119,10 +120,17 @@ class Stage(pl.LightningModule):
         """Cost so far, in full-precision network calls of batch 1; a backward pass counts as two forwards."""
         self.seconds = 0.0
         """Time spent so far on finished units, over all runs of the stage."""
+        self.peaks: dict[str, int] = {}
+        """Peaks so far, over all runs of the stage: see ``environment.memory_facts``."""
 
     @property
     def bench(self) -> Workbench:
         return self._bench[0]
+
+    def note_memory(self) -> None:
+        """Take the present peaks of memory into ``peaks``."""
+        for name, peak in memory_facts(self.bench.device.type).items():
+            self.peaks[name] = max(peak, self.peaks.get(name, 0))
 
     def state(self) -> dict[str, Tensor]:
         """The calibration state that the stage has reached."""
@@ -195,6 +203,7 @@ class Stage(pl.LightningModule):
     def on_train_epoch_end(self) -> None:
         facts = self.finish_unit(self.unit)
         self.seconds += time.perf_counter() - self.unit_started
+        self.note_memory()
         self._record_losses()
         self.bench.record.log("unit", stage=self.name, unit=self.unit, **facts)
 
@@ -234,6 +243,7 @@ class UnitCheckpoint(Checkpoint):
             "units_done": str(stage.first_unit + stage.current_epoch + 1),
             "network_forwards": repr(stage.network_forwards),
             "seconds": repr(stage.seconds),
+            "peaks": json.dumps(stage.peaks),
         }
         carried = {PROGRESS + name: value for name, value in stage.progress().items()}
         state = stage.state() | carried
@@ -257,6 +267,7 @@ class UnitCheckpoint(Checkpoint):
         stage.first_unit = int(progress["units_done"])
         stage.network_forwards = float(progress["network_forwards"])
         stage.seconds = float(progress["seconds"])
+        stage.peaks = json.loads(progress.get("peaks", "{}"))
         stage.load_progress_({name.removeprefix(PROGRESS): value for name, value in carried.items()})
 
 

@@ -1,11 +1,12 @@
 """One way to call any denoiser: conditions, guidance, learned variance and the step that quantizers read."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from dmqbench.data.noise import Stream
 from dmqbench.models.conditioning import (
     ClassConditioner,
     Conditioner,
@@ -20,16 +21,24 @@ from dmqbench.models.topology import Topology, trace
 from dmqbench.quant.context import StepContext
 from dmqbench.samplers.schedule import NoiseSchedule
 
+LABELS = "class_labels"
+IMAGE = "image"
+"""The condition that a network reads as further channels of its input; the others are keyword arguments."""
+
+Start = Callable[[Stream, Sequence[int]], Tensor]
+"""(stream, sample indices) → the clean states [B, C, H, W] that trajectories start from, noised."""
+
 
 class Adapter:
     """A denoiser with everything that sampling from it needs.
 
     Args:
-        network: called as ``network(x, timestep, **cond, return_dict=False)[0]``.
+        network: called as ``network(x, timestep, **cond, return_dict=False)[0]``, a condition image behind x.
         sample_shape: (C, H, W) of the sampler's state.
         schedule: the noise schedule that the network was trained with.
         prediction: what it predicts: ``epsilon``, ``v_prediction`` or ``sample``.
         context: shared by all quantizers of this network.
+        start: of editing; None: trajectories start from noise alone.
     """
 
     def __init__(
@@ -42,6 +51,7 @@ class Adapter:
         conditioner: Conditioner,
         decoder: Decoder,
         context: StepContext | None = None,
+        start: Start | None = None,
     ) -> None:
         self.network = network
         self.sample_shape = sample_shape
@@ -50,6 +60,7 @@ class Adapter:
         self.conditioner = conditioner
         self.decoder = decoder
         self.context = context or StepContext()
+        self.start = start
 
     @property
     def device(self) -> torch.device:
@@ -87,8 +98,9 @@ class Adapter:
     def _call(self, x: Tensor, timestep: Tensor, cond: Mapping[str, Tensor], step: Tensor) -> Tensor:
         if step.shape != (len(x),):
             raise ValueError(f"step must have shape [{len(x)}], one call index per sample, not {list(step.shape)}")
+        inputs, keywords = _network_inputs(x, cond)
         with self.context.at(step):
-            output = self.network(x, timestep, **cond, return_dict=False)[0]
+            output = self.network(inputs, timestep, **keywords, return_dict=False)[0]
         return output[:, : self.sample_shape[0]]
 
     def example_inputs(
@@ -98,7 +110,8 @@ class Adapter:
         device = self.device if device is None else device
         x = torch.zeros(batch, *self.sample_shape, device=device)
         timestep = torch.zeros(batch, dtype=torch.long, device=device)
-        return (x, timestep), {**self.conditioner.example(batch, device), "return_dict": False}
+        inputs, keywords = _network_inputs(x, self.conditioner.example(batch, device))
+        return (inputs, timestep), {**keywords, "return_dict": False}
 
     def topology(self) -> Topology:
         """Probe the network once and return what it is made of."""
@@ -115,6 +128,12 @@ class Adapter:
         """Keep all activations for the backward pass again."""
         network: Any = self.network
         network.disable_gradient_checkpointing()
+
+
+def _network_inputs(x: Tensor, cond: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    """What the network reads, [B, C + C', H, W] with a condition image of C' channels, and its keyword arguments."""
+    keywords = {name: value for name, value in cond.items() if name != IMAGE}
+    return (torch.cat([x, cond[IMAGE]], dim=1) if IMAGE in cond else x), keywords
 
 
 def load_adapter(

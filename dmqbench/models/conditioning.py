@@ -95,10 +95,14 @@ class TextConditioner:
 
 
 class Decoder(Protocol):
-    """From the sampler's final state to images."""
+    """From the sampler's final state to images, and back."""
 
     def decode(self, state: Tensor) -> Tensor:
         """Return uint8 images [N, C, H, W] of a state [N, …]."""
+        ...
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Return the state [N, …] of images [N, C, H, W] in [−1, 1]."""
         ...
 
 
@@ -107,6 +111,9 @@ class PixelDecoder:
 
     def decode(self, state: Tensor) -> Tensor:
         return to_uint8(state)
+
+    def encode(self, images: Tensor) -> Tensor:
+        return images
 
 
 class LatentDecoder:
@@ -120,3 +127,10 @@ class LatentDecoder:
     def decode(self, state: Tensor) -> Tensor:
         network = self.network.to(state.device)  # calibration never moves it there
         return to_uint8(network.decode(state / self.scaling_factor, return_dict=False)[0])
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """Of an encoder that gives a distribution (``AutoencoderKL``), its mode: nothing is drawn."""
+        network = self.network
+        encoded = network.encode(images.to(next(network.parameters()).device), return_dict=False)[0]
+        return (encoded if isinstance(encoded, Tensor) else encoded.mode()) * self.scaling_factor

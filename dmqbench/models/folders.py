@@ -5,6 +5,7 @@ network. Weights are safetensors; pickles are never opened.
 """
 
 import json
+import re
 import struct
 from dataclasses import dataclass
 from functools import cache
@@ -39,12 +40,14 @@ class ModelSource:
         location: the embedded model's name, the folder's path, or ``owner/name``.
         revision: of a hub repository: the commit, so that the weights cannot change under a result.
         classes: number of real classes where the label table has one entry more, the null label of guidance.
+        condition_channels: of an image that the network reads beside its state.
     """
 
     kind: Literal["embedded", "local", "hub"]
     location: str
     revision: str | None = None
     classes: int | None = None
+    condition_channels: int = 0
 
     def __post_init__(self) -> None:
         if self.kind not in ("embedded", "local", "hub"):
@@ -60,7 +63,8 @@ class ModelSource:
     def advice(self) -> str:
         """How to get the files, for error messages."""
         if self.kind == "embedded":
-            return f"it is shipped with dmqbench and made by python -m dmqbench.zoo.{self.location.partition('_')[0]}"
+            maker = re.sub(r"_\d+$", "", self.location)
+            return f"it is shipped with dmqbench and made by python -m dmqbench.zoo.{maker}"
         if self.kind == "local":
             return "give a folder that diffusers' save_pretrained wrote"
         return f"fetch it once while online: hf download {self.location} --revision {self.revision}"

@@ -105,7 +105,7 @@ def load_foreign_network(path: str | Path, like: "NetworkSpec") -> "nn.Module":
 
     require_fit(path, like.config)
     folder = network_folder(Path(path), _ADVICE)
-    spec = NetworkSpec(read_config(folder / CONFIG))
+    spec = NetworkSpec(read_config(folder / CONFIG), like.condition_channels)
     for name in ("class_name", "sample_shape", "output_channels", "conditioning", "label_entries"):
         _require_same(folder, name, getattr(like, name), getattr(spec, name))
     network = _load(folder)
@@ -119,7 +119,8 @@ def load_foreign_adapter(path: str | Path, base: "Adapter") -> "Adapter":
     from dmqbench.models.sources import NetworkSpec
 
     network: Any = base.network
-    spec = NetworkSpec({**network.config, "_class_name": type(network).__name__})
+    condition_channels = network.config.in_channels - base.sample_shape[0]
+    spec = NetworkSpec({**network.config, "_class_name": type(network).__name__}, condition_channels)
     return Adapter(
         load_foreign_network(path, spec).to(base.device),
         sample_shape=base.sample_shape,
@@ -127,6 +128,7 @@ def load_foreign_adapter(path: str | Path, base: "Adapter") -> "Adapter":
         prediction=base.prediction,
         conditioner=base.conditioner,
         decoder=base.decoder,
+        start=base.start,
     )
 
 

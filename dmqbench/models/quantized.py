@@ -60,6 +60,8 @@ class Description:
     seed: int
     ids: dict[str, Any]
     """Of the artifacts in the run store that it was made from."""
+    match: str = "refuse"
+    """What a call at a timestep that was not calibrated does: see ``CalibrationConfig``."""
 
 
 def exchange_(network: Any, description: Description, state: Mapping[str, Tensor]) -> None:
@@ -72,7 +74,8 @@ def exchange_(network: Any, description: Description, state: Mapping[str, Tensor
             network, {name: AttentionQuantizers(context, levels) for name in description.attentions}
         )
     load_calibration_state_(network, state)
-    serve_(network, ENGINES[description.engine], context, description.timesteps)
+    nearest = description.match == "nearest"
+    serve_(network, ENGINES[description.engine], context, description.timesteps, nearest)
     network.dmqbench = description
     network.save_pretrained = _refuse_to_save
 

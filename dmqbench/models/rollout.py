@@ -32,13 +32,15 @@ def rollout(
     guidance: float,
     perturbation: float = 0.0,
 ) -> Iterator[Visit]:
-    """Follow the trajectories of ``indices`` from noise to sample, one network call at a time.
+    """Follow the trajectories of ``indices`` from noise, or an image that is noised, to sample, call by call.
 
     Args:
-        perturbation: relative size of a deterministic disturbance of x_T, for the numerical floor.
+        perturbation: relative size of a deterministic disturbance of the first state, for the numerical floor.
     """
     device = next(adapter.network.parameters()).device
     x = initial_noise(stream, seed, indices, adapter.sample_shape)
+    if adapter.start is not None:
+        x = plan.noised(adapter.start(stream, indices), x)
     if perturbation:
         x = x * (1 + perturbation)
     cond = {name: value.to(device) for name, value in adapter.conditioner.conditions(stream, seed, indices).items()}

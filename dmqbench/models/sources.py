@@ -35,11 +35,16 @@ Conditioning = Literal["none", "class", "text"]
 class NetworkSpec:
     """What a network's ``config.json`` says about its inputs and outputs.
 
+    Args:
+        condition_channels: how many of the input channels are an image that the network is conditioned on, and not
+            the sampler's state. No ``config.json`` says so.
+
     Raises:
         ModelError: the class is not on the allow-list, or the network needs inputs that this project does not give.
     """
 
     config: Mapping[str, Any]
+    condition_channels: int = 0
 
     def __post_init__(self) -> None:
         require_class(self.config, NETWORKS)
@@ -50,7 +55,8 @@ class NetworkSpec:
         if self.output_channels not in (channels, 2 * channels):
             raise ModelError(
                 f"{self.class_name}: {channels} input and {self.output_channels} output channels; a denoiser predicts "
-                "as many channels as it reads, or twice as many with a learned variance"
+                "as many channels as it reads, or twice as many with a learned variance; with a condition image it "
+                "reads more, which model.condition and model.condition_channels say"
             )
 
     @property
@@ -60,14 +66,20 @@ class NetworkSpec:
     @property
     def sample_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of the sampler's state."""
-        channels, size = self._required("in_channels"), self._required("sample_size")
+        channels, size = self._required("in_channels") - self.condition_channels, self._required("sample_size")
         height, width = size if isinstance(size, (list, tuple)) else (size, size)
         return channels, height, width
 
     @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """Shape of what the network reads: the sampler's state, and the condition image if there is one."""
+        channels, height, width = self.sample_shape
+        return channels + self.condition_channels, height, width
+
+    @property
     def output_channels(self) -> int:
         out = self.config.get("out_channels")
-        return self._required("in_channels") if out is None else out
+        return self.sample_shape[0] if out is None else out
 
     @property
     def learned_variance(self) -> bool:
@@ -139,7 +151,7 @@ def load_model(source: ModelSource) -> LoadedModel:
     """
     folder = locate(source)
     part = network_folder(folder, source.advice)
-    spec = NetworkSpec(read_config(part / CONFIG))
+    spec = NetworkSpec(read_config(part / CONFIG), source.condition_channels)
     network = _load_weights(part, spec.config, NETWORKS, source.advice)
     scheduler = folder / SCHEDULER_CONFIG
     return LoadedModel(
@@ -174,7 +186,7 @@ def example_inputs(
     elif spec.conditioning == "text":
         kwargs["encoder_hidden_states"] = torch.zeros(batch, tokens, spec.context_width, device=device)
     timestep = torch.zeros(batch, dtype=torch.long, device=device)
-    return (torch.zeros(batch, *spec.sample_shape, device=device), timestep), kwargs
+    return (torch.zeros(batch, *spec.input_shape, device=device), timestep), kwargs
 
 
 def _classes(spec: NetworkSpec, source: ModelSource) -> int | None:
@@ -239,7 +251,8 @@ def only_errors_logged() -> Iterator[None]:
 
 def meta_topology(source: ModelSource) -> tuple[Topology, int]:
     """Return the topology and the number of parameters of a model from its configuration alone, no weights read."""
-    spec = NetworkSpec(read_config(network_folder(locate(source), source.advice) / CONFIG))
+    config = read_config(network_folder(locate(source), source.advice) / CONFIG)
+    spec = NetworkSpec(config, source.condition_channels)
     network = meta_model(spec.config)
     args, kwargs = example_inputs(spec, device="meta")
     return trace(network, args, kwargs), sum(parameter.numel() for parameter in network.parameters())

@@ -29,7 +29,10 @@ def calls_axis(count: int) -> dict[str, Any]:
 
 
 def log_axis(title: str, values: Iterable[float | None]) -> dict[str, Any]:
-    """A logarithmic axis with few labels: whole powers of ten, or 1, 2 and 5 where there is no more than one."""
+    """A logarithmic axis with few labels: whole powers of ten, or 1, 2 and 5 where there is no more than one of those.
+
+    Where there are fewer than two labels by either rule, plotly chooses.
+    """
     known = [value for value in values if value]
     low, high = (min(known), max(known)) if known else (1.0, 1.0)
     decades = math.log10(high / low)
@@ -37,7 +40,8 @@ def log_axis(title: str, values: Iterable[float | None]) -> dict[str, Any]:
         return plain_axis(title) | {"type": "log", "dtick": max(1, round(decades / 5)), "exponentformat": "power"}
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     ticks = [tick for power in powers for step in (1, 2, 5) if low / 1.3 <= (tick := step * 10.0**power) <= high * 1.3]
-    return plain_axis(title) | {"type": "log", "tickvals": ticks, "ticktext": [f"{tick:.3g}" for tick in ticks]}
+    labels = {"tickvals": ticks, "ticktext": [f"{tick:.3g}" for tick in ticks]} if len(ticks) > 1 else {}
+    return plain_axis(title) | {"type": "log"} | labels
 
 
 def short_name(name: str) -> str:

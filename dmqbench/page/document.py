@@ -18,16 +18,19 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from dmqbench.cost_sheet import cost_sheet
 from dmqbench.differences import Contrast, baselines, contrasts
 from dmqbench.files import save_atomic
+from dmqbench.page.ablation import VARIED, ablation
 from dmqbench.page.axes import Figure
 from dmqbench.page.dose import dose_curve
 from dmqbench.page.figures import AXES, colours, cost, proxy_scatter, trade_off, trajectories
-from dmqbench.page.findings import FindingsReader
+from dmqbench.page.findings import FindingsReader, boundaries_of
 from dmqbench.page.gallery import LONGEST_SIDE, gallery_of
 from dmqbench.page.jobs import Diagnosis, diagnosis_of, jobs_data
 from dmqbench.page.method_figures import dose, samples_against_votes
 from dmqbench.page.selection import selection_curves
+from dmqbench.page.trajectory_figures import ablation as ablation_figure
 from dmqbench.proxies import correlations
 from dmqbench.results import Result, Table, comparable_tables, score, why_apart
 from dmqbench.sheets import Line, Sheet, bits_text, printable, sheet_of
@@ -73,6 +76,7 @@ class Section:
     why: str | None
     against: str
     differences: tuple[Differences, ...]
+    costs: Sheet | None
     figures: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -112,7 +116,8 @@ def page(root: Path, results: Sequence[Result], against: str | None = None) -> s
     diagnoses = {row.folder.name: diagnosis_of(row) for row in results}
     reader = FindingsReader(root)
     palette = colours(tables)
-    sections = [_section(table, tables, palette, diagnoses, against) for table in tables]
+    boundaries = _boundaries(results, diagnoses, reader)
+    sections = [_section(table, tables, palette, diagnoses, boundaries, against) for table in tables]
     shown = [job for table in tables for job in table.rows]
     data = {
         "tables": [section.figures for section in sections],
@@ -140,6 +145,7 @@ def _section(
     tables: Sequence[Table],
     palette: dict[str, str],
     diagnoses: dict[str, Diagnosis | str],
+    boundaries: dict[str, list[int]],
     against: str | None,
 ) -> Section:
     sheet = sheet_of(table, compact=False)
@@ -155,7 +161,8 @@ def _section(
         why=why_apart(siblings) if siblings[0] is table else None,
         against=printable(candidates[0]) if candidates else "",
         differences=differences,
-        figures=_figures(table, palette, diagnoses),
+        costs=cost_sheet(table),
+        figures=_figures(table, palette, diagnoses, boundaries),
     )
 
 
@@ -168,7 +175,9 @@ def _differences(found: Iterable[Contrast]) -> tuple[Differences, ...]:
     return tuple(lines.values())
 
 
-def _figures(table: Table, palette: dict[str, str], diagnoses: dict[str, Diagnosis | str]) -> dict[str, Any]:
+def _figures(
+    table: Table, palette: dict[str, str], diagnoses: dict[str, Diagnosis | str], boundaries: dict[str, list[int]]
+) -> dict[str, Any]:
     plotted = {
         f"{axis.key} {metric}": trade_off(table, metric, axis, palette) for axis in AXES for metric in table.metrics
     }
@@ -180,7 +189,7 @@ def _figures(table: Table, palette: dict[str, str], diagnoses: dict[str, Diagnos
         proxies = {entry.proxy: proxy_scatter(entry, palette) for entry in found if entry.n > 1}
     return {
         "tradeOff": plotted,
-        "trajectories": trajectories(diagnosed, palette) if diagnosed else None,
+        "trajectories": trajectories(diagnosed, palette, boundaries) if diagnosed else None,
         "proxies": proxies,
     }
 
@@ -217,12 +226,27 @@ def _parts(results: Sequence[Result], reader: FindingsReader) -> dict[str, Figur
     """What parts of a method do over many jobs; only what there are the jobs for."""
     curve, curves = dose_curve(results, reader), selection_curves(results, reader)
     figures = {"dose": curve and dose(curve), "samples": curves and samples_against_votes(curves)}
+    for varied in VARIED:
+        found = ablation(results, reader, varied)
+        figures[varied] = found and ablation_figure(found)
     return {name: figure for name, figure in figures.items() if figure}
+
+
+def _boundaries(
+    results: Iterable[Result], diagnoses: dict[str, Diagnosis | str], reader: FindingsReader
+) -> dict[str, list[int]]:
+    """By diagnosed job, the states between the groups of calls over which it was calibrated."""
+    found = {row.folder.name: reader.of(row).trajectory for row in results}
+    return {
+        job: boundaries_of(trajectory, len(diagnosis["timesteps"]))
+        for job, trajectory in found.items()
+        if trajectory is not None and not isinstance(diagnosis := diagnoses[job], str)
+    }
 
 
 def _galleries(root: Path, rows: Iterable[Result]) -> dict[str, Any]:
     samples = [row.record.get("samples") or {} for row in rows]
-    wanted = [id for kind in ("fp", "quantized") for entry in samples if (id := entry.get(kind))]
+    wanted = [id for kind in ("fp", "quantized", "input") for entry in samples if (id := entry.get(kind))]
     found = gallery_of(root, wanted)
     note = f"reduced to {LONGEST_SIDE} pixels" if found.reduced else ""
     return {

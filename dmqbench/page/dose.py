@@ -41,7 +41,7 @@ _PARTS = {
     (SCALING, *_WEIGHTS): "scaling",
     (SCALING, *_WEIGHTS, POWERS): "powers",
 }
-_SHARED = ("seed", "engine", "budget")
+_SHARED = ("seed", "engine", "calibration", "budget", "task_kind", "inputs", "edit")
 _SHARED_SAMPLER = ("name", "steps", "eta", "guidance")
 
 

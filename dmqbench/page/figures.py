@@ -19,6 +19,7 @@ from dmqbench.page.axes import (
     rounded,
     short_name,
 )
+from dmqbench.page.findings import CHOSEN_ON
 from dmqbench.proxies import ProxyCorrelation
 from dmqbench.results import Result, Table
 from dmqbench.sheets import bits_text
@@ -28,7 +29,10 @@ MAX_LINES = 24
 
 _DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 _SYMBOLS = ("circle", "square", "diamond", "cross", "x", "triangle-up", "triangle-down", "star")
-_UNITS = {"psnr": "PSNR (dB)", "ssim": "SSIM", "mse": "MSE of the final state", "lpips": "LPIPS"}
+_UNITS = {
+    **{"psnr": "PSNR (dB)", "psnr_truth": "PSNR to the truth (dB)", "ssim": "SSIM"},
+    **{"mse": "MSE of the final state", "lpips": "LPIPS"},
+}
 
 
 class Axis(NamedTuple):
@@ -91,20 +95,26 @@ def trade_off(table: Table, metric: str, axis: Axis, palette: Mapping[str, str])
     return {"data": traces, "layout": {"xaxis": x_axis, "yaxis": y_axis}, "note": note}
 
 
-def trajectories(jobs: Sequence[tuple[Result, Mapping[str, Any]]], palette: Mapping[str, str]) -> Figure:
+def trajectories(
+    jobs: Sequence[tuple[Result, Mapping[str, Any]]],
+    palette: Mapping[str, str],
+    boundaries: Mapping[str, Sequence[int]],
+) -> Figure:
     """Plot how far each job's trajectory has left that of full precision, before each call and at the end.
 
-    Colours are methods, line styles are bits.
+    Colours are methods, line styles are bits. ``boundaries`` are, by job, the states between groups of calls over which
+    it was calibrated; they are marked by dots.
     """
     shown = jobs[:MAX_LINES]
     dashes = {bits: _DASHES[n % len(_DASHES)] for n, bits in enumerate(dict.fromkeys(row.bits for row, _ in shown))}
     traces, named = [], set()
     for row, diagnosis in shown:
-        accumulated = diagnosis["steps"]["accumulated"]
+        accumulated, marked = diagnosis["steps"]["accumulated"], boundaries.get(_job(row), ())
         traces.append(
             {
                 "type": "scatter",
-                "mode": "lines",
+                "mode": "lines+markers" if marked else "lines",
+                "marker": {"size": [7 * (place in marked) for place in range(len(accumulated))]},
                 "name": plain(row.label),
                 "legendgroup": plain(row.label),
                 "showlegend": row.label not in named,
@@ -118,10 +128,11 @@ def trajectories(jobs: Sequence[tuple[Result, Mapping[str, Any]]], palette: Mapp
         )
         named.add(row.label)
     values = [value for trace in traces for value in trace["y"]]
-    note = f"the first {MAX_LINES} of {len(jobs)} jobs" if len(jobs) > MAX_LINES else ""
+    notes = [f"the first {MAX_LINES} of {len(jobs)} jobs"] if len(jobs) > MAX_LINES else []
+    notes += [CHOSEN_ON] if any(_job(row) in boundaries for row, _ in shown) else []
     calls = max(len(trace["x"]) for trace in traces)
     layout = {"xaxis": calls_axis(calls), "yaxis": log_axis("mean squared difference", values)}
-    return {"data": [*traces, *_dash_legend(dashes)], "layout": layout, "note": note}
+    return {"data": [*traces, *_dash_legend(dashes)], "layout": layout, "note": "; ".join(notes)}
 
 
 def _dash_legend(dashes: Mapping[str, str]) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ Imports no torch.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,24 +15,34 @@ from dmqbench.results import Result
 from dmqbench.schema import FINDINGS
 from dmqbench.store import Store, StoreError
 
-SCALING, POWERS = "equivalent_scaling", "power_of_two_scaling"
+SCALING, POWERS, TRAJECTORY = "equivalent_scaling", "power_of_two_scaling", "trajectory_reconstruction"
 """The stages whose findings are shown."""
+
+CHOSEN_ON = (
+    "measured on the validation trajectories, by which calibration over several calls chose its best state; "
+    "dots: where its groups of calls begin and end"
+)
+"""What must be said where such a method's errors stand beside others'."""
 
 Found = Mapping[str, Any]
 
 _FINEST = -16
 """No exponent of a sound file is lower."""
+_LARGEST_COSINE = 1 + 1e-6
+"""One, and what rounding adds."""
 
 
 @dataclass(frozen=True)
 class Findings:
-    """Of one job: what its equivalent scaling and its power-of-two scaling found, ``None`` where it has none.
+    """Of one job: what its equivalent scaling, its power-of-two scaling and its calibration over several steps found,
+    ``None`` where it has none.
 
     ``problem`` is one line on what is damaged and therefore left out.
     """
 
     scaling: Found | None = None
     powers: Found | None = None
+    trajectory: Found | None = None
     problem: str = ""
 
 
@@ -52,7 +62,7 @@ class FindingsReader:
         found = {name: self._stage(name, id) for name, id in stages.items() if name in _CHECKS}
         problems = [value for value in found.values() if isinstance(value, str)]
         sound = {name: value for name, value in found.items() if not isinstance(value, str)}
-        return Findings(sound.get(SCALING), sound.get(POWERS), "; ".join(problems))
+        return Findings(sound.get(SCALING), sound.get(POWERS), sound.get(TRAJECTORY), "; ".join(problems))
 
     def _stage(self, name: str, id: str) -> Found | str | None:
         if (name, id) not in self._known:
@@ -127,6 +137,33 @@ def exponents_of(powers: Found) -> list[int]:
     return sorted({int(key) for layer in powers["layers"].values() for key in layer["exponents"]}, reverse=True)
 
 
+def groups_of(trajectory: Found) -> list[range]:
+    """Return the network calls of each group over which the model was calibrated, in order."""
+    return [range(first, last + 1) for span in trajectory["spans"] for first, last in span["groups"]]
+
+
+def end_errors(trajectory: Found, when: str) -> list[float]:
+    """Return the held-out mean squared error of each group's end state ``when``, before or after."""
+    return [error for span in trajectory["spans"] for error in span[f"error_{when}"]]
+
+
+def boundaries_of(trajectory: Found, calls: int) -> list[int]:
+    """Return the places of the states at which a group begins or ends, of T+1 around T ``calls`` of the network.
+
+    There are none where it was calibrated for another number of calls.
+    """
+    groups = groups_of(trajectory)
+    return [*(group.start for group in groups), calls] if groups[-1].stop == calls else []
+
+
+def agreements(trajectory: Found) -> Iterator[tuple[range, float | None, float | None]]:
+    """Yield for each set of groups that are trained together its calls, and the cosine and the ratio of norms of their
+    gradient against the exact one, ``None`` where one of the two was zero."""
+    for span in trajectory["spans"]:
+        calls = range(span["groups"][0][0], span["groups"][-1][1] + 1)
+        yield calls, span["gradient_cosine"], span["gradient_ratio"]
+
+
 def _stages_of(record: Mapping[str, Any]) -> dict[str, str]:
     artifacts = record.get("artifacts") or {}
     if not isinstance(artifacts, Mapping):
@@ -161,6 +198,29 @@ def _check_powers(found: Found) -> None:
         _check_numbers(name, [layer[key] for key in ("scaled", "held_out_error_before", "held_out_error")])
 
 
+def _check_trajectory(found: Found) -> None:
+    settings = found["settings"]
+    if type(settings["horizon"]) is not int or settings["horizon"] < 1 or not isinstance(settings["gradient"], str):
+        raise ValueError("horizon or gradient are none")
+    if not found["spans"]:
+        raise ValueError("there are no groups")
+    following = 0
+    for span in found["spans"]:
+        if not span["groups"]:
+            raise ValueError("groups are missing")
+        for first, last in span["groups"]:
+            if type(first) is not int or type(last) is not int or first != following or last < first:
+                raise ValueError("the groups do not follow each other")
+            following = last + 1
+        for key in ("error_before", "error_after"):
+            _check_numbers(key, span[key], len(span["groups"]))
+        cosine, ratio = span["gradient_cosine"], span["gradient_ratio"]
+        _check_numbers("gradient_ratio", [] if ratio is None else [ratio])
+        _check_numbers("size of gradient_cosine", [] if cosine is None else [abs(cosine)])
+        if cosine is not None and abs(cosine) > _LARGEST_COSINE:
+            raise ValueError(f"gradient_cosine is {cosine:.3g}")
+
+
 def _check_numbers(name: str, values: Sequence[Any], length: int | None = None) -> None:
     if length is not None and len(values) != length:
         raise ValueError(f"{name}: {len(values)} numbers instead of {length}")
@@ -169,4 +229,4 @@ def _check_numbers(name: str, values: Sequence[Any], length: int | None = None) 
             raise ValueError(f"{name} holds {value!r:.40}, which is no number ≥ 0")
 
 
-_CHECKS = {SCALING: _check_scaling, POWERS: _check_powers}
+_CHECKS = {SCALING: _check_scaling, POWERS: _check_powers, TRAJECTORY: _check_trajectory}

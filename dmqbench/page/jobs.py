@@ -10,6 +10,7 @@ from dmqbench.page.axes import Figure
 from dmqbench.page.figures import layers_of, steps_of
 from dmqbench.page.findings import Findings, FindingsReader
 from dmqbench.page.method_figures import agreement, channel_ranges, exponent_shares, step_weights
+from dmqbench.page.trajectory_figures import gradient_agreement, group_errors
 from dmqbench.proxies import load_diagnosis
 from dmqbench.record import redact
 from dmqbench.results import Result
@@ -42,7 +43,7 @@ def diagnosis_of(row: Result) -> Diagnosis | str:
     try:
         found = load_diagnosis(row.folder)
         if found is None:
-            return "no diagnosis: this job was run without one"
+            return f"no diagnosis: {printable(row.record.get('undiagnosed') or 'this job was run without one')}"
         _check(found)
         return found
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -86,7 +87,7 @@ def job_facts(row: Result, diagnosis: Diagnosis | str) -> dict[str, Any]:
         "facts": list(_facts(row)),
         "metrics": {name: _metric(found) for name, found in row.metrics.items()},
         "unavailable": {name: printable(why) for name, why in record.get("unavailable", {}).items()},
-        "samples": {kind: samples.get(kind) for kind in ("fp", "quantized")},
+        "samples": {kind: samples.get(kind) for kind in ("fp", "quantized", "input")},
         "problem": diagnosis if isinstance(diagnosis, str) else "",
         "config": json_text(redact(record.get("config", {}))),
         "environment": json_text(redact(record.get("environment", {}))),
@@ -109,6 +110,8 @@ def findings_figures(findings: Findings) -> dict[str, Figure]:
         figures["weights"] = step_weights(findings.scaling["weighting"])
     if findings.powers is not None and findings.powers["layers"]:
         figures |= {"exponents": exponent_shares(findings.powers), "agreement": agreement(findings.powers)}
+    if findings.trajectory is not None:
+        figures |= {"ends": group_errors(findings.trajectory), "gradients": gradient_agreement(findings.trajectory)}
     return {name: figure for name, figure in figures.items() if figure is not None}
 
 
@@ -137,12 +140,15 @@ def command_of(record: Mapping[str, Any]) -> str:
     config = record.get("config", {})
     if not all(config.get(group, {}).get("name") for group in _GROUPS):
         return ""
-    words = [f"{key}={config[key]}" for key in ("task", "engine", "seed") if key in config]
+    words = [f"{key}={config[key]}" for key in ("task", "task_kind", "engine", "seed") if key in config]
     words += [f"{group}={config[group]['name']}" for group in _GROUPS]
     settings = [leaf for section in _SECTIONS for leaf in _leaves(section, config.get(section, {}))]
     words += [f"{key}={_word(value)}" for key, value in settings if value is not None and not _FOLLOWING.fullmatch(key)]
     words += [
-        f"evaluate.{key}={_word(value)}" for key, value in config.get("evaluate", {}).items() if value is not None
+        f"{node}.{key}={_word(value)}"
+        for node in ("calibration", "evaluate", "inputs", *(("edit",) if config.get("task_kind") == "edit" else ()))
+        for key, value in config.get(node, {}).items()
+        if value is not None
     ]
     return " ".join(["dmqbench", *(shlex.quote(printable(redact(word))) for word in words)])
 

@@ -23,8 +23,7 @@ function colour(name) {
 function themed(layout, narrow) {
   const ink = colour("--ink"), grid = colour("--grid"), faint = colour("--faint");
   const themedLayout = structuredClone(layout);
-  for (const name of ["xaxis", "yaxis", "yaxis2"]) {
-    if (!(name in layout) && name === "yaxis2") continue;
+  for (const name of Object.keys({ xaxis: 0, yaxis: 0, ...layout }).filter((key) => /^[xy]axis\d?$/.test(key))) {
     themedLayout[name] = { gridcolor: grid, zerolinecolor: grid, linecolor: grid, automargin: true, ...layout[name] };
   }
   if (narrow && layout.yaxis && layout.yaxis.type === "category") themedLayout.yaxis.showticklabels = false;
@@ -34,7 +33,7 @@ function themed(layout, narrow) {
     paper_bgcolor: "rgba(0,0,0,0)",
     plot_bgcolor: "rgba(0,0,0,0)",
     margin: { l: 50, r: 40, t: 14, b: 44 },
-    legend: { orientation: "h", y: -0.24, yanchor: "top", font: { size: 11.5 } },
+    legend: { orientation: "h", y: -0.24 * Math.min(1, 470 / (layout.height || 470)), yanchor: "top", font: { size: 11.5 } },
     hoverlabel: { bgcolor: colour("--panel"), bordercolor: faint, font: { color: ink } },
     hovermode: "closest",
     dragmode: narrow ? false : "zoom",
@@ -243,7 +242,7 @@ function showJob(id) {
   byId("facts").replaceChildren(...job.facts.map((fact) => element("span", fact)));
   byId("problem").textContent = job.problem;
   byId("problem").hidden = !job.problem;
-  for (const name of ["steps", "layers", "weights", "exponents", "agreement"]) {
+  for (const name of ["steps", "layers", "ends", "gradients", "weights", "exponents", "agreement"]) {
     byId(`${name}-figure`).hidden = !(name in job.figures);
     if (name in job.figures) show(byId(name), job.figures[name]);
   }
@@ -291,13 +290,28 @@ function windowOn(strip, index, scale, className) {
   return made;
 }
 
+/** A sample to the right of the image that it was made from. */
+function besideInput(pair, input, index, scale) {
+  const made = element("div", undefined, "sample"), before = element("div", undefined, pair.className + " input");
+  before.setAttribute("role", "img");
+  before.setAttribute("aria-label", `what sample ${index} was made from`);
+  before.style.width = `${input.width * scale}px`;
+  before.style.height = `${input.height * scale}px`;
+  before.append(windowOn(input, index, scale, "alone"));
+  made.append(before, pair);
+  return made;
+}
+
 function showSamples(job) {
   const { fp, quantized } = job.samples;
   const ours = data.galleries.strips[quantized], reference = data.galleries.strips[fp];
+  const input = data.galleries.strips[job.samples.input];
   const isPaired = Boolean(ours && reference && reference.width === ours.width && reference.height === ours.height);
   const reason = data.galleries.missing[quantized] || data.galleries.missing[fp];
   grid.replaceChildren();
-  byId("grid-note").textContent = ours ? data.galleries.note : reason || "no images: this job names no samples";
+  const beside = input ? "left of each sample: the image that it was made from" : "";
+  const notes = [beside, data.galleries.note].filter(Boolean).join("; ");
+  byId("grid-note").textContent = ours ? notes : reason || "no images: this job names no samples";
   byId("cut").disabled = byId("heat").disabled = !isPaired;
   if (!ours) return;
   const count = isPaired ? Math.min(ours.count, reference.count) : ours.count;
@@ -310,7 +324,7 @@ function showSamples(job) {
     pair.style.height = `${ours.height * scale}px`;
     if (isPaired) pair.append(windowOn(reference, index, scale, "reference"));
     pair.append(windowOn(ours, index, scale, isPaired ? "quantized" : "alone"));
-    grid.append(pair);
+    grid.append(input && index < input.count ? besideInput(pair, input, index, scale) : pair);
   }
   moveCut();
   showHeat(ours, reference);
@@ -356,7 +370,7 @@ async function showHeat(ours, reference) {
   grid.classList.toggle("heated", wanted);
   byId("cut").disabled = byId("heat").disabled || wanted;
   if (!wanted) return;
-  const pairs = [...grid.children], area = ours.width * ours.height;
+  const pairs = [...grid.querySelectorAll(".pair:not(.input)")], area = ours.width * ours.height;
   const [a, b] = await Promise.all([pixelsOf(ours), pixelsOf(reference)]);
   if (!pairs[0].isConnected) return;
   const levels = differenceOf(a, b, area * pairs.length);

@@ -16,7 +16,10 @@ from dmqbench.ids import canonical_json
 from dmqbench.page.findings import POWERS, FindingsReader, Found, rows_of_steps
 from dmqbench.results import Result
 
-_SHARED = ("seed", "engine", "model", "dataset", "sampler", "budget", "bits")
+_SHARED = (
+    *("seed", "engine", "model", "dataset", "sampler", "calibration", "budget", "bits"),
+    *("task_kind", "inputs", "edit"),
+)
 _VARIED = ("samples", "selection")
 
 

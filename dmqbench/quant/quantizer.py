@@ -55,22 +55,23 @@ class WeightQuantizer(nn.Module):
         self.register_buffer("codes", None)
         self.register_buffer("group_of_channel", torch.tensor(groups.group_of_channel), persistent=False)
 
-    def _spread(self, parameter: Tensor) -> Tensor:
+    def spread(self, parameter: Tensor) -> Tensor:
         """[R, G] → broadcastable to the weight."""
         per_channel = parameter if self.groups.count == 1 else parameter[:, self.group_of_channel]
         return per_channel.reshape(*per_channel.shape, *[1] * (self.ndim - 2))
 
-    def _grid(self) -> tuple[Tensor, Tensor, Tensor]:
+    def grid(self) -> tuple[Tensor, Tensor, Tensor]:
+        """(scale, zero_point, levels), each broadcastable to the weight."""
         levels = self.levels.to(self.scale.dtype).reshape(-1, *[1] * (self.ndim - 1))
-        return self._spread(self.scale), self._spread(self.zero_point), levels
+        return self.spread(self.scale), self.spread(self.zero_point), levels
 
     def forward(self, weight: Tensor) -> Tensor:
         """Return the quantized and reconstructed weight, differentiable in weight, scale and alpha."""
         if self.codes is not None:
             return self.reconstruct()
         if self.alpha is not None:
-            return soft_round_weight(weight, self.alpha, *self._grid())
-        return fake_quantize(weight, *self._grid())
+            return soft_round_weight(weight, self.alpha, *self.grid())
+        return fake_quantize(weight, *self.grid())
 
     def rows(self, weight: Tensor) -> tuple[Tensor, ...]:
         """One [R, K] matrix per input group, for the observers."""
@@ -86,7 +87,7 @@ class WeightQuantizer(nn.Module):
     @torch.no_grad()
     def learn_rounding_(self, weight: Tensor) -> nn.Parameter:
         """Start AdaRound: return α, initialised so that soft rounding reproduces the weight inside the range."""
-        scaled = weight / self._spread(self.scale)
+        scaled = weight / self.spread(self.scale)
         self.alpha = nn.Parameter(rectified_sigmoid_inverse(scaled - scaled.floor()))
         return self.alpha
 
@@ -94,8 +95,8 @@ class WeightQuantizer(nn.Module):
     def integers(self, weight: Tensor) -> Tensor:
         """Return the integers q = code − zero_point of the weight, as floats, rounded hard."""
         if self.codes is not None:
-            return self.codes.to(self.scale.dtype) - self._spread(self.zero_point)
-        scale, zero_point, levels = self._grid()
+            return self.codes.to(self.scale.dtype) - self.spread(self.zero_point)
+        scale, zero_point, levels = self.grid()
         if self.alpha is None:
             return quantize(weight, scale, zero_point, levels)
         rounded = (weight / scale).floor() + (rectified_sigmoid(self.alpha) >= 0.5)
@@ -104,14 +105,14 @@ class WeightQuantizer(nn.Module):
     @torch.no_grad()
     def fix_(self, weight: Tensor) -> None:
         """Round hard and keep the codes: from now on the weight is no longer looked at."""
-        self.codes = (self.integers(weight) + self._spread(self.zero_point)).to(torch.uint8)
+        self.codes = (self.integers(weight) + self.spread(self.zero_point)).to(torch.uint8)
         self.alpha = None
 
     def reconstruct(self) -> Tensor:
         """Return the weight that the fixed codes stand for."""
         if self.codes is None:
             raise RuntimeError("the rounding is not fixed yet")
-        return (self.codes.to(self.scale.dtype) - self._spread(self.zero_point)) * self._spread(self.scale)
+        return (self.codes.to(self.scale.dtype) - self.spread(self.zero_point)) * self.spread(self.scale)
 
 
 class ActivationQuantizer(nn.Module):

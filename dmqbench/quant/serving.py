@@ -11,6 +11,7 @@ from dmqbench.quant.attention import AttentionQuantizers
 from dmqbench.quant.context import StepContext
 from dmqbench.quant.frozen import FrozenLayer, freeze_layer
 from dmqbench.quant.layers import QuantLayer, freeze_, quant_layers
+from dmqbench.quant.spec import StepGroups, nearest_calls
 from dmqbench.quant.state import activation_quantizers
 
 Run = Callable[[Tensor], Tensor]
@@ -47,11 +48,13 @@ class CallWatch:
     Args:
         context: the one that the quantizers read.
         timesteps: of the calibrated network calls, in their order; None where quantizers are the same at every step.
+        nearest: take the calibrated call at the nearest timestep where there is none at the very one.
     """
 
-    def __init__(self, context: StepContext, timesteps: Sequence[int] | None) -> None:
+    def __init__(self, context: StepContext, timesteps: Sequence[int] | None, nearest: bool = False) -> None:
         self.context = context
         self.timesteps = None if timesteps is None else tuple(timesteps)
+        self.nearest = nearest
         self._entered: AbstractContextManager[None] | None = None
 
     def before(self, network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -76,17 +79,18 @@ class CallWatch:
         """Return the index of the calibrated call at each sample's timestep, int64 [batch].
 
         Raises:
-            ServingError: there is none: parameters are kept per step, and the nearest step's would be wrong ones.
+            ServingError: there is none, and the nearest was not asked for.
         """
-        call_of = {value: call for call, value in enumerate(self.timesteps or ())}
+        known = self.timesteps or ()
         values = torch.as_tensor(timestep).reshape(-1).tolist()
-        for value in values:
-            if value not in call_of:
-                known = ", ".join(map(str, call_of))
-                raise ServingError(
-                    f"timestep {value} was not calibrated, and ranges are kept per step (allowed: {known})"
-                )
-        return torch.tensor([call_of[value] for value in values]).expand(batch)
+        strange = [] if self.nearest else [value for value in values if value not in known]
+        if strange:
+            allowed = ", ".join(map(str, dict.fromkeys(known)))
+            raise ServingError(
+                f"timestep {strange[0]} was not calibrated, and ranges are kept per step or group of steps: quantize "
+                f"with match='nearest' to take the nearest one's (allowed: {allowed})"
+            )
+        return torch.tensor(nearest_calls(known, values)).expand(batch)
 
 
 def _named(dtype: torch.dtype) -> str:
@@ -99,6 +103,7 @@ def serve_(
     engine: Callable[[FrozenLayer], Run],
     context: StepContext,
     timesteps: Sequence[int],
+    nearest: bool = False,
 ) -> None:
     """Freeze a calibrated network and let it go: it needs neither its old weights nor the adapter any more.
 
@@ -107,15 +112,18 @@ def serve_(
     Args:
         engine: computes layers whose weights and activations are both quantized.
         timesteps: of the calibrated network calls, in their order.
+        nearest: see ``CallWatch``.
 
     Raises:
         RuntimeError: an activation range was never calibrated.
-        ValueError: ranges are kept per step, and two calls have the same timestep, which could not be told apart.
+        ValueError: two calls have the same timestep and other ranges, so that they could not be told apart.
     """
-    per_step = any(quantizer.per_step for quantizer in activation_quantizers(network).values())
-    if per_step and len(set(timesteps)) < len(timesteps):
-        twice = next(value for value in timesteps if list(timesteps).count(value) > 1)
-        raise ValueError(f"ranges per step need one network call per timestep, and there are several at {twice}")
+    tables = [quantizer.row_of_call.tolist() for quantizer in activation_quantizers(network).values()]
+    per_step = any(tables)
+    for rows in filter(None, tables):
+        twice = StepGroups(tuple(rows)).divided(timesteps)
+        if twice is not None:
+            raise ValueError(f"ranges per step need one network call per timestep, and there are several at {twice}")
     freeze_(network)
     for layer in quant_layers(network).values():
         if layer.weight_quantizer is not None:
@@ -124,7 +132,7 @@ def serve_(
             if layer.activation_quantizer is not None:
                 layer.lowered, layer.fixed_weight = Lowered(layer, engine), None
     network.eval().requires_grad_(False)
-    watch = CallWatch(context, timesteps if per_step else None)
+    watch = CallWatch(context, timesteps if per_step else None, nearest)
     network.register_forward_pre_hook(watch.before, with_kwargs=True)
     network.register_forward_hook(watch.after, always_call=True)
 

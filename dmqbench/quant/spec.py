@@ -1,9 +1,13 @@
 """What is quantized how: frozen, torch-free descriptions."""
 
 import itertools
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 FULL_PRECISION = 32
+
+_GROUP = re.compile(r"group([1-9][0-9]{0,8})")
 
 
 @dataclass(frozen=True)
@@ -108,3 +112,43 @@ class StepGroups:
     @property
     def rows(self) -> int:
         return max(self.row_of_call, default=0) + 1
+
+    def divided(self, timesteps: Sequence[float]) -> float | None:
+        """The first timestep of which calls use different rows, so that it alone does not tell which; None if none."""
+        row_of: dict[float, int] = {}
+        for timestep, row in zip(timesteps, self.row_of_call, strict=bool(self.row_of_call)):
+            if row_of.setdefault(timestep, row) != row:
+                return timestep
+        return None
+
+
+def group_size(ranges: str) -> int | None:
+    """How many consecutive network calls share activation parameters; None for all of them, whatever the sampler.
+
+    Args:
+        ranges: ``shared``, ``step``, or ``groupN`` with N from 1 without leading zeros.
+
+    Raises:
+        ValueError: it is another word.
+
+    >>> group_size("step"), group_size("group5"), group_size("shared")
+    (1, 5, None)
+    """
+    if ranges in ("shared", "step"):
+        return None if ranges == "shared" else 1
+    found = _GROUP.fullmatch(ranges)
+    if found is None:
+        raise ValueError(f"ranges {ranges}: allowed are shared, step, groupN")
+    return int(found[1])
+
+
+def nearest_calls(calibrated: Sequence[float], sampled: Sequence[float]) -> tuple[int, ...]:
+    """For the timestep of every sampled network call, the index of the calibrated call at the nearest timestep.
+
+    Of several that are equally near it is the earliest, which is the noisiest.
+
+    >>> nearest_calls((750, 500, 250, 0), (800, 625, 10))
+    (0, 0, 3)
+    """
+    calls = range(len(calibrated))
+    return tuple(min(calls, key=lambda call: abs(calibrated[call] - timestep)) for timestep in sampled)

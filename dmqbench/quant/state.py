@@ -1,6 +1,6 @@
 """The state of calibration of a network, as plain tensors: what a stage hands to the next, and what is stored."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -90,6 +90,13 @@ def _first_difference(network: nn.Module, state: Mapping[str, Tensor]) -> str | 
 def activation_quantizers(network: nn.Module) -> dict[str, ActivationQuantizer]:
     """Name → activation quantizer of every layer and attention, in the order of registration."""
     return {name: module for name, module in network.named_modules() if isinstance(module, ActivationQuantizer)}
+
+
+def follow_calls_(network: nn.Module, calls: Sequence[int]) -> None:
+    """Let network call i from now on use the activation parameters that call ``calls[i]`` has used."""
+    for quantizer in activation_quantizers(network).values():
+        if quantizer.per_step:
+            quantizer.row_of_call = quantizer.row_of_call[torch.tensor(calls, device=quantizer.row_of_call.device)]
 
 
 def calibration_state(network: nn.Module, activations: bool = True) -> dict[str, Tensor]:

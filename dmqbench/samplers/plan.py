@@ -1,5 +1,6 @@
 """A sampler as a table of coefficients and a pure step."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -75,6 +76,16 @@ class SamplerPlan:
         """Return the state before the first call, from noise x ~ N(0, I), [B, ...]."""
         return State(x, x, ())
 
+    def noised(self, clean: Tensor, noise: Tensor) -> Tensor:
+        """Return √ᾱ x0 + √(1-ᾱ) z at the timestep of the first call: where the editing of x0 = ``clean`` starts.
+
+        Args:
+            clean: x0, [B, ...].
+            noise: z ~ N(0, I) of the same shape.
+        """
+        alpha = self.schedule.alphas_cumprod()[self.timesteps[0]].item()
+        return math.sqrt(alpha) * clean + math.sqrt(1 - alpha) * noise
+
     def step(self, state: State, model_output: Tensor, index: int, noise: Tensor | None = None) -> State:
         """Return the state after network call ``index`` gave ``model_output``.
 
@@ -134,7 +145,13 @@ def build_plan(spec: SamplerSpec, schedule: NoiseSchedule) -> SamplerPlan:
         ValueError: the sampler does not fit the schedule, for example more steps than training timesteps.
     """
     timesteps = plan_timesteps(
-        spec.kind, spec.steps, spec.spacing, spec.steps_offset, schedule.num_train_timesteps, spec.skip_prk
+        spec.kind,
+        spec.steps,
+        spec.spacing,
+        spec.steps_offset,
+        schedule.num_train_timesteps,
+        spec.skip_prk,
+        spec.strength,
     )
     alphas = schedule.alphas_cumprod().tolist()
     return SamplerPlan(spec, schedule, BUILDERS[spec.kind](spec, timesteps, alphas))

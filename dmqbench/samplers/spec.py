@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from dmqbench.samplers.timesteps import KINDS, SPACINGS, require_one_of
+from dmqbench.samplers.timesteps import KINDS, SPACINGS, require_one_of, require_strength
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 SAMPLER_VERSION = 1
@@ -31,6 +31,8 @@ class SamplerSpec:
         final_alpha_one: "ddim" and "pndm" only: the last step goes to ᾱ = 1 instead of the ᾱ of timestep 0
             (``set_alpha_to_one`` in diffusers). The other two always go to 1.
         prediction: what the network's output means: the noise, v = √ᾱ ε - √(1-ᾱ) x0, or the clean sample x0.
+        strength: in (0, 1], the share of the steps that is taken, up to the last one: what editing an image does
+            after noising it (SDEdit, Meng et al. 2022). Multi-step samplers begin their history there.
         version: ``SAMPLER_VERSION``; any other is refused: an old configuration cannot name new numbers.
 
     Raises:
@@ -46,6 +48,7 @@ class SamplerSpec:
     skip_prk: bool = True
     final_alpha_one: bool = True
     prediction: Prediction = "epsilon"
+    strength: float = 1.0
     version: int = SAMPLER_VERSION
 
     def __post_init__(self) -> None:
@@ -58,6 +61,7 @@ class SamplerSpec:
             raise ValueError(f"eta {self.eta}: allowed are 0 to 1")
         if self.eta > 0 and self.kind != "ddim":
             raise ValueError(f"eta {self.eta} with {self.kind}: allowed is 0, only ddim has an eta")
+        require_strength(self.strength, self.kind, self.skip_prk)
         if self.clip_sample is not None:
             self._check_clip(self.clip_sample)
         if self.prediction == "sample" and self.kind == "pndm":

@@ -23,6 +23,14 @@ def require_one_of(name: str, value: str, allowed: Sequence[str]) -> None:
         raise ValueError(f"{name} {value!r}: allowed are {', '.join(allowed)}")
 
 
+def require_strength(strength: float, kind: str, skip_prk: bool) -> None:
+    """Raise a ValueError, one line, unless a sampler of this kind can take the last share ``strength`` of its steps."""
+    if not 0 < strength <= 1:
+        raise ValueError(f"strength {strength}: allowed are 0 to 1, without 0")
+    if strength < 1 and kind == "pndm" and not skip_prk:
+        raise ValueError(f"strength {strength} with pndm and its Runge-Kutta start: allowed is 1, or skip_prk")
+
+
 def plan_timesteps(
     kind: str,
     steps: int,
@@ -30,6 +38,7 @@ def plan_timesteps(
     steps_offset: int,
     num_train_timesteps: int,
     skip_prk: bool = True,
+    strength: float = 1.0,
 ) -> tuple[int, ...]:
     """Return the timestep of every network call, in the order of the calls.
 
@@ -41,6 +50,8 @@ def plan_timesteps(
         steps_offset: added to every timestep of "leading" spacing; the other two ignore it, as in diffusers.
         num_train_timesteps: T; timesteps lie in 0..T-1.
         skip_prk: PNDM only: start with the linear multi-step method instead of Runge-Kutta.
+        strength: in (0, 1], the share of the steps that is taken, up to the last one; rounded to whole steps, at
+            least one. What is left is planned as if the sampler began there.
 
     Returns:
         Strictly decreasing timesteps; non-increasing for "pndm", which evaluates some timesteps twice.
@@ -50,6 +61,8 @@ def plan_timesteps(
 
     >>> plan_timesteps("ddim", 4, "leading", 0, 1000)
     (750, 500, 250, 0)
+    >>> plan_timesteps("ddim", 4, "leading", 0, 1000, strength=0.5)
+    (250, 0)
     """
     require_one_of("sampler kind", kind, KINDS)
     require_one_of("spacing", spacing, SPACINGS)
@@ -57,13 +70,15 @@ def plan_timesteps(
         raise ValueError(f"steps {steps}: allowed are 1 to {num_train_timesteps}, the training timesteps of the model")
     if steps_offset < 0:
         raise ValueError(f"steps_offset {steps_offset}: allowed are 0 and more")
+    require_strength(strength, kind, skip_prk)
+    skipped = steps - max(1, round(strength * steps))
     if kind == "pndm":
-        grid = _grid(spacing, steps, steps_offset, num_train_timesteps)
+        grid = _grid(spacing, steps, steps_offset, num_train_timesteps)[skipped:]
         timesteps = _pndm(grid, skip_prk, half_step=num_train_timesteps // steps // 2)
     elif kind == "dpmpp" and spacing != "trailing":
-        timesteps = _grid(spacing, steps + 1, steps_offset, num_train_timesteps)[:-1]
+        timesteps = _grid(spacing, steps + 1, steps_offset, num_train_timesteps)[skipped:-1]
     else:
-        timesteps = _grid(spacing, steps, steps_offset, num_train_timesteps)
+        timesteps = _grid(spacing, steps, steps_offset, num_train_timesteps)[skipped:]
     if timesteps[0] >= num_train_timesteps:
         raise ValueError(
             f"steps_offset {steps_offset} with {steps} steps: the first timestep would be {timesteps[0]}, "

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
 import torch
+from torch import Tensor
 
 from dmqbench.zoo.digits_data import CLASSES, IMAGE_SIZE, load_digits
 from dmqbench.zoo.training import Curve, DenoiserTraining, Optimizer, fit, save_curve
@@ -34,6 +35,8 @@ class UNetShape:
         modulation: the time and the label scale and shift what a block's second norm gives; otherwise they are added
             before it, and a norm of few channels takes most of them away again.
         head_dim: channels of one attention head.
+        labels: rows of the label table, by default one more than there are classes, for guidance; None: no labels.
+        condition_channels: of an image that is read beside the state.
     """
 
     channels: tuple[int, ...]
@@ -42,20 +45,22 @@ class UNetShape:
     groups: int
     modulation: bool = False
     head_dim: int = 16
+    labels: int | None = CLASSES + 1
+    condition_channels: int = 0
 
     def __post_init__(self) -> None:
         if len(self.attention) != len(self.channels):
             raise ValueError(f"attention has {len(self.attention)} entries, channels {len(self.channels)}")
 
     def build(self) -> "UNet2DModel":
-        """Return the untrained network, with one label more than there are classes, for guidance."""
+        """Return the untrained network."""
         from diffusers.models.unets.unet_2d import UNet2DModel
 
         down = tuple("AttnDownBlock2D" if here else "DownBlock2D" for here in self.attention)
         up = tuple("AttnUpBlock2D" if here else "UpBlock2D" for here in reversed(self.attention))
         return UNet2DModel(
             sample_size=IMAGE_SIZE,
-            in_channels=1,
+            in_channels=1 + self.condition_channels,
             out_channels=1,
             layers_per_block=self.layers,
             block_out_channels=self.channels,
@@ -65,7 +70,7 @@ class UNetShape:
             attention_head_dim=self.head_dim,
             norm_num_groups=self.groups,
             resnet_time_scale_shift="scale_shift" if self.modulation else "default",
-            num_class_embeds=CLASSES + 1,
+            num_class_embeds=self.labels,
         )
 
 
@@ -86,10 +91,14 @@ def build_scheduler():
 
 
 def train_denoiser(shape: UNetShape, optimizer: Optimizer, *, steps: int, batch: int, seed: int) -> Trained:
-    """Train a denoiser of ``shape`` on all scans."""
+    """Train a class-conditional denoiser of ``shape`` on all scans."""
     pl.seed_everything(seed)
-    images, labels = load_digits()
     module = DenoiserTraining(shape.build(), build_scheduler().alphas_cumprod, NULL_LABEL, steps, optimizer)
+    return run_training(module, *load_digits(), batch=batch, seed=seed)
+
+
+def run_training(module: DenoiserTraining, images: Tensor, labels: Tensor, *, batch: int, seed: int) -> Trained:
+    """Train ``module`` on images [N, C, H, W] in [-1, 1] and their labels [N]."""
     started = time.perf_counter()
     fit(module, images, labels, batch=batch, seed=seed)
     return Trained(module.average.eval(), module.curve, time.perf_counter() - started)

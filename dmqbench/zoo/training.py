@@ -2,6 +2,7 @@
 
 import copy
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,12 +74,16 @@ class DenoiserTraining(pl.LightningModule):
         timesteps = torch.randint(len(self.alphas_cumprod), (len(images),), device=images.device)
         signal = self.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
         noisy = signal.sqrt() * images + (1 - signal).sqrt() * noise
-        dropped = torch.rand(len(labels), device=labels.device) < self.label_dropout
-        labels = labels.masked_fill(dropped, self.null_label)
-        loss = F.mse_loss(self.network(noisy, timesteps, class_labels=labels).sample, noise)
+        loss = F.mse_loss(self.predict(noisy, timesteps, images, labels), noise)
         self.log("loss", loss, prog_bar=True)
         self.curve.append((self.global_step, round(float(loss.detach()), 6)))
         return loss
+
+    def predict(self, noisy: Tensor, timesteps: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+        """Return the predicted noise, the network knowing of ``images`` what it is conditioned on."""
+        dropped = torch.rand(len(labels), device=labels.device) < self.label_dropout
+        labels = labels.masked_fill(dropped, self.null_label)
+        return self.network(noisy, timesteps, class_labels=labels).sample
 
     def on_train_batch_end(self, outputs: object, batch: object, batch_index: int) -> None:
         # A short warm-up of the average: early weights are far from the late ones.
@@ -93,6 +98,28 @@ class DenoiserTraining(pl.LightningModule):
             optimizer, max_lr=self.optimizer.learning_rate, total_steps=self.steps, pct_start=0.05
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+class RestorationTraining(DenoiserTraining):
+    """Train a noise predictor that reads a degraded image as further channels of its input (Saharia et al. 2021, SR3).
+
+    Args:
+        degrade: images [B, C, H, W] in [-1, 1] → what is known of them, [B, C', H, W].
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        alphas_cumprod: Tensor,
+        steps: int,
+        optimizer: Optimizer,
+        degrade: Callable[[Tensor], Tensor],
+    ) -> None:
+        super().__init__(network, alphas_cumprod, 0, steps, optimizer)
+        self.degrade = degrade
+
+    def predict(self, noisy: Tensor, timesteps: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+        return self.network(torch.cat([noisy, self.degrade(images)], dim=1), timesteps).sample
 
 
 class ClassifierTraining(pl.LightningModule):

@@ -15,6 +15,7 @@ SMALL = (
     "budget.scale_iterations=4",
     "budget.weight_iterations=8",
     "budget.activation_iterations=4",
+    "budget.trajectory_iterations=2",
     "tracker.mode=disabled",
     "diagnose=false",
 )

@@ -12,6 +12,7 @@ from handmade_findings import POWERS, SCALING, FindingsBench, powers, scaling
 
 from dmqbench.page.document import write_page
 from dmqbench.page.dose import RUNGS
+from dmqbench.page.findings import FindingsReader
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
@@ -303,3 +304,25 @@ def test_what_the_parts_of_a_method_do_is_drawn(browser, parts_file, width, tmp_
     assert visit.complaints == [] and all(request.startswith(("file:", "data:")) for request in visit.requests)
     if kept := os.environ.get("DMQBENCH_SCREENSHOTS"):
         shutil.copytree(tmp_path, kept, dirs_exist_ok=True)
+
+
+def test_calibration_over_several_steps_is_drawn(browser, tmp_path):
+    bench = FindingsBench(tmp_path / "runs")
+    for horizon, gradient in ((None, "identity"), (1, "identity"), (2, "identity"), (2, "replayed")):
+        bench.trial(horizon, gradient, diagnosis=diagnosis(), found={"ratio": 1.0} if horizon else {})
+    visit = Visit(browser, write_page(bench.root, bench.results(), bench.root / "report.html"))
+    page = visit.page
+    for varied in ("horizon", "gradient"):
+        assert visit.points(f"[data-part={varied}]") >= 4 * 2
+        titles = page.locator(f"[data-part={varied}] .ytitle, [data-part={varied}] [class^=y][class$=title]")
+        assert {"dB over un-tuned", "cosine"} <= set(titles.all_text_contents())
+    reader = FindingsReader(bench.root)
+    untuned = next(row for row in bench.results() if reader.of(row).trajectory is None)
+    tuned = next(row for row in bench.results() if reader.of(row).trajectory is not None)
+    page.locator("#jobs").select_option(tuned.folder.name)
+    assert visit.points("#ends") >= 2 and visit.points("#gradients") >= 2
+    page.locator("#jobs").select_option(untuned.folder.name)
+    assert page.locator("#ends-figure").is_hidden() and page.locator("#gradients-figure").is_hidden()
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    visit.context.close()
+    assert visit.complaints == []

@@ -15,6 +15,7 @@ TINY = (
     "budget.scale_iterations=1",
     "budget.weight_iterations=1",
     "budget.activation_iterations=1",
+    "budget.trajectory_iterations=1",
 )
 VARIANTS = {
     "paper scope, attention quantized": ["method=q_diffusion", "bits.scope=paper"],
@@ -33,6 +34,30 @@ VARIANTS = {
         "sampler.eta=1",
     ],
     "DMQ with shared ranges, exact integers": ["method=dmq", "bits.ranges=shared", "engine=int_reference"],
+    "AccuQuant, guided, with groups that divide nothing": [
+        "method=accuquant",
+        "bits.ranges=group3",
+        "sampler.guidance=2",
+    ],
+    "AccuQuant with ranges per step, stochastic, activation scales alone": [
+        "method=accuquant",
+        "method.trajectory_reconstruction.recipe=scales",
+        "bits.ranges=step",
+        "sampler.eta=1",
+    ],
+    "AccuQuant with shared ranges, all calls at once, DPM-Solver++": [
+        "method=accuquant",
+        "method.trajectory_reconstruction.horizon=99",
+        "bits.ranges=shared",
+        "sampler=dpmpp",
+    ],
+    "AccuQuant on its own prefix, PNDM with its Runge-Kutta start": [
+        "method=accuquant",
+        "method.trajectory_reconstruction.start=quantized",
+        "method.trajectory_reconstruction.gradient=replayed",
+        "sampler=pndm",
+        "sampler.skip_prk=false",
+    ],
     "other bits": ["method=rtn", "bits.weight=5", "bits.activation=7"],
 }
 

@@ -29,7 +29,7 @@ def samples(seed: int, count: int = 64, id: str | None = None) -> SampleSet:
 
 def slightly(other: SampleSet, amount: int = 3) -> SampleSet:
     images = (other.images.int() + amount).clamp(0, 255).to(torch.uint8)
-    return SampleSet("slightly", images, other.state + amount / 127.5)
+    return SampleSet("slightly", images, None if other.state is None else other.state + amount / 127.5)
 
 
 def network(images):
@@ -86,6 +86,19 @@ def test_paired_metrics_take_the_first_pairs_and_have_a_numerical_floor(evaluato
         assert found.measurements[name].floor.kind == "numerical"
         assert entries_of(found.measurements[name].protocol)["reference"] == "fp@fpfpfpfp"
     assert found.measurements["psnr"].floor.value > found.measurements["psnr"].value
+
+
+def test_the_ground_truth_is_compared_with_where_there_is_one(evaluator):
+    truth = SampleSet("truthful", samples(5).images[:8])
+    found = replace(evaluator, truth=truth).evaluate(slightly(truth), ["psnr_truth"]).measurements["psnr_truth"]
+    clamped = truth.images.int().add(3).clamp(max=255) - truth.images.int()
+    expected = 10 * torch.log10(255**2 / clamped.double().square().flatten(1).mean(1))
+    assert found.value == pytest.approx(expected.mean().item())
+    assert (found.n, found.floor) == (8, None)
+    assert entries_of(found.protocol)["reference"] == "truth@truthful"
+    without = evaluator.evaluate(samples(2), ["psnr_truth", "psnr"])
+    assert "no ground truth" in without.unavailable["psnr_truth"] and "psnr" in without.measurements
+    assert without.missing_weights == []
 
 
 def test_set_metrics_take_all_samples_and_have_a_floor_of_another_seed(evaluator):

@@ -46,6 +46,7 @@ OTHER = {
     "scope": "paper", "base": "fedcba98",
     "clip": 1.0, "extractor": "scenes", "extractor_hash": "abcdef01999", "resize": "clean",
     "reference": "digits", "reference_hash": "0124", "saved": "JPEG",
+    "task": "edit", "strength": 0.5,
 }  # fmt: skip
 
 

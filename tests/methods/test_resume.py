@@ -106,6 +106,19 @@ def test_a_stage_killed_inside_a_unit_and_resumed_gives_the_same_bits(uninterrup
     assert [name.name for name in tmp_path.iterdir()] == [path.name]
 
 
+def test_the_peak_of_memory_is_that_of_all_runs(tmp_path, monkeypatch):
+    path = tmp_path / "checkpoint.safetensors"
+    monkeypatch.setattr("dmqbench.methods.base.memory_facts", lambda device: {"peak_memory_mib": 700})
+    with pytest.raises(KeyboardInterrupt):
+        finish(weights(workbench(), interrupted(WeightReconstruction, (2, 0), KeyboardInterrupt)), path)
+    for peak, expected in ((600, 700), (800, 800)):
+        monkeypatch.setattr("dmqbench.methods.base.memory_facts", lambda device, peak=peak: {"peak_memory_mib": peak})
+        stage = weights(workbench())
+        finish(stage, path)
+        stage.note_memory()
+        assert stage.peaks == {"peak_memory_mib": expected}
+
+
 @pytest.mark.parametrize("end", [(0, 2), (1, 0), (7, 5)])
 def test_ctrl_c_keeps_the_finished_units(uninterrupted, tmp_path, end):
     path = tmp_path / "checkpoint.safetensors"

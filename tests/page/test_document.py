@@ -241,8 +241,10 @@ def test_layer_maps_are_bounded(bench, monkeypatch):
     [
         ["method=fp"],
         ["method=rtn", "bits=w4a6", "seed=3", "bits.ranges=step"],
+        ["method=rtn", "bits.ranges=group3", "calibration.steps=10", "calibration.match=nearest"],
         ["method=dmq", "bits=w4a4", "method.stages=[equivalent_scaling,weight_range,activation_range]"],
         ["method=dmq", "method.equivalent_scaling.weighting=linear", "method.power_of_two_scaling.layers=all"],
+        ["method=accuquant", "bits=w3a6", "method.trajectory_reconstruction.horizon=2"],
         ["method=q_diffusion", "bits.weight=5", "sampler.steps=7", "budget.samples=64", "metrics.names=[psnr,ssim]"],
     ],
 )

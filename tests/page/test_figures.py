@@ -75,11 +75,21 @@ def test_a_row_of_unknown_cost_is_named_and_not_drawn(table):
 
 def test_trajectories_are_bounded_and_leave_zeros_out(table):
     jobs = [(row, diagnosis()) for row in table.rows] * 10
-    figure = trajectories(jobs, colours([table]))
+    figure = trajectories(jobs, colours([table]), {})
     lines = [trace for trace in figure["data"] if "customdata" in trace]
     assert len(lines) == MAX_LINES and str(len(jobs)) in figure["note"]
     assert lines[0]["y"][0] is None and all(value > 0 for value in lines[0]["y"][1:])
     assert sum(trace["showlegend"] for trace in lines) == 3, "each method once"
+
+
+def test_boundaries_between_groups_of_calls_are_dots_on_their_line(table):
+    jobs = [(row, diagnosis()) for row in table.rows[:3]]
+    figure = trajectories(jobs, colours([table]), {table.rows[1].folder.name: [0, 2, 4], table.rows[2].folder.name: []})
+    plain, marked, unknown = (trace for trace in figure["data"] if "customdata" in trace)
+    assert (plain["mode"], marked["mode"], unknown["mode"]) == ("lines", "lines+markers", "lines")
+    assert [place for place, size in enumerate(marked["marker"]["size"]) if size] == [0, 2, 4]
+    assert "validation trajectories" in figure["note"]
+    assert trajectories(jobs, colours([table]), {})["note"] == ""
 
 
 def test_steps_show_four_errors(table):

@@ -3,13 +3,17 @@
 import json
 
 import pytest
-from handmade_findings import POWERS, SCALING, FindingsBench, powers, scaling
+from handmade_findings import POWERS, SCALING, TRAJECTORY, FindingsBench, powers, scaling, trajectory
 
 from dmqbench.page.findings import (
     FindingsReader,
+    agreements,
+    boundaries_of,
+    end_errors,
     exponent_share,
     exponents_of,
     falling,
+    groups_of,
     least_agreed,
     power_name,
     rows_of_steps,
@@ -27,9 +31,10 @@ def only(bench: FindingsBench):
 
 
 def test_findings_of_the_stages_that_are_shown_are_read(bench):
-    bench.made("dmq", "w4a4", 30.0, {SCALING: scaling(), "weight_range": None, POWERS: powers()})
+    stages = {SCALING: scaling(), "weight_range": None, POWERS: powers(), TRAJECTORY: trajectory()}
+    bench.made("dmq", "w4a4", 30.0, stages)
     found = only(bench)
-    assert (found.scaling, found.powers, found.problem) == (scaling(), powers(), "")
+    assert (found.scaling, found.powers, found.trajectory, found.problem) == (scaling(), powers(), trajectory(), "")
 
 
 def test_a_job_without_stages_findings_or_artifacts_has_none_and_no_problem(bench):
@@ -38,7 +43,7 @@ def test_a_job_without_stages_findings_or_artifacts_has_none_and_no_problem(benc
     bench.job("dmq", "w4a6", 30.0, artifacts={"stages": [[SCALING, "c" * 16]]})  # pruned from the store
     for row in bench.results():
         found = FindingsReader(bench.root).of(row)
-        assert (found.scaling, found.powers, found.problem) == (None, None, "")
+        assert (found.scaling, found.powers, found.trajectory, found.problem) == (None, None, None, "")
 
 
 def changed(found: dict, *path, value) -> str:
@@ -73,14 +78,28 @@ LAYER = "blocks.0.conv"
         (POWERS, changed(powers(), "samples", value=0)),
         (POWERS, changed(powers(), "selection", value=None)),
         (POWERS, changed(powers(), "layers", value=None)),
+        (TRAJECTORY, "{}"),
+        (TRAJECTORY, changed(trajectory(), "spans", value=[])),
+        (TRAJECTORY, changed(trajectory(), "spans", value=None)),
+        (TRAJECTORY, changed(trajectory(), "settings", "horizon", value=0)),
+        (TRAJECTORY, changed(trajectory(), "settings", "gradient", value=None)),
+        (TRAJECTORY, changed(trajectory(), "spans", 0, "groups", value=[])),
+        (TRAJECTORY, changed(trajectory(), "spans", 0, "groups", value=[[1, 1]])),
+        (TRAJECTORY, changed(trajectory(), "spans", 0, "groups", value=[[0]])),
+        (TRAJECTORY, changed(trajectory(), "spans", 1, "groups", value=[[3, 3]])),
+        (TRAJECTORY, changed(trajectory(), "spans", 1, "groups", value=[[2, 1]])),
+        (TRAJECTORY, changed(trajectory(), "spans", 1, "error_after", value=[0.1, 0.1])),
+        (TRAJECTORY, changed(trajectory(), "spans", 1, "error_before", value=[-0.1])),
+        (TRAJECTORY, changed(trajectory(), "spans", 0, "gradient_cosine", value=1.1)),
+        (TRAJECTORY, changed(trajectory(), "spans", 0, "gradient_ratio", value="1")),
     ],
 )
 def test_damaged_findings_are_one_line_and_the_others_stay(bench, stage, damage):
-    other, sound = (POWERS, powers()) if stage == SCALING else (SCALING, scaling())
-    bench.made("dmq", "w4a4", 30.0, {stage: damage, other: sound})
+    sound = {SCALING: scaling(), POWERS: powers(), TRAJECTORY: trajectory()}
+    bench.made("dmq", "w4a4", 30.0, sound | {stage: damage})
     found = only(bench)
-    assert {SCALING: found.powers, POWERS: found.scaling}[stage] == sound
-    assert {SCALING: found.scaling, POWERS: found.powers}[stage] is None
+    read = {SCALING: found.scaling, POWERS: found.powers, TRAJECTORY: found.trajectory}
+    assert read == sound | {stage: None}
     assert stage in found.problem and "damaged" in found.problem and "\n" not in found.problem
 
 
@@ -120,3 +139,21 @@ def test_numbers_that_figures_share():
     assert [power_name(exponent) for exponent in (0, -1, -3)] == ["the whole scale", "1/2", "1/8"]
     means = {name: sum(layer["agreement"]) for name, layer in found["layers"].items()}
     assert least_agreed(found) == sorted(means, key=lambda name: means[name])
+
+
+def test_groups_of_calls_and_what_is_known_of_them():
+    found = trajectory(horizon=3, calls=8, factor=0.5, cosine=None)
+    assert groups_of(found) == [range(0, 3), range(3, 6), range(6, 8)]
+    assert boundaries_of(found, 8) == [0, 3, 6, 8] and boundaries_of(found, 50) == [], "calibrated for 8 calls"
+    assert end_errors(found, "before") == pytest.approx([0.03, 0.06, 0.08])
+    assert end_errors(found, "after") == pytest.approx([0.015, 0.06, 0.04])
+    assert list(agreements(found)) == [(calls, None, 1.2) for calls in groups_of(found)]
+
+
+def test_groups_that_share_parameters_have_one_gradient():
+    found = trajectory(horizon=2, calls=4)
+    first, second = found["spans"]
+    joined = {key: first[key] + second[key] for key in ("groups", "error_before", "error_after")}
+    found["spans"] = [first | joined]
+    assert groups_of(found) == [range(0, 2), range(2, 4)] and end_errors(found, "before") == [0.02, 0.04]
+    assert list(agreements(found)) == [(range(0, 4), 0.9, 1.2)]

@@ -103,6 +103,27 @@ def test_timesteps_are_mapped_to_calls(timestep, expected):
     assert CallWatch(StepContext(), TIMESTEPS).steps(timestep, 3).tolist() == expected
 
 
+def test_groups_serve_a_timestep_that_several_calls_have_if_they_share_a_row():
+    bench, call = calibrated(steps=StepGroups.of_size(4, 3))
+    served = copy.deepcopy(bench.adapter)
+    freeze_(bench.network)
+    lower_(bench.network, "simulate")
+    serve_(served.network, ENGINES["simulate"], served.context, (750, 500, 500, 0))
+    assert torch.equal(output(served.network, call), bench.adapter.denoise(*call))
+
+
+def test_groups_that_divide_a_timestep_are_not_served():
+    bench, _ = calibrated(steps=StepGroups.of_size(4, 2))
+    with pytest.raises(ValueError, match="several at 500"):
+        serve_(bench.network, ENGINES["simulate"], StepContext(), (750, 500, 500, 0))
+
+
+@pytest.mark.parametrize(("timestep", "expected"), [(999, 0), (600, 1), (625, 0), (-3.0, 3), (500, 1), (125.5, 2)])
+def test_the_nearest_call_is_taken_where_that_was_asked_for(timestep, expected):
+    """625 lies between 750 and 500: of two equally near it is the noisier."""
+    assert CallWatch(StepContext(), TIMESTEPS, nearest=True).steps(timestep, 2).tolist() == [expected] * 2
+
+
 @pytest.mark.parametrize("timestep", [751, 0.5, -1, torch.tensor([750, 3])])
 def test_an_unknown_timestep_is_refused_with_the_known_ones(timestep):
     with pytest.raises(ServingError, match=r"was not calibrated.*allowed: 750, 500, 250, 0") as refused:

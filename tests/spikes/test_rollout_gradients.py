@@ -6,10 +6,9 @@ Replay keeps only the states of a pass without gradients and propagates the adjo
 identity approximation applies the residual ∂L/∂x̃_M to every call's update as if no network stood behind it.
 """
 
-import weakref
-
 import pytest
 import torch
+from saved_bytes import peak_bytes
 from tiny import unet
 from workbench import adapter_of, sampler, set_min_max_ranges_
 
@@ -227,40 +226,13 @@ def test_the_last_call_of_the_identity_approximation_is_exact():
     assert_same([approximate for approximate, _ in last], [exact for _, exact in last])
 
 
-class Saved:
-    """A tensor kept for the backward pass."""
-
-    def __init__(self, tensor):
-        self.tensor = tensor
-
-
-class Meter:
-    """Counts the bytes that are kept for the backward pass at one time."""
-
-    def __init__(self):
-        self.live = self.peak = 0
-
-    def pack(self, tensor):
-        saved = Saved(tensor)
-        size = tensor.nbytes
-        self.live += size
-        self.peak = max(self.peak, self.live)
-        weakref.finalize(saved, self.release, size)
-        return saved
-
-    def release(self, size):
-        self.live -= size
-
-
-def peak_bytes(gradient_of, calls):
-    rollout, meter = Rollout("ddim", (0, calls)), Meter()
-    with torch.autograd.graph.saved_tensors_hooks(meter.pack, lambda saved: saved.tensor):
-        gradient_of(rollout)
-    return meter.peak
+def bytes_of(gradient_of, calls):
+    rollout = Rollout("ddim", (0, calls))
+    return peak_bytes(lambda: gradient_of(rollout))
 
 
 def test_memory_of_full_backpropagation_grows_with_every_call():
-    one, two, three, four = (peak_bytes(full_backpropagation, calls) for calls in (1, 2, 3, 4))
+    one, two, three, four = (bytes_of(full_backpropagation, calls) for calls in (1, 2, 3, 4))
     assert one > 100_000
     for larger, smaller in ((two, one), (three, two), (four, three)):
         assert larger - smaller == pytest.approx(one, rel=0.05)
@@ -268,8 +240,8 @@ def test_memory_of_full_backpropagation_grows_with_every_call():
 
 @pytest.mark.parametrize("gradient_of", [latent_checkpointed_replay, identity_approximation])
 def test_memory_of_the_others_does_not(gradient_of):
-    one, two, four = (peak_bytes(gradient_of, calls) for calls in (1, 2, 4))
-    assert one <= 1.05 * peak_bytes(full_backpropagation, 1)
+    one, two, four = (bytes_of(gradient_of, calls) for calls in (1, 2, 4))
+    assert one <= 1.05 * bytes_of(full_backpropagation, 1)
     assert two <= 1.01 * one
     assert four <= 1.01 * one
 

@@ -1,0 +1,58 @@
+"""Checks of how a model is calibrated: activation ranges, calibration points, and another plan than that of sampling.
+
+Imports neither torch nor Hydra.
+"""
+
+from dataclasses import replace
+
+from dmqbench.config_error import ConfigError, closest
+from dmqbench.ids import needs_match, timesteps
+from dmqbench.quant.spec import group_size
+from dmqbench.schema import CalibrationConfig, Job, SamplerConfig
+
+
+def check_ranges(key: str, value: str, allowed: tuple[str, ...]) -> None:
+    """Refuse a word that is neither among ``allowed``, whose last stands for all groups, nor a group."""
+    try:
+        if value not in allowed[:-1]:
+            group_size(value)
+    except ValueError:
+        digits = "".join(filter(str.isdecimal, value))[:9]
+        nearest = f"group{max(1, int(digits))}" if digits else closest(value, allowed)
+        raise ConfigError(key, value, allowed, nearest=nearest) from None
+
+
+def check_points(samples: int, ranges: str, calls: int) -> None:
+    """Every group of calls needs a calibration point; the bank spreads them over the calls, the first ones first."""
+    size = group_size(ranges)
+    if size is None:
+        return
+    groups = -(-calls // size)
+    needed = (groups - 1) * size + 1
+    if samples < needed:
+        what = "network calls" if size == 1 else "groups of network calls"
+        problem = f"leaves some of the {groups} {what} without a calibration point, and bits.ranges={ranges} needs one"
+        raise ConfigError("budget.samples", samples, [needed], problem)
+
+
+def resolved_calibration(calibration: CalibrationConfig, sampler: SamplerConfig) -> CalibrationConfig:
+    """The same calibration, null wherever it is what the sampler is."""
+    same = {key: None for key, value in calibration.changes.items() if getattr(sampler, key) == value}
+    return replace(calibration, **same)  # type: ignore[arg-type]
+
+
+def check_plans(job: Job) -> None:
+    """Refuse to sample at timesteps for which a calibrated model has no parameters, unless asked for the nearest."""
+    if job.calibration.match == "nearest" or not needs_match(job):
+        return
+    plans = (timesteps(each, job.model, job.strength) for each in (job.calibration_sampler, job.sampler))
+    kept, wanted = map(_shown, plans)
+    problem = (
+        f"calibrates {kept}, and sampler.steps={job.sampler.steps} samples with {wanted}, for which "
+        f"bits.ranges={job.bits.ranges} has no parameters; calibration.match=nearest takes the nearest timestep's"
+    )
+    raise ConfigError("calibration.steps", job.calibration.steps, [job.sampler.steps], problem)
+
+
+def _shown(plan: tuple[int, ...]) -> str:
+    return f"{len(plan)} network calls at timesteps {plan[0]} to {plan[-1]}"

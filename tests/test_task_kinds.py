@@ -1,0 +1,205 @@
+"""Restoration and editing as configurations: what is refused, what enters ids, what shares a table."""
+
+import json
+
+import numpy as np
+import pytest
+from handmade import Bench, measured
+from tiny import save_pipeline, unet
+
+from dmqbench.config import ConfigError, compose, job_ids, make_job
+from dmqbench.ids import inputs_id
+from dmqbench.results import comparable_tables, why_apart
+from dmqbench.schema import full_precision
+
+WEIGHTS = "0" * 64
+EDIT = ("task_kind=edit",)
+RESTORE = ("model=digits_sr",)
+
+
+@pytest.fixture(autouse=True)
+def on_the_cpu(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+
+
+def job(*overrides: str):
+    return make_job(compose(overrides))
+
+
+def refusal(*overrides: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        job(*overrides)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def archive(path, count: int = 8, size: int = 16, seed: int = 0, channels: int = 1):
+    shape = (count, size, size, channels)
+    np.savez(path, np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8))
+    return path
+
+
+# ---- what a job is
+
+
+def test_the_model_chooses_the_kind_of_its_task():
+    assert (job().task_kind, job().strength) == ("generate", 1.0)
+    restoring = job(*RESTORE)
+    assert (restoring.task_kind, restoring.strength, restoring.model.sample_shape) == ("restore", 1.0, (1, 16, 16))
+    assert restoring.metrics.names[0] == "psnr_truth"
+    assert (job(*EDIT).strength, job(*EDIT, "edit.strength=0.25").strength) == (0.5, 0.25)
+
+
+def test_rows_name_the_strength_of_an_edit():
+    assert job(*EDIT, "method=rtn", "bits=w4a6").title == "rtn digits edit 0.5 w4a6"
+    assert job("method=rtn", "bits=w4a6").title == "rtn digits w4a6"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (("task_kind=edti",), "task_kind=edti is not known; nearest: edit"),
+        (("task_kind=restore",), "task_kind=restore needs a model that reads an image, such as digits_sr"),
+        ((*RESTORE, "task_kind=generate"), "task_kind=generate does not fit model=digits_sr"),
+        ((*RESTORE, "task_kind=edit"), "nearest: restore"),
+        (("edit.strength=0.3",), "edit.strength=0.3 changes nothing with task_kind=generate"),
+        ((*EDIT, "edit.strength=0"), "edit.strength=0.0 is not possible"),
+        ((*EDIT, "edit.strength=1.5"), "nearest: 1"),
+        ((*EDIT, "sampler=pndm", "sampler.skip_prk=false"), "Runge-Kutta"),
+        ((*RESTORE, "sampler.guidance=2"), "needs a model with classes"),
+        (("inputs.images=x.npz",), "inputs.images=x.npz is read by task_kind=restore and edit only"),
+        ((*EDIT, "inputs.images=x.npz"), "inputs.images=x.npz cannot be used: there is no such"),
+        ((*RESTORE, "model.condition=blur"), "model.condition=blur is not known; nearest: super_resolution"),
+        ((*RESTORE, "model.condition=null"), "changes nothing without model.condition"),
+        ((*RESTORE, "model.condition_channels=2"), "reads 2 channels and predicts 1"),
+        ((*RESTORE, "model.condition_channels=null"), "needs model.condition"),
+        ((*RESTORE, "model.condition_factor=3"), "divide the size 16"),
+        ((*RESTORE, "model.condition_factor=null"), "divide the size 16"),
+        (("model.condition_factor=4",), "changes nothing without model.condition"),
+    ],
+)
+def test_what_cannot_be_is_one_line(overrides, said):
+    assert said in refusal(*overrides)
+
+
+@pytest.mark.parametrize("task", [EDIT, RESTORE])
+def test_images_must_be_of_the_models_size_and_enough_for_three_streams(tmp_path, task):
+    assert job(*task, f"inputs.images={archive(tmp_path / 'fits.npz')}")
+    small = refusal(*task, f"inputs.images={archive(tmp_path / 'small.npz', size=4)}")
+    assert "holds images of 1×4×4" in small and "makes 1×16×16" in small
+    assert "holds images of 3×16×16" in refusal(*task, f"inputs.images={archive(tmp_path / 'c.npz', channels=3)}")
+    assert "holds 3 images" in refusal(*task, f"inputs.images={archive(tmp_path / 'few.npz', count=3)}")
+    (tmp_path / "text.npz").write_text("no archive")
+    assert "cannot be used" in refusal(*task, f"inputs.images={tmp_path / 'text.npz'}")
+
+
+def test_a_model_without_images_of_its_own_needs_some(tmp_path):
+    folder = save_pipeline(tmp_path, unet())
+    local = ("model=local", f"model.path={folder}", *EDIT)
+    assert "inputs.images=null must be given: no images of dataset=none" in refusal(*local)
+    assert "images of dataset=digits are 1×16×16" in refusal(*local, "dataset=digits")
+    assert job(*local, f"inputs.images={archive(tmp_path / 'mine.npz', size=8)}").task_kind == "edit"
+
+
+def test_images_made_elsewhere_are_not_known_to_be_edits(tmp_path):
+    theirs = archive(tmp_path / "theirs.npz")
+    for task in (EDIT, RESTORE):
+        assert "images made elsewhere" in refusal(*task, "task=evaluate", f"evaluate.samples={theirs}")
+
+
+def test_a_network_of_other_channels_is_refused_unless_its_yaml_says_why(tmp_path):
+    folder = save_pipeline(tmp_path, unet(in_channels=2, class_entries=None))
+    local = ("model=local", f"model.path={folder}", f"inputs.images={archive(tmp_path / 'mine.npz', size=8)}")
+    assert "needs model.condition" in refusal("model=local", f"model.path={folder}")
+    said = ("model.condition=super_resolution", "model.condition_channels=1", "model.condition_factor=2")
+    made = job(*local, "task_kind=restore", *said)
+    assert made.model.sample_shape == (1, 8, 8)
+
+
+# ---- ids
+
+
+def ids_of(*overrides: str):
+    return job_ids(job("method=rtn", "bits=w4a6", *overrides), WEIGHTS)
+
+
+def test_every_fact_of_the_task_is_in_the_ids(tmp_path):
+    first, second = (archive(tmp_path / f"{seed}.npz", seed=seed) for seed in (0, 1))
+    variants = [
+        (),
+        EDIT,
+        (*EDIT, "edit.strength=1"),
+        (*EDIT, "edit.strength=0.51"),
+        (*EDIT, f"inputs.images={first}"),
+        (*EDIT, f"inputs.images={second}"),
+        RESTORE,
+        (*RESTORE, f"inputs.images={first}"),
+        (*RESTORE, "model.condition_factor=2"),
+    ]
+    found = [ids_of(*variant) for variant in variants]
+    for name in ("trajectories", "quantized", "samples", "result"):
+        assert len({getattr(ids, name) for ids in found}) == len(variants), name
+    reference = [job_ids(full_precision(job(*variant)), WEIGHTS).samples for variant in variants]
+    assert len(set(reference)) == len(variants)
+
+
+def test_the_same_images_in_another_file_are_the_same_job(tmp_path):
+    first, copy = archive(tmp_path / "a.npz"), archive(tmp_path / "b.npz")
+    ours, theirs = (ids_of(*EDIT, f"inputs.images={path}") for path in (first, copy))
+    assert ours == theirs
+    assert inputs_id(job(*EDIT)) == inputs_id(job(*EDIT, "method=fp"))
+
+
+def test_configurations_of_generation_say_nothing_of_images():
+    assert not {"task_kind", "inputs", "edit"} & job().config.keys()
+    assert job(*EDIT).config["edit"] == {"strength": 0.5}
+
+
+# ---- tables
+
+
+def test_tasks_and_strengths_have_tables_of_their_own(tmp_path):
+    bench = Bench(tmp_path / "runs")
+    tasks = [{}, {"task_kind": "edit", "strength": 0.5}, {"task_kind": "edit", "strength": 0.75}]
+    for task in tasks:
+        bench.job("rtn", "w4a6", 30.0, **task)
+        bench.job("dmq", "w4a6", 31.0, **task)
+        bench.job("fp", "w32a32", None, **task)
+    tables = comparable_tables(bench.results())
+    assert [{row.task for row in table.rows} for table in tables] == [
+        {None},
+        {"edit strength 0.5"},
+        {"edit strength 0.75"},
+    ]
+    assert [len(table.rows) for table in tables] == [3, 3, 3]
+    assert "task generate | edit strength 0.5 | edit strength 0.75" in str(why_apart(tables))
+    assert "digits (embedded) · edit strength 0.5 · scope common" in bench.shown()
+
+
+def test_the_protocol_names_the_task_only_where_there_is_one():
+    plain = measured("psnr", 30.0)["protocol"]
+    edited = measured("psnr", 30.0, task="edit", strength=0.5)["protocol"]
+    assert "task=" not in plain and "task=edit strength=0.5" in edited
+    assert len({plain, edited, measured("psnr", 30.0, task="edit", strength=0.6)["protocol"]}) == 3
+
+
+def test_what_samples_were_made_from_lies_above_them_in_the_picture_and_on_the_page(tmp_path):
+    from PIL import Image
+
+    from dmqbench.page.document import page
+    from dmqbench.picture import picture_of
+
+    bench = Bench(tmp_path / "runs")
+    given = "1" * 16
+    bench.samples(given, 50)
+    plain = bench.job("rtn", "w4a6", 30.0)
+    record = json.loads((plain / "result.json").read_text())
+    edited = bench.job(
+        "dmq", "w4a6", 31.0, task_kind="edit", strength=0.5, samples=record["samples"] | {"input": given}
+    )
+    without, with_input = (
+        Image.open(picture_of(bench.root, [folder], tmp_path / f"{name}.png", columns=4))
+        for name, folder in (("plain", plain), ("edited", edited))
+    )
+    assert with_input.height > without.height
+    assert f'"input": "{given}"' in page(bench.root, bench.results()).replace('":"', '": "')
