@@ -368,8 +368,7 @@ def test_a_refusal_of_the_real_command(tmp_path):
     done = in_a_process("method=rnt", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert (
-        done.stderr
-        == "dmqbench: method=rnt is not known; nearest: rtn "
+        done.stderr == "dmqbench: method=rnt is not known; nearest: rtn "
         "(allowed: accuquant, dmq, dmq_les, foreign, fp, q_diffusion, rtn)\n"
     )
     assert list(tmp_path.iterdir()) == []

@@ -99,10 +99,16 @@ class GradientRule:
     Attributes:
         run: computes it.
         forwards_per_call: quantized forward passes per network call, a backward pass counting as two.
+        forwards_per_group: what comes to that once.
     """
 
     run: Run
     forwards_per_call: float
+    forwards_per_group: float = 0.0
+
+    def forwards(self, calls: int) -> float:
+        """Of one sample over a group of ``calls``."""
+        return calls * self.forwards_per_call + self.forwards_per_group
 
 
 def exact(problem: GroupProblem, parameters: Sequence[Tensor]) -> Tensor:
@@ -255,7 +261,7 @@ RULES: dict[str, GradientRule] = {
 """Name → rule. ``identity`` is the paper's, as its figure shows it; ``replayed`` is exact in the same memory."""
 
 CONTROLS: dict[str, GradientRule] = {
-    "truncated": GradientRule(truncated, 2.0),
+    "truncated": GradientRule(truncated, 1.0, forwards_per_group=3.0),
     "linear": GradientRule(transported(lambda p: linear_transport(p.plan, p.end)), 4.0),
 }
 """Rules that are known to be wrong, for tests and ablations."""

@@ -167,7 +167,7 @@ class TrajectoryReconstruction(Stage):
         with quantization(self.bench.network, weight=True, activation=True):
             problem = self._problem("cal", chosen, span.groups[at % len(span.groups)])
             loss = self.rule.run(problem, self._leaves())
-        self._count(problem, self.rule.forwards_per_call)
+        self._count(problem, self.rule.forwards(len(problem.calls)))
         for trained in self.trained:
             trained.gather_()
         self._require_finite(unit, at)
@@ -273,9 +273,8 @@ class TrajectoryReconstruction(Stage):
             spectrum=self.spectrum,
         )
 
-    def _count(self, problem: GroupProblem, forwards_per_call: float) -> None:
-        samples = len(problem.target) * self.bench.branches
-        self.network_forwards += samples * len(problem.calls) * forwards_per_call
+    def _count(self, problem: GroupProblem, forwards: float) -> None:
+        self.network_forwards += len(problem.target) * self.bench.branches * forwards
 
     def _held_out_errors(self, span: Span) -> list[float]:
         """Mean squared error of the end states of every group, on validation trajectories."""
@@ -286,7 +285,7 @@ class TrajectoryReconstruction(Stage):
                 for chosen in torch.arange(population).split(self.batch):
                     problem = self._problem("val", chosen, group)
                     total += float(problem.end_state_error()) * len(chosen)
-                    self._count(problem, 1)
+                    self._count(problem, len(problem.calls))
                 errors.append(total / population)
         return errors
 
@@ -301,7 +300,7 @@ class TrajectoryReconstruction(Stage):
                 for group in span.groups:
                     problem = self._problem("cal", chosen, group)
                     rule.run(problem, self._leaves())
-                    self._count(problem, rule.forwards_per_call)
+                    self._count(problem, rule.forwards(len(problem.calls)))
                 for trained in self.trained:
                     trained.gather_()
                 found.append([variable.grad for variable in self._variables().values() if variable.grad is not None])

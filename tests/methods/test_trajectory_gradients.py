@@ -303,7 +303,7 @@ def test_the_linear_control_blows_up_where_the_others_do_not():
 
 def test_a_rule_costs_what_it_says():
     plan = build_plan(SamplerSpec("dpmpp", 7), SCHEDULE)
-    for rule in RULES.values():
+    for rule in (RULES | CONTROLS).values():
         problem, parameters = toy(plan, 1, 5)
         cost = 0
 
@@ -313,4 +313,4 @@ def test_a_rule_costs_what_it_says():
             return problem.denoise(x, call)
 
         rule.run(replace(problem, denoise=denoise), parameters)
-        assert cost == 5 * rule.forwards_per_call
+        assert cost == rule.forwards(5)
