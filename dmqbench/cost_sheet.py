@@ -78,4 +78,4 @@ def _setting(row: Result) -> tuple[Any, ...]:
     """What two jobs share whose times can be compared."""
     config, environment = row.record.get("config") or {}, row.record.get("environment") or {}
     device = environment.get("device"), (config.get("trainer") or {}).get("accelerator")
-    return row.bits, row.seed, config.get("budget"), row.calibration, device
+    return row.bits, row.seed, row.budget_sizes, row.calibration, device

@@ -53,6 +53,13 @@ class Result:
         return (self.record.get("config") or {}).get("calibration") or {}
 
     @property
+    def budget_sizes(self) -> dict[str, Any]:
+        """Name and sizes of its budget. Iterations stand in the method's settings: a key that a later method needed is
+        no difference between results that do not use it."""
+        budget = (self.record.get("config") or {}).get("budget") or {}
+        return {key: budget.get(key) for key in ("name", "trajectories", "validation", "samples", "batch")}
+
+    @property
     def model(self) -> str:
         return self.record["model"]
 

@@ -51,5 +51,5 @@ def seed_groups(rows: Sequence[Result]) -> list[SeedGroup]:
 def same_but_seed(row: Result) -> tuple[Any, ...]:
     """What two results share that differ in nothing but their seed."""
     config = row.record.get("config", {})
-    settings = canonical_json({name: config.get(name) for name in ("method", "budget")})
+    settings = canonical_json([config.get("method"), row.budget_sizes])
     return row.label, row.method, row.bits, str(row.scope), str(row.ranges), settings

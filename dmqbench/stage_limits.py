@@ -63,17 +63,17 @@ BOUNDS: dict[str, dict[str, tuple[float, float]]] = {
 
 _RANGES = ("activation_range", "activation_ema")
 
-NEEDS_BEFORE: dict[str, tuple[str, ...]] = {
+NEEDS_BEFORE: dict[str, tuple[tuple[str, ...], ...]] = {
     "weight_range": (),
     "activation_range": (),
     "activation_ema": (),
     "equivalent_scaling": (),
-    "weight_reconstruction": ("weight_range",),
-    "activation_reconstruction": _RANGES,
-    "power_of_two_scaling": _RANGES,
-    "trajectory_reconstruction": _RANGES,
+    "weight_reconstruction": (("weight_range",),),
+    "activation_reconstruction": (_RANGES,),
+    "power_of_two_scaling": (_RANGES,),
+    "trajectory_reconstruction": (("weight_range",), _RANGES),
 }
-"""Stage → stages of which one must come before it: without ranges it has nothing to work on."""
+"""Stage → sets of stages of each of which one must come before it: without ranges it has nothing to work on."""
 
 NEEDS_AFTER: dict[str, tuple[str, ...]] = {"equivalent_scaling": ("weight_range",)}
 """Stage → stages that must follow it: another scale makes what they found worthless."""

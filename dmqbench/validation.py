@@ -342,11 +342,11 @@ def _check_order(stages: Sequence[str]) -> None:
     """Refuse a list of stages that would fail, or work on what is not there yet, after an hour."""
     text = f"[{','.join(stages)}]"
     for place, stage in enumerate(stages):
-        needed = NEEDS_BEFORE.get(stage, ())
         if stage in stages[:place]:
             raise ConfigError("method.stages", text, problem=f"has {stage} twice")
-        if needed and not set(needed) & set(stages[:place]):
-            raise ConfigError("method.stages", text, problem=f"needs {' or '.join(needed)} before {stage}")
+        for needed in NEEDS_BEFORE.get(stage, ()):
+            if not set(needed) & set(stages[:place]):
+                raise ConfigError("method.stages", text, problem=f"needs {' or '.join(needed)} before {stage}")
         for later in NEEDS_AFTER.get(stage, ()):
             if later not in stages[place:]:
                 raise ConfigError("method.stages", text, problem=f"needs {later} after {stage}")

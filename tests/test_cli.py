@@ -191,6 +191,7 @@ def test_the_demo_is_the_list_of_the_contract(stub):
         ("rtn", "w4a6"),
         ("q_diffusion", "w4a6"),
         ("dmq", "w4a6"),
+        ("accuquant", "w4a6"),
         ("rtn", "w3a6"),
     ]
 
@@ -205,7 +206,7 @@ def test_the_command_line_wins_over_a_sweep_and_multiplies_it(stub):
     assert run("-m", "+sweeps=demo", "seed=1,2", "bits=w8a8") == 0
     assert {(job.method.name, job.bits.name, job.seed) for job in stub.jobs} == {
         ("fp", "w32a32", 0),
-        *((name, "w8a8", seed) for name in ("rtn", "q_diffusion", "dmq") for seed in (1, 2)),
+        *((name, "w8a8", seed) for name in ("rtn", "q_diffusion", "dmq", "accuquant") for seed in (1, 2)),
     }
 
 

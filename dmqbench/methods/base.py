@@ -120,6 +120,8 @@ class Stage(pl.LightningModule):
         """Cost so far, in full-precision network calls of batch 1; a backward pass counts as two forwards."""
         self.seconds = 0.0
         """Time spent so far on finished units, over all runs of the stage."""
+        self.unit_started = 0.0
+        """When the unit in work was started; later by what is no calibration."""
         self.peaks: dict[str, int] = {}
         """Peaks so far, over all runs of the stage: see ``environment.memory_facts``."""
 

@@ -81,7 +81,7 @@ class TrainedWeights:
     """Rounding and scales of fixed weights, rounded hard at all times, with straight-through gradients.
 
     A weight's latent is where it lies between its two grid points, 0..1, and rounds up from 1/2 on. It starts at the
-    weight's own fraction if that agrees with the code it has, else just on the code's side: a weight half-way between
+    weight's own fraction, or just on its code's side where the fraction is not clearly there: a weight half-way between
     two codes turns first, one that lies on a grid point last. A gain multiplies each scale.
     """
 
@@ -197,19 +197,31 @@ def _taken(leaf: Tensor) -> Tensor:
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
-class VariableOptimizer:
-    """Adam with a rate per variable, and a cosine to zero over ``total`` iterations."""
+SMALL_GRADIENT = 4e-5
+"""Adam's epsilon, for gradients of the loss over its first value: what moves a variable by its whole range would change
+the loss by so little that the variable is better left alone. Most roundings are of that kind. Without it (1e-8) six
+times as many turn, and the held-out error is not lower."""
 
-    def __init__(self, variables: Mapping[str, Tensor], rates: Mapping[str, float], total: int) -> None:
-        self.variables, self.rates, self.total = dict(variables), dict(rates), total
+
+class VariableOptimizer:
+    """Adam with a rate per variable, and a cosine to zero over ``total`` iterations.
+
+    Gradients are divided by ``unit``, the loss before training, so that nothing depends on how large errors are.
+    """
+
+    def __init__(self, variables: Mapping[str, Tensor], rates: Mapping[str, float], total: int, unit: float) -> None:
+        self.variables, self.rates, self.total, self.unit = dict(variables), dict(rates), total, unit
         groups = [{"params": [variable], "lr": rates[name]} for name, variable in variables.items()]
-        self.adam = torch.optim.Adam(groups)
+        self.adam = torch.optim.Adam(groups, eps=SMALL_GRADIENT)
 
     def step(self, iteration: int) -> None:
         """Take the step of an iteration, 0..total−1."""
         cosine = (1 + math.cos(math.pi * iteration / self.total)) / 2
         for name, group in zip(self.variables, self.adam.param_groups, strict=True):
             group["lr"] = self.rates[name] * cosine
+        for variable in self.variables.values():
+            if variable.grad is not None:
+                variable.grad.div_(self.unit)
         self.adam.step()
         self.adam.zero_grad(set_to_none=True)
 

@@ -6,7 +6,7 @@ inside the group, and so in memory and cost.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -193,15 +193,7 @@ def _apply(
 def truncated(problem: GroupProblem, parameters: Sequence[Tensor]) -> Tensor:
     """Only the last call learns; a control."""
     states, outputs = problem.run()
-    last = GroupProblem(
-        denoise=problem.denoise,
-        plan=problem.plan,
-        first=problem.end - 1,
-        start=states[-2],
-        references=problem.references[-2:],
-        noises=problem.noises[-1:],
-        spectrum=problem.spectrum,
-    )
+    last = replace(problem, first=problem.end - 1, start=states[-2], noises=problem.noises[-1:])
     _apply(last, states[-2:], outputs[-1:], [mean_square_gradient(states[-1].x, problem.target)], parameters)
     return mean_square(states[-1].x, problem.target)
 

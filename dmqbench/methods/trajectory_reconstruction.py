@@ -6,6 +6,7 @@ state, each goes on from its own states, and the loss compares the end states al
 """
 
 import math
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -54,9 +55,10 @@ class TrajectoryReconstruction(Stage):
         recipe: ``scales`` of activations, or ``joint``: with the weights' rounding and scales, shared by all groups.
         gradient: a name of ``trajectory_gradients.RULES`` or ``CONTROLS``.
         start: ``fp``, the recorded full-precision state; ``quantized``, the state that the calibrated calls before
-            the group lead to; the target is full precision's either way.
-        scale_travel: how far the logarithm of a scale can move: Adam's rate times iterations, unless these are so few
-            that the rate would be above ``LARGEST_RATE``.
+            the group lead to (at the last check, where groups share parameters); the target is full precision's either
+            way. Held-out errors "before" are then those after the calls before were calibrated.
+        scale_travel: Adam's first rate times iterations, in logarithms of a scale: with the cosine, a scale can move by
+            half of it. Less, where iterations are so few that the rate would be above ``LARGEST_RATE``.
         rounding_travel: the same for a weight between its two grid points, 0..1.
         checks: how often the held-out error is looked at; the best state is kept.
     """
@@ -90,14 +92,22 @@ class TrajectoryReconstruction(Stage):
         self.spectrum = power_spectrum(bench.bank.cal.x[:, -1]).to(bench.device)
         row_of_call = bench.step_groups.row_of_call
         freeze_weight_(bench.network)
-        trains = bool(activation_quantizers(bench.network)) or self.joint
-        self.spans = spans_of(bench.sampler.network_calls, horizon, row_of_call, self.joint) if trains else ()
+        self.quantizers = activation_quantizers(bench.network)
+        self.weights = {name: layer for name, layer in quant_layers(bench.network).items() if layer.weight_quantizer}
+        trains = self.quantizers or (self.joint and self.weights)
+        calls = bench.sampler.calls
+        off_trajectory = [place for place, call in enumerate(calls) if call.base == "anchor"]
+        self.spans = spans_of(len(calls), horizon, row_of_call, self.joint, off_trajectory) if trains else ()
         self.facts: dict[str, list[float]] = {}
         """Per span: the best iteration, agreement with the exact gradient, held-out errors of its groups."""
         self.trained: list[Trained] = []
         self.optimizer: VariableOptimizer | None = None
         self.best: dict[str, Tensor] = {}
         self.best_error = math.inf
+        self.states: dict[Stream, dict[int, State]] = {}
+        """Full-precision states of all trajectories, by the call they stand before."""
+        self.starts: dict[Stream, dict[int, State]] = {}
+        """What the groups start from, by their first calls."""
 
     # ---- units: slices of the spans
 
@@ -124,18 +134,20 @@ class TrajectoryReconstruction(Stage):
 
     # ---- what is trained
 
-    def _train(self, span: Span) -> None:
-        """Make the variables of a span, as the calibration state has them, and their optimizer."""
-        network = self.bench.network
-        self.trained = [TrainedScales(activation_quantizers(network).values())]
+    def _train(self) -> None:
+        """Make the variables, as the calibration state has them."""
+        self.trained = [TrainedScales(self.quantizers.values())] if self.quantizers else []
         if self.joint:
-            self.trained.append(TrainedWeights(quant_layers(network)))
-        total = self._total(span)
+            self.trained.append(TrainedWeights(self.weights))
+
+    def _optimizer(self, span: Span) -> VariableOptimizer:
+        total, groups = self._total(span), len(span.groups)
         rates = {
             name: min((self.rounding_travel if name.endswith(".latent") else self.scale_travel) / total, LARGEST_RATE)
             for name in self._variables()
         }
-        self.optimizer = VariableOptimizer(self._variables(), rates, total)
+        before = self.facts[span.name][-2 * groups : -groups]
+        return VariableOptimizer(self._variables(), rates, total, unit=sum(before) / groups or 1.0)
 
     def _variables(self) -> dict[str, Tensor]:
         return {name: value for part in self.trained for name, value in part.variables().items()}
@@ -150,13 +162,14 @@ class TrajectoryReconstruction(Stage):
     def start_unit(self, unit: str) -> None:
         span, part = self._units()[unit]
         if part.start == 0:
-            self._train(span)
+            self._train()
         self._show()
         self._prepare(span)
         if part.start == 0:
             errors = self._held_out_errors(span)
             self.best, self.best_error = copies(self._variables()), sum(errors)
             self.facts[span.name] = [0.0, *self._agreement(span), *errors, *errors]
+            self.optimizer = self._optimizer(span)
 
     def iterate(self, unit: str, iteration: int) -> Tensor:
         assert self.optimizer is not None
@@ -175,9 +188,11 @@ class TrajectoryReconstruction(Stage):
         return loss
 
     def _require_finite(self, unit: str, at: int) -> None:
-        for name, variable in self._variables().items():
-            if variable.grad is not None and not variable.grad.isfinite().all():
-                raise CalibrationDiverged(f"stage {self.name}, {unit}: the gradient of {name} at {at} is not finite")
+        gradients = {name: value.grad for name, value in self._variables().items() if value.grad is not None}
+        finite = torch.stack([gradient.isfinite().all() for gradient in gradients.values()]).tolist()
+        if not all(finite):
+            name = list(gradients)[finite.index(False)]
+            raise CalibrationDiverged(f"stage {self.name}, {unit}: the gradient of {name} at {at} is not finite")
 
     def finish_unit(self, unit: str) -> dict[str, float]:
         span, part = self._units()[unit]
@@ -193,7 +208,7 @@ class TrajectoryReconstruction(Stage):
             set_(self._variables(), self.best)
         for trained in self.trained:
             trained.settle_()
-        self.states = {}
+        self.states, self.starts = {}, {}
         return {"held_out_error": sum(errors) / groups, "best_held_out_error": self.best_error / groups}
 
     # ---- the states of trajectories
@@ -201,15 +216,9 @@ class TrajectoryReconstruction(Stage):
     def _prepare(self, span: Span) -> None:
         """Find the full-precision states of the span's calls, and the states that its groups start from."""
         bench = self.bench
-        self.states: dict[Stream, dict[int, State]] = {}
-        self.starts: dict[Stream, dict[int, State]] = {}
         for stream in STREAMS:
             of_stream = self.trajectories[stream]
-
-            def noise(call: int, stream: Stream = stream, count: int = len(of_stream)) -> Tensor:
-                return step_noise(stream, bench.seed, range(count), call, bench.adapter.sample_shape)
-
-            states = enumerate(recorded_states(bench.sampler, of_stream.x, of_stream.output, noise))
+            states = enumerate(recorded_states(bench.sampler, of_stream.x, of_stream.output))
             needed = range(span.calls.start, span.calls.stop + 1)
             self.states[stream] = {place: state for place, state in states if place in needed}
             self.starts[stream] = self._prefix(stream, span) if self.from_quantized else self.states[stream]
@@ -290,9 +299,13 @@ class TrajectoryReconstruction(Stage):
         return errors
 
     def _agreement(self, span: Span) -> tuple[float, float]:
-        """Cosine and ratio of norms of the rule's gradient against the exact one, on one batch of every group."""
+        """Cosine and ratio of norms of the rule's gradient against the exact one, on one batch of every group.
+
+        It calibrates nothing, and neither its calls nor its time are counted.
+        """
         if self.gradient == REFERENCE:
             return 1.0, 1.0
+        started = time.perf_counter()
         chosen = draw_batch(self.bench.seed, self.name, span.name, -1, len(self.bench.bank.cal), self.batch)
         found: list[list[Tensor]] = []
         with quantization(self.bench.network, weight=True, activation=True):
@@ -300,12 +313,12 @@ class TrajectoryReconstruction(Stage):
                 for group in span.groups:
                     problem = self._problem("cal", chosen, group)
                     rule.run(problem, self._leaves())
-                    self._count(problem, rule.forwards(len(problem.calls)))
                 for trained in self.trained:
                     trained.gather_()
                 found.append([variable.grad for variable in self._variables().values() if variable.grad is not None])
         for variable in self._variables().values():
             variable.grad = None
+        self.unit_started += time.perf_counter() - started
         return agreement(*found)
 
     # ---- what is kept and told
@@ -333,8 +346,8 @@ class TrajectoryReconstruction(Stage):
         span, part = self._units()[self.units()[self.first_unit]]
         if part.start == 0:
             return
-        self._train(span)
-        assert self.optimizer is not None
+        self._train()
+        self.optimizer = self._optimizer(span)
         constants = {name: value for trained in self.trained for name, value in trained.constants().items()}
         set_(self._variables() | constants, part_of(VARIABLE))
         self.best = {name: value.to(self.bench.device) for name, value in part_of(BEST).items()}
@@ -343,14 +356,12 @@ class TrajectoryReconstruction(Stage):
 
     def findings(self) -> dict[str, Any]:
         """Held-out end-state errors before and after, and how far the gradient agreed with the exact one, per span."""
-        return (
-            {
-                "settings": {"horizon": len(self.spans[0].groups[0]), "gradient": self.gradient, "joint": self.joint},
-                "spans": [self._found(span, self.facts[span.name]) for span in self.spans],
-            }
-            if self.spans
-            else {}
-        )
+        if not self.spans:
+            return {}
+        return {
+            "settings": {"horizon": len(self.spans[0].groups[0]), "gradient": self.gradient, "joint": self.joint},
+            "spans": [self._found(span, self.facts[span.name]) for span in self.spans],
+        }
 
     @staticmethod
     def _found(span: Span, facts: Sequence[float]) -> dict[str, Any]:

@@ -173,7 +173,7 @@ def _settings(row: Result) -> tuple[str, dict[str, Any] | None]:
     method = config.get("method") or {}
     stages = method.get("stages") or []
     before = [[name, method.get(name)] for name in stages if name != TRAJECTORY]
-    shared = {key: value for key, value in config.items() if key not in _FREE}
+    shared = {key: value for key, value in config.items() if key not in _FREE} | {"budget": row.budget_sizes}
     own = (method.get(TRAJECTORY) or {}) if TRAJECTORY in stages else None
     return canonical_json([row.model, row.bits, row.scope, row.ranges, row.seed, shared, before]), own
 

@@ -45,21 +45,38 @@ class Panel:
 
 def error_panels(rows: Iterable[Result], reader: FindingsReader) -> tuple[Panel, ...]:
     """Return one panel per bit-width, at most ``MAX_PANELS``, of all jobs that have a sound diagnosis."""
-    panels: dict[Any, dict[Any, list[tuple[Result, tuple[float, ...]]]]] = defaultdict(lambda: defaultdict(list))
+    panels: dict[Any, dict[Any, dict[int, tuple[Result, tuple[float, ...]]]]] = defaultdict(lambda: defaultdict(dict))
     for row in rows:
         diagnosis = diagnosis_of(row)
         if not isinstance(diagnosis, str) and not row.full_precision:
-            place = row.model, row.bits, row.scope, tuple(diagnosis["timesteps"])
-            panels[place][same_but_seed(row)].append((row, tuple(diagnosis["steps"]["accumulated"])))
+            place = row.model, row.bits, row.scope, tuple(diagnosis["timesteps"]), row.task, _sampler(row)
+            panels[place][same_but_seed(row)].setdefault(row.seed, (row, tuple(diagnosis["steps"]["accumulated"])))
     shown = list(panels.items())[:MAX_PANELS]
-    parts = [{"model": model, "bits": bits, "scope": f"scope {scope}", "calls": f"{len(timesteps)} calls"}
-             for (model, bits, scope, timesteps), _ in shown]  # fmt: skip
+    parts = [
+        {
+            "model": model,
+            "bits": bits,
+            "scope": f"scope {scope}",
+            "calls": f"{len(timesteps)} calls",
+            "task": task or "",
+            "sampler": sampler,
+        }
+        for (model, bits, scope, timesteps, task, sampler), _ in shown
+    ]
     if not parts:
         return ()
     shared, apart = told_apart(parts)
     titles = [", ".join(filter(None, (*shared.values(), name))) for name in apart]
-    return tuple(_panel(title, list(groups.values()), reader)
-                 for title, (_, groups) in zip(titles, shown, strict=True))  # fmt: skip
+    return tuple(
+        _panel(title, [list(seeds.values()) for seeds in groups.values()], reader)
+        for title, (_, groups) in zip(titles, shown, strict=True)
+    )
+
+
+def _sampler(row: Result) -> str:
+    """What errors add up along, as far as timesteps do not say it."""
+    sampler = (row.record.get("config") or {}).get("sampler") or {}
+    return ", ".join(f"{key} {sampler[key]}" for key in ("name", "eta", "guidance", "clip_sample") if key in sampler)
 
 
 def _panel(title: str, groups: list[list[tuple[Result, tuple[float, ...]]]], reader: FindingsReader) -> Panel:

@@ -119,7 +119,7 @@ def serve_(
         ValueError: two calls have the same timestep and other ranges, so that they could not be told apart.
     """
     tables = [quantizer.row_of_call.tolist() for quantizer in activation_quantizers(network).values()]
-    per_step = any(tables)
+    per_step = any(len(set(rows)) > 1 for rows in tables)
     for rows in filter(None, tables):
         twice = StepGroups(tuple(rows)).divided(timesteps)
         if twice is not None:

@@ -23,20 +23,20 @@ def detached(state: State) -> State:
     return State(state.x.detach(), state.anchor.detach(), tuple(output.detach() for output in state.history))
 
 
-def recorded_states(plan: SamplerPlan, x: Tensor, outputs: Tensor, noise: Callable[[int], Tensor]) -> Iterator[State]:
+def recorded_states(plan: SamplerPlan, x: Tensor, outputs: Tensor) -> Iterator[State]:
     """Yield the states before every call and the final one of recorded trajectories, without the network.
 
     Args:
         x: the states' x, [N, T+1, …].
         outputs: what the network predicted, [N, T, …].
-        noise: call → the noise that was added after it, [N, …]; asked only of stochastic calls.
     """
     state = plan.initial(x[:, 0])
     yield state
     for call in range(plan.network_calls):
-        drawn = noise(call) if plan.calls[call].sigma > 0 else None
-        # The recorded x itself: what the device rounds differently must not become an error of calibration.
-        state = plan.step(state, outputs[:, call], call, drawn)._replace(x=x[:, call + 1])
+        # Only anchor and history are computed, on which noise has no part; x is the recorded one, which may have been
+        # rounded on another device.
+        noise = torch.zeros_like(x[:, call]) if plan.calls[call].sigma > 0 else None
+        state = plan.step(state, outputs[:, call], call, noise)._replace(x=x[:, call + 1])
         yield state
 
 
@@ -131,9 +131,13 @@ def spectral_transport(plan: SamplerPlan, end: int, spectrum: Tensor) -> Transpo
 
 
 def power_spectrum(samples: Tensor) -> Tensor:
-    """Variance over samples [N, C, H, W] of every spatial frequency, [C, H, W // 2 + 1]; 1 for white noise."""
+    """Variance over samples [N, C, H, W] of every spatial frequency, [C, H, W // 2 + 1]; 1 for white noise.
+
+    A single sample has no variance: then it is taken to be 1 throughout.
+    """
     centred = samples - samples.mean(dim=0)
-    return torch.fft.rfft2(centred, norm="ortho").abs().square().mean(dim=0)
+    power = torch.fft.rfft2(centred, norm="ortho").abs().square().sum(dim=0)
+    return power / (len(samples) - 1) if len(samples) > 1 else torch.ones_like(power)
 
 
 def linear_transport(plan: SamplerPlan, end: int) -> Transport:

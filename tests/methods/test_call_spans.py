@@ -44,3 +44,8 @@ def test_spans_cover_all_calls_in_order_and_share_no_row(calls, horizon, size, t
     if not together:  # and no span could be cut further
         inner = [pair for span in spans for pair in pairwise(span.groups)]
         assert all(rows[left.stop - 1] == rows[right.start] for left, right in inner)
+
+
+def test_no_group_ends_inside_a_runge_kutta_step():
+    spans = spans_of(14, 3, (), together=False, off_trajectory=(1, 2, 3, 5, 6, 7, 9, 10, 11))
+    assert [(group.start, group.stop) for span in spans for group in span.groups] == [(0, 4), (4, 8), (8, 12), (12, 14)]
