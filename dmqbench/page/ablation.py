@@ -107,6 +107,7 @@ class Ablation:
         said.append("end-state error: on validation trajectories, by which the best state was chosen; geometric mean")
         if self.varied == "horizon":
             said.append("errors of other horizons are errors after other numbers of calls")
+            said.append("at equal cost a longer horizon has fewer optimizer steps")
         return said + ([f"{self.left_out} more curves: --sweep chooses"] if self.left_out else [])
 
     def _followed(self, curve: Curve) -> str | None:

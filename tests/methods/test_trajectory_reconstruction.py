@@ -261,7 +261,7 @@ def test_the_words_for_gradients_are_the_rules():
     [({}, 1.0), ({"gradient": "replayed"}, 2.0), ({"gradient": "online", "start": "quantized"}, 1.0)],
 )
 def test_the_cost_is_what_the_network_was_called_for(monkeypatch, changed, guidance):
-    """A backward pass counts as two forwards, and guidance doubles the batch; comparing gradients calibrates nothing."""
+    """A backward pass counts as two forwards, and guidance doubles the batch; comparing gradients is not counted."""
     monkeypatch.setattr(trajectory_reconstruction.TrajectoryReconstruction, "_agreement", lambda *_: (1.0, 1.0))
     bench = ranged(guidance=guidance)
     seen = 0
