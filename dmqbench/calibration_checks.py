@@ -8,7 +8,7 @@ from dataclasses import replace
 from dmqbench.config_error import ConfigError, closest
 from dmqbench.ids import needs_match, timesteps
 from dmqbench.quant.spec import group_size
-from dmqbench.schema import CalibrationConfig, Job, SamplerConfig
+from dmqbench.schema import FULL_PRECISION, CalibrationConfig, Job, SamplerConfig
 
 
 def check_ranges(key: str, value: str, allowed: tuple[str, ...]) -> None:
@@ -52,6 +52,15 @@ def check_plans(job: Job) -> None:
         f"bits.ranges={job.bits.ranges} has no parameters; calibration.match=nearest takes the nearest timestep's"
     )
     raise ConfigError("calibration.steps", job.calibration.steps, [job.sampler.steps], problem)
+
+
+def check_trained(job: Job) -> None:
+    """Refuse a last stage that would be the name of the row and train nothing."""
+    for stage in job.method.stages:
+        scales_alone = stage.settings.get("recipe") == "scales"
+        if stage.name == "trajectory_reconstruction" and scales_alone and job.bits.activation == FULL_PRECISION:
+            problem = "trains activation scales, and bits.activation=32 has none"
+            raise ConfigError(f"method.{stage.name}.recipe", "scales", ["joint"], problem)
 
 
 def _shown(plan: tuple[int, ...]) -> str:

@@ -321,6 +321,7 @@ def compose_result(
         "seed": job.seed,
         "task_kind": job.task_kind,
         "strength": job.strength if job.task_kind == "edit" else None,
+        "input_images": len(shop.images.images["eval"]) if job.works_on_images else None,
         "embedded": job.model.source == "embedded",
         "config": job.config,
         "artifacts": {

@@ -341,10 +341,19 @@ def _notes(table: Table, compared: bool) -> Iterable[str]:
         yield "seeds: mean over the calibration seeds ± half of its 95 % interval (Student's)"
     if any(row.record.get("cost", {}).get("simulated") for row in table.rows if not row.full_precision):
         yield SIMULATED
+    yield from _input_notes(table, max(counts, default=0))
     yield from _foreign_notes(table)
     yield from _proxy_notes(table)
     reasons = {(name, why) for row in table.rows for name, why in row.record.get("unavailable", {}).items()}
     yield from (printable(f"{name} not available: {why}") for name, why in sorted(reasons))
+
+
+def _input_notes(table: Table, most: int) -> Iterator[str]:
+    """Intervals take samples for independent, which those of one image are not quite."""
+    known = [count for row in table.rows if (count := row.record.get("input_images")) is not None]
+    fewest = min(known, default=most)
+    if fewest < most:
+        yield f"samples start from {fewest} images, in turn: where n is larger, intervals take repeats for independent"
 
 
 def _proxy_notes(table: Table) -> Iterator[str]:

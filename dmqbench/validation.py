@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from dmqbench import schema
-from dmqbench.calibration_checks import check_plans, check_points, check_ranges, resolved_calibration
+from dmqbench.calibration_checks import check_plans, check_points, check_ranges, check_trained, resolved_calibration
 from dmqbench.config_error import ConfigError
 from dmqbench.files import safe_name
 from dmqbench.foreign import ForeignError, check_foreign, images_job
@@ -114,6 +114,7 @@ def make_job(config: DictConfig) -> Job:
     if method.name in schema.UNCALIBRATED:
         return without_calibration(job, method)
     check_plans(job)
+    check_trained(job)
     return job
 
 

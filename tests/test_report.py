@@ -287,6 +287,16 @@ def test_a_method_that_is_not_there_is_refused_in_one_line(filled, capsys):
     assert err.count("\n") == 1 and "gptq" in err and "q_diffusion" in err
 
 
+def test_few_images_behind_many_samples_are_said_below_the_table(bench, capsys):
+    bench.job("rtn", "w4a8", 30.0, task_kind="edit", strength=0.5, input_images=3)
+    assert report.main([str(bench.root)]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "samples start from 3 images, in turn" in said
+    bench.job("rtn", "w4a6", 30.0, task_kind="restore", input_images=100_000)
+    assert report.main([str(bench.root), "--format", "md"]) == 0
+    assert "100000" not in capsys.readouterr().out
+
+
 def test_a_sweep_shows_its_results_alone_and_names_what_is_missing(bench, capsys):
     jobs = [check(overrides) for overrides in sweep_jobs("demo")]
     done = [job for job in jobs if job.job.method.name == "rtn"]

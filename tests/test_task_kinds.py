@@ -101,6 +101,14 @@ def test_a_model_without_images_of_its_own_needs_some(tmp_path):
     assert job(*local, f"inputs.images={archive(tmp_path / 'mine.npz', size=8)}").task_kind == "edit"
 
 
+def test_a_stage_with_nothing_to_train_is_refused():
+    accuquant = ("method=accuquant", "method.trajectory_reconstruction.recipe=scales")
+    assert "recipe=scales trains activation scales, and bits.activation=32 has none; nearest: joint" in refusal(
+        *accuquant, "bits=w4a32"
+    )
+    assert job(*accuquant, "bits=w4a8") and job("method=accuquant", "bits=w4a32")
+
+
 def test_images_made_elsewhere_are_not_known_to_be_edits(tmp_path):
     theirs = archive(tmp_path / "theirs.npz")
     for task in (EDIT, RESTORE):
