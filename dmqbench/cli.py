@@ -234,8 +234,13 @@ def launch(planned: Sequence["Planned"]) -> list[Outcome]:
             task_function=partial(run_one, tuple(planned)),
             config=config,
         )
-        returned = launcher.launch([list(one.overrides) for one in planned], initial_job_idx=0)
+        returned = launcher.launch([_as_hydra_takes_them(one.overrides) for one in planned], initial_job_idx=0)
     return [job.return_value for job in returned]
+
+
+def _as_hydra_takes_them(overrides: Sequence[str]) -> list[str]:
+    """Hydra composes each job again; a variant's name, which most methods' YAMLs lack, must be added for it."""
+    return [f"++{text}" if text.startswith("method.variant=") else text for text in overrides]
 
 
 def run_one(planned: Sequence["Planned"], config: Any) -> Outcome:

@@ -365,6 +365,11 @@ def test_the_configuration_of_a_job_is_shown_without_torch(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_variant_is_named_on_the_command_line(tmp_path):
+    done = in_a_process("task=cost", "method=rtn", "bits=w4a8", "method.variant=mine", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_refusal_of_the_real_command(tmp_path):
     done = in_a_process("method=rnt", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
