@@ -66,7 +66,8 @@ def error_panels(rows: Iterable[Result], reader: FindingsReader) -> tuple[Panel,
     if not parts:
         return ()
     shared, apart = told_apart(parts)
-    titles = [", ".join(filter(None, (*shared.values(), name))) for name in apart]
+    said = [value for key, value in shared.items() if key != "sampler"]  # named only where panels differ in it
+    titles = [", ".join(filter(None, (*said, name))) for name in apart]
     return tuple(
         _panel(title, [list(seeds.values()) for seeds in groups.values()], reader)
         for title, (_, groups) in zip(titles, shown, strict=True)
@@ -76,7 +77,8 @@ def error_panels(rows: Iterable[Result], reader: FindingsReader) -> tuple[Panel,
 def _sampler(row: Result) -> str:
     """What errors add up along, as far as timesteps do not say it."""
     sampler = (row.record.get("config") or {}).get("sampler") or {}
-    return ", ".join(f"{key} {sampler[key]}" for key in ("name", "eta", "guidance", "clip_sample") if key in sampler)
+    settings = [f"{key} {sampler[key]:g}" for key in ("eta", "guidance", "clip_sample") if sampler.get(key) is not None]
+    return ", ".join([str(sampler.get("name", "")), *settings])
 
 
 def _panel(title: str, groups: list[list[tuple[Result, tuple[float, ...]]]], reader: FindingsReader) -> Panel:
