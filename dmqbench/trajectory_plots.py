@@ -10,15 +10,13 @@ from typing import Any
 import numpy as np
 
 from dmqbench.canvas import FAINT, new_figure, positive, text
-from dmqbench.page.ablation import Ablation, Curve, Trial
+from dmqbench.page.ablation import FAR_APART, VARIED_TITLES, Ablation, Curve, Trial
 from dmqbench.page.accumulation import Line, Panel
 from dmqbench.page.axes import PALETTE
 from dmqbench.page.findings import CHOSEN_ON
 
 _WRAPPED = 110
 """Letters in a line of a note."""
-_FAR = 5
-"""A ratio of the largest to the smallest value from which an axis is logarithmic."""
 
 
 def ablations(found: Sequence[Ablation]) -> Any:
@@ -61,15 +59,16 @@ def _ablation(panels: Any, found: Ablation) -> None:
         panels[0].legend(frameon=False, fontsize=8)
     turned = {} if joined else {"rotation": 30, "ha": "right"}
     panels[3].set_xticks(list(places.values()), [_shown(str(place)) for place in places], fontsize=9, **turned)
-    title = "calls that the model runs by itself (horizon)" if joined else "gradient"
-    panels[3].set_xlabel("\n".join([title, "", *_wrapped(found.sentences, _WRAPPED * 3 // 4)]), fontsize=8)
+    panels[3].set_xlabel(
+        "\n".join([VARIED_TITLES[found.varied], "", *_wrapped(found.sentences, _WRAPPED * 3 // 4)]), fontsize=8
+    )
 
 
 def _spread(axes: Any, values: Sequence[float]) -> None:
     """Make the axis logarithmic, with labels 1, 2 and 5 times powers of ten, where values would lie on each other."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-    if not values or max(values) < _FAR * min(values):
+    if not values or max(values) < FAR_APART * min(values):
         return
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

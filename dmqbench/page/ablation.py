@@ -32,6 +32,11 @@ REFERENCE, DEFAULT = "replayed", "identity"
 _FREE = ("task", "diagnose", "method", "metrics", "tracker", "trainer", "evaluate")
 """Parts of a configuration that may differ: the method is compared stage by stage, the protocol when values are."""
 
+FAR_APART = 5
+"""A ratio of the largest to the smallest value from which an axis of ratios is logarithmic."""
+
+VARIED_TITLES = {"horizon": "calls that the model runs by itself (horizon)", "gradient": "gradient"}
+
 _SAID = ("model", "bits", "ranges", "budget", "seed", "start", "recipe")
 """What is named although all curves share it."""
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from dmqbench.page.ablation import Ablation, Curve, Trial
+from dmqbench.page.ablation import FAR_APART, VARIED_TITLES, Ablation, Curve, Trial
 from dmqbench.page.axes import GREY, PALETTE, Figure, calls_axis, log_axis, plain, plain_axis, positive, rounded
 from dmqbench.page.findings import Found, agreements, end_errors, groups_of
 from dmqbench.sheets import printable
@@ -11,9 +11,6 @@ from dmqbench.sheets import printable
 _AFTER, _SECOND = "#4477aa", "#ee6677"
 _SYMBOLS = ("circle", "square", "diamond", "cross", "x", "triangle-up")
 """Of the ``MAX_CURVES`` curves of an ablation."""
-_FAR = 5
-"""A ratio of the largest to the smallest value from which an axis of ratios is logarithmic."""
-_TITLES = {"horizon": "calls that the model runs by itself (horizon)", "gradient": "gradient"}
 
 
 def group_errors(trajectory: Found) -> Figure:
@@ -83,7 +80,7 @@ def ablation(found: Ablation) -> Figure:
                      for axis in ("y2", "y4"))  # fmt: skip
     places = [plain(str(place)) for place in found.places]
     layout = {
-        "xaxis": plain_axis(_TITLES[found.varied])
+        "xaxis": plain_axis(VARIED_TITLES[found.varied])
         | {"type": "category", "categoryorder": "array", "categoryarray": places, "anchor": "y4"},
         "yaxis": plain_axis(gains) | {"zeroline": found.compared, "zerolinewidth": 2},
         "yaxis2": _ratio_axis("error, after / before", ratios),
@@ -132,7 +129,7 @@ def _values(found: Ablation, trial: Trial) -> dict[str, float | None]:
 
 def _ratio_axis(title: str, values: Sequence[float | None]) -> dict[str, Any]:
     known = [value for value in values if value]
-    return log_axis(title, known) if known and max(known) > _FAR * min(known) else plain_axis(title)
+    return log_axis(title, known) if known and max(known) > FAR_APART * min(known) else plain_axis(title)
 
 
 def _sentence(trial: Trial) -> str:
