@@ -98,6 +98,12 @@ class TrajectoryReconstruction(Stage):
         calls = bench.sampler.calls
         off_trajectory = [place for place, call in enumerate(calls) if call.base == "anchor"]
         self.spans = spans_of(len(calls), horizon, row_of_call, self.joint, off_trajectory) if trains else ()
+        self.slices = {
+            f"{span.name}, iterations {part.start}-{part.stop - 1}": (span, part)
+            for span in self.spans
+            for part in self._slices(span)
+        }
+        """Units: parts of the iterations of each span."""
         self.facts: dict[str, list[float]] = {}
         """Per span: the best iteration, agreement with the exact gradient, held-out errors of its groups."""
         self.trained: list[Trained] = []
@@ -119,18 +125,11 @@ class TrajectoryReconstruction(Stage):
         length = -(-total // self.checks)
         return [range(start, min(start + length, total)) for start in range(0, total, length)]
 
-    def _units(self) -> dict[str, tuple[Span, range]]:
-        return {
-            f"{span.name}, iterations {part.start}-{part.stop - 1}": (span, part)
-            for span in self.spans
-            for part in self._slices(span)
-        }
-
     def units(self) -> tuple[str, ...]:
-        return tuple(self._units())
+        return tuple(self.slices)
 
     def iterations(self, unit: str) -> int:
-        return len(self._units()[unit][1])
+        return len(self.slices[unit][1])
 
     # ---- what is trained
 
@@ -160,7 +159,7 @@ class TrajectoryReconstruction(Stage):
             part.show_()
 
     def start_unit(self, unit: str) -> None:
-        span, part = self._units()[unit]
+        span, part = self.slices[unit]
         if part.start == 0:
             self._train()
         self._show()
@@ -173,7 +172,7 @@ class TrajectoryReconstruction(Stage):
 
     def iterate(self, unit: str, iteration: int) -> Tensor:
         assert self.optimizer is not None
-        span, part = self._units()[unit]
+        span, part = self.slices[unit]
         at = part.start + iteration
         chosen = draw_batch(self.bench.seed, self.name, span.name, at, len(self.bench.bank.cal), self.batch)
         self._show()
@@ -195,7 +194,7 @@ class TrajectoryReconstruction(Stage):
             raise CalibrationDiverged(f"stage {self.name}, {unit}: the gradient of {name} at {at} is not finite")
 
     def finish_unit(self, unit: str) -> dict[str, float]:
-        span, part = self._units()[unit]
+        span, part = self.slices[unit]
         self._show()
         if self.from_quantized and len(span.groups) > 1:  # the calls that lead to later groups have changed
             self.starts["val"] = self._prefix("val", span)
@@ -343,7 +342,7 @@ class TrajectoryReconstruction(Stage):
         self.facts = {name: values.tolist() for name, values in part_of(FACTS).items()}
         if self.first_unit == len(self.units()):
             return
-        span, part = self._units()[self.units()[self.first_unit]]
+        span, part = self.slices[self.units()[self.first_unit]]
         if part.start == 0:
             return
         self._train()
