@@ -10,6 +10,7 @@ BENCHMARKS = (
     "stages",
     "equivalent_scaling",
     "multi_step",
+    "mixed_precision",
     "evaluation",
     "tracking",
     "reports",

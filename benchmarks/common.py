@@ -1,8 +1,13 @@
-"""What the benchmarks share: timing in turns, and a record that nobody reads."""
+"""What the benchmarks share: timing in turns, memory of live tensors, and a record that nobody reads."""
 
+import json
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
+
+from torch.profiler import ProfilerActivity, profile
 
 
 class Silent:
@@ -23,3 +28,16 @@ def interleaved_seconds(runs: dict[str, Callable[[], object]], rounds: int) -> d
             run()
             seconds[name].append(time.perf_counter() - started)
     return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def live_peak(run: Callable[[], object]) -> int:
+    """Largest number of bytes that live tensors have taken while ``run`` runs, as torch's CPU allocator counts them."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        run()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "trace.json"
+        profiled.export_chrome_trace(str(path))
+        events = json.loads(path.read_text())["traceEvents"]
+    totals = [event["args"]["Total Allocated"] for event in events if event.get("name") == "[memory]"]
+    changes = [event["args"]["Bytes"] for event in events if event.get("name") == "[memory]"]
+    return max(totals) - (totals[0] - changes[0])

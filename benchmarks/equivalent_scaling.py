@@ -4,19 +4,15 @@ Run: python -m benchmarks.equivalent_scaling
 """
 
 import itertools
-import json
 import multiprocessing
 import resource
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
 
 import torch
-from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.common import Silent
+from benchmarks.common import Silent, live_peak
 from dmqbench.data.bank import TrajectoryBank, follow
 from dmqbench.methods.base import Workbench
 from dmqbench.methods.equivalent_scaling import EquivalentScaling
@@ -146,19 +142,6 @@ def time_to_quality() -> None:
 
 
 # ---- memory
-
-
-def live_peak(run: Callable[[], object]) -> int:
-    """Largest number of bytes that live tensors have taken while ``run`` runs, as torch's CPU allocator counts them."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-        run()
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "trace.json"
-        profiled.export_chrome_trace(str(path))
-        events = json.loads(path.read_text())["traceEvents"]
-    totals = [event["args"]["Total Allocated"] for event in events if event.get("name") == "[memory]"]
-    changes = [event["args"]["Bytes"] for event in events if event.get("name") == "[memory]"]
-    return max(totals) - (totals[0] - changes[0])
 
 
 def resident_peak() -> int:

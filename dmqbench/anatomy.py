@@ -1,10 +1,11 @@
 """``task=anatomy``: what makes a model hard to quantize, as ``anatomy.json`` and pictures in the run store.
 
-Statistics of the full-precision model's layers on the calibration trajectories; on the validation trajectories, what an
-error at one step does to the final image, and, for a method that quantizes, the errors of its layers and steps.
+Statistics of the full-precision model's weights, and of its layers on the calibration trajectories; on the validation
+trajectories, what an error at one step does to the final image, and, for a method that quantizes, the errors of its
+layers and steps, and what becomes of activations and of the last feature.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +14,32 @@ from dmqbench.costs import said_of_quantization
 from dmqbench.data.bank import TrajectoryBank
 from dmqbench.eval.anatomy_statistics import InputStatistics, input_statistics, short, weight_statistics
 from dmqbench.eval.diagnosis import diagnose
+from dmqbench.eval.feature_statistics import feature_statistics
 from dmqbench.eval.recorded import batches, spread_calls
 from dmqbench.eval.sensitivity import sensitivity
+from dmqbench.eval.weight_rows import row_histograms, row_statistics
 from dmqbench.files import save_json
 from dmqbench.ids import JobIds, short_hash
+from dmqbench.models.adapter import Adapter
 from dmqbench.models.topology import LayerInfo, Topology
 from dmqbench.pipeline import OUTCOME, Workshop
 from dmqbench.progress import Meter
 from dmqbench.quant.layers import quantization
+from dmqbench.quant.spec import FULL_PRECISION
 from dmqbench.schema import Job
 from dmqbench.store import Store
 
 KIND = "anatomy"
-VERSION = 2
+VERSION = 3
 FILE = "anatomy.json"
 TRAJECTORIES = 64
 """At most so many are looked at: more change no picture."""
 SENSITIVITY_TRAJECTORIES = 16
 """At most so many are disturbed, each once per call and then followed to its end."""
+FEATURE_TRAJECTORIES = 16
+"""On at most so many both networks' activations are compared."""
+ROUNDED_TO = (2, 3, 4)
+"""Weight bits at which rows are rounded where the method rounds none."""
 
 
 def anatomy_id(ids: JobIds, method: str) -> str:
@@ -66,10 +75,15 @@ def examine(shop: Workshop) -> dict[str, Any]:
     disturbed = _sensitivity(shop, bank)
     modules = dict(shop.adapter.network.named_modules())
     said = said_of_quantization(job)
+    bits = _rounded_to(job)
     layers = []
     for layer in topology.layers:
-        weight = weight_statistics(modules[layer.name].get_parameter("weight"))
-        layers.append(_describe(layer, inputs[layer.name]) | {"weight": weight.to_json()})
+        values = modules[layer.name].get_parameter("weight")
+        weight = weight_statistics(values).to_json() | {"rows": row_statistics(values, bits).to_json()}
+        layers.append(_describe(layer, inputs[layer.name]) | {"weight": weight})
+    heaviest = _heaviest(layers)
+    histograms = heaviest and row_histograms(modules[heaviest].get_parameter("weight"))
+    quantized = None if job.method.name == "fp" else _quantized(shop)
     return {
         "version": VERSION,
         "model": job.model.name,
@@ -81,9 +95,28 @@ def examine(shop: Workshop) -> dict[str, Any]:
         "bits": said["bits"],
         "scope": said["scope"],
         "layers": layers,
+        "rounded_to": list(bits),
+        "row_histograms": histograms and {"layer": heaviest, **histograms},
         "sensitivity": disturbed,
-        "quantized": _quantized(shop, bank),
+        "quantized": quantized and _diagnosis(shop, quantized, bank),
+        "features": quantized and _features(shop, quantized, bank),
     }
+
+
+def _rounded_to(job: Job) -> tuple[int, ...]:
+    """Weight bits at which it is asked which rows carry the error: the job's, or several where it rounds no weight."""
+    quantizes = job.method.stages and job.bits.weight != FULL_PRECISION
+    return (job.bits.weight,) if quantizes else ROUNDED_TO
+
+
+def _heaviest(layers: Sequence[Mapping[str, Any]]) -> str | None:
+    """The layer outside the time and label embedding that has the row of highest kurtosis; None if none is defined."""
+    highest = {
+        layer["name"]: max((value for value in layer["weight"]["rows"]["kurtosis"] if value is not None), default=0.0)
+        for layer in layers
+        if not layer["embedding"]
+    }
+    return max(highest, key=lambda name: highest[name]) if any(highest.values()) else None
 
 
 def _full_precision_inputs(shop: Workshop, bank: TrajectoryBank, topology: Topology) -> Mapping[str, InputStatistics]:
@@ -127,16 +160,35 @@ def _sensitivity(shop: Workshop, bank: TrajectoryBank) -> dict[str, Any]:
     return found | values | {"per_trajectory": each}
 
 
-def _quantized(shop: Workshop, bank: TrajectoryBank) -> dict[str, Any] | None:
-    """The diagnosis of the quantized model; ``None`` where nothing is quantized."""
-    if shop.job.method.name == "fp":
-        return None
+def _quantized(shop: Workshop) -> Adapter:
+    """The quantized model, ready to follow the calibrated plan."""
     with shop.record:
         shop.calibrated()
-    sampler, plan = shop.job.calibration_sampler, shop.calibration_plan
+    return shop.frozen(shop.calibration_plan)
+
+
+def _diagnosis(shop: Workshop, quantized: Adapter, bank: TrajectoryBank) -> dict[str, Any]:
+    sampler = shop.job.calibration_sampler
     return diagnose(
-        shop.frozen(plan), plan, bank.val, seed=bank.seed, guidance=sampler.guidance, chunk=sampler.chunk
+        quantized, shop.calibration_plan, bank.val, seed=bank.seed, guidance=sampler.guidance, chunk=sampler.chunk
     ).to_json()
+
+
+def _features(shop: Workshop, quantized: Adapter, bank: TrajectoryBank) -> dict[str, Any]:
+    """What becomes of activations and of the last feature."""
+    members, sampler = min(FEATURE_TRAJECTORIES, len(bank.val)), shop.job.calibration_sampler
+    total = bank.val.calls * len(batches(members, sampler.chunk))
+    with Meter(f"features of {shop.job.title}", total) as shown:
+        return feature_statistics(
+            quantized,
+            shop.adapter,
+            shop.topology,
+            bank.val,
+            members=members,
+            guidance=sampler.guidance,
+            chunk=sampler.chunk,
+            advance=shown.advance,
+        ).to_json()
 
 
 def _describe(layer: LayerInfo, inputs: InputStatistics) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from dmqbench.canvas import FAINT, MAIN, SECOND, label_rows, label_times, new_figure, new_panels, positive, save, tall
+from dmqbench.low_bit_plots import activation_codes, features, row_histograms, weight_rows
 
 Record = Mapping[str, Any]
 
@@ -202,6 +203,10 @@ PICTURES: Mapping[str, Callable[[Record], Any]] = {
     "sensitivity": sensitivity,
     "layer_errors": layer_errors,
     "step_errors": step_errors,
+    "weight_rows": weight_rows,
+    "row_histograms": row_histograms,
+    "activation_codes": activation_codes,
+    "features": features,
 }
 """File name → what draws it: a record to a figure, or None where there is nothing to draw."""
 

@@ -30,6 +30,7 @@ from dmqbench.models.quantized import NETWORK, Description, exchange_, load, sav
 from dmqbench.models.sources import NetworkSpec, example_inputs
 from dmqbench.models.topology import trace
 from dmqbench.pipeline import PLAN, STATE, Workshop, scope_of
+from dmqbench.precision_plans import check_layers
 from dmqbench.quant.serving import is_quantized
 from dmqbench.quant.spec import FULL_PRECISION, StepGroups, group_size
 from dmqbench.samplers.schedule import NoiseSchedule
@@ -89,7 +90,8 @@ def quantize_(
         sampler: whose trajectories it is calibrated on. None, or its scheduler's own: with the scheduler's spacing,
             offset and clipping; another: with that sampler's defaults.
         match: what a call at a timestep that was not calibrated does where that matters: ``"refuse"`` raises
-            ``ServingError``, ``"nearest"`` takes the ranges of the nearest calibrated timestep.
+            ``ServingError``, ``"nearest"`` takes the ranges of the nearest calibrated timestep, ``"interpolate"``
+            those between the two around it.
         store: folder of the run store; None: ``DMQBENCH_RUNS``, else ``runs``.
         overrides: further ``key=value``, as on the command line.
 
@@ -179,6 +181,7 @@ def _job(config: DictConfig, folder: Path) -> Job:
     if size is not None and StepGroups.of_size(len(calls), size).divided(calls) is not None:
         problem = f"needs one network call per timestep, or all of them in one group; {job.sampler.name} has several"
         raise ConfigError("bits.ranges", job.bits.ranges, ["shared"], problem)
+    check_layers(job)
     return job
 
 
@@ -232,7 +235,7 @@ def _description(network: Any, shop: Workshop, plan: dict[str, Any]) -> Descript
     job = shop.job
     return Description(
         method=job.method.name,
-        bits=asdict(job.bits),
+        bits={**job.bits.facts, **({"plan": job.plan.hash} if job.plan else {})},
         plan=plan,
         attentions=tuple(_attentions(network, job)),
         timesteps=timesteps(job.calibration_sampler, job.model),

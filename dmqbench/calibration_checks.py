@@ -8,7 +8,13 @@ from dataclasses import replace
 from dmqbench.config_error import ConfigError, closest
 from dmqbench.ids import needs_match, timesteps
 from dmqbench.quant.spec import group_size
-from dmqbench.schema import FULL_PRECISION, CalibrationConfig, Job, SamplerConfig
+from dmqbench.schema import FULL_PRECISION, CalibrationConfig, Job, MethodConfig, SamplerConfig
+
+WHOSE_PARAMETERS = {
+    "nearest": "the activation parameters of the calibrated call at the nearest timestep",
+    "interpolate": "activation parameters between those of the two calibrated calls around its timestep",
+}
+"""What every sampled call has, by ``calibration.match``."""
 
 
 def check_ranges(key: str, value: str, allowed: tuple[str, ...]) -> None:
@@ -35,6 +41,15 @@ def check_points(samples: int, ranges: str, calls: int) -> None:
         raise ConfigError("budget.samples", samples, [needed], problem)
 
 
+def check_windows(method: MethodConfig, calls: int) -> None:
+    """Refuse a window of consecutive network calls that is longer than the trajectories."""
+    for stage in method.stages:
+        window = stage.settings.get("window", 1)
+        if window > calls:
+            problem = f"is longer than the trajectories, of {calls} network {'call' if calls == 1 else 'calls'}"
+            raise ConfigError(f"method.{stage.name}.window", window, [f"1 to {calls}"], problem, calls)
+
+
 def resolved_calibration(calibration: CalibrationConfig, sampler: SamplerConfig) -> CalibrationConfig:
     """The same calibration, null wherever it is what the sampler is."""
     same = {key: None for key, value in calibration.changes.items() if getattr(sampler, key) == value}
@@ -42,14 +57,15 @@ def resolved_calibration(calibration: CalibrationConfig, sampler: SamplerConfig)
 
 
 def check_plans(job: Job) -> None:
-    """Refuse to sample at timesteps for which a calibrated model has no parameters, unless asked for the nearest."""
-    if job.calibration.match == "nearest" or not needs_match(job):
+    """Refuse to sample at timesteps for which a calibrated model has no parameters, unless told whose to take."""
+    if job.calibration.match != "refuse" or not needs_match(job):
         return
     plans = (timesteps(each, job.model, job.strength) for each in (job.calibration_sampler, job.sampler))
     kept, wanted = map(_shown, plans)
     problem = (
         f"calibrates {kept}, and sampler.steps={job.sampler.steps} samples with {wanted}, for which "
-        f"bits.ranges={job.bits.ranges} has no parameters; calibration.match=nearest takes the nearest timestep's"
+        f"bits.ranges={job.bits.ranges} has no parameters; calibration.match=nearest takes the nearest timestep's, "
+        f"calibration.match=interpolate those between two"
     )
     raise ConfigError("calibration.steps", job.calibration.steps, [job.sampler.steps], problem)
 

@@ -179,15 +179,22 @@ def _nothing(config: Any) -> None:
 
 def carry_out(planned: Sequence["Planned"]) -> int:
     """Answer what is in the store, launch the rest, print one table and all folders; return the status."""
+    from dmqbench.config import ConfigError
     from dmqbench.planning import is_answered
+    from dmqbench.precision_plans import check_layers
     from dmqbench.store import StoreError
 
     try:
         outcomes = {number: Outcome(str(one.folder)) for number, one in enumerate(planned) if is_answered(one)}
         missing = [number for number in range(len(planned)) if number not in outcomes]
+        for number in missing:
+            check_layers(planned[number].job)
         if missing:
             done = launch([planned[number] for number in missing])
             outcomes |= zip(missing, done, strict=True)
+    except ConfigError as error:
+        complain(error)
+        return WRONG
     except (StoreError, OSError) as error:
         complain(error)
         return FAILED

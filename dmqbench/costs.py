@@ -1,40 +1,100 @@
 """What a job's denoiser costs: size, MACs, BOPs, by counting; needs no weights (``task=cost``)."""
 
 import json
-from collections.abc import Iterable
-from dataclasses import asdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import torch
 
 from dmqbench.models.foreign import foreign_facts
+from dmqbench.models.sources import meta_topology
+from dmqbench.models.topology import LayerInfo
+from dmqbench.packed_size import packed_size
 from dmqbench.pipeline import scope_of
+from dmqbench.precision_plans import SEARCH
+from dmqbench.quant.allocation import moved_rows, row_bits
 from dmqbench.quant.cost import Cost, CountedLayer, count_cost
-from dmqbench.quant.plan import LayerPlan, PrecisionPlan, uniform_plan
+from dmqbench.quant.plan import PrecisionPlan, uniform_plan
 from dmqbench.quant.spec import BitWidth, Scope
 from dmqbench.schema import UNCALIBRATED, UNKNOWN, Job
 from dmqbench.store import Artifact
 
 
-def describe_cost(job: Job) -> dict[str, Any]:
-    """Cost of the job's denoiser in the keys of the contract; needs no weights."""
-    from dmqbench.models.sources import meta_topology
+def describe_cost(job: Job, reached: PrecisionPlan | None = None, state: Path | None = None) -> dict[str, Any]:
+    """Cost of the job's denoiser in the keys of the contract; needs no weights.
 
+    Args:
+        reached: the plan after calibration, whose weight bits are counted; before it those of ``bits.plan`` are, or
+            those that the method promises.
+        state: the file of the calibration state that was reached.
+    """
+    return _counted(job, reached, state)[0]
+
+
+def _counted(job: Job, reached: PrecisionPlan | None, state: Path | None) -> tuple[dict[str, Any], str]:
+    """The cost, and why the size of the packed file is not known."""
     topology, parameters = meta_topology(job.model.checkpoint)
-    bits = BitWidth(job.bits.weight, job.bits.activation)
-    quantized = job.method.name not in UNCALIBRATED
-
-    def plan(scope: Scope) -> PrecisionPlan:
-        return uniform_plan(topology.layers, bits, scope) if quantized else PrecisionPlan(())
-
-    paper = Scope(**job.method.paper_scope)
-    scope = scope_of(job)
+    plans = _plans(job, topology.layers, reached)
+    packed = packed_size(job, topology, plans.own, scope_of(job), state)
     layers = [CountedLayer(layer.name, layer.weight_shape, layer.macs) for layer in topology.layers]
-    nominal = LayerPlan("all", bits.weight, bits.activation) if quantized else None
-    cost: Cost = count_cost(layers, plan(scope), plan(paper), parameters, topology.attention_macs, nominal)
+    cost: Cost = count_cost(
+        layers, plans.own, plans.paper, parameters, topology.attention_macs, plans.everywhere, packed.bytes
+    )
     said = said_of_quantization(job)
     named = {"model": job.model.name, "method": job.method.name, "bits": said["bits"], "scope": said["scope"]}
-    counted = {**asdict(cost), "full_precision_names": list(plan(scope).full_precision)}
-    return {**named, **counted, **(_cost_of_files(job) if job.foreign else {})}
+    counted = {**asdict(cost), "full_precision_names": list(plans.own.full_precision)}
+    if job.foreign:
+        return {**named, **counted, **_cost_of_files(job)}, "its files do not say"
+    return {**named, **counted}, packed.unknown
+
+
+class _Plans(NamedTuple):
+    """What a job quantizes; what its method's official code would; and every layer at the job's bits."""
+
+    own: PrecisionPlan
+    paper: PrecisionPlan
+    everywhere: PrecisionPlan
+
+
+def _plans(job: Job, layers: Sequence[LayerInfo], reached: PrecisionPlan | None) -> _Plans:
+    """The plans that are counted, with weight bits of rows where they differ within a layer.
+
+    Layers that a scope has at bits of their own, such as the 8 of ends, keep them there.
+    """
+    if job.method.name in UNCALIBRATED:
+        return _Plans(*[PrecisionPlan(())] * 3)
+    bits = BitWidth(job.bits.weight, job.bits.activation)
+    own = uniform_plan(layers, bits, scope_of(job))
+    paper = uniform_plan(layers, bits, Scope(**job.method.paper_scope))
+    everywhere = uniform_plan(layers, bits, Scope(first_last=True, embedding=True))
+    found = reached or (job.plan.plan if job.plan else None)
+    rows = _promised_bits(job, layers)
+    if found is not None:
+        usual = {layer.name for layer in own.layers if layer.weight_bits == bits.weight}
+        rows |= {layer.name: layer.weight_bits for layer in found.layers if layer.name in usual}
+    return _Plans(*(_with_bits(plan, rows, bits.weight) for plan in (own, paper, everywhere)))
+
+
+def _promised_bits(job: Job, layers: Sequence[LayerInfo]) -> dict[str, int | tuple[int, ...]]:
+    """Bits of the rows of every layer where the method fixes how many have which before it calibrates (MPQ-DM[+])."""
+    if not any(stage.name == SEARCH and stage.settings["plus"] for stage in job.method.stages):
+        return {}
+    weight = job.bits.weight
+    shapes = {layer.name: layer.weight_shape[0] for layer in layers}
+    moved = {name: moved_rows(rows, weight, largest_tenths=1, plus=True)[-1] for name, rows in shapes.items()}
+    return {
+        name: tuple(row_bits(torch.arange(rows), moved[name], weight, plus=True).tolist())
+        for name, rows in shapes.items()
+    }
+
+
+def _with_bits(plan: PrecisionPlan, bits: Mapping[str, int | tuple[int, ...]], usual: int) -> PrecisionPlan:
+    """``plan`` with the weight ``bits`` in layers that have the ``usual`` ones."""
+    chosen = {layer.name: bits.get(layer.name, usual) for layer in plan.layers if layer.weight_bits == usual}
+    layers = [replace(layer, weight_bits=chosen.get(layer.name, layer.weight_bits)) for layer in plan.layers]
+    return replace(plan, layers=tuple(layers))
 
 
 def _cost_of_files(job: Job) -> dict[str, Any]:
@@ -49,7 +109,7 @@ def show_cost(job: Job) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    cost = describe_cost(job)
+    cost, unknown = _counted(job, None, None)
     table = Table(title=f"Cost of {job.title} (denoiser alone, one call, batch 1)")
     table.add_column("")
     table.add_column("", justify="right")
@@ -57,7 +117,7 @@ def show_cost(job: Job) -> None:
         if key not in ("size_mib", "full_precision_names"):
             table.add_row(key, f"{value:,}" if isinstance(value, int) else str(value))
     for rule, size in cost["size_mib"].items():
-        table.add_row(f"size_mib: {rule}", "not written yet" if size is None else f"{size:.2f}")
+        table.add_row(f"size_mib: {rule}", f"not known: {unknown}" if size is None else f"{size:.2f}")
     Console().print(table)
     print(json.dumps(cost))
 

@@ -20,7 +20,7 @@ from dmqbench.models.folders import (
 from dmqbench.models.foreign import foreign_hash
 from dmqbench.quant.spec import group_size
 from dmqbench.samplers.timesteps import plan_timesteps
-from dmqbench.schema import DTYPE, Job, ModelConfig, SamplerConfig, StageConfig
+from dmqbench.schema import DTYPE, FURTHER_SCOPE, Job, ModelConfig, SamplerConfig, StageConfig
 
 VERSIONS = {"trajectories": 1, "quantized": 1, "samples": 1, "result": 1}
 """Raised when the numbers in an artifact of this kind change for a reason that no other version records."""
@@ -166,12 +166,18 @@ def _stage_id(job: Job, stage: StageConfig, parent: str) -> str:
         "stage": stage.name,
         "stage_version": stage.version,
         "settings": stage.id_settings,
-        "scope": {"paper": job.method.paper_scope} if job.bits.scope == "paper" else job.bits.scope,
+        "scope": {"paper": _scope_facts(job.method.paper_scope)} if job.bits.scope == "paper" else job.bits.scope,
         "weight": job.bits.weight,
+        **({"plan": job.plan.hash} if job.plan else {}),
     }
     if "activation" in stage.uses:
         facts |= {"activation": job.bits.activation, "ranges": job.bits.ranges}
     return _id("quantized", **facts)
+
+
+def _scope_facts(scope: dict[str, bool]) -> dict[str, bool]:
+    """A scope without the keys that came after scopes had ids, where their values are as before them."""
+    return {key: value for key, value in scope.items() if FURTHER_SCOPE.get(key) is not value}
 
 
 def _id(kind: str, **facts: Any) -> str:

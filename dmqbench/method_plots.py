@@ -1,4 +1,4 @@
-"""Pictures of what parts of methods do, from the findings of a store's jobs, as PNG files: of scaling here.
+"""Pictures of what parts of methods do, from the findings of a store's jobs, as PNG files: all of them; scaling's here.
 
 Imports no torch.
 """
@@ -27,7 +27,10 @@ from dmqbench.page.findings import (
     rows_of_steps,
     selection_note,
 )
+from dmqbench.page.precision_ablation import precision_ablation
 from dmqbench.page.selection import SelectionCurves, selection_curves
+from dmqbench.precision_plots import ablation as precision_picture
+from dmqbench.precision_plots import row_bits, tuning_errors
 from dmqbench.results import Result
 from dmqbench.trajectory_plots import ablations, accumulated
 
@@ -61,6 +64,15 @@ def _pictures(rows: Sequence[Result], reader: FindingsReader) -> Iterator[tuple[
     varied = [one for name in VARIED if (one := ablation(rows, reader, name)) is not None]
     if varied:
         yield "ablation", ablations(varied)
+    allocated = next(((row, one.allocation) for row, one in found if one.allocation), None)
+    tuned = next(((row, one.tuning) for row, one in found if one.tuning), None)
+    variants = precision_ablation(rows)
+    if allocated is not None:
+        yield "bits", row_bits(_title(allocated[0]), allocated[1])
+    if tuned is not None:
+        yield "tuning", tuning_errors(_title(tuned[0]), tuned[1])
+    if variants is not None:
+        yield "precision", precision_picture(variants)
     panels = error_panels(rows, reader)
     if panels:
         yield "errors", accumulated(panels)

@@ -18,7 +18,7 @@ from dmqbench.engines import lower_
 from dmqbench.environment import PeakMemory, memory_facts
 from dmqbench.eval.evaluate import SampleSet
 from dmqbench.eval.generate import chunk_count, chunk_name, sample_chunk
-from dmqbench.files import save_atomic, save_json
+from dmqbench.files import load_json, save_atomic, save_json
 from dmqbench.ids import inputs_id, job_ids, weights_hash
 from dmqbench.methods.base import StageFactory, UnitCheckpoint, Workbench, run_stage
 from dmqbench.models.adapter import Adapter, load_adapter
@@ -27,10 +27,26 @@ from dmqbench.models.foreign import load_foreign_adapter
 from dmqbench.models.image_tasks import OfImages, edit_images_, restore_images_
 from dmqbench.models.topology import Topology
 from dmqbench.progress import Meter, UnitProgress
-from dmqbench.quant.layers import freeze_, quantization, quantize_layers_, set_quantization_
+from dmqbench.quant.layers import (
+    adopt_weight_bits_,
+    freeze_,
+    plan_of_layers,
+    quantization,
+    quantize_layers_,
+    set_quantization_,
+)
 from dmqbench.quant.plan import PrecisionPlan, uniform_plan
-from dmqbench.quant.spec import COMMON_SCOPE, FULL_PRECISION, BitWidth, Scope, StepGroups, group_size, nearest_calls
-from dmqbench.quant.state import follow_calls_, load_calibration_state_
+from dmqbench.quant.spec import (
+    COMMON_SCOPE,
+    FULL_PRECISION,
+    BitWidth,
+    Scope,
+    StepGroups,
+    group_size,
+    nearest_calls,
+    neighbouring_calls,
+)
+from dmqbench.quant.state import follow_calls_, interpolate_calls_, load_calibration_state_
 from dmqbench.record import Record
 from dmqbench.samplers.plan import SamplerPlan, build_plan
 from dmqbench.schema import FINDINGS, Job, SamplerConfig, StageConfig
@@ -133,6 +149,8 @@ class Workshop:
         """The same model with quantizable layers; with their switches off it is still the full-precision one."""
         topology, plan = self.topology, self.precision_plan  # traced before layers are exchanged
         quantize_layers_(self.adapter.network, plan, self.adapter.context, self.step_groups)
+        if self.job.plan is not None:
+            adopt_weight_bits_(self.adapter.network, self.job.plan.plan)
         if self.scope.attention and self.bits.activation_levels is not None:
             attach_attention_quantizers_(self.adapter, topology, self.bits, self.step_groups)
         return self.adapter
@@ -220,7 +238,7 @@ class Workshop:
         bank = self.bank()  # before layers are exchanged: its bits must not depend on who makes it
         network = self.quantized.network
         if parent is not None:
-            load_calibration_state_(network, load_file(parent.path / STATE))
+            self._load_state_(parent)
         bench = Workbench(
             adapter=self.adapter,
             topology=self.topology,
@@ -244,13 +262,20 @@ class Workshop:
         stage.note_memory()
         save_atomic(folder / OUTCOME / STATE, save(stage.state()))
         # A weight-only stage is shared by all activation bit-widths: its plan must not name the first comer's.
-        bits = BitWidth(self.bits.weight, FULL_PRECISION) if stage.weights_only else self.bits
-        save_json(folder / OUTCOME / PLAN, uniform_plan(self.topology.layers, bits, self.scope).to_json())
+        reached = plan_of_layers(network, self.precision_plan)
+        plan = reached.with_activation_bits(FULL_PRECISION) if stage.weights_only else reached
+        save_json(folder / OUTCOME / PLAN, plan.to_json())
         cost = {"seconds": stage.seconds, "network_forwards": stage.network_forwards, **stage.peaks}
         findings = stage.findings()  # it runs the network as well, which is no calibration
         if findings:
             save_json(folder / OUTCOME / FINDINGS, findings)
         return cost
+
+    def _load_state_(self, stage: Artifact) -> None:
+        """Set the layers to what a stage has left, other weight bits included."""
+        network = self.quantized.network
+        adopt_weight_bits_(network, PrecisionPlan.from_json(load_json(stage.path / PLAN)))
+        load_calibration_state_(network, load_file(stage.path / STATE))
 
     # ---- samples
 
@@ -270,16 +295,18 @@ class Workshop:
     def frozen(self, plan: SamplerPlan | None = None) -> Adapter:
         """The model of this job, ready to follow ``plan``, by default that of sampling: full precision, foreign, or
         frozen and lowered to the engine. A call of another plan than the calibrated one has the activation parameters
-        of the calibrated call at the nearest timestep."""
+        of the calibrated call at the nearest timestep, or between those of the two calls around it."""
         if self.job.foreign:
             return self.foreign
         stages = self.calibrated()
         if not stages:
             return self.adapter
         network = self.quantized.network
-        load_calibration_state_(network, load_file(stages[-1].path / STATE))
+        self._load_state_(stages[-1])
         followed, calibrated = (plan or self.plan).timesteps, self.calibration_plan.timesteps
-        if followed != calibrated:
+        if followed != calibrated and self.job.calibration.match == "interpolate":
+            interpolate_calls_(network, neighbouring_calls(calibrated, followed))
+        elif followed != calibrated:
             follow_calls_(network, nearest_calls(calibrated, followed))
         freeze_(network)
         lower_(network, self.job.engine)

@@ -130,7 +130,8 @@ def check(overrides: Sequence[str], hydra_own: Sequence[str] = ()) -> Planned:
     if here and job.trainer.accelerator == "gpu" and not cuda_expected():
         problem = "needs a CUDA device, and none is seen here"
         raise ConfigError("trainer.accelerator", "gpu", ["cpu"], problem)
-    result = None if job.task == "cost" else job_ids(job, _hash_once(job.model)).result
+    nameless = job.task == "cost" or job.model.shapes_only
+    result = None if nameless else job_ids(job, _hash_once(job.model)).result
     return Planned(tuple(overrides), tuple(hydra_own), job, result)
 
 

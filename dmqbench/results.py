@@ -12,7 +12,7 @@ from typing import Any
 from dmqbench.eval.protocol import agree, differing_entries
 from dmqbench.files import load_json
 from dmqbench.manifest import Manifest, Verifier
-from dmqbench.schema import METRICS, STAND_IN, UNKNOWN
+from dmqbench.schema import METRICS, STAND_IN, UNKNOWN, plan_name
 from dmqbench.store import Store
 from dmqbench.variants import calibration_text
 
@@ -42,10 +42,17 @@ class Result:
 
     @property
     def label(self) -> str:
-        """How the row is called: what the author of foreign samples said, otherwise the method and its variant, and
-        what it was calibrated on, if that is not what it is sampled with."""
-        words = self.method, self.record.get("variant"), calibration_text(self.calibration)
+        """How the row is called: what the author of foreign samples said, otherwise the method and its variant, the
+        precision plan that it was given, and what it was calibrated on, if that is not what it is sampled with."""
+        plan = f"({plan_name(self.given_plan)})" if self.given_plan else None
+        words = self.method, self.record.get("variant"), plan, calibration_text(self.calibration)
         return self.record.get("name") or " ".join(filter(None, words))
+
+    @property
+    def given_plan(self) -> str | None:
+        """Hash of the precision plan that the job was given; None where it had none, or found its own."""
+        asked = ((self.record.get("config") or {}).get("bits") or {}).get("plan")
+        return (self.record.get("plan") or {}).get("hash") if asked else None
 
     @property
     def calibration(self) -> Mapping[str, Any]:

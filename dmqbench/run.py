@@ -10,6 +10,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from dmqbench.calibration_checks import WHOSE_PARAMETERS
 from dmqbench.costs import calibration_costs, describe_cost, largest, said_of_quantization, show_cost
 from dmqbench.environment import environment
 from dmqbench.eval.diagnosis import diagnose
@@ -20,7 +21,9 @@ from dmqbench.feature_cache import feature_source, floor_source
 from dmqbench.files import json_text, load_json
 from dmqbench.ids import inputs_id, job_ids, needs_match, perturbed_id, timesteps, weights_hash
 from dmqbench.picture import picture_of
-from dmqbench.pipeline import Workshop, compute_in_float32
+from dmqbench.pipeline import PLAN, STATE, Workshop, compute_in_float32
+from dmqbench.precision_plans import layer_shapes, mean_weight_bits, plan_hash
+from dmqbench.quant.plan import PrecisionPlan
 from dmqbench.record import Part
 from dmqbench.schema import (
     DIAGNOSIS,
@@ -337,7 +340,11 @@ def compose_result(
         "unavailable": evaluation.unavailable,
         "undiagnosed": job.undiagnosed if job.diagnose else None,
         "missing_weights": evaluation.missing_weights,
-        "cost": {**describe_cost(job), "simulated": None if job.foreign else True},
+        "plan": plan_facts(shop, stages),
+        "cost": {
+            **describe_cost(job, reached_plan(stages), stages[-1].path / STATE if stages else None),
+            "simulated": None if job.foreign else True,
+        },
         "timing": {
             "trajectories_s": round(bank.facts["seconds"], 3) if bank else 0.0,
             "calibrate_s": round(sum(artifact.facts["seconds"] for artifact in stages), 3),
@@ -351,6 +358,20 @@ def compose_result(
         "calibration": calibration,
         "environment": environment(job.device_type),
     }
+
+
+def reached_plan(stages: list[Artifact]) -> PrecisionPlan | None:
+    """The precision plan after the last stage; None where there is no stage."""
+    return PrecisionPlan.from_json(load_json(stages[-1].path / PLAN)) if stages else None
+
+
+def plan_facts(shop: Workshop, stages: list[Artifact]) -> dict[str, Any] | None:
+    """Hash and mean bits of the plan that the job was given, or has found; None where all rows have the job's bits."""
+    plan, given = reached_plan(stages), shop.job.plan is not None
+    if plan is None or not (given or plan.mixed_rows):
+        return None
+    mean = mean_weight_bits(plan, layer_shapes(shop.job.model))
+    return {"hash": plan_hash(plan), "mean_weight_bits": round(mean, 6)}
 
 
 def write_result(
@@ -391,6 +412,10 @@ def show_plan(job: Job) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    if job.model.shapes_only:
+        print(f"{job.title}: nothing can be made, as the weights of {job.model.name} are not shipped")
+        show_cost(job)
+        return
     store, hash = Store(job.store_root), weights_hash(job.model)
     ids, fp = job_ids(job, hash), job_ids(full_precision(job), hash).samples
     rows = [
@@ -415,7 +440,7 @@ def show_plan(job: Job) -> None:
     if job.calibration.changes:
         print(f"calibrated on {_said(job.calibration_sampler)}; sampled with {_said(job.sampler)}")
     if needs_match(job):
-        print("every sampled call has the activation parameters of the calibrated call at the nearest timestep")
+        print(f"every sampled call has {WHOSE_PARAMETERS[job.calibration.match]}")
     show_cost(job)
 
 

@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Optional
 
-from dmqbench.models.folders import ModelSource
+from dmqbench.models.folders import SHIPPED, ModelSource
+from dmqbench.quant.plan import PrecisionPlan
 from dmqbench.samplers.spec import SAMPLER_VERSION, SamplerSpec
 
 REQUIRED: Any = "???"
@@ -26,6 +27,9 @@ RUNNABLE_NETWORKS = ("UNet2DModel",)
 """Denoiser classes that a job can run; those conditioned on text need prompts, which are not built yet."""
 
 TASKS = ("run", "trajectories", "calibrate", "sample", "evaluate", "plan", "cost", "anatomy")
+COUNTING_TASKS = ("plan", "cost")
+"""Tasks that need no weights."""
+
 TASK_KINDS = ("generate", "restore", "edit")
 """What samples are: drawn from noise alone; restored from a degraded image; edited from an image that was noised."""
 
@@ -40,7 +44,7 @@ SCOPES = ("common", "paper")
 RANGES = ("shared", "step", "groupN")
 """Network calls that share activation parameters: all, none, or each N consecutive ones (``quant.spec.group_size``)."""
 CALIBRATIONS = ("common", "paper")
-MATCHES = ("refuse", "nearest")
+MATCHES = ("refuse", "nearest", "interpolate")
 WEIGHT_BITS = (*range(1, 9), FULL_PRECISION)
 ACTIVATION_BITS = (*range(2, 9), 16, FULL_PRECISION)
 ACCELERATORS = ("cpu", "gpu", "auto")
@@ -83,12 +87,12 @@ LPIPS_BACKBONES = ("alex", "vgg", "squeeze")
 
 TO_COME = {
     "method": (
-        *("smoothquant", "ptq4dm", "ptqd", "tfmq_dm", "eda_dm", "efficient_dm", "quest", "svdquant"),
-        *("mpq_dm", "compose"),
+        *("smoothquant", "ptq4dm", "ptqd", "tfmq_dm", "eda_dm", "quest", "svdquant"),
+        "compose",
     ),
     "model": (
         *("scenes", "ddpm_cifar10", "ldm4_bedroom", "ldm8_church", "ldm4_ffhq", "ldm4_celebahq"),
-        *("ldm4_imagenet", "sd14", "dit_xl_256"),
+        *("sd14", "dit_xl_256"),
     ),
     "dataset": (
         *("scenes", "cifar10", "lsun_bedroom", "lsun_church", "ffhq", "celebahq", "imagenet"),
@@ -118,9 +122,14 @@ class ModelConfig:
     condition_factor: Optional[int] = None
 
     @property
+    def shapes_only(self) -> bool:
+        """Has it no weights?"""
+        return self.source == "architecture"
+
+    @property
     def checkpoint(self) -> ModelSource:
         """What ``models.adapter.load_adapter`` takes."""
-        location = self.name if self.source == "embedded" else self.path
+        location = self.name if self.source in SHIPPED else self.path
         if location is None:
             raise ValueError(f"model.path=null is not allowed with model.source={self.source}")
         kind: Any = self.source
@@ -129,16 +138,26 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class BitsConfig:
-    """Bits of weights and activations, 32 for full precision. In a job, ``ranges`` is resolved."""
+    """Bits of weights and activations, 32 for full precision. In a job, ``ranges`` is resolved.
+
+    ``plan``: a precision plan (``plan.json``), or a folder that has one, whose weight bits the rows of every layer
+    get; their mean must round to ``weight``.
+    """
 
     weight: int = REQUIRED
     activation: int = REQUIRED
     scope: str = "common"
     ranges: str = "method"
+    plan: Optional[str] = None
 
     @property
     def name(self) -> str:
         return f"w{self.weight}a{self.activation}"
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """All values, as a result keeps them; a plan that is not given is none."""
+        return {key: value for key, value in asdict(self).items() if key != "plan" or value is not None}
 
 
 @dataclass(frozen=True)
@@ -211,6 +230,7 @@ class BudgetConfig:
     weight_iterations: int = REQUIRED
     activation_iterations: int = REQUIRED
     trajectory_iterations: int = REQUIRED
+    tuning_iterations: int = REQUIRED
     batch: int = REQUIRED
 
 
@@ -250,8 +270,8 @@ class EvaluateConfig:
 class CalibrationConfig:
     """How the plan that is calibrated on differs from that of sampling; null is as the sampler has it.
 
-    match: what a call does for whose timestep no activation parameters were calibrated: ``refuse`` the job, or take
-    those of the ``nearest`` calibrated timestep.
+    match: what a call does for whose timestep no activation parameters were calibrated: ``refuse`` the job, take
+    those of the ``nearest`` calibrated timestep, or ``interpolate`` between the two around it.
     """
 
     steps: Optional[int] = None
@@ -320,6 +340,9 @@ GROUPS = {
 PAPER_SCOPE = {"first_last": False, "embedding": False, "attention": False, "split": True}
 """What is quantized besides ordinary layers, and are skip inputs split; these values are the common scope."""
 
+FURTHER_SCOPE = {"shortcuts": True, "downsampling": True, "bare_attention": True, "ends_at_8": False}
+"""What a method's YAML may say besides, with the values that stand where it does not: see ``quant.spec.Scope``."""
+
 
 @dataclass(frozen=True)
 class StageConfig:
@@ -358,14 +381,32 @@ class MethodConfig:
 METHOD_KEYS = ("name", "stages", "faithful", "path", "calibration", "ranges", "paper_scope")
 """What every method's YAML has."""
 
-OPTIONAL_METHOD_KEYS = ("variant", "faithful_settings")
-"""``faithful_settings``: what ``method.faithful=true`` sets, where the command line does not say otherwise."""
+OPTIONAL_METHOD_KEYS = ("variant", "faithful_settings", "plus")
+"""``faithful_settings``: what ``method.faithful=true`` sets, where the command line does not say otherwise; ``plus``:
+MPQ-DM[+], for settings of stages to refer to."""
 
 STAGE_KEYS = ("version", "uses")
 """What every stage's YAML has."""
 
 ABOUT_STAGE = (*STAGE_KEYS, "not_in_id", "not_in_id_when")
 """Keys of a stage's YAML that are no settings."""
+
+
+@dataclass(frozen=True)
+class GivenPlan:
+    """The content of ``bits.plan``; ``hash`` is over the weight bits of its layers."""
+
+    hash: str
+    plan: PrecisionPlan
+
+    @property
+    def name(self) -> str:
+        return plan_name(self.hash)
+
+
+def plan_name(hash: str) -> str:
+    """How rows and titles call a precision plan."""
+    return f"plan {hash[:8]}"
 
 
 @dataclass(frozen=True)
@@ -395,6 +436,7 @@ class Job:
     inputs: InputsConfig = InputsConfig()
     edit: EditConfig = EditConfig()
     calibration: CalibrationConfig = CalibrationConfig()
+    plan: Optional[GivenPlan] = None
 
     @property
     def calibration_sampler(self) -> SamplerConfig:
@@ -443,7 +485,8 @@ class Job:
             return f"{self.evaluate.name or Path(self.evaluate.samples).stem} {self.model.name}"
         if self.foreign:
             return f"{Path(str(self.method.path)).name} {self.model.name}"
-        variant = f" ({self.method.variant})" if self.method.variant else ""
+        words = ", ".join(filter(None, (self.method.variant, self.plan and self.plan.name)))
+        variant = f" ({words})" if words else ""
         return f"{self.method.name} {self.model.name}{self._task_word} {self.bits.name}{variant}"
 
     @property
@@ -464,9 +507,9 @@ def without_calibration(job: Job, method: MethodConfig) -> Job:
         **{key: value for key, value in job.config.items() if key != "calibration"},
         "seed": 0,
         "engine": ENGINES[0],
-        "bits": asdict(bits),
+        "bits": bits.facts,
         "method": asdict(method),
         "evaluate": asdict(EvaluateConfig()),
     }
-    nothing: dict[str, Any] = {"evaluate": EvaluateConfig(), "calibration": CalibrationConfig()}
+    nothing: dict[str, Any] = {"evaluate": EvaluateConfig(), "calibration": CalibrationConfig(), "plan": None}
     return replace(job, method=method, bits=bits, seed=0, engine=ENGINES[0], **nothing, config=config)

@@ -13,6 +13,12 @@ CHOICES: dict[str, dict[str, tuple[str, ...]]] = {
         "bin_error": ("mean", "sum"),
         "schedule": ("auto", "joint", "cached"),
     },
+    "outlier_allocation": {
+        "observer": ("min_max", "mse", "percentile"),
+        "inputs": ("quantized", "fp"),
+        "rows": ("kurtosis", "error", "random", "head_tail"),
+        "prescale": ("searched", "always", "none"),
+    },
     "power_of_two_scaling": {"layers": ("skip", "all"), "selection": ("vote", "mse")},
     "trajectory_reconstruction": {
         "recipe": ("scales", "joint"),
@@ -22,6 +28,7 @@ CHOICES: dict[str, dict[str, tuple[str, ...]]] = {
         ),
         "start": ("fp", "quantized"),
     },
+    "low_rank_tuning": {"distillation": ("none", "relation", "feature"), "loss": ("normalised", "published")},
 }
 """Stage → setting → the words it may be."""
 
@@ -49,6 +56,7 @@ BOUNDS: dict[str, dict[str, tuple[float, float]]] = {
         "patience": (0, math.inf),
         "memory_mib": (0, math.inf),
     },
+    "outlier_allocation": {"samples": (1, math.inf), "largest_tenths": (0, 5)},
     "power_of_two_scaling": {**_COUNTS, "agreement": (0, 1), "depth": (0, 7)},
     "trajectory_reconstruction": {
         "iterations": (1, math.inf),
@@ -56,6 +64,17 @@ BOUNDS: dict[str, dict[str, tuple[float, float]]] = {
         "horizon": (1, math.inf),
         "scale_travel": (0, math.inf),
         "rounding_travel": (0, math.inf),
+        "checks": (1, math.inf),
+    },
+    "low_rank_tuning": {
+        "iterations": (1, math.inf),
+        "batch": (1, math.inf),
+        "rank": (1, math.inf),
+        "adapter_travel": (0, math.inf),
+        "weight_scale_travel": (0, math.inf),
+        "activation_scale_travel": (0, math.inf),
+        "distillation_weight": (0, math.inf),
+        "window": (1, math.inf),
         "checks": (1, math.inf),
     },
 }
@@ -68,12 +87,17 @@ NEEDS_BEFORE: dict[str, tuple[tuple[str, ...], ...]] = {
     "activation_range": (),
     "activation_ema": (),
     "equivalent_scaling": (),
+    "outlier_allocation": (),
     "weight_reconstruction": (("weight_range",),),
     "activation_reconstruction": (_RANGES,),
     "power_of_two_scaling": (_RANGES,),
     "trajectory_reconstruction": (("weight_range",), _RANGES),
+    "low_rank_tuning": (("weight_range",), _RANGES),
 }
 """Stage → sets of stages of each of which one must come before it: without ranges it has nothing to work on."""
 
-NEEDS_AFTER: dict[str, tuple[str, ...]] = {"equivalent_scaling": ("weight_range",)}
-"""Stage → stages that must follow it: another scale makes what they found worthless."""
+NEEDS_AFTER: dict[str, tuple[str, ...]] = {
+    "equivalent_scaling": ("weight_range",),
+    "outlier_allocation": ("weight_range", "activation_range"),
+}
+"""Stage → stages that must follow it: another scale, or other bits, make what they found worthless."""

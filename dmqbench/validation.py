@@ -12,13 +12,21 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from dmqbench import schema
-from dmqbench.calibration_checks import check_plans, check_points, check_ranges, check_trained, resolved_calibration
+from dmqbench.calibration_checks import (
+    check_plans,
+    check_points,
+    check_ranges,
+    check_trained,
+    check_windows,
+    resolved_calibration,
+)
 from dmqbench.config_error import ConfigError
 from dmqbench.files import safe_name
 from dmqbench.foreign import ForeignError, check_foreign, images_job
 from dmqbench.ids import network_config, timesteps
 from dmqbench.models.folders import SCHEDULER_CONFIG, ModelError, locate
 from dmqbench.models.foreign import require_fit
+from dmqbench.precision_plans import SEARCH, given_plan
 from dmqbench.quant.spec import group_size
 from dmqbench.samplers.timesteps import SPACINGS
 from dmqbench.schema import (
@@ -34,7 +42,7 @@ from dmqbench.schema import (
 from dmqbench.stage_limits import BOUNDS, CHOICES, NEEDS_AFTER, NEEDS_BEFORE
 from dmqbench.task_kinds import check_condition, check_inputs, check_kind
 
-_NEEDED = {"embedded": (), "local": ("path",), "hub": ("path", "revision")}
+_NEEDED = {"embedded": (), "architecture": (), "local": ("path",), "hub": ("path", "revision")}
 
 T = TypeVar("T")
 
@@ -50,6 +58,7 @@ def make_job(config: DictConfig) -> Job:
     for key, allowed in (("task", schema.TASKS), ("engine", schema.ENGINES)):
         _one_of(key, plain[key], allowed)
     groups = {group: kind(**_frozen(plain[group])) for group, kind in GROUPS.items()}
+    _check_weights(plain["task"], groups["model"])
     method = _method(plain["method"], OmegaConf.to_container(config.method, resolve=False))
     _check_seeds(plain)
     _check_bits(groups["bits"])
@@ -81,10 +90,11 @@ def make_job(config: DictConfig) -> Job:
     strength = edit.strength if plain["task_kind"] == "edit" else 1.0
     calls = len(timesteps(calibrated_on, groups["model"], strength))
     check_points(groups["budget"].samples, groups["bits"].ranges, calls)
+    check_windows(method, calls)
     groups["trainer"] = _with(groups["trainer"], accelerator=_accelerator(groups["trainer"].accelerator))
     evaluate = schema.EvaluateConfig(**plain["evaluate"])
     _check_evaluate(plain["task"], evaluate, groups["model"], groups["metrics"])
-    resolved = {**plain, **{group: asdict(value) for group, value in groups.items()}}
+    resolved = {**plain, **{group: asdict(value) for group, value in groups.items()}, "bits": groups["bits"].facts}
     del resolved["store"]  # where results lie is no part of what they are
     if calibration == schema.CalibrationConfig():
         del resolved["calibration"]
@@ -113,9 +123,17 @@ def make_job(config: DictConfig) -> Job:
         return images_job(job)
     if method.name in schema.UNCALIBRATED:
         return without_calibration(job, method)
+    if job.bits.plan is not None:
+        job = replace(job, plan=given_plan(job))
     check_plans(job)
     check_trained(job)
     return job
+
+
+def _check_weights(task: str, model: ModelConfig) -> None:
+    if model.shapes_only and task not in schema.COUNTING_TASKS:
+        problem = f"needs weights, and those of {model.name} are not shipped; take another model"
+        raise ConfigError("task", task, schema.COUNTING_TASKS, problem, nearest="cost")
 
 
 def _resolved(config: DictConfig) -> dict[str, Any]:
@@ -250,6 +268,8 @@ def _model(model: ModelConfig, guidances: Mapping[str, float | None]) -> ModelCo
     except ValueError as error:
         raise ConfigError("model.name", model.name, problem=f"is not allowed: {error}") from None
     config = network_config(model)
+    if model.shapes_only:
+        return _with(model, sample_shape=_sample_shape(model, config))
     if config.get("_class_name") not in schema.RUNNABLE_NETWORKS:
         runnable = ", ".join(schema.RUNNABLE_NETWORKS)
         raise ConfigError("model.path", model.path, problem=f"holds a {config.get('_class_name')}; allowed: {runnable}")
@@ -257,14 +277,7 @@ def _model(model: ModelConfig, guidances: Mapping[str, float | None]) -> ModelCo
         raise ConfigError(
             "model.path", model.path, problem=f"has no {SCHEDULER_CONFIG}, which states the noise schedule"
         )
-    entries, size = config.get("num_class_embeds"), config.get("sample_size")
-    if size is None:
-        raise ConfigError("model.path", model.path, problem="holds a network whose config.json has no sample_size")
-    check_condition(model, config)
-    channels = None if config.get("in_channels") is None else config["in_channels"] - (model.condition_channels or 0)
-    shape = (channels, *(size if isinstance(size, (list, tuple)) else (size, size)))
-    if model.sample_shape and tuple(model.sample_shape) != shape:
-        raise ConfigError("model.sample_shape", list(model.sample_shape), problem=f"is {list(shape)} in this model")
+    shape, entries = _sample_shape(model, config), config.get("num_class_embeds")
     classes = model.classes if model.classes is not None else entries
     if classes is not None and not 0 < classes <= (entries or 0):
         raise ConfigError("model.classes", classes, problem=f"is not possible: the model knows {entries} labels")
@@ -279,6 +292,18 @@ def _model(model: ModelConfig, guidances: Mapping[str, float | None]) -> ModelCo
     return model
 
 
+def _sample_shape(model: ModelConfig, config: Mapping[str, Any]) -> tuple[int, ...]:
+    size = config.get("sample_size")
+    if size is None:
+        raise ConfigError("model.path", model.path, problem="holds a network whose config.json has no sample_size")
+    check_condition(model, config)
+    channels = None if config.get("in_channels") is None else config["in_channels"] - (model.condition_channels or 0)
+    shape = (channels, *(size if isinstance(size, (list, tuple)) else (size, size)))
+    if model.sample_shape and tuple(model.sample_shape) != shape:
+        raise ConfigError("model.sample_shape", list(model.sample_shape), problem=f"is {list(shape)} in this model")
+    return shape
+
+
 def _method(plain: Mapping[str, Any], unresolved: Any) -> MethodConfig:
     for stage in plain["stages"]:
         available = [key for key in plain if key not in (*METHOD_KEYS, *schema.OPTIONAL_METHOD_KEYS)]
@@ -288,7 +313,7 @@ def _method(plain: Mapping[str, Any], unresolved: Any) -> MethodConfig:
         raise ConfigError("method.stages", "[]", problem=f"leaves nothing to method={plain['name']}")
     _one_of("method.calibration", plain["calibration"], schema.CALIBRATIONS)
     check_ranges("method.ranges", plain["ranges"], schema.RANGES)
-    _one_of_keys("method.paper_scope", plain["paper_scope"], schema.PAPER_SCOPE)
+    _check_scope("method.paper_scope", plain["paper_scope"])
     used = str({key: value for key, value in unresolved.items() if key not in METHOD_KEYS})
     preset = {"faithful": bool(plain.get("faithful_settings")), "path": plain["name"] == schema.FOREIGN}
     for key, default in (("faithful", False), ("path", None), ("calibration", "common")):
@@ -296,6 +321,8 @@ def _method(plain: Mapping[str, Any], unresolved: Any) -> MethodConfig:
         if plain[key] != default and not read:
             problem = f"changes nothing in method={plain['name']}"
             raise ConfigError(f"method.{key}", plain[key], [default], problem)
+    if plain.get("plus") and SEARCH not in plain["stages"]:
+        raise ConfigError("method.plus", True, [False], f"changes nothing without the stage {SEARCH}")
     return MethodConfig(
         **{key: plain[key] for key in METHOD_KEYS if key != "stages"},
         variant=plain.get("variant", ""),
@@ -303,12 +330,12 @@ def _method(plain: Mapping[str, Any], unresolved: Any) -> MethodConfig:
     )
 
 
-def _one_of_keys(key: str, value: Mapping[str, Any], allowed: Mapping[str, Any]) -> None:
-    for name in allowed:
+def _check_scope(key: str, value: Mapping[str, Any]) -> None:
+    for name in (*schema.PAPER_SCOPE, *(name for name in schema.FURTHER_SCOPE if name in value)):
         if not isinstance(value.get(name), bool):
             raise ConfigError(f"{key}.{name}", value.get(name), (True, False), "is not true or false")
     for name in value:
-        _one_of(key, name, tuple(allowed))
+        _one_of(key, name, (*schema.PAPER_SCOPE, *schema.FURTHER_SCOPE))
 
 
 def _stage(name: str, values: Mapping[str, Any]) -> StageConfig:

@@ -1,4 +1,4 @@
-"""Findings as the stages of DMQ and AccuQuant write them, and stores whose jobs have them, filled by hand."""
+"""Findings as the stages of DMQ, AccuQuant and MPQ-DM write them, and stores whose jobs have them, filled by hand."""
 
 import json
 from typing import Any
@@ -7,6 +7,7 @@ from handmade import Bench, diagnosis
 
 WEIGHTS = ("weight_range", "weight_reconstruction", "activation_range")
 SCALING, POWERS, TRAJECTORY = "equivalent_scaling", "power_of_two_scaling", "trajectory_reconstruction"
+ALLOCATION, TUNING = "outlier_allocation", "low_rank_tuning"
 RUNG_METHODS: dict[str, dict[str, Any]] = {
     "q_diffusion": {"name": "q_diffusion", "stages": [*WEIGHTS, "activation_reconstruction"]},
     "reconstruction": {"name": "q_diffusion", "stages": list(WEIGHTS)},
@@ -102,6 +103,37 @@ def trajectory(
     }
 
 
+def allocation(layers: int = 3, bits: int = 2, rows: int = 10, tenths: int = 5) -> dict[str, Any]:
+    """Findings of mixed precision: layer i promotes i tenths of its rows, at most ``tenths``, and demotes as many."""
+    found = []
+    for number in range(layers):
+        chosen = min(number, tenths)
+        moved = chosen * rows // 10
+        errors = [0.3 * (1 + 0.1 * abs(tenth - chosen)) for tenth in range(tenths + 1)]
+        widths = [bits + 1] * moved + [bits] * (rows - 2 * moved) + [bits - 1] * moved
+        found.append(
+            {"name": f"blocks.{number}.conv", "rows": rows, "moved": moved, "tenths": chosen, "errors": errors,
+             "bits": widths, "kurtosis": [3.0 + row for row in range(rows)]}
+        )  # fmt: skip
+    settings = {"rows": "kurtosis", "largest_tenths": tenths, "inputs": "quantized", "prescale": True, "plus": False}
+    return {"settings": settings, "mean_bits": float(bits), "limit": None, "layers": found}
+
+
+def tuning(distillation: str = "relation", window: int = 2, calls: int = 6, factor: float = 0.5) -> dict[str, Any]:
+    """Findings of low-rank tuning: every error is ``factor`` times what it was."""
+    noise = [0.01 * (1 + call) for call in range(calls)]
+    distilled = [0.1 * (1 + place) for place in range(-(-calls // window))]
+    known = distillation != "none"
+    return {
+        "settings": {"rank": 32, "distillation": distillation, "window": window},
+        "best_iteration": 80,
+        "noise_error_before": noise,
+        "noise_error_after": [factor * error for error in noise],
+        "distilled_error_before": distilled if known else None,
+        "distilled_error_after": [factor * error for error in distilled] if known else None,
+    }
+
+
 class FindingsBench(Bench):
     """A run store whose jobs name stages with findings."""
 
@@ -137,6 +169,24 @@ class FindingsBench(Bench):
         } | changes.pop("config", {})
         settings = {"ranges": "step", "diagnosis": diagnosis(), "protocol": {"n": 16}, "per_image": values}
         return self.made(method["name"], bits, psnr, found, model=model, config=config, **settings | changes)
+
+    def precision(self, method: str = "mpq_dm", variant: str = "", psnr: float = 20.0, **changes) -> str:
+        """Publish one job of EfficientDM or MPQ-DM, of 16 images that differ."""
+        found: dict[str, Any] = {"weight_range": None, TUNING: tuning("relation" if method == "mpq_dm" else "none")}
+        if method == "mpq_dm":
+            found = {ALLOCATION: allocation(), **found}
+        config = {
+            "method": {"name": method, "stages": list(found), "variant": variant},
+            "seed": 0,
+            "bits": {"weight": 2, "activation": 4, "plan": None},
+            "budget": {"name": "quick"},
+            "sampler": {"name": "ddim", "steps": 4},
+        } | changes.pop("config", {})
+        values = [psnr + 0.5 * (index % 4) - 0.75 + 0.1 * ((index * len(variant)) % 3) for index in range(16)]
+        settings = {"ranges": "step", "protocol": {"n": 16}, "per_image": values, "bits": "w2a4"} | changes
+        bits = settings.pop("bits")
+        named = {"variant": variant} if variant else {}
+        return self.made(method, bits, float(sum(values) / 16), found, config=config, **named, **settings)
 
     def trial(self, horizon: int | None, gradient: str = "identity", psnr: float = 30.0, **changes) -> str:
         """Publish one job of an ablation, of 16 images that differ; without a ``horizon`` the un-tuned one.

@@ -9,12 +9,13 @@ import torch
 from e2e.commands import SMALL
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.text import Text
 from PIL import Image
 from scipy import stats
 from tiny import dit, text_unet, unet
 from workbench import workbench
 
-from dmqbench import anatomy
+from dmqbench import anatomy, low_bit_plots
 from dmqbench.anatomy import anatomy_id, make_anatomy
 from dmqbench.anatomy_plots import PICTURES, draw
 from dmqbench.cli import parse_arguments
@@ -173,6 +174,18 @@ def test_a_job_leaves_its_numbers_and_pictures(folder):
     quantized = record["quantized"]
     assert set(quantized["layers"]["names"]) < {layer["name"] for layer in layers}
     assert quantized["trajectories"] == 4
+    features, codes = record["features"], record["features"]["codes"]
+    assert codes["levels"] == 2**6 and set(codes["names"]) == set(quantized["layers"]["names"])
+    assert {len(features[key]) for key in ("relative_error", "cosine", "change", "change_quantized")} == {4}
+    assert {len(codes[key]) for key in ("mean_used", "mean_effective")} == {4}
+    assert features["change"][0] is None and min(features["relative_error"]) > 0 and max(features["cosine"]) < 1
+    assert record["rounded_to"] == [4]
+    rows = {layer["name"]: layer["weight"]["rows"] for layer in layers}
+    assert all(len(rows[layer["name"]]["kurtosis"]) == layer["weight_shape"][0] for layer in layers)
+    heaviest = max((layer for layer in layers if not layer["embedding"]),
+                   key=lambda layer: max(rows[layer["name"]]["kurtosis"]))["name"]  # fmt: skip
+    assert record["row_histograms"]["layer"] == heaviest
+    assert record["row_histograms"]["rows"][0]["kurtosis"] == max(rows[heaviest]["kurtosis"])
     assert {path.stem for path in folder.glob("*.png")} == set(PICTURES)
     for path in folder.glob("*.png"):
         with Image.open(path) as image:
@@ -184,8 +197,10 @@ def test_full_precision_has_no_pictures_of_errors_and_is_made_once(folder, monke
     job = planned(folder.parents[1], "method=fp")
     first = make_anatomy(job)
     record = json.loads((first / "anatomy.json").read_text())
-    assert record["quantized"] is None
-    assert {path.stem for path in first.glob("*.png")} == set(PICTURES) - {"layer_errors", "step_errors"}
+    assert record["quantized"] is None and record["features"] is None and record["rounded_to"] == [2, 3, 4]
+    assert {path.stem for path in first.glob("*.png")} == set(PICTURES) - {
+        *("layer_errors", "step_errors", "activation_codes", "features"),
+    }
     monkeypatch.setattr(anatomy, "examine", None)
     assert make_anatomy(job) == first
 
@@ -197,7 +212,9 @@ def test_quantizable_layers_do_not_change_what_is_said_of_the_model(folder):
     for a, b in zip(one["layers"], other["layers"], strict=True):
         assert a["name"] == b["name"]
         assert a["input"]["absmax"] == pytest.approx(b["input"]["absmax"], rel=1e-4)
-        assert a["weight"] == b["weight"]
+        rows = [layer["weight"].pop("rows") for layer in (a, b)]
+        assert a["weight"] == b["weight"] and rows[0]["kurtosis"] == rows[1]["kurtosis"]
+        assert rows[0]["rounding"]["4"] == rows[1]["rounding"]["4"]
     assert one["sensitivity"]["mse"] == pytest.approx(other["sensitivity"]["mse"], rel=1e-3)
 
 
@@ -205,12 +222,15 @@ def test_pictures_of_a_model_without_skips_and_of_many_layers(tmp_path):
     """No skip, no variation, undefined kurtosis, more layers than labels: every picture that applies is drawn."""
     flat = {"min": 0.0, "max": 0.0, "mean": 0.0, "std": 0.0, "kurtosis": None, "absmax": 0.0}
     wide = {name: [value] * 50 for name, value in flat.items()}
+    no_shares = {"2": {"by_kurtosis": None, "by_error": None}}
     layers = [
         {
             "name": f"blocks.{number}.a_layer_with_quite_a_long_name.projection",
             "boundaries": [],
             "input": flat,
-            "weight": flat,
+            "embedding": False,
+            "weight_shape": [7, 8],
+            "weight": flat | {"rows": {"kurtosis": [None] * 7, "tenth": 0, "rounding": no_shares}},
             "steps": wide | {"absmax": [1.0 + number] * 50},
             "channels": {"absmax": [1.0] * 7 + [2.0 + number]},
             "skip": None,
@@ -227,7 +247,62 @@ def test_pictures_of_a_model_without_skips_and_of_many_layers(tmp_path):
         "per_trajectory": {"mse": [[0.0, 0.0]] * 19 + [[0.0, 2e-3]], "psnr": [[None, None]] * 19 + [[None, 40.0]]},
     }
     record = {"model": "m", "sampler": "ddim", "timesteps": list(range(50)), "layers": layers, "quantized": None}
-    record |= {"sensitivity": disturbed}
+    record |= {"sensitivity": disturbed, "features": None, "rounded_to": [2], "row_histograms": None}
     assert [path.stem for path in draw(record, tmp_path)] == [
         *("activation_ranges", "channel_absmax", "kurtosis", "sensitivity"),
     ]
+
+
+def low_bit_record(features=None, bits=(2, 3)) -> dict:
+    """Two layers of twelve rows and one of four; a network of one call."""
+    kurtosis = [2.0 + 0.25 * row for row in range(12)]
+    shares = {str(width): {"by_kurtosis": 0.1 * width, "by_error": 0.5} for width in bits}
+    none = {str(width): {"by_kurtosis": None, "by_error": None} for width in bits}
+    layers = [
+        {"name": name, "weight_shape": [rows, 3], "weight": {"rows": own}}
+        for name, rows, own in (
+            ("a", 12, {"kurtosis": kurtosis, "tenth": 1, "rounding": shares}),
+            ("b", 12, {"kurtosis": [8.0, None, *kurtosis[2:]], "tenth": 1, "rounding": shares}),
+            ("c", 4, {"kurtosis": [None] * 4, "tenth": 0, "rounding": none}),
+        )
+    ]
+    return {"model": "m", "method": "rtn", "bits": "w2a4", "layers": layers, "rounded_to": bits, "features": features}
+
+
+def words_of(figure) -> str:
+    return "\n".join(found.get_text() for found in figure.findobj(Text))
+
+
+def test_below_the_rows_stands_what_their_picture_shows():
+    said = words_of(low_bit_plots.weight_rows(low_bit_record()))
+    assert "kurtosis of 23 rows: median 3.5, largest 8, above 6 in 1" in said
+    assert "2 bits, median of 2 layers: the tenth of highest kurtosis carries 20.0%" in said and "3 bits" in said
+    assert "that of largest error 50.0%; 8.3% if all rows erred alike" in said
+
+
+def test_below_the_features_stands_how_much_they_change():
+    features = {
+        "trajectories": 2,
+        "timesteps": [750, 500, 250, 0],
+        "relative_error": [0.1] * 4,
+        "cosine": [0.9] * 4,
+        "change": [None, 0.1, 0.2, 0.4],
+        "change_quantized": [None, 0.3, 0.4, 0.2],
+        "codes": {
+            "levels": 16,
+            "mean_used": [15.0, 14.0, 13.0, 12.0],
+            "mean_effective": [8.0, 7.0, 6.0, 5.0],
+            "names": ["a", "b"],
+            "effective": [[5.0] * 4, [3.0] * 4],
+        },
+    }
+    record = low_bit_record(features)
+    said = words_of(low_bit_plots.features(record))
+    assert "changes 2 times as much as that of full precision at the median call" in said
+    assert "(0.5 to 3), and more than it at 2 of 3 calls" in said
+    said = words_of(low_bit_plots.activation_codes(record))
+    assert "effective codes of 16: 8 at the first call, 5 at the last; fewest in b (3)" in said
+    assert low_bit_plots.activation_codes(low_bit_record({**features, "codes": None})) is None
+    of_one_call = {**features, "timesteps": [0], "codes": None}
+    of_one_call |= {key: features[key][:1] for key in ("relative_error", "cosine", "change", "change_quantized")}
+    assert low_bit_plots.features(low_bit_record(of_one_call)) is not None

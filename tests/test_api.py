@@ -43,6 +43,7 @@ TINY = (
     "budget.weight_iterations=2",
     "budget.activation_iterations=1",
     "budget.trajectory_iterations=1",
+    "budget.tuning_iterations=2",
 )
 
 
@@ -107,6 +108,7 @@ def damaged(saved, tmp_path) -> Path:
         ("rtn", "w4a6", "common", "step", "engine=int_reference"),
         ("rtn", "w4a6", "paper", "step", "method.paper_scope.attention=true"),
         ("q_diffusion", "w3a8", "paper", "shared", "engine=simulate"),
+        ("efficient_dm", "w2a4", "common", "step", "engine=simulate"),
         ("rtn", "w4a32", "common", "shared", "engine=simulate"),
         ("rtn", "w8a8", "common", "shared", "bits.weight=32"),
     ],
@@ -237,6 +239,21 @@ def test_the_nearest_step_serves_any_number_of_steps_and_is_saved_with_the_netwo
     assert torch.equal(draw(again, steps=7), draw(pipe, steps=7))
 
 
+def test_timesteps_between_the_calibrated_ones_are_interpolated_before_and_after_saving(store, tmp_path):
+    pipe, nearest = (quantized(store, ranges="step", match=match) for match in ("interpolate", "nearest"))
+    x = torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(2))
+    same = {t: torch.equal(pipe.unet(x, t).sample, nearest.unet(x, t).sample) for t in (900, 750, 600.5, 250, 100, 0)}
+    assert same == {900: True, 750: True, 600.5: False, 250: True, 100: False, 0: True}
+    tables = {name: len(value) for name, value in pipe.unet.state_dict().items() if name.endswith("quantizer.scale")}
+    expected = draw(pipe, steps=7)
+    assert tables == {
+        name: len(value) for name, value in pipe.unet.state_dict().items() if name.endswith("quantizer.scale")
+    }
+    again = load(save(pipe, tmp_path / "interpolate"))
+    assert torch.equal(draw(again, steps=7), expected)
+    assert not torch.equal(draw(nearest, steps=7), expected)
+
+
 def test_a_folder_from_before_match_refuses_other_timesteps(store, tmp_path):
     folder = save(quantized(store, ranges="step", match="nearest"), tmp_path / "saved")
     redescribe(folder, lambda facts: facts["quantization"].pop("match"))
@@ -306,7 +323,7 @@ def test_a_pipeline_class_of_ones_own_is_given_to_load(shared, tmp_path):
     ("options", "message"),
     [
         ({"method": "q_difusion"}, r"method=q_difusion is not known; nearest: q_diffusion"),
-        ({"method": "mpq_dm"}, r"method=mpq_dm is not built yet"),
+        ({"method": "quest"}, r"method=quest is not built yet"),
         ({"method": "fp"}, r"quantizes nothing"),
         ({"bits": "w32a32"}, r"quantizes nothing"),
         ({"bits": "w4a7"}, r"bits=w4a7 is not known; nearest: w4a"),
@@ -393,15 +410,30 @@ def test_codes_are_stored_and_no_weight_that_was_quantized(shared, saved):
     with safe_open(saved / WEIGHTS, "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     for name, layer in layers.items():
-        codes = tensors[f"{name}.weight_quantizer.codes"]
+        codes, weight = tensors[f"{name}.weight_quantizer.codes"], full[f"{name}.weight"]
         assert f"{name}.weight" not in tensors
         assert codes.dtype == torch.uint8
-        assert codes.shape == full[f"{name}.weight"].shape
-        assert codes.max() < 2 ** layer["weight_bits"]
+        assert len(codes) == -(-weight.numel() * layer["weight_bits"] // 8)
+        assert tensors[f"{name}.weight_quantizer.bits"].tolist() == [layer["weight_bits"]] * len(weight)
     for name in facts["quantization"]["plan"]["full_precision"]:
         assert torch.equal(tensors[f"{name}.weight"], full[f"{name}.weight"])
     assert facts["bytes"]["full_precision"] == 4 * sum(parameter.numel() for parameter in full.values())
     assert facts["bytes"]["quantized"] == (saved / WEIGHTS).stat().st_size < facts["bytes"]["full_precision"]
+
+
+def test_folders_from_when_a_code_took_a_byte_still_load(shared, damaged):
+    """They held the state of the network as it is."""
+    state = {name: tensor.contiguous() for name, tensor in shared.unet.state_dict().items()}
+    assert state[CODES].ndim == 4
+    packed = (damaged / WEIGHTS).stat().st_size
+    save_file(state, damaged / WEIGHTS)
+    assert packed < (damaged / WEIGHTS).stat().st_size
+    redescribe(damaged, lambda facts: facts.update(version=1))
+    again = load(damaged)
+    loaded = again.unet.state_dict()
+    assert loaded.keys() == state.keys()
+    assert all(torch.equal(loaded[name], value) for name, value in state.items())
+    assert torch.equal(draw(again), draw(shared))
 
 
 def test_a_folder_holds_safetensors_and_json_and_no_place_of_this_machine(saved, store):
@@ -467,11 +499,12 @@ def flip_last_byte(path: Path) -> None:
 
 
 CODES = "mid_block.resnets.0.conv1.weight_quantizer.codes"
+BITS = "mid_block.resnets.0.conv1.weight_quantizer.bits"
 NORM = "conv_norm_out.weight"
 DAMAGES = {
     "no description": (lambda f: (f / DESCRIPTION).unlink(), r"no dmqbench.json there"),
     "not JSON": (lambda f: (f / DESCRIPTION).write_text("{"), r"cannot be read as JSON"),
-    "format": (lambda f: redescribe(f, lambda facts: facts.update(version=2)), r"format .* 2 is not known here"),
+    "format": (lambda f: redescribe(f, lambda facts: facts.update(version=3)), r"format .* 3 is not known here"),
     "edited": (
         lambda f: (f / DESCRIPTION).write_text((f / DESCRIPTION).read_text().replace("750", "751")),
         r"was changed after it was written",
@@ -484,7 +517,20 @@ DAMAGES = {
     "lacking": (lambda f: rewrite(f, lambda t: t.pop(NORM)), rf"lacks {NORM}"),
     "no codes": (lambda f: rewrite(f, lambda t: t.pop(CODES)), rf"lacks {CODES}"),
     "shape": (lambda f: rewrite(f, lambda t: t.update({NORM: t[NORM][:-1].clone()})), rf"{NORM} has shape \[7\]"),
-    "codes' shape": (lambda f: rewrite(f, lambda t: t.update({CODES: t[CODES][:-1].clone()})), rf"{CODES} has shape"),
+    "codes' length": (
+        lambda f: rewrite(f, lambda t: t.update({CODES: t[CODES][:-1].clone()})),
+        rf"holds {CODES} that cannot be read: packed codes are uint8 \[\d+\], .* make uint8",
+    ),
+    "no bits": (lambda f: rewrite(f, lambda t: t.pop(BITS)), rf"lacks {BITS}"),
+    "other bits": (lambda f: rewrite(f, lambda t: t[BITS].__setitem__(0, 5)), rf"{BITS} of other rows or bit-widths"),
+    "other layers": (
+        lambda f: redescribe(f, lambda facts: facts["quantization"]["plan"]["layers"][0].update(name="none")),
+        r"has layer none, which this model lacks",
+    ),
+    "old version": (
+        lambda f: redescribe(f, lambda facts: facts.update(version=1)),
+        r"quantizer.bits, which this model",
+    ),
     "surplus": (lambda f: rewrite(f, lambda t: t.update(other=t[NORM].clone())), r"holds other, which this model"),
     "engine": (lambda f: redescribe(f, lambda facts: facts["quantization"].update(engine="x")), r"cannot be loaded"),
     "class": (

@@ -1,13 +1,17 @@
 """Groups of calls, and a model that is calibrated on another plan than it samples with: checks, ids, samples."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from diffusers import DDIMPipeline, DDIMScheduler
 from e2e.commands import SMALL
 from safetensors.torch import load_file
 from test_config import ids_of, job, refused
+from tiny import unet
 
 from dmqbench.cli import main
 from dmqbench.config import compose, job_ids, make_job
@@ -18,6 +22,7 @@ from dmqbench.pipeline import STATE, Workshop
 from dmqbench.quant.state import activation_quantizers
 from dmqbench.run import run_job, show_plan
 from dmqbench.store import Store
+from dmqbench.variants import calibration_text
 
 STEP = ("bits.ranges=step", "calibration.steps=10")
 NEAREST = (*STEP, "calibration.match=nearest")
@@ -63,7 +68,8 @@ def test_parameters_per_step_refuse_another_plan_in_one_line_with_the_way_out():
     text = str(refused(*STEP))
     assert text.startswith("calibration.steps=10 calibrates 10 network calls at timesteps 900 to 0")
     assert "sampler.steps=20 samples with 20 network calls at timesteps 950 to 0" in text
-    assert "bits.ranges=step" in text and "calibration.match=nearest" in text
+    assert "bits.ranges=step" in text
+    assert "calibration.match=nearest" in text and "calibration.match=interpolate" in text
     assert refused("bits.ranges=group5", "calibration.steps=10").key == "calibration.steps"
 
 
@@ -71,6 +77,7 @@ def test_parameters_per_step_refuse_another_plan_in_one_line_with_the_way_out():
     "overrides",
     [
         NEAREST,
+        (*STEP, "calibration.match=interpolate"),
         ("calibration.steps=10",),
         ("calibration.steps=10", "bits.ranges=group10"),
         ("bits.ranges=step", "calibration.steps=20"),
@@ -128,6 +135,7 @@ def test_what_is_calibrated_is_shared_with_jobs_that_sample_as_they_calibrate():
         ("calibration.steps=20",),
         ("calibration.eta=0", "calibration.guidance=1"),
         ("calibration.match=nearest",),
+        ("calibration.match=interpolate",),
         ("calibration.steps=20", "calibration.match=nearest", "bits.ranges=shared"),
     ],
 )
@@ -138,6 +146,13 @@ def test_a_calibration_as_the_sampler_changes_no_id(overrides):
 def test_a_match_that_matches_nothing_changes_no_id():
     for settings in (("calibration.steps=10",), ("bits.ranges=step",), ("bits.ranges=group50", "calibration.steps=10")):
         assert ids_of(*settings, "calibration.match=nearest") == ids_of(*settings)
+        assert ids_of(*settings, "calibration.match=interpolate") == ids_of(*settings)
+
+
+def test_how_calls_are_matched_is_a_matter_of_the_samples_alone():
+    nearest, interpolated = (ids_of(*STEP, f"calibration.match={match}") for match in ("nearest", "interpolate"))
+    assert (nearest.trajectories, nearest.stages) == (interpolated.trajectories, interpolated.stages)
+    assert nearest.samples != interpolated.samples and nearest.result != interpolated.result
 
 
 @pytest.mark.parametrize("key", ["steps=10", "eta=0.5", "guidance=2"])
@@ -189,6 +204,50 @@ def test_samples_are_drawn_with_the_rows_of_the_nearest_calibrated_calls(store, 
     assert {tuple(quantizer.row_of_call.tolist()) for quantizer in as_calibrated} == {(0, 1)}
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A network of a few thousand weights with its scheduler."""
+    made = tmp_path_factory.mktemp("model")
+    parts = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",)}
+    network = unet(class_entries=None, block_out_channels=(8,), norm_num_groups=4, **parts)
+    DDIMPipeline(network, DDIMScheduler(clip_sample=False)).save_pretrained(made)
+    return made
+
+
+@pytest.mark.parametrize(("calibrated", "sampled"), [(20, 10), (20, 50), (100, 20)])
+def test_samples_are_drawn_with_ranges_interpolated_between_calibrated_calls(tmp_path, folder, calibrated, sampled):
+    """Every call of 10 and 20 steps is one of the 20 and 100 calibrated ones; of 50 steps, every fifth is."""
+
+    def shop_of(match: str) -> Workshop:
+        steps = (f"sampler.steps={sampled}", f"calibration.steps={calibrated}", f"calibration.match={match}")
+        local = ("model=local", f"model.path={folder}", "metrics.samples=4", "metrics.pairs=4", "tracker.mode=disabled")
+        sizes = ("budget.trajectories=4", "budget.validation=4", f"budget.samples={calibrated}", "diagnose=false")
+        overrides = (*local, *sizes, *steps, f"store.root={tmp_path}", "method=rtn", "bits=w4a6", "bits.ranges=step")
+        return Workshop(make_job(compose(list(overrides))), Store(tmp_path))
+
+    shop = shop_of("interpolate")
+    assert json.loads((run_job(shop.job) / "result.json").read_text())["metrics"]["psnr"]["n"] == 4
+    network, calls = shop.frozen().network, shop.calibration_plan.timesteps
+    stored = load_file(Store(tmp_path).path("quantized", shop.ids.quantized) / STATE)
+    for name, quantizer in activation_quantizers(network).items():
+        assert quantizer.row_of_call.tolist() == list(range(sampled))
+        for group, scales in enumerate(stored[f"{name}.scale"].double().log().numpy().T):
+            expected = np.interp(shop.plan.timesteps, calls[::-1], scales[::-1])
+            torch.testing.assert_close(quantizer.scale[:, group], torch.tensor(expected).exp().float())
+        for call, timestep in enumerate(shop.plan.timesteps):
+            if timestep in calls:
+                row = calls.index(timestep)
+                assert torch.equal(quantizer.scale[call], stored[f"{name}.scale"][row])
+                assert torch.equal(quantizer.zero_point[call], stored[f"{name}.zero_point"][row])
+    drawn = load_file(Store(tmp_path).path("samples", shop.ids.samples) / chunk_name(0))["state"]
+    again = follow(shop.adapter, shop.plan, stream="eval", seed=0, indices=range(4), guidance=1.0)
+    assert torch.equal(again.x[:, -1], drawn)
+    nearest = shop_of("nearest")
+    assert nearest.ids.quantized == shop.ids.quantized and nearest.ids.samples != shop.ids.samples
+    by_nearest = follow(nearest.frozen(), shop.plan, stream="eval", seed=0, indices=range(4), guidance=1.0)
+    assert torch.equal(by_nearest.x[:, -1], drawn) == (calibrated > sampled)
+
+
 def test_its_result_names_the_calibration_and_its_cost(store, mixed):
     _, folder = mixed
     result = json.loads((folder / "result.json").read_text())
@@ -234,3 +293,12 @@ def test_the_plan_says_both(mixed, capsys):
     shown = capsys.readouterr().out
     assert "calibrated on ddim, steps 2, eta 0, guidance 1; sampled with ddim, steps 3, eta 0, guidance 1" in shown
     assert "nearest timestep" in shown
+    show_plan(replace(made, calibration=replace(made.calibration, match="interpolate")))
+    assert "between those of the two calibrated calls around" in capsys.readouterr().out
+
+
+def test_a_row_of_a_table_names_another_match_than_the_nearest():
+    found = {"steps": 10, "eta": None, "guidance": None}
+    assert calibration_text(found | {"match": "nearest"}) == "calibration.steps=10"
+    assert calibration_text(found | {"match": "interpolate"}) == "calibration.steps=10, calibration.match=interpolate"
+    assert calibration_text({"steps": None, "eta": 0.5, "match": "interpolate"}) == "calibration.eta=0.5"

@@ -111,7 +111,7 @@ def in_a_process(*arguments: str, cwd: Path, **more) -> subprocess.CompletedProc
         (["metrics.names=[psrn]"], ["metrics.names=psrn", "nearest: psnr"]),
         (["sampler.stepz=3"], ["sampler.stepz=3", "nearest: sampler.steps"]),
         (["bits.weight=four"], ["bits.weight=four", "nearest: 4"]),
-        (["method=mpq_dm"], ["method=mpq_dm", "not built yet"]),
+        (["method=quest"], ["method=quest", "not built yet"]),
         (["method=foreign"], ["method.path=null", "must be given"]),
         *(
             (["method=accuquant", f"method.trajectory_reconstruction.{wrong}"], [wrong, allowed])

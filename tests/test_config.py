@@ -81,6 +81,8 @@ def test_every_option_of_every_group_composes(group, folder):
             choice = ["model=local", f"model.path={folder}", *(choice if group == "dataset" else [])]
         if path.stem == "foreign":
             choice = [*choice, f"method.path={EMBEDDED / 'digits'}"]
+        if path.stem == "ldm4_imagenet":
+            choice = [*choice, "task=cost"]
         assert job(*choice)
 
 
@@ -238,7 +240,7 @@ def test_schemas_are_no_options(hidden):
 
 @pytest.mark.parametrize(
     "override",
-    ["method=mpq_dm", "model=sd14", "model=scenes"],
+    ["method=quest", "model=sd14", "model=scenes"],
 )
 def test_what_is_planned_is_refused_as_not_built_yet(override):
     assert "is not built yet" in str(refused(override))

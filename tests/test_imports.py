@@ -22,7 +22,7 @@ LAYERS = (
     ("planning",),
     ("scoring", "anatomy", "api"),
     ("run",),
-    ("costs", "feature_cache"),
+    ("costs", "packed_size", "feature_cache"),
     ("pipeline",),
     ("methods", "eval"),
     ("data", "models"),

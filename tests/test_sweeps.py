@@ -9,10 +9,11 @@ import pytest
 import yaml
 from handmade_findings import FindingsBench
 
-from dmqbench.config import SWEEPS, job_ids, weights_hash
+from dmqbench.config import CONF, SWEEPS, job_ids, weights_hash
 from dmqbench.page.ablation import GRADIENTS, VARIED, ablation
 from dmqbench.page.dose import RUNGS, rung_of
 from dmqbench.page.findings import FindingsReader
+from dmqbench.page.precision_ablation import precision_ablation
 from dmqbench.planning import Planned, check, sweep_jobs
 from dmqbench.schema import Job
 from dmqbench.stage_limits import CHOICES
@@ -208,3 +209,71 @@ def test_errors_of_four_methods_are_of_one_bit_width():
     found = [(job.method.name, job.bits.name, job.seed) for job in jobs("accuquant_errors")]
     assert found == [(method, "w4a6", 0) for method in ("rtn", "q_diffusion", "dmq", "accuquant")]
     assert all(job.diagnose for job in jobs("accuquant_errors"))
+
+
+MPQ_BITS = ("w2a6", "w2a4", "w3a4")
+
+
+def test_claims_of_mpq_dm_are_over_three_calibrations_of_every_bit_width_at_equal_ranges():
+    found = [(job.method.name, job.bits.name, job.seed) for job in calibrated("mpq_dm_claims")]
+    methods = ("rtn", "q_diffusion", "efficient_dm", "mpq_dm")
+    assert sorted(found) == sorted(product(methods, MPQ_BITS, range(3)))
+    assert [job.method.name for job in jobs("mpq_dm_claims")].count("fp") == 1
+    assert {job.bits.ranges for job in calibrated("mpq_dm_claims")} == {"step"}
+    assert len({(job.budget, job.metrics, job.sampler) for job in jobs("mpq_dm_claims")}) == 1
+
+
+def test_the_ablation_of_mpq_dm_changes_one_part_at_a_time():
+    baseline, *rows = jobs("mpq_dm_ablation")
+    assert baseline.method.name == "efficient_dm" and not baseline.method.variant
+    whole = rows[2]
+    assert whole.method.name == "mpq_dm" and not whole.method.variant
+    omq, trd = "outlier_allocation", "low_rank_tuning"
+    both = (settings(whole, omq), settings(whole, trd))
+
+    def changes(job: Job) -> list[dict[str, Any]]:
+        found = ((settings(job, name), usual) for name, usual in zip((omq, trd), both, strict=True))
+        return [{key: value for key, value in one.items() if usual[key] != value} for one, usual in found]
+
+    assert [changes(job) for job in rows[:8]] == [
+        [{}, {"distillation": "none"}],
+        [{}, {}],
+        [{}, {}],
+        [{"rows": "random"}, {}],
+        [{"rows": "head_tail"}, {}],
+        [{}, {"distillation": "feature"}],
+        [{"largest_tenths": 0}, {"distillation": "none"}],
+        [{"plus": True}, {}],
+    ]
+    assert [omq in stages(job) for job in rows] == [True, False, *[True] * 7]
+    assert rows[8].method.faithful and len(rows) == 9
+    assert settings(baseline, trd) == settings(rows[0], trd)
+    assert len({(job.bits, job.budget, job.seed, job.metrics, job.sampler) for job in jobs("mpq_dm_ablation")}) == 1
+
+
+def test_the_ablation_of_mpq_dm_shares_two_jobs_with_its_claims_and_fills_its_picture(tmp_path):
+    claims = {one.result for one in planned_jobs("mpq_dm_claims")}
+    assert sum(one.result in claims for one in planned_jobs("mpq_dm_ablation")) == 2
+    bench = FindingsBench(tmp_path / "runs")
+    for job in jobs("mpq_dm_ablation"):
+        bench.precision(job.method.name, job.method.variant, config=dict(job.config), ranges=job.bits.ranges)
+    found = precision_ablation(bench.results())
+    assert found is not None and len(found.bars) == 9
+
+
+def test_what_the_paper_of_mpq_dm_reports_names_jobs_that_can_be_composed():
+    """Method, variant and bits are those of a job here, so that its result stands under the same name."""
+    table = yaml.safe_load((SWEEPS / "reported" / "mpq_dm_partial.yaml").read_text())
+    ours = {(job.method.name, job.method.variant) for job in jobs("mpq_dm_ablation")}
+    for row in table["rows"]:
+        assert (row["method"], row.get("variant", "")) in ours
+        assert (CONF / "bits" / f"{row['bits']}.yaml").is_file() and row["model"] in table["protocol"]
+        assert {key for key in row if isinstance(row[key], float)} <= set(table["columns"])
+    assert "mpq_dm_partial" not in NAMES
+
+
+def test_the_glance_at_two_bits_is_a_part_of_the_claims():
+    found = [(job.method.name, job.bits.name) for job in jobs("mpq_dm_glance")]
+    methods = ("rtn", "q_diffusion", "efficient_dm", "mpq_dm")
+    assert found == [("fp", "w32a32"), *((method, "w2a4") for method in methods)]
+    assert {one.result for one in planned_jobs("mpq_dm_glance")} < {one.result for one in planned_jobs("mpq_dm_claims")}

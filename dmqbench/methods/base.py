@@ -11,7 +11,7 @@ import logging
 import time
 import warnings
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,12 +138,26 @@ class Stage(pl.LightningModule):
         """The calibration state that the stage has reached."""
         return calibration_state(self.bench.network, activations=not self.weights_only)
 
+    def load_state_(self, state: dict[str, Tensor]) -> None:
+        """Set the network to what ``state`` returned after some unit; ValueError, and no change, if it does not fit."""
+        load_calibration_state_(self.bench.network, state)
+
     def progress(self) -> dict[str, Tensor]:
         """What the next unit needs beside the calibration state (an optimizer's moments, say); in checkpoints only."""
         return {}
 
     def load_progress_(self, progress: dict[str, Tensor]) -> None:
         """Set what ``progress`` returned, after ``first_unit`` was set."""
+
+    @classmethod
+    def outline_(cls, network: nn.Module, settings: Mapping[str, Any]) -> str | None:
+        """Give an uncalibrated network on the meta device what a stage with these settings leaves beside the quantizers
+        of the precision plan, so that the size of its file is known beforehand; most stages leave nothing.
+
+        Returns:
+            Why it cannot be known, in a few words; None if it can.
+        """
+        return None
 
     def findings(self) -> dict[str, Any]:
         """Facts for the report, as JSON, of a stage whose units are done; kept beside the state."""
@@ -262,7 +276,7 @@ class UnitCheckpoint(Checkpoint):
             if progress.pop(DIGEST, None) != _digest(state, progress):
                 raise ValueError("its digest differs")
             carried = {name: state.pop(name) for name in list(state) if name.startswith(PROGRESS)}
-            load_calibration_state_(stage.bench.network, state)
+            stage.load_state_(state)
         except Exception as error:  # a damaged checkpoint costs its units, never the job
             stage.bench.record.log("checkpoint_discarded", stage=stage.name, reason=str(error))
             return

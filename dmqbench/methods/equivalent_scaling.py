@@ -6,11 +6,11 @@ that were kept: whichever takes fewer passes of the network.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dmqbench.data.noise import draw_batch
 from dmqbench.methods.base import HELD_OUT_POINTS, MIB, CalibrationDiverged, Stage, Workbench
@@ -137,6 +137,12 @@ class EquivalentScaling(Stage):
         fits = max(sizes.values()) <= self.memory
         cached_pays = fits and len(groups) * points < self.total * self.batch
         return groups if schedule == "cached" or cached_pays else []
+
+    @classmethod
+    def outline_(cls, network: nn.Module, settings: Mapping[str, Any]) -> str | None:
+        for layer in filter(can_be_scaled, quant_layers(network).values()):
+            layer.set_equivalent_scale_(layer.weight.new_ones(layer.weight.shape[1]))
+        return None
 
     def units(self) -> tuple[str, ...]:
         if not self.learners:

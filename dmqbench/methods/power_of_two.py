@@ -5,11 +5,12 @@ scaled for. Only votes and summed errors are kept, never activations.
 """
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dmqbench.data.bank import Trajectories
 from dmqbench.methods.base import HELD_OUT_POINTS, CalibrationDiverged, Stage, Workbench
@@ -96,6 +97,11 @@ class PowerOfTwoScaling(Stage):
             quantizer = layer.activation_quantizer
             if quantizer is None or quantizer.dynamic or not quantizer.initialised:
                 raise ValueError(f"{self.name}: layer {name} has no calibrated static activation range to scale")
+
+    @classmethod
+    def outline_(cls, network: nn.Module, settings: Mapping[str, Any]) -> str | None:
+        quantized = any(layer.activation_quantizer for layer in quant_layers(network).values())
+        return "which layers get powers of two is found while calibrating" if quantized else None
 
     def units(self) -> tuple[str, ...]:
         return tuple(self.layers)

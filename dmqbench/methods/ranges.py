@@ -103,14 +103,15 @@ class ActivationRange(ActivationPass):
         super().__init__(bench, samples, batch)
         self.observer = Observer(observer, candidates, exponent, fraction)
         self.values_per_sample = max(1, values_per_row * bench.step_groups.rows // len(self.points))
-        self.seen: dict[str, _Sample] = {}
+        self.seen: dict[str, ActivationSample] = {}
 
     def iterations(self, unit: str) -> int:
         return -(-len(self.points) // self.batch)
 
     def start_unit(self, unit: str) -> None:
         self.seen = {
-            name: _Sample(quantizer, self.steps, self.values_per_sample) for name, quantizer in self.quantizers.items()
+            name: ActivationSample(quantizer, self.steps, self.values_per_sample)
+            for name, quantizer in self.quantizers.items()
         }
 
     @torch.no_grad()
@@ -126,33 +127,39 @@ class ActivationRange(ActivationPass):
     @torch.no_grad()
     def finish_unit(self, unit: str) -> dict[str, float]:
         for name, quantizer in self.quantizers.items():
-            low, high = self._ends(self.seen[name], quantizer)
+            low, high = sampled_ends(self.seen[name], self.observer)
             scale, zero_point = affine_parameters(low, high, quantizer.levels)
             quantizer.set_parameters_(scale, zero_point, self.steps)
             quantizer.exponent = None  # chosen for another range
         self.seen = {}
         return self.facts()
 
-    def _ends(self, sample: "_Sample", quantizer: ActivationQuantizer) -> tuple[Tensor, Tensor]:
-        """Return the range ends [rows, groups]."""
-        ends = []
-        for group in range(quantizer.groups.count):
-            rows = []
-            for row in range(self.steps.rows):
-                values, low, high = sample.row(group, row)
-                levels = torch.tensor([quantizer.levels], device=values.device)
-                found = self.observer(values[None], levels, (low[None], high[None]))
-                rows.append(torch.cat(found))
-            ends.append(torch.stack(rows))
-        stacked = torch.stack(ends, dim=1)  # [rows, groups, 2]
-        return stacked[..., 0], stacked[..., 1]
+
+def sampled_ends(sample: "ActivationSample", observer: Observer) -> tuple[Tensor, Tensor]:
+    """Range ends of a sample, both [rows, groups].
+
+    Raises:
+        ValueError: no bank point was at the steps of some row.
+    """
+    ends = []
+    for group in range(sample.quantizer.groups.count):
+        rows = []
+        for row in range(sample.steps.rows):
+            values, low, high = sample.row(group, row)
+            levels = torch.tensor([sample.quantizer.levels], device=values.device)
+            found = observer(values[None], levels, (low[None], high[None]))
+            rows.append(torch.cat(found))
+        ends.append(torch.stack(rows))
+    stacked = torch.stack(ends, dim=1)  # [rows, groups, 2]
+    return stacked[..., 0], stacked[..., 1]
 
 
-class _Sample:
+class ActivationSample:
     """Values of one activation, thinned evenly, kept per (input group, row of steps) with exact extremes."""
 
     def __init__(self, quantizer: ActivationQuantizer, steps: StepGroups, per_sample: int) -> None:
         self.quantizer = quantizer
+        self.steps = steps
         self.row_of_call = torch.tensor(steps.row_of_call)
         self.per_sample = per_sample
         self.values: dict[tuple[int, int], list[Tensor]] = {}

@@ -6,7 +6,7 @@ however many calls that runs, and the network is at every moment the one that wo
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -46,14 +46,15 @@ class Trained(Protocol):
 
 
 class TrainedScales:
-    """Activation scales, by their logarithms: they differ by orders of magnitude, and must stay positive."""
+    """Scales, by their logarithms: they differ by orders of magnitude, and must stay positive."""
 
-    def __init__(self, quantizers: Iterable[ActivationQuantizer]) -> None:
+    def __init__(self, quantizers: Iterable[ActivationQuantizer | WeightQuantizer], name: str = "scales") -> None:
+        self.name = name
         self.scales = [quantizer.scale for quantizer in quantizers]
         self.logs = torch.cat([scale.detach().log().flatten() for scale in self.scales] or [torch.zeros(0)])
 
     def variables(self) -> dict[str, Tensor]:
-        return {"scales": self.logs}
+        return {self.name: self.logs}
 
     def constants(self) -> dict[str, Tensor]:
         return {}
@@ -203,27 +204,63 @@ the loss by so little that the variable is better left alone. Most roundings are
 times as many turn, and the held-out error is not lower."""
 
 
+def cosine_decay(progress: float) -> float:
+    """From 1 to 0, slow at both ends, for a progress of 0..1."""
+    return (1 + math.cos(math.pi * progress)) / 2
+
+
+def linear_decay(progress: float) -> float:
+    """From 1 to 0, for a progress of 0..1."""
+    return 1 - progress
+
+
 class VariableOptimizer:
-    """Adam with a rate per variable, and a cosine to zero over ``total`` iterations.
+    """Adam with a rate per variable, and a decay to zero over ``total`` iterations.
 
     Gradients are divided by ``unit``, the loss before training, so that nothing depends on how large errors are.
+
+    Args:
+        epsilon: of Adam, for gradients so divided.
+        lazy: names of variables of which an element whose gradient is exactly zero is skipped, moments and all, as
+            ``torch.optim.SparseAdam`` does: rows of a table that no sample has used would else be carried on by what
+            earlier samples left in the moments.
     """
 
-    def __init__(self, variables: Mapping[str, Tensor], rates: Mapping[str, float], total: int, unit: float) -> None:
+    def __init__(
+        self,
+        variables: Mapping[str, Tensor],
+        rates: Mapping[str, float],
+        total: int,
+        unit: float,
+        decay: Callable[[float], float] = cosine_decay,
+        epsilon: float = SMALL_GRADIENT,
+        lazy: Iterable[str] = (),
+    ) -> None:
         self.variables, self.rates, self.total, self.unit = dict(variables), dict(rates), total, unit
+        self.decay, self.lazy = decay, tuple(lazy)
         groups = [{"params": [variable], "lr": rates[name]} for name, variable in variables.items()]
-        self.adam = torch.optim.Adam(groups, eps=SMALL_GRADIENT)
+        self.adam = torch.optim.Adam(groups, eps=epsilon)
 
     def step(self, iteration: int) -> None:
         """Take the step of an iteration, 0..total−1."""
-        cosine = (1 + math.cos(math.pi * iteration / self.total)) / 2
+        factor = self.decay(iteration / self.total)
         for name, group in zip(self.variables, self.adam.param_groups, strict=True):
-            group["lr"] = self.rates[name] * cosine
+            group["lr"] = self.rates[name] * factor
         for variable in self.variables.values():
             if variable.grad is not None:
                 variable.grad.div_(self.unit)
+        kept = [part for name in self.lazy for part in self._unused(self.variables[name])]
         self.adam.step()
+        for tensor, unused, values in kept:
+            tensor[unused] = values
         self.adam.zero_grad(set_to_none=True)
+
+    def _unused(self, variable: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """A variable and its moments, each with where the gradient is zero, and with its values there."""
+        assert variable.grad is not None
+        unused, moments = variable.grad == 0, self.adam.state.get(variable, {})
+        own = [variable.detach(), *(moments[key] for key in MOMENTS[1:] if key in moments)]
+        return [(tensor, unused, tensor[unused]) for tensor in own]
 
     def state(self) -> dict[str, Tensor]:
         found = {}

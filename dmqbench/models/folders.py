@@ -10,12 +10,17 @@ import struct
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from dmqbench.files import load_json, safe_name
 from dmqbench.online import unanswered
 
 EMBEDDED = Path(__file__).parents[1] / "zoo" / "weights"
+ARCHITECTURES = Path(__file__).parent / "architectures"
+"""Full-size networks as a ``config.json`` each, without weights, for counting."""
+
+SHIPPED = ("embedded", "architecture")
+"""Kinds of sources that come with this package."""
 NETWORK_FOLDERS = ("unet", "transformer")
 DECODER_FOLDERS = ("vqvae", "vae")
 CONFIG = "config.json"
@@ -36,23 +41,24 @@ class ModelSource:
     """Which model to load.
 
     Args:
-        kind: ``embedded`` (shipped with this package), ``local`` (a diffusers folder) or ``hub`` (a repository).
-        location: the embedded model's name, the folder's path, or ``owner/name``.
+        kind: ``embedded`` (shipped with this package), ``local`` (a diffusers folder), ``hub`` (a repository) or
+            ``architecture`` (shipped as shapes alone).
+        location: the shipped model's name, the folder's path, or ``owner/name``.
         revision: of a hub repository: the commit, so that the weights cannot change under a result.
         classes: number of real classes where the label table has one entry more, the null label of guidance.
         condition_channels: of an image that the network reads beside its state.
     """
 
-    kind: Literal["embedded", "local", "hub"]
+    kind: Literal["embedded", "local", "hub", "architecture"]
     location: str
     revision: str | None = None
     classes: int | None = None
     condition_channels: int = 0
 
     def __post_init__(self) -> None:
-        if self.kind not in ("embedded", "local", "hub"):
-            raise ValueError(f"model source kind={self.kind} is not known (allowed: embedded, local, hub)")
-        if self.kind == "embedded":
+        if self.kind not in (*SHIPPED, "local", "hub"):
+            raise ValueError(f"model source kind={self.kind} is not known (allowed: {', '.join(SHIPPED)}, local, hub)")
+        if self.kind in SHIPPED:
             safe_name(self.location)
         if (self.kind == "hub") != (self.revision is not None):
             raise ValueError(
@@ -65,6 +71,8 @@ class ModelSource:
         if self.kind == "embedded":
             maker = re.sub(r"_\d+$", "", self.location)
             return f"it is shipped with dmqbench and made by python -m dmqbench.zoo.{maker}"
+        if self.kind == "architecture":
+            return "it is shipped as shapes alone, for task=cost and task=plan"
         if self.kind == "local":
             return "give a folder that diffusers' save_pretrained wrote"
         return f"fetch it once while online: hf download {self.location} --revision {self.revision}"
@@ -78,7 +86,8 @@ def locate(source: ModelSource) -> Path:
     """
     if source.kind == "hub":
         return _snapshot(source)
-    folder = EMBEDDED / source.location if source.kind == "embedded" else Path(source.location)
+    places = {"embedded": EMBEDDED, "architecture": ARCHITECTURES, "local": Path()}
+    folder = places[source.kind] / source.location
     if not folder.is_dir():
         raise ModelError(f"model {source.location}: there is no folder {folder}; {source.advice}")
     return folder
@@ -169,20 +178,54 @@ def weight_files(folder: Path, advice: str = "") -> tuple[Path, ...]:
     return files
 
 
+def tensor_shapes(folder: Path, advice: str = "") -> dict[str, tuple[int, ...]]:
+    """Return the shape of every tensor of one component by the name that diffusers gives it, from headers alone.
+
+    Raises:
+        ModelError: a file is absent or truncated, or there are only pickles.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path in weight_files(folder, advice):
+        shapes |= {_PROJECTION.sub(_modern, name): shape for name, shape in _read_header(path).shapes.items()}
+    return shapes
+
+
+_MODERN = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+_PROJECTION = re.compile(rf"(?<=\.)({'|'.join(_MODERN)})(?=\.(weight|bias)$)")
+"""Projections of attentions in old checkpoints, whose names diffusers changes when it loads them."""
+
+
+def _modern(found: re.Match[str]) -> str:
+    return _MODERN[found[1]]
+
+
+class _Header(NamedTuple):
+    """Of a safetensors file: how long the file should be, and the shapes of its tensors by name."""
+
+    length: int
+    shapes: dict[str, tuple[int, ...]]
+
+
+def _read_header(path: Path) -> _Header:
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        (header_size,) = struct.unpack("<Q", file.read(8))
+        if header_size > min(size, _LARGEST_HEADER):
+            raise ValueError("header longer than the file")
+        header = json.loads(file.read(header_size))
+    entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
+    end = max((entry["data_offsets"][1] for entry in entries.values()), default=0)
+    return _Header(8 + header_size + end, {name: tuple(entry["shape"]) for name, entry in entries.items()})
+
+
 def _require_whole(path: Path, hint: str) -> None:
     """Compare a safetensors file's length with what its header announces."""
     try:
-        size = path.stat().st_size
-        with open(path, "rb") as file:
-            (header_size,) = struct.unpack("<Q", file.read(8))
-            if header_size > min(size, _LARGEST_HEADER):
-                raise ValueError("header longer than the file")
-            header = json.loads(file.read(header_size))
-        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        expected = _read_header(path).length
     except FileNotFoundError:
         raise ModelError(f"{path}: this part of the weights is missing{hint}") from None
     except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{path}: truncated or not a safetensors file{hint}") from error
-    expected = 8 + header_size + max(ends, default=0)
+    size = path.stat().st_size
     if size != expected:
         raise ModelError(f"{path}: truncated, {size} of {expected} bytes{hint}")

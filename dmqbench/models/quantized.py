@@ -23,6 +23,7 @@ from dmqbench.ids import short_hash
 from dmqbench.manifest import Entry, Verifier, safe_file_name
 from dmqbench.models.attention import set_explicit_attention_
 from dmqbench.models.folders import CONFIG, ModelError, read_config
+from dmqbench.models.quantized_file import packed, unpacked
 from dmqbench.models.sources import NetworkSpec
 from dmqbench.quant.attention import AttentionQuantizers
 from dmqbench.quant.context import StepContext
@@ -34,7 +35,10 @@ from dmqbench.quant.state import load_calibration_state_
 
 NETWORK = "unet"
 DESCRIPTION = "dmqbench.json"
-FORMAT, FORMAT_VERSION = "dmqbench quantized pipeline", 1
+FORMAT, FORMAT_VERSION = "dmqbench quantized pipeline", 2
+PLAIN_CODES = 1
+"""The version in which every code took a byte; it is still read."""
+
 WEIGHTS = f"{NETWORK}/quantized.safetensors"
 """Not the name that diffusers looks for: a loader that knows no codes finds nothing, rather than half a network."""
 
@@ -74,8 +78,7 @@ def exchange_(network: Any, description: Description, state: Mapping[str, Tensor
             network, {name: AttentionQuantizers(context, levels) for name in description.attentions}
         )
     load_calibration_state_(network, state)
-    nearest = description.match == "nearest"
-    serve_(network, ENGINES[description.engine], context, description.timesteps, nearest)
+    serve_(network, ENGINES[description.engine], context, description.timesteps, description.match)
     network.dmqbench = description
     network.save_pretrained = _refuse_to_save
 
@@ -93,7 +96,8 @@ def without_origin(path: Path) -> None:
 def save(pipe: DiffusionPipeline, folder: str | os.PathLike[str], overwrite: bool = False) -> Path:
     """Write a quantized pipeline as safetensors and JSON, whole or not at all; return the folder.
 
-    Quantized weights are stored as integer codes with their scales and zero-points, never in full precision.
+    Quantized weights are stored as integer codes, packed to the bits of their rows, with their scales and zero-points,
+    never in full precision.
 
     Raises:
         ModelError: the pipeline was not quantized by ``quantize_``, or a part of it cannot be saved.
@@ -140,7 +144,7 @@ def _write(pipe: Any, network: Any, description: Description, folder: Path) -> N
     network.save_config(folder / NETWORK)
     without_origin(folder / NETWORK / CONFIG)
     tensors = {name: tensor.contiguous().cpu() for name, tensor in network.state_dict().items()}
-    save_atomic(folder / WEIGHTS, serialize(tensors))
+    save_atomic(folder / WEIGHTS, serialize(packed(tensors, PrecisionPlan.from_json(description.plan))))
     files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
     for path in files.values():
         if path.suffix in _PICKLES:
@@ -182,23 +186,23 @@ def load(
     """
     folder = Path(folder).expanduser().absolute()
     try:
-        description = _read_description(folder)
+        description, format_version = _read_description(folder)
         kind = _pipeline_class(folder, read_config(folder / _INDEX), pipeline)
         with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
-            network = _rebuilt(folder, description)
+            network = _rebuilt(folder, description, plain_codes=format_version == PLAIN_CODES)
             pipe: Any = kind.from_pretrained(folder, **{NETWORK: network}, use_safetensors=True, local_files_only=True)
             return pipe.to(device)
     except (SafetensorError, OSError, ValueError, TypeError, KeyError, RuntimeError, AssertionError) as error:
         raise ModelError(f"{folder}: cannot be loaded ({' '.join(str(error).split())[:200]})") from error
 
 
-def _read_description(folder: Path) -> Description:
-    """The description of a folder whose files are all as they were written."""
+def _read_description(folder: Path) -> tuple[Description, int]:
+    """The description of a folder whose files are all as they were written, and the version of its format."""
     if not (folder / DESCRIPTION).is_file():
         raise ModelError(f"{folder}: no {DESCRIPTION} there; give a folder that dmqbench.api.save wrote")
     facts = read_config(folder / DESCRIPTION)
-    if (facts.get("format"), facts.get("version")) != (FORMAT, FORMAT_VERSION):
-        known = f"{FORMAT} {FORMAT_VERSION}"
+    if facts.get("format") != FORMAT or facts.get("version") not in (PLAIN_CODES, FORMAT_VERSION):
+        known = f"{FORMAT} {PLAIN_CODES}, {FORMAT_VERSION}"
         raise ModelError(
             f"{folder}: format {facts.get('format')} {facts.get('version')} is not known here (allowed: {known})"
         )
@@ -213,7 +217,8 @@ def _read_description(folder: Path) -> Description:
         if problem is not None:
             raise ModelError(f"{folder}: {name} {problem}; save it again")
     values = facts["quantization"]
-    return Description(**{**values, **{key: tuple(values[key]) for key in ("attentions", "timesteps")}})
+    tuples = {key: tuple(values[key]) for key in ("attentions", "timesteps")}
+    return Description(**{**values, **tuples}), facts["version"]
 
 
 def _pipeline_class(folder: Path, index: Mapping[str, Any], given: type[Any] | None) -> type[Any]:
@@ -230,14 +235,21 @@ def _pipeline_class(folder: Path, index: Mapping[str, Any], given: type[Any] | N
     return kind
 
 
-def _rebuilt(folder: Path, description: Description) -> nn.Module:
+def _rebuilt(folder: Path, description: Description, plain_codes: bool) -> nn.Module:
     """The quantized network from its configuration, its codes and its other parameters."""
     spec = NetworkSpec(read_config(folder / NETWORK / CONFIG))
     network: Any = getattr(diffusers, spec.class_name).from_config(dict(spec.config))
     tensors = load_file(folder / WEIGHTS)
     plan = PrecisionPlan.from_json(description.plan)
     coded = [layer.name for layer in plan.layers if layer.quantizes_weight]
-    own = {name: value for name, value in network.state_dict().items() if name.removesuffix(".weight") not in coded}
+    full = network.state_dict()
+    if not plain_codes:
+        shapes = {name.removesuffix(".weight"): tuple(value.shape) for name, value in full.items()}
+        try:
+            tensors = unpacked(tensors, plan, shapes)
+        except ValueError as error:
+            raise ModelError(f"{folder}: {WEIGHTS} {error}") from None
+    own = {name: value for name, value in full.items() if name.removesuffix(".weight") not in coded}
     needed = {name: list(value.shape) for name, value in own.items()}
     for name in (*needed, *(f"{layer}.weight_quantizer.codes" for layer in coded)):
         if name not in tensors:

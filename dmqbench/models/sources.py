@@ -28,6 +28,9 @@ from dmqbench.models.topology import Topology, trace
 NETWORKS = ("UNet2DModel", "UNet2DConditionModel", "DiTTransformer2DModel")
 DECODERS = ("AutoencoderKL", "VQModel")
 
+CLIP_TOKENS = 77
+"""Length of a prompt."""
+
 Conditioning = Literal["none", "class", "text"]
 
 
@@ -98,6 +101,11 @@ class NetworkSpec:
         if self.class_name == "DiTTransformer2DModel":
             return self._required("num_embeds_ada_norm") + 1  # diffusers appends the null label itself
         return self.config.get("num_class_embeds")
+
+    @property
+    def context_tokens(self) -> int:
+        """Tokens of a text condition: those of CLIP, unless the file of a shipped architecture says otherwise."""
+        return self.config.get("_context_tokens", CLIP_TOKENS)
 
     @property
     def context_width(self) -> int:
@@ -177,14 +185,16 @@ def meta_model(config: Mapping[str, Any]) -> nn.Module:
 
 
 def example_inputs(
-    spec: NetworkSpec, batch: int = 1, device: torch.device | str = "cpu", tokens: int = 77
+    spec: NetworkSpec, batch: int = 1, device: torch.device | str = "cpu", tokens: int | None = None
 ) -> tuple[tuple[Tensor, Tensor], dict[str, Any]]:
-    """Return (args, kwargs) of a network call, for probing; ``tokens`` is the length of a text condition."""
+    """Return (args, kwargs) of a network call, for probing; ``tokens`` is the length of a text condition, if it is
+    another than usual."""
     kwargs: dict[str, Any] = {"return_dict": False}
     if spec.conditioning == "class":
         kwargs["class_labels"] = torch.zeros(batch, dtype=torch.long, device=device)
     elif spec.conditioning == "text":
-        kwargs["encoder_hidden_states"] = torch.zeros(batch, tokens, spec.context_width, device=device)
+        length = spec.context_tokens if tokens is None else tokens
+        kwargs["encoder_hidden_states"] = torch.zeros(batch, length, spec.context_width, device=device)
     timestep = torch.zeros(batch, dtype=torch.long, device=device)
     return (torch.zeros(batch, *spec.input_shape, device=device), timestep), kwargs
 

@@ -37,6 +37,10 @@ class LayerInfo:
         shortcut: a convolution beside a residual branch: its output is added to what the branch made of its own input.
         embedding: a linear layer on [B, C] inputs, which are time and label embeddings.
         macs: multiply-accumulates of one network call at batch 1.
+        in_block: part of a block, and not between blocks.
+        bare_attention: a projection of an attention that is a block of its own, with neither a feed-forward nor another
+            attention beside it; in LDM's code these are one-dimensional convolutions.
+        downsampling: a convolution between blocks whose stride is more than 1.
     """
 
     name: str
@@ -48,6 +52,9 @@ class LayerInfo:
     macs: int
     groups: int
     weight_shape: tuple[int, ...]
+    in_block: bool
+    bare_attention: bool
+    downsampling: bool
 
 
 @dataclass(frozen=True)
@@ -122,9 +129,23 @@ def trace(network: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
     finally:
         for handle in handles:
             handle.remove()
-    layers = tuple(_layer_info(modules[name], seen, probe.sums) for name, seen in probe.layers.items())
+    units = _units(network, list(probe.layers))
+    unit_of = {layer: unit for unit in units for layer in unit.layers}
+    layers = tuple(
+        _layer_info(modules[name], seen, probe.sums, modules[unit_of[name].name]) for name, seen in probe.layers.items()
+    )
     attentions = tuple(AttentionInfo(name, macs) for name, macs in probe.attentions.items())
-    return Topology(layers, attentions, _units(network, list(probe.layers)))
+    return Topology(layers, attentions, units)
+
+
+def feature_module(network: nn.Module, topology: Topology) -> nn.Module:
+    """Return the module whose *input* is the feature before the network's last projection.
+
+    In diffusers' U-Nets that is the normalisation before the last convolution, whose input is [B, C, H, W]; elsewhere
+    the last layer outside the time and label embedding, whose input is [B, C, H, W] or, of a linear layer, [B, N, C].
+    """
+    norm = getattr(network, "conv_norm_out", None)
+    return norm if isinstance(norm, nn.Module) else network.get_submodule(topology.last.name)
 
 
 @dataclass
@@ -174,8 +195,9 @@ def _tokens(x: Tensor) -> int:
     return x.shape[1] if x.ndim == 3 else prod(x.shape[2:])
 
 
-def _layer_info(module: Any, seen: _SeenLayer, sums: ResidualSums) -> LayerInfo:
+def _layer_info(module: Any, seen: _SeenLayer, sums: ResidualSums, unit: nn.Module) -> LayerInfo:
     weight: Tensor = module.weight
+    in_block = isinstance(unit, BLOCKS)
     kind: Kind = next(kind for cls, kind in _KINDS.items() if isinstance(module, cls))
     return LayerInfo(
         name=seen.name,
@@ -187,6 +209,9 @@ def _layer_info(module: Any, seen: _SeenLayer, sums: ResidualSums) -> LayerInfo:
         macs=seen.macs,
         groups=getattr(module, "groups", 1),
         weight_shape=tuple(weight.shape),
+        in_block=in_block,
+        bare_attention=isinstance(unit, Attention),
+        downsampling=not in_block and any(stride > 1 for stride in getattr(module, "stride", ())),
     )
 
 

@@ -29,6 +29,8 @@ from dmqbench.page.findings import FindingsReader, boundaries_of
 from dmqbench.page.gallery import LONGEST_SIDE, gallery_of
 from dmqbench.page.jobs import Diagnosis, diagnosis_of, jobs_data
 from dmqbench.page.method_figures import dose, samples_against_votes
+from dmqbench.page.precision_ablation import precision_ablation
+from dmqbench.page.precision_figures import ablation as precision_figure
 from dmqbench.page.selection import selection_curves
 from dmqbench.page.trajectory_figures import ablation as ablation_figure
 from dmqbench.proxies import correlations
@@ -229,6 +231,8 @@ def _parts(results: Sequence[Result], reader: FindingsReader) -> dict[str, Figur
     for varied in VARIED:
         found = ablation(results, reader, varied)
         figures[varied] = found and ablation_figure(found)
+    variants = precision_ablation(results)
+    figures["precision"] = variants and precision_figure(variants)
     return {name: figure for name, figure in figures.items() if figure}
 
 

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import geometric_mean
 from typing import Any
 
 from dmqbench.files import load_json
@@ -16,6 +17,7 @@ from dmqbench.schema import FINDINGS
 from dmqbench.store import Store, StoreError
 
 SCALING, POWERS, TRAJECTORY = "equivalent_scaling", "power_of_two_scaling", "trajectory_reconstruction"
+ALLOCATION, TUNING = "outlier_allocation", "low_rank_tuning"
 """The stages whose findings are shown."""
 
 CHOSEN_ON = (
@@ -34,8 +36,8 @@ _LARGEST_COSINE = 1 + 1e-6
 
 @dataclass(frozen=True)
 class Findings:
-    """Of one job: what its equivalent scaling, its power-of-two scaling and its calibration over several steps found,
-    ``None`` where it has none.
+    """Of one job: what its equivalent scaling, its power-of-two scaling, its calibration over several steps, its
+    allocation of bits to rows and its low-rank tuning found, ``None`` where it has none.
 
     ``problem`` is one line on what is damaged and therefore left out.
     """
@@ -43,6 +45,8 @@ class Findings:
     scaling: Found | None = None
     powers: Found | None = None
     trajectory: Found | None = None
+    allocation: Found | None = None
+    tuning: Found | None = None
     problem: str = ""
 
 
@@ -62,7 +66,8 @@ class FindingsReader:
         found = {name: self._stage(name, id) for name, id in stages.items() if name in _CHECKS}
         problems = [value for value in found.values() if isinstance(value, str)]
         sound = {name: value for name, value in found.items() if not isinstance(value, str)}
-        return Findings(sound.get(SCALING), sound.get(POWERS), sound.get(TRAJECTORY), "; ".join(problems))
+        shown = (sound.get(name) for name in (SCALING, POWERS, TRAJECTORY, ALLOCATION, TUNING))
+        return Findings(*shown, problem="; ".join(problems))
 
     def _stage(self, name: str, id: str) -> Found | str | None:
         if (name, id) not in self._known:
@@ -164,6 +169,69 @@ def agreements(trajectory: Found) -> Iterator[tuple[range, float | None, float |
         yield calls, span["gradient_cosine"], span["gradient_ratio"]
 
 
+BIT_COLOURS = ("#ee8866", "#d5d8e0", "#7fa9d4", "#4477aa", "#2f66a3", "#1f4a80", "#14325b", "#0b1d38")
+"""Of rows of 1, 2, … 8 bits."""
+
+TENTH_NAMES = ("none", "10 %", "20 %", "30 %", "40 %", "50 %")
+"""How many of a layer's rows are promoted, by their tenths."""
+
+
+def widths_of(allocation: Found) -> list[int]:
+    """Return the bits that any row has, the fewest first."""
+    return sorted({bits for layer in allocation["layers"] for bits in layer["bits"]})
+
+
+def width_name(bits: int) -> str:
+    return f"{bits} bit{'s' if bits > 1 else ''}"
+
+
+def width_share(layer: Found, bits: int) -> float:
+    """Return the share of a layer's rows that have ``bits``."""
+    return layer["bits"].count(bits) / len(layer["bits"])
+
+
+def error_ratios(layer: Found) -> list[float | None]:
+    """Return a layer's output error at each allocation over that without any promoted row; None for 0 over 0."""
+    alike = layer["errors"][0]
+    return [error / alike if alike else None for error in layer["errors"]]
+
+
+def allocation_note(allocation: Found) -> str:
+    """Return in words what mixing rows of other bits does to the layers' errors."""
+    layers = allocation["layers"]
+    left = [ratio for layer in layers if (ratio := error_ratios(layer)[layer["tenths"]])]
+    mixed = sum(layer["moved"] > 0 for layer in layers)
+    said = [f"rows by {allocation['settings']['rows']}, {allocation['mean_bits']:.4g} bits in the mean"]
+    said += [f"{mixed} of {len(layers)} layers mixed", *filter(None, [allocation.get("limit")])]
+    said += [f"error over that of equal bits, geometric mean {geometric_mean(left):.3f}"] if left else []
+    return "; ".join(said)
+
+
+def window_centres(tuning: Found) -> list[float]:
+    """Return the place on the axis of network calls of each window over which features were averaged.
+
+    Windows follow one another; the last one ends with the last call, and may share calls with the one before.
+    """
+    window, calls = tuning["settings"]["window"], len(tuning["noise_error_before"])
+    count = len(tuning["distilled_error_before"] or ())
+    return [min(place * window, calls - window) + (window - 1) / 2 for place in range(count)]
+
+
+def candidates_title(allocation: Found) -> str:
+    """Return what the axis of the allocations says."""
+    return "rows with a bit more" + ("" if allocation["settings"].get("plus") else ", and as many with a bit less")
+
+
+def tuning_note(tuning: Found) -> str:
+    """Return in words what was trained, and where the errors before and after are from."""
+    settings = tuning["settings"]
+    distilled = f", {settings['distillation']} over windows of {settings['window']} calls"
+    return (
+        f"rank {settings['rank']}{distilled if tuning['distilled_error_before'] else ''}; best state after iteration "
+        f"{tuning['best_iteration']}, chosen on the validation trajectories, on which these errors were measured"
+    )
+
+
 def _stages_of(record: Mapping[str, Any]) -> dict[str, str]:
     artifacts = record.get("artifacts") or {}
     if not isinstance(artifacts, Mapping):
@@ -221,6 +289,44 @@ def _check_trajectory(found: Found) -> None:
             raise ValueError(f"gradient_cosine is {cosine:.3g}")
 
 
+def _check_allocation(found: Found) -> None:
+    _check_numbers("mean_bits", [found["mean_bits"]])
+    if not isinstance(found["settings"]["rows"], str) or not found["layers"]:
+        raise ValueError("the rule or the layers are missing")
+    if not isinstance(found.get("limit"), str | None):
+        raise ValueError("the limit is no sentence")
+    for layer in found["layers"]:
+        name, rows, tenths = str(layer["name"]), layer["rows"], layer["tenths"]
+        _check_numbers(f"errors of {name}", layer["errors"])
+        _check_numbers(f"kurtosis of {name}", layer["kurtosis"], rows)
+        _check_numbers(f"bits of {name}", layer["bits"], rows)
+        if not layer["bits"] or not all(type(bits) is int and 1 <= bits <= len(BIT_COLOURS) for bits in layer["bits"]):
+            raise ValueError(f"bits of {name} are not 1 to {len(BIT_COLOURS)}")
+        if len(layer["errors"]) > len(TENTH_NAMES):
+            raise ValueError(f"errors of {name}: more than half of the rows cannot be promoted")
+        if type(tenths) is not int or not 0 <= tenths < len(layer["errors"]):
+            raise ValueError(f"tenths of {name} are none that was tried")
+        if type(layer["moved"]) is not int:
+            raise ValueError(f"moved rows of {name} are no number")
+
+
+def _check_tuning(found: Found) -> None:
+    settings = found["settings"]
+    if type(settings["window"]) is not int or settings["window"] < 1 or not isinstance(settings["distillation"], str):
+        raise ValueError("window or distillation are none")
+    if type(settings["rank"]) is not int or type(found["best_iteration"]) is not int:
+        raise ValueError("rank or best iteration are none")
+    noise = [found["noise_error_before"], found["noise_error_after"]]
+    distilled = [found["distilled_error_before"], found["distilled_error_after"]]
+    if not noise[0]:
+        raise ValueError("there are no errors")
+    if (distilled[0] is None) != (distilled[1] is None):
+        raise ValueError("what is distilled was measured once only")
+    for name, both in (("noise_error", noise), ("distilled_error", distilled)):
+        for values in both if both[0] is not None else ():
+            _check_numbers(name, values, len(both[0]))
+
+
 def _check_numbers(name: str, values: Sequence[Any], length: int | None = None) -> None:
     if length is not None and len(values) != length:
         raise ValueError(f"{name}: {len(values)} numbers instead of {length}")
@@ -229,4 +335,10 @@ def _check_numbers(name: str, values: Sequence[Any], length: int | None = None) 
             raise ValueError(f"{name} holds {value!r:.40}, which is no number ≥ 0")
 
 
-_CHECKS = {SCALING: _check_scaling, POWERS: _check_powers, TRAJECTORY: _check_trajectory}
+_CHECKS = {
+    SCALING: _check_scaling,
+    POWERS: _check_powers,
+    TRAJECTORY: _check_trajectory,
+    ALLOCATION: _check_allocation,
+    TUNING: _check_tuning,
+}

@@ -10,6 +10,7 @@ from dmqbench.page.axes import Figure
 from dmqbench.page.figures import layers_of, steps_of
 from dmqbench.page.findings import Findings, FindingsReader
 from dmqbench.page.method_figures import agreement, channel_ranges, exponent_shares, step_weights
+from dmqbench.page.precision_figures import candidate_errors, row_bits, tuning_errors
 from dmqbench.page.trajectory_figures import gradient_agreement, group_errors
 from dmqbench.proxies import load_diagnosis
 from dmqbench.record import redact
@@ -112,6 +113,10 @@ def findings_figures(findings: Findings) -> dict[str, Figure]:
         figures |= {"exponents": exponent_shares(findings.powers), "agreement": agreement(findings.powers)}
     if findings.trajectory is not None:
         figures |= {"ends": group_errors(findings.trajectory), "gradients": gradient_agreement(findings.trajectory)}
+    if findings.allocation is not None:
+        figures |= {"bits": row_bits(findings.allocation), "candidates": candidate_errors(findings.allocation)}
+    if findings.tuning is not None:
+        figures["tuning"] = tuning_errors(findings.tuning)
     return {name: figure for name, figure in figures.items() if figure is not None}
 
 

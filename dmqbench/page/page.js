@@ -242,7 +242,7 @@ function showJob(id) {
   byId("facts").replaceChildren(...job.facts.map((fact) => element("span", fact)));
   byId("problem").textContent = job.problem;
   byId("problem").hidden = !job.problem;
-  for (const name of ["steps", "layers", "ends", "gradients", "weights", "exponents", "agreement"]) {
+  for (const name of ["steps", "layers", "ends", "gradients", "bits", "candidates", "tuning", "weights", "exponents", "agreement"]) {
     byId(`${name}-figure`).hidden = !(name in job.figures);
     if (name in job.figures) show(byId(name), job.figures[name]);
   }

@@ -2,10 +2,19 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint as recompute
+
+
+class Toward(NamedTuple):
+    """Samples between two calls take parameters from both."""
+
+    call: Tensor
+    """Index of the other call, int64 [B]."""
+    share: Tensor
+    """How much of the way from their own step to that call they have gone, float [B] in 0..1."""
 
 
 class StepContext:
@@ -17,6 +26,7 @@ class StepContext:
 
     def __init__(self) -> None:
         self._step: Tensor | None = None
+        self._toward: Toward | None = None
 
     @property
     def step(self) -> Tensor:
@@ -29,17 +39,22 @@ class StepContext:
             raise RuntimeError("the denoising step is not set: call the network through the adapter's denoise()")
         return self._step
 
+    @property
+    def toward(self) -> Toward | None:
+        """Which other call every sample is on the way to; None while all are at their steps."""
+        return self._toward
+
     @contextmanager
-    def at(self, step: Tensor) -> Iterator[None]:
-        """Set ``step`` [B] for the duration of one network call."""
+    def at(self, step: Tensor, toward: Toward | None = None) -> Iterator[None]:
+        """Set ``step`` [B], and what lies between steps, for the duration of one network call."""
         if step.ndim != 1:
             raise ValueError(f"step must be one call index per sample, shape [B], not {list(step.shape)}")
-        before = self._step
-        self._step = step
+        before = self._step, self._toward
+        self._step, self._toward = step, toward
         try:
             yield
         finally:
-            self._step = before
+            self._step, self._toward = before
 
     def checkpoint(self, function: Callable[..., Any], *args: Any) -> Any:
         """Run ``function(*args)`` under gradient checkpointing, at the same step when it is run again.
@@ -47,13 +62,14 @@ class StepContext:
         A rollout runs one block at many steps before the backward pass runs it again: without the capture, every
         recomputation would see the step that was set last.
         """
-        captured = self._step
+        captured = self._step, self._toward
 
         def at_captured_step(*inner: Any) -> Any:
-            before, self._step = self._step, captured
+            before = self._step, self._toward
+            self._step, self._toward = captured
             try:
                 return function(*inner)
             finally:
-                self._step = before
+                self._step, self._toward = before
 
         return recompute(at_captured_step, *args, use_reentrant=False)

@@ -56,7 +56,7 @@ def count_cost(
     paper_plan: PrecisionPlan,
     parameters: int,
     attention_macs: int,
-    nominal: LayerPlan | None,
+    everywhere: PrecisionPlan,
     packed_bytes: int | None = None,
 ) -> Cost:
     """Count a plan.
@@ -67,7 +67,7 @@ def count_cost(
         paper_plan: what the method's official code quantizes, for the rule ``paper_code``.
         parameters: all parameters of the denoiser; those outside Conv and Linear weights count 32 bits.
         attention_macs: of the two products of every attention, batch 1; they are not in ``macs``.
-        nominal: the bit-widths that the rule ``all_layers`` gives to every Conv and Linear; None for full precision.
+        everywhere: the plan that the rule ``all_layers`` counts: every Conv and Linear, or none in full precision.
         packed_bytes: length of the file that this project writes, where it exists.
     """
     rest = parameters - sum(_elements(layer) for layer in layers)
@@ -76,14 +76,13 @@ def count_cost(
     def size(by_name: Mapping[str, LayerPlan]) -> float:
         return round((weight_bits_total(layers, by_name) + rest * FULL_PRECISION) / 8 / MIB, 4)
 
-    everywhere = {layer.name: nominal for layer in layers} if nominal is not None else {}
     return Cost(
         parameters=parameters,
         quantized_layers=len(plan.layers),
         skip_layers=sum(bool(layer.boundaries) for layer in plan.layers),
         full_precision_layers=len(layers) - len(plan.layers),
         size_mib={
-            "all_layers": size(everywhere),
+            "all_layers": size(everywhere.by_name),
             "paper_code": size(paper_plan.by_name),
             "packed": None if packed_bytes is None else round(packed_bytes / MIB, 4),
         },

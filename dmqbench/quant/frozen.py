@@ -54,7 +54,11 @@ class FrozenLayer:
         A training layer divides by τ and s_x in turn; the quotients differ by a last bit, so that an integer can differ
         only where the quotient is half-way between two.
         """
-        grid = self._of_batch(self._input_grids)
+        if self.activation.interpolates:
+            rows = self.activation.rows()
+            grid = self._grids(*self.activation.by_channel(*self.activation.in_flight(rows), rows))
+        else:
+            grid = self._of_batch(self._input_grids)
         divisor, zero_point = (along_axis(grid[:, i], x.ndim, self.channel_axis) for i in range(2))
         return quantize(x, divisor, zero_point, self.activation.levels)
 
@@ -98,7 +102,10 @@ class FrozenLayer:
 
     def output_scales(self, ndim: int) -> tuple[Tensor, ...]:
         """s_x[g] s_w[:, g] of every group, broadcastable to the output: the multiplication after the sum."""
-        scales = self._of_batch(self._output_scales)
+        if self.activation.interpolates:
+            scales = self._scales(self.activation.in_flight(self.activation.rows())[0])
+        else:
+            scales = self._of_batch(self._output_scales)
         return tuple(along_axis(scales[:, g], ndim, self.channel_axis) for g in range(len(self.parts)))
 
     def broadcast_bias(self, ndim: int) -> Tensor | None:
@@ -111,8 +118,11 @@ class FrozenLayer:
 
     @cached_property
     def _input_grids(self) -> Tensor:
-        """(τ · s_x 2^e, zero-point) of every row and channel, [rows, 2, C], or [rows, 2, 1] if channels share."""
-        scale, zero_point = self.activation.tables()
+        """Of every row of the activation's parameters."""
+        return self._grids(*self.activation.tables())
+
+    def _grids(self, scale: Tensor, zero_point: Tensor) -> Tensor:
+        """(τ · s_x 2^e, zero-point) of rows and channels, [rows, 2, C], or [rows, 2, 1] if channels share."""
         if self.equivalent_scale is not None:
             scale = scale * self.equivalent_scale
         return torch.stack(torch.broadcast_tensors(scale, zero_point), dim=1).detach()
@@ -124,8 +134,12 @@ class FrozenLayer:
 
     @cached_property
     def _output_scales(self) -> Tensor:
-        """[rows, G, R]."""
-        return self.activation.scale.detach()[:, :, None] * self.weight_scale.T[None]
+        """Of every row of the activation's parameters."""
+        return self._scales(self.activation.scale)
+
+    def _scales(self, scale: Tensor) -> Tensor:
+        """s_x s_w of rows of s_x, [rows, G, R]."""
+        return scale.detach()[:, :, None] * self.weight_scale.T[None]
 
 
 def _fits_int8(integers: Tensor) -> bool:

@@ -110,6 +110,21 @@ def soft_round_weight(weight: Tensor, alpha: Tensor, scale: Tensor, zero_point: 
     return rounded.clamp(-zero_point, levels - 1 - zero_point) * scale
 
 
+def interpolate_parameters(
+    scale: Tensor, zero_point: Tensor, other_scale: Tensor, other_zero_point: Tensor, share: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the parameters that lie ``share`` (0 to 1) of the way from the first to the other; all shapes broadcast.
+
+    Scales are interpolated in their logarithms: what a step does depends on its ratio to the values, so that half-way
+    between 0.1 and 0.4 is 0.2, and no average can be dominated by the larger one. Zero-points are interpolated
+    linearly and rounded. A share of 0, or equal ends, gives the first ones' bits, as doubles hold more than those.
+    """
+    share = share.double()
+    logarithm = torch.lerp(scale.double().log(), other_scale.double().log(), share)
+    place = torch.lerp(zero_point.double(), other_zero_point.double(), share)
+    return logarithm.exp().to(scale.dtype), place.round().to(zero_point.dtype)
+
+
 def dynamic_parameters(x: Tensor, levels: int, axes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """Min-max parameters reduced over ``axes``, kept as size 1; differentiable through the ranges."""
     return affine_parameters(x.amin(axes, keepdim=True), x.amax(axes, keepdim=True), levels)

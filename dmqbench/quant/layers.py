@@ -9,6 +9,7 @@ both switches off the same module is the full-precision teacher.
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -50,8 +51,7 @@ class QuantLayer(nn.Module):
         self.weight_quantizer: WeightQuantizer | None = None
         self.activation_quantizer: ActivationQuantizer | None = None
         if plan.quantizes_weight:
-            levels = torch.tensor(plan.weight_levels_of_rows(len(self.weight)))
-            self.weight_quantizer = WeightQuantizer(levels, groups, self.weight.ndim)
+            self.weight_quantizer = self._weight_quantizer(plan, groups)
         if plan.activation_levels is not None:
             channels = self.weight.shape[1] * getattr(self, "groups", 1)
             self.activation_quantizer = ActivationQuantizer(
@@ -62,6 +62,10 @@ class QuantLayer(nn.Module):
                 steps,
             )
         self.to(self.weight.device)
+
+    def _weight_quantizer(self, plan: LayerPlan, groups: InputGroups) -> WeightQuantizer:
+        levels = torch.tensor(plan.weight_levels_of_rows(len(self.weight)))
+        return WeightQuantizer(levels, groups, self.weight.ndim)
 
     @classmethod
     @abstractmethod
@@ -95,6 +99,22 @@ class QuantLayer(nn.Module):
         self.adapter_up = nn.Parameter(self.weight.new_zeros(len(self.weight), rank))
         self.drop_rounding_()
         return self.adapter_down, self.adapter_up
+
+    def set_weight_bits_(self, bits: int | tuple[int, ...]) -> None:
+        """Quantize the weight with other ``bits``: one number, or one per row; 32 leaves it in full precision.
+
+        The weight must be calibrated again. Equivalent scale, adapter and activation side stay.
+
+        Raises:
+            ValueError: a number of bits is not allowed, or there is not one for every row.
+        """
+        plan = self.plan.with_weight_bits(bits, len(self.weight))
+        groups = InputGroups(self.weight.shape[1], plan.boundaries)
+        self.plan = plan
+        self.fixed_weight, self.lowered = None, None
+        self.weight_quantizer = None
+        if plan.quantizes_weight:
+            self.weight_quantizer = self._weight_quantizer(plan, groups).to(self.weight.device)
 
     def drop_rounding_(self) -> None:
         """Forget learned or fixed rounding, because the weight or the grid that it was for has changed."""
@@ -236,6 +256,26 @@ def quantize_layers_(
 def quant_layers(network: nn.Module) -> dict[str, QuantLayer]:
     """Name → quantizable layer, in the order of registration."""
     return {name: module for name, module in network.named_modules() if isinstance(module, QuantLayer)}
+
+
+def plan_of_layers(network: nn.Module, plan: PrecisionPlan) -> PrecisionPlan:
+    """``plan``, by which the layers of ``network`` were made, with the bits that they have now."""
+    layers = quant_layers(network)
+    return replace(plan, layers=tuple(layers[layer.name].plan for layer in plan.layers))
+
+
+def adopt_weight_bits_(network: nn.Module, plan: PrecisionPlan) -> None:
+    """Give the layers of ``network`` the weight bits that ``plan`` has for them; those that have them stay as they are.
+
+    Raises:
+        ValueError: the plan is for other layers or rows; the first difference is named, and nothing is changed.
+    """
+    layers, plans = quant_layers(network), plan.by_name
+    plan.check_layers({name: len(layer.weight) for name, layer in layers.items()})
+    for name, layer in layers.items():
+        rows = len(layer.weight)
+        if plans[name].bits_of_rows(rows) != layer.plan.bits_of_rows(rows):
+            layer.set_weight_bits_(plans[name].weight_bits)
 
 
 def set_quantization_(network: nn.Module, *, weight: bool, activation: bool) -> None:

@@ -1,7 +1,7 @@
 """The precision plan: which layers are quantized, with how many levels, in which input groups."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from dmqbench.quant.spec import FULL_PRECISION, BitWidth, InputGroups, Scope
@@ -16,6 +16,14 @@ class TracedLayer(Protocol):
     def boundaries(self) -> tuple[int, ...]: ...
     @property
     def embedding(self) -> bool: ...
+    @property
+    def shortcut(self) -> bool: ...
+    @property
+    def in_block(self) -> bool: ...
+    @property
+    def bare_attention(self) -> bool: ...
+    @property
+    def downsampling(self) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -48,12 +56,26 @@ class LayerPlan:
     def weight_levels_of_rows(self, rows: int) -> list[int]:
         return [2**bits for bits in self.bits_of_rows(rows)]
 
+    def with_weight_bits(self, bits: int | tuple[int, ...], rows: int) -> "LayerPlan":
+        """The same with other weight bits for a weight of ``rows`` rows; one number stands for equal ones.
+
+        Raises:
+            ValueError: a number of bits is not allowed, or there is not one for every row.
+        """
+        plan = replace(self, weight_bits=bits)
+        plan.check_rows(rows)
+        return replace(self, weight_bits=bits[0]) if isinstance(bits, tuple) and len(set(bits)) == 1 else plan
+
+    def check_rows(self, rows: int) -> None:
+        """Raise ValueError unless there is one number of bits, or one for each of ``rows`` rows."""
+        if isinstance(self.weight_bits, tuple) and len(self.weight_bits) != rows:
+            raise ValueError(
+                f"the precision plan has {len(self.weight_bits)} rows for layer {self.name}, the model has {rows}"
+            )
+
     def check_shape(self, shape: tuple[int, ...]) -> None:
         """Raise ValueError when a weight [R, C, …] of an ungrouped layer does not fit this plan."""
-        if isinstance(self.weight_bits, tuple) and len(self.weight_bits) != shape[0]:
-            raise ValueError(
-                f"the precision plan has {len(self.weight_bits)} rows for layer {self.name}, the model has {shape[0]}"
-            )
+        self.check_rows(shape[0])
         try:
             InputGroups(shape[1], self.boundaries)
         except ValueError as error:
@@ -70,6 +92,39 @@ class PrecisionPlan:
     @property
     def by_name(self) -> dict[str, LayerPlan]:
         return {layer.name: layer for layer in self.layers}
+
+    @property
+    def mixed_rows(self) -> bool:
+        """Has a layer rows of different weight bits?"""
+        return any(not isinstance(bits, int) for bits in self.weight_bits.values())
+
+    @property
+    def weight_bits(self) -> dict[str, int | list[int]]:
+        """Weight bits by layer, one number where rows have the same: what a plan says to another job."""
+        return {
+            layer.name: list(bits) if len(set(bits)) > 1 else bits[0]
+            for layer in self.layers
+            for bits in (layer.bits_of_rows(1),)
+        }
+
+    def check_layers(self, rows: Mapping[str, int]) -> None:
+        """Raise ValueError, which names the first difference, unless the plan is for these layers.
+
+        Args:
+            rows: number of output rows of every layer that is quantized, by name.
+        """
+        plans = self.by_name
+        for name, count in rows.items():
+            if name not in plans:
+                raise ValueError(f"the precision plan lacks layer {name}, which is quantized here")
+            plans[name].check_rows(count)
+        for name in plans:
+            if name not in rows:
+                raise ValueError(f"the precision plan has layer {name}, which is not quantized here")
+
+    def with_activation_bits(self, bits: int) -> "PrecisionPlan":
+        """The same with other activation bits in every layer."""
+        return replace(self, layers=tuple(replace(layer, activation_bits=bits) for layer in self.layers))
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -97,21 +152,38 @@ class PrecisionPlan:
         return cls(layers, tuple(data["full_precision"]))
 
 
+END_BITS = 8
+"""Of weights and activations of the ends of a network in some methods' code, whatever the other layers have."""
+
+
 def uniform_plan(layers: Iterable[TracedLayer], bits: BitWidth, scope: Scope) -> PrecisionPlan:
-    """Give every layer in ``scope`` the same bit-widths.
+    """Give every layer in ``scope`` the same bit-widths, but for ends that the scope has at ``END_BITS``.
 
     The first and the last layer are those executed first and last outside the time and label embedding.
     """
     layers = tuple(layers)
     on_sample = [layer.name for layer in layers if not layer.embedding]
-    kept: set[str] = set()
-    if not scope.first_last and on_sample:
-        kept |= {on_sample[0], on_sample[-1]}
-    if not scope.embedding:
-        kept |= {layer.name for layer in layers if layer.embedding}
-    plans = tuple(
-        LayerPlan(layer.name, bits.weight, bits.activation, layer.boundaries if scope.split else ())
-        for layer in layers
-        if layer.name not in kept
-    )
+    ends = {*on_sample[:1], *on_sample[-1:]}
+    kept = {layer.name for layer in layers if layer.name not in ends and _left_out(layer, scope)}
+    if not scope.first_last:
+        kept |= ends
+    end_bits = BitWidth(max(bits.weight, END_BITS), max(bits.activation, END_BITS))
+    if scope.ends_at_8:
+        ends |= {layer.name for layer in layers if layer.embedding and not layer.in_block}
+
+    def plan(layer: TracedLayer) -> LayerPlan:
+        own = end_bits if scope.ends_at_8 and layer.name in ends else bits
+        return LayerPlan(layer.name, own.weight, own.activation, layer.boundaries if scope.split else ())
+
+    plans = tuple(plan(layer) for layer in layers if layer.name not in kept)
     return PrecisionPlan(plans, tuple(layer.name for layer in layers if layer.name in kept))
+
+
+def _left_out(layer: TracedLayer, scope: Scope) -> bool:
+    """Does the scope leave this layer, which is neither the first nor the last, in full precision?"""
+    return (
+        (layer.embedding and not scope.embedding)
+        or (layer.shortcut and not scope.shortcuts)
+        or (layer.downsampling and not scope.downsampling)
+        or (layer.bare_attention and not scope.bare_attention)
+    )

@@ -9,6 +9,7 @@ from dmqbench.quant.context import StepContext
 from dmqbench.quant.functional import (
     dynamic_parameters,
     fake_quantize,
+    interpolate_parameters,
     quantize,
     rectified_sigmoid,
     rectified_sigmoid_inverse,
@@ -164,12 +165,34 @@ class ActivationQuantizer(nn.Module):
         """The parameter row of every sample in flight, int64 [B], or [1] when all steps share one row."""
         return self.row_of_call[self.context.step] if self.per_step else self.row_of_call.new_zeros(1)
 
+    @property
+    def interpolates(self) -> bool:
+        """Are the samples in flight on their way between calls whose rows may differ?"""
+        return self.per_step and self.context.toward is not None
+
+    def in_flight(self, rows: Tensor | slice) -> tuple[Tensor, Tensor]:
+        """(scale, zero_point) of every sample in flight, [B, G], or [1, G] when all steps share one row.
+
+        Args:
+            rows: of their steps. Between two calls parameters are interpolated; powers of two stay those of the step.
+        """
+        near = self.scale[rows], self.zero_point[rows]
+        toward = self.context.toward
+        if toward is None or not self.per_step:
+            return near
+        far = self.row_of_call[toward.call]
+        return interpolate_parameters(*near, self.scale[far], self.zero_point[far], toward.share[:, None])
+
     def tables(self, rows: Tensor | slice = EVERY_ROW) -> tuple[Tensor, Tensor]:
         """(scale, zero_point) of ``rows``, [rows, C], or [rows, 1] when channels share them.
 
         The scale has its power of two.
         """
-        scale, zero_point = self._by_channel(self.scale[rows]), self._by_channel(self.zero_point[rows])
+        return self.by_channel(self.scale[rows], self.zero_point[rows], rows)
+
+    def by_channel(self, scale: Tensor, zero_point: Tensor, rows: Tensor | slice) -> tuple[Tensor, Tensor]:
+        """Parameters [n, G] with the powers of two of ``rows``: [n, C], or [n, 1] when channels share them."""
+        scale, zero_point = self._by_channel(scale), self._by_channel(zero_point)
         if self.exponent is not None:
             exponent = self.exponent if len(self.exponent) == 1 else self.exponent[rows]
             scale = scale * torch.exp2(exponent.to(scale.dtype))
@@ -183,7 +206,8 @@ class ActivationQuantizer(nn.Module):
         """Return (scale, zero_point) broadcastable to ``x`` [B, …], power of two included."""
         if self.dynamic:
             return self._dynamic_parameters(x)
-        scale, zero_point = self.tables(self.rows() if self.per_step else EVERY_ROW)
+        rows = self.rows() if self.per_step else EVERY_ROW
+        scale, zero_point = self.by_channel(*self.in_flight(rows), rows)
         return along_axis(scale, x.ndim, self.channel_axis), along_axis(zero_point, x.ndim, self.channel_axis)
 
     def _dynamic_parameters(self, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from dmqbench.quant.attention import AttentionQuantizers
-from dmqbench.quant.context import StepContext
+from dmqbench.quant.context import StepContext, Toward
 from dmqbench.quant.frozen import FrozenLayer, freeze_layer
 from dmqbench.quant.layers import QuantLayer, freeze_, quant_layers
-from dmqbench.quant.spec import StepGroups, nearest_calls
-from dmqbench.quant.state import activation_quantizers
+from dmqbench.quant.spec import StepGroups, nearest_calls, neighbouring_calls
+from dmqbench.quant.state import activation_quantizers, tensors_of
 
 Run = Callable[[Tensor], Tensor]
 
@@ -48,13 +48,14 @@ class CallWatch:
     Args:
         context: the one that the quantizers read.
         timesteps: of the calibrated network calls, in their order; None where quantizers are the same at every step.
-        nearest: take the calibrated call at the nearest timestep where there is none at the very one.
+        match: what a call at another timestep does: ``refuse``, take the ``nearest`` calibrated call, or
+            ``interpolate`` between the two around it.
     """
 
-    def __init__(self, context: StepContext, timesteps: Sequence[int] | None, nearest: bool = False) -> None:
+    def __init__(self, context: StepContext, timesteps: Sequence[int] | None, match: str = "refuse") -> None:
         self.context = context
         self.timesteps = None if timesteps is None else tuple(timesteps)
-        self.nearest = nearest
+        self.match = match
         self._entered: AbstractContextManager[None] | None = None
 
     def before(self, network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -66,7 +67,8 @@ class CallWatch:
             raise ServingError("this quantized network is frozen and has no gradients: call it under torch.no_grad()")
         if self.timesteps is not None:
             timestep = args[1] if len(args) > 1 else kwargs["timestep"]
-            self._entered = self.context.at(self.steps(timestep, len(sample)).to(sample.device))
+            step, toward = self.steps(timestep, len(sample), sample.device)
+            self._entered = self.context.at(step, toward)
             self._entered.__enter__()
 
     def after(self, network: nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -75,22 +77,30 @@ class CallWatch:
         if entered is not None:
             entered.__exit__(None, None, None)
 
-    def steps(self, timestep: Tensor | float, batch: int) -> Tensor:
-        """Return the index of the calibrated call at each sample's timestep, int64 [batch].
+    def steps(
+        self, timestep: Tensor | float, batch: int, device: torch.device | str = "cpu"
+    ) -> tuple[Tensor, Toward | None]:
+        """Return the index of the calibrated call at each sample's timestep, int64 [batch], or the nearest call and
+        what lies between it and the next.
 
         Raises:
-            ServingError: there is none, and the nearest was not asked for.
+            ServingError: there is none, and nothing else was asked for.
         """
         known = self.timesteps or ()
         values = torch.as_tensor(timestep).reshape(-1).tolist()
-        strange = [] if self.nearest else [value for value in values if value not in known]
-        if strange:
+        strange = [value for value in values if value not in known]
+        if strange and self.match == "refuse":
             allowed = ", ".join(map(str, dict.fromkeys(known)))
             raise ServingError(
                 f"timestep {strange[0]} was not calibrated, and ranges are kept per step or group of steps: quantize "
-                f"with match='nearest' to take the nearest one's (allowed: {allowed})"
+                f"with match='nearest' to take the nearest one's, or match='interpolate' (allowed: {allowed})"
             )
-        return torch.tensor(nearest_calls(known, values)).expand(batch)
+        if strange and self.match == "interpolate":
+            near, far, share = (
+                each.to(device).expand(batch) for each in tensors_of(neighbouring_calls(known, values))
+            )
+            return near, Toward(far, share)
+        return torch.tensor(nearest_calls(known, values), device=device).expand(batch), None
 
 
 def _named(dtype: torch.dtype) -> str:
@@ -103,7 +113,7 @@ def serve_(
     engine: Callable[[FrozenLayer], Run],
     context: StepContext,
     timesteps: Sequence[int],
-    nearest: bool = False,
+    match: str = "refuse",
 ) -> None:
     """Freeze a calibrated network and let it go: it needs neither its old weights nor the adapter any more.
 
@@ -112,7 +122,7 @@ def serve_(
     Args:
         engine: computes layers whose weights and activations are both quantized.
         timesteps: of the calibrated network calls, in their order.
-        nearest: see ``CallWatch``.
+        match: see ``CallWatch``.
 
     Raises:
         RuntimeError: an activation range was never calibrated.
@@ -132,7 +142,7 @@ def serve_(
             if layer.activation_quantizer is not None:
                 layer.lowered, layer.fixed_weight = Lowered(layer, engine), None
     network.eval().requires_grad_(False)
-    watch = CallWatch(context, timesteps if per_step else None, nearest)
+    watch = CallWatch(context, timesteps if per_step else None, match)
     network.register_forward_pre_hook(watch.before, with_kwargs=True)
     network.register_forward_hook(watch.after, always_call=True)
 

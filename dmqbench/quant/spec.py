@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 FULL_PRECISION = 32
+SMALLEST_WEIGHT_BITS, LARGEST_WEIGHT_BITS = 1, 8
 
 _GROUP = re.compile(r"group([1-9][0-9]{0,8})")
 
@@ -18,7 +19,7 @@ class BitWidth:
     activation: int
 
     def __post_init__(self) -> None:
-        if not (1 <= self.weight <= 8 or self.weight == FULL_PRECISION):
+        if not (SMALLEST_WEIGHT_BITS <= self.weight <= LARGEST_WEIGHT_BITS or self.weight == FULL_PRECISION):
             raise ValueError(f"weight bits {self.weight}: allowed are 1 to 8, or 32 for full precision")
         if not (2 <= self.activation <= 8 or self.activation in (16, FULL_PRECISION)):
             raise ValueError(f"activation bits {self.activation}: allowed are 2 to 8, 16, or 32 for full precision")
@@ -49,6 +50,14 @@ class Scope:
     attention: bool = False
     split: bool = True
     """Cut the input of a layer that reads a skip concatenation: each part has its own ranges (Q-Diffusion)."""
+    shortcuts: bool = True
+    """Convolutions beside a residual branch."""
+    downsampling: bool = True
+    """Convolutions between blocks that lower the resolution."""
+    bare_attention: bool = True
+    """Projections of attentions that are blocks of their own; one-dimensional convolutions in LDM's code."""
+    ends_at_8: bool = False
+    """First and last layer and the time embedding outside blocks, where quantized, have 8/8 bits (EfficientDM)."""
 
 
 COMMON_SCOPE = Scope()
@@ -152,3 +161,36 @@ def nearest_calls(calibrated: Sequence[float], sampled: Sequence[float]) -> tupl
     """
     calls = range(len(calibrated))
     return tuple(min(calls, key=lambda call: abs(calibrated[call] - timestep)) for timestep in sampled)
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """Between which calibrated network calls a timestep lies: ``share`` (0 to ½) of the way from ``near`` to ``far``.
+
+    ``near`` is the nearest call. At a calibrated timestep, and beyond the outermost ones, both are that call.
+    """
+
+    near: int
+    far: int
+    share: float
+
+
+def neighbouring_calls(calibrated: Sequence[float], sampled: Sequence[float]) -> tuple[Neighbours, ...]:
+    """For the timestep of every sampled network call, the calibrated calls around it.
+
+    >>> neighbouring_calls((750, 500, 250, 0), (800, 625, 10))[1:]
+    (Neighbours(near=0, far=1, share=0.5), Neighbours(near=3, far=2, share=0.04))
+    """
+    return tuple(
+        _neighbours(calibrated, near, timestep)
+        for near, timestep in zip(nearest_calls(calibrated, sampled), sampled, strict=True)
+    )
+
+
+def _neighbours(calibrated: Sequence[float], near: int, timestep: float) -> Neighbours:
+    distance = timestep - calibrated[near]
+    beyond = [call for call, other in enumerate(calibrated) if (other - timestep) * distance > 0]
+    if not beyond:
+        return Neighbours(near, near, 0.0)
+    far = min(beyond, key=lambda call: abs(calibrated[call] - timestep))
+    return Neighbours(near, far, distance / (calibrated[far] - calibrated[near]))

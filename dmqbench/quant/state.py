@@ -6,8 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from dmqbench.quant.attention import AttentionQuantizers
+from dmqbench.quant.functional import interpolate_parameters
 from dmqbench.quant.layers import QuantLayer, quant_layers
 from dmqbench.quant.quantizer import ActivationQuantizer
+from dmqbench.quant.spec import Neighbours, StepGroups
 
 DERIVED = ("weight", "bias", "fixed_weight", "group_of_channel")
 """Tensors of a layer that are the model's own, or follow from the rest."""
@@ -97,6 +99,32 @@ def follow_calls_(network: nn.Module, calls: Sequence[int]) -> None:
     for quantizer in activation_quantizers(network).values():
         if quantizer.per_step:
             quantizer.row_of_call = quantizer.row_of_call[torch.tensor(calls, device=quantizer.row_of_call.device)]
+
+
+def tensors_of(calls: Sequence[Neighbours]) -> tuple[Tensor, Tensor, Tensor]:
+    """Their near and far calls, int64 [n], and shares, float64 [n]."""
+    near, far = (torch.tensor([getattr(each, name) for each in calls]) for name in ("near", "far"))
+    return near, far, torch.tensor([each.share for each in calls], dtype=torch.float64)
+
+
+@torch.no_grad()
+def interpolate_calls_(network: nn.Module, calls: Sequence[Neighbours]) -> None:
+    """Let network call i from now on use activation parameters that lie as far between two rows as ``calls[i]`` does.
+
+    Tables then have a row per call. Powers of two are integers, and those of the nearer row.
+    """
+    near, far, share = tensors_of(calls)
+    for quantizer in activation_quantizers(network).values():
+        if not quantizer.per_step:
+            continue
+        device, scale, zero_point = quantizer.scale.device, quantizer.scale, quantizer.zero_point
+        rows, others = (quantizer.row_of_call[each.to(device)] for each in (near, far))
+        between = interpolate_parameters(
+            scale[rows], zero_point[rows], scale[others], zero_point[others], share.to(device)[:, None]
+        )
+        if quantizer.exponent is not None and len(quantizer.exponent) > 1:
+            quantizer.exponent = quantizer.exponent[rows]
+        quantizer.set_parameters_(*between, StepGroups.per_step(len(calls)))
 
 
 def calibration_state(network: nn.Module, activations: bool = True) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ SMALL = (
     "budget.weight_iterations=8",
     "budget.activation_iterations=4",
     "budget.trajectory_iterations=2",
+    "budget.tuning_iterations=4",
     "tracker.mode=disabled",
     "diagnose=false",
 )

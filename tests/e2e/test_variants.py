@@ -16,6 +16,7 @@ TINY = (
     "budget.weight_iterations=1",
     "budget.activation_iterations=1",
     "budget.trajectory_iterations=1",
+    "budget.tuning_iterations=2",
 )
 VARIANTS = {
     "paper scope, attention quantized": ["method=q_diffusion", "bits.scope=paper"],

@@ -6,7 +6,7 @@ from tiny import unet
 from workbench import ACTIVATION_RANGE, MSE, workbench
 
 from dmqbench.methods.base import run_stage
-from dmqbench.methods.ranges import ActivationRange, WeightRange, _Sample
+from dmqbench.methods.ranges import ActivationRange, ActivationSample, WeightRange
 from dmqbench.quant.context import StepContext
 from dmqbench.quant.functional import affine_parameters
 from dmqbench.quant.layers import quant_layers, quantization
@@ -149,7 +149,7 @@ class Spy:
 @every_grouping
 def test_thinning_looks_at_every_position_when_samples_come_one_by_one(steps):
     context = StepContext()
-    sample = _Sample(Spy(context, 4), steps, per_sample=2)
+    sample = ActivationSample(Spy(context, 4), steps, per_sample=2)
     positions = torch.arange(16.0).reshape(1, 4, 2, 2)
     for call in list(range(4)) * 16:
         with context.at(torch.tensor([call])):

@@ -9,10 +9,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from dmqbench.methods.trained_parameters import (
-    SMALL_GRADIENT,
     TrainedScales,
     TrainedWeights,
-    VariableOptimizer,
     agreement,
     copies,
     set_,
@@ -276,87 +274,32 @@ def test_a_network_without_activation_quantizers_has_nothing_to_train():
     assert trained.leaves() == []
 
 
-# ---- Adam
-
-
-def descend(optimizer, variables, iterations):
-    for iteration in iterations:
-        for index, variable in enumerate(variables.values()):
-            variable.grad = variable.detach() - 0.3 * index + 0.1 * math.sin(iteration)
-        optimizer.step(iteration)
-
-
-def test_it_is_adam_with_a_cosine_and_a_rate_for_each_variable():
-    start = {"a": torch.tensor([1.0, -2.0]), "b": torch.tensor([[0.5]])}
-    rates = {"a": 0.1, "b": 0.02}
-    ours = copies(start)
-    descend(VariableOptimizer(ours, rates, 10, 1.0), ours, range(10))
-    for index, (name, value) in enumerate(start.items()):
-        theirs = value.clone().requires_grad_(True)
-        adam = torch.optim.Adam([theirs], lr=rates[name], eps=SMALL_GRADIENT)
-        schedule = torch.optim.lr_scheduler.LambdaLR(adam, lambda i: 0.5 * (1 + math.cos(math.pi * i / 10)))
-        for iteration in range(10):
-            theirs.grad = theirs.detach() - 0.3 * index + 0.1 * math.sin(iteration)
-            adam.step()
-            schedule.step()
-        torch.testing.assert_close(ours[name], theirs.detach())
-
-
-def test_a_gradient_of_one_sign_travels_half_the_rate_times_iterations():
-    value = {"a": torch.zeros(1)}
-    optimizer = VariableOptimizer(value, {"a": 0.3 / 50}, 50, 1.0)
-    for iteration in range(50):
-        value["a"].grad = torch.ones(1)
-        optimizer.step(iteration)
-    assert float(value["a"]) == pytest.approx(-0.15, rel=0.05)
-
-
-@pytest.mark.parametrize("stop", [1, 4, 9])
-def test_it_goes_on_to_the_same_bits(stop):
-    start = {"a": torch.tensor([1.0, -2.0]), "b": torch.tensor([[0.5]])}
-    rates = {"a": 0.1, "b": 0.02}
-    whole = copies(start)
-    descend(VariableOptimizer(whole, rates, 10, 1.0), whole, range(10))
-    part = copies(start)
-    first = VariableOptimizer(part, rates, 10, 1.0)
-    descend(first, part, range(stop))
-    state = first.state()
-    resumed = copies(part)
-    second = VariableOptimizer(resumed, rates, 10, 1.0)
-    second.load_state_(state)
-    descend(second, resumed, range(stop, 10))
-    assert all(torch.equal(resumed[name], whole[name]) for name in whole)
-
-
-def test_the_size_of_errors_does_not_matter():
-    start = {"a": torch.tensor([1.0, -2.0]), "b": torch.tensor([[0.5]])}
-    plain, large = copies(start), copies(start)
-    ours, theirs = (VariableOptimizer(v, {"a": 0.1, "b": 0.1}, 4, unit) for v, unit in ((plain, 1.0), (large, 1024.0)))
-    for iteration in range(4):
-        for name in start:
-            plain[name].grad = plain[name].detach() * 1e-4
-            large[name].grad = large[name].detach() * 1e-4 * 1024
-        ours.step(iteration)
-        theirs.step(iteration)
-    assert all(torch.equal(plain[name], large[name]) for name in start)
-
-
-def test_a_gradient_that_would_win_next_to_nothing_moves_little():
-    value = {"a": torch.zeros(2)}
-    optimizer = VariableOptimizer(value, {"a": 1.0}, 10, 1.0)
-    value["a"].grad = torch.tensor([1e-6, 1e-1])
-    optimizer.step(0)
-    assert abs(float(value["a"][0])) < 0.05 and float(value["a"][1]) == pytest.approx(-1.0, rel=1e-2)
-
-
-def test_before_its_first_step_it_has_no_state():
-    value = {"a": torch.zeros(1)}
-    optimizer = VariableOptimizer(value, {"a": 1.0}, 2, 1.0)
-    assert optimizer.state() == {}
-    optimizer.load_state_({})
-    value["a"].grad = torch.ones(1)
-    optimizer.step(0)
-    assert float(value["a"]) == pytest.approx(-1.0, rel=1e-4)
+@given(LAYERS, st.integers(0, 100))
+@settings(deadline=None, max_examples=30)
+def test_scales_of_weights_are_trained_as_those_of_activations(layer, key):
+    """Under weights that are rounded anew at every look, as adapters need it."""
+    quantizer = layer.weight_quantizer
+    layer.drop_rounding_()
+    before = quantizer.scale.clone()
+    trained = TrainedScales([quantizer], "weight scales")
+    assert list(trained.variables()) == ["weight scales"]
+    moved(trained, key)
+    trained.show_()
+    weight = layer.effective_weight()
+    torch.testing.assert_close(quantizer.scale.data, trained.logs.exp().view_as(before))
+    upstream = torch.randn(weight.shape, generator=generator(key))
+    (weight * upstream).sum().backward()
+    trained.gather_()
+    scale, zero_point, levels = (tensor.detach().double() for tensor in quantizer.grid())
+    ratio = layer.scaled_weight().double() / scale
+    integers = torch.minimum(torch.maximum(ratio.round(), -zero_point), levels - 1 - zero_point)
+    inside = (ratio >= -zero_point) & (ratio <= levels - 1 - zero_point)
+    of_log = upstream * scale * torch.where(inside, integers - ratio, integers)
+    expected = torch.stack([part.sum(1) for part in quantizer.rows(of_log)], 1).flatten().float()
+    torch.testing.assert_close(trained.logs.grad, expected, rtol=1e-3, atol=1e-3)
+    trained.settle_()
+    assert torch.equal(layer.effective_weight(), weight)
+    assert not layer.effective_weight().requires_grad
 
 
 # ---- comparing and copying

@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dmqbench.models.attention import attention_modules, set_explicit_attention_
 from dmqbench.models.sources import NetworkSpec, example_inputs, meta_model
-from dmqbench.models.topology import trace
+from dmqbench.models.topology import feature_module, trace
 
 NETWORKS = pytest.mark.parametrize("build", [unet, text_unet, dit])
 
@@ -198,6 +198,31 @@ def test_units_are_the_outermost_blocks_and_the_layers_between_them():
 def test_first_and_last_layers_see_the_sample(build, first, last):
     topology = traced(build())
     assert (topology.first.name, topology.last.name) == (first, last)
+
+
+@pytest.mark.parametrize("build", [unet, text_unet])
+def test_the_feature_of_a_unet_is_all_that_its_last_projection_needs(build):
+    """Norm, activation and last convolution, applied by hand to what goes into the module, give the network's output;
+    it is what the last block puts out."""
+    network = build()
+    args, kwargs = inputs(network)
+    seen, last_block = [], []
+    feature_module(network, traced(network)).register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    network.up_blocks[-1].register_forward_hook(lambda _, __, output: last_block.append(output))
+    output = network(*args, **kwargs)[0]
+    [feature] = seen
+    assert feature.shape == (2, 16, 8, 8)
+    torch.testing.assert_close(feature, last_block[0], rtol=0, atol=0)
+    norm = network.conv_norm_out
+    by_hand = torch.nn.functional.group_norm(feature, norm.num_groups, norm.weight, norm.bias, norm.eps)
+    torch.testing.assert_close(network.conv_out(torch.nn.functional.silu(by_hand)), output)
+
+
+def test_the_feature_of_a_network_without_a_last_norm_goes_into_its_last_layer():
+    transformer = dit()
+    assert feature_module(transformer, traced(transformer)) is transformer.proj_out_2
+    sums = Sums(in_place=False)
+    assert feature_module(sums, trace(sums, (torch.randn(1, 4, 4, 4),), {})) is sums.vector
 
 
 def test_embedding_layers_are_those_on_vectors():

@@ -3,13 +3,28 @@
 import json
 
 import pytest
-from handmade_findings import POWERS, SCALING, TRAJECTORY, FindingsBench, powers, scaling, trajectory
+from handmade_findings import (
+    ALLOCATION,
+    POWERS,
+    SCALING,
+    TRAJECTORY,
+    TUNING,
+    FindingsBench,
+    allocation,
+    powers,
+    scaling,
+    trajectory,
+    tuning,
+)
 
 from dmqbench.page.findings import (
     FindingsReader,
     agreements,
+    allocation_note,
     boundaries_of,
+    candidates_title,
     end_errors,
+    error_ratios,
     exponent_share,
     exponents_of,
     falling,
@@ -17,6 +32,10 @@ from dmqbench.page.findings import (
     least_agreed,
     power_name,
     rows_of_steps,
+    tuning_note,
+    width_share,
+    widths_of,
+    window_centres,
 )
 
 
@@ -32,9 +51,11 @@ def only(bench: FindingsBench):
 
 def test_findings_of_the_stages_that_are_shown_are_read(bench):
     stages = {SCALING: scaling(), "weight_range": None, POWERS: powers(), TRAJECTORY: trajectory()}
+    stages |= {ALLOCATION: allocation(), TUNING: tuning()}
     bench.made("dmq", "w4a4", 30.0, stages)
     found = only(bench)
     assert (found.scaling, found.powers, found.trajectory, found.problem) == (scaling(), powers(), trajectory(), "")
+    assert (found.allocation, found.tuning) == (allocation(), tuning())
 
 
 def test_a_job_without_stages_findings_or_artifacts_has_none_and_no_problem(bench):
@@ -92,13 +113,36 @@ LAYER = "blocks.0.conv"
         (TRAJECTORY, changed(trajectory(), "spans", 1, "error_before", value=[-0.1])),
         (TRAJECTORY, changed(trajectory(), "spans", 0, "gradient_cosine", value=1.1)),
         (TRAJECTORY, changed(trajectory(), "spans", 0, "gradient_ratio", value="1")),
+        (ALLOCATION, "{}"),
+        (ALLOCATION, changed(allocation(), "layers", value=[])),
+        (ALLOCATION, changed(allocation(), "mean_bits", value="2")),
+        (ALLOCATION, changed(allocation(), "limit", value=3)),
+        (ALLOCATION, changed(allocation(), "settings", "rows", value=None)),
+        (ALLOCATION, changed(allocation(), "layers", 1, "bits", value=[2] * 9)),
+        (ALLOCATION, changed(allocation(), "layers", 1, "bits", value=[2.5] * 10)),
+        (ALLOCATION, changed(allocation(), "layers", 1, "bits", value=[0] * 10)),
+        (ALLOCATION, changed(allocation(), "layers", 1, "errors", value=[0.1] * 7)),
+        (ALLOCATION, changed(allocation(), "layers", 1, "errors", value=[])),
+        (ALLOCATION, changed(allocation(), "layers", 1, "tenths", value=6)),
+        (ALLOCATION, changed(allocation(), "layers", 1, "tenths", value=-1)),
+        (ALLOCATION, changed(allocation(), "layers", 1, "moved", value="1")),
+        (ALLOCATION, changed(allocation(), "layers", 1, "kurtosis", value=[3.0])),
+        (TUNING, "{}"),
+        (TUNING, changed(tuning(), "settings", "window", value=0)),
+        (TUNING, changed(tuning(), "settings", "distillation", value=None)),
+        (TUNING, changed(tuning(), "best_iteration", value=None)),
+        (TUNING, changed(tuning(), "noise_error_after", value=[0.1])),
+        (TUNING, changed(tuning(), "noise_error_before", value=[])),
+        (TUNING, changed(tuning(), "distilled_error_after", value=None)),
+        (TUNING, changed(tuning(), "distilled_error_before", value=[None] * 3)),
     ],
 )
 def test_damaged_findings_are_one_line_and_the_others_stay(bench, stage, damage):
-    sound = {SCALING: scaling(), POWERS: powers(), TRAJECTORY: trajectory()}
+    sound = {SCALING: scaling(), POWERS: powers(), TRAJECTORY: trajectory(), ALLOCATION: allocation(), TUNING: tuning()}
     bench.made("dmq", "w4a4", 30.0, sound | {stage: damage})
     found = only(bench)
     read = {SCALING: found.scaling, POWERS: found.powers, TRAJECTORY: found.trajectory}
+    read |= {ALLOCATION: found.allocation, TUNING: found.tuning}
     assert read == sound | {stage: None}
     assert stage in found.problem and "damaged" in found.problem and "\n" not in found.problem
 
@@ -157,3 +201,24 @@ def test_groups_that_share_parameters_have_one_gradient():
     found["spans"] = [first | joined]
     assert groups_of(found) == [range(0, 2), range(2, 4)] and end_errors(found, "before") == [0.02, 0.04]
     assert list(agreements(found)) == [(range(0, 4), 0.9, 1.2)]
+
+
+def test_what_mixed_precision_did_to_the_rows():
+    found = allocation(layers=3)
+    assert widths_of(found) == [1, 2, 3]
+    last = found["layers"][2]
+    assert [width_share(last, bits) for bits in (1, 2, 3, 4)] == pytest.approx([0.2, 0.6, 0.2, 0])
+    assert error_ratios(last) == pytest.approx([1, 1.1 / 1.2, 1 / 1.2, 1.1 / 1.2, 1, 1.3 / 1.2])
+    assert error_ratios({"errors": [0.0, 0.1]}) == [None, None]
+    left = (1 * (1 / 1.1) * (1 / 1.2)) ** (1 / 3)
+    said = "rows by kurtosis, 2 bits in the mean; 2 of 3 layers mixed; error over that of equal bits, geometric mean "
+    assert allocation_note(found) == f"{said}{left:.3f}"
+    assert "no weight has less" in allocation_note(found | {"limit": "no weight has less than 1 bit"})
+    assert candidates_title(found).endswith("a bit less")
+    assert candidates_title({"settings": {"plus": True}}) == "rows with a bit more"
+
+
+def test_windows_lie_in_the_middle_of_their_calls():
+    assert window_centres(tuning(window=3, calls=9)) == [1, 4, 7] and window_centres(tuning("none")) == []
+    assert window_centres(tuning(window=3, calls=8)) == [1, 4, 6], "the last one ends with the last call"
+    assert "relation over windows of 2 calls" in tuning_note(tuning()) and "windows" not in tuning_note(tuning("none"))

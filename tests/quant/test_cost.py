@@ -17,13 +17,13 @@ PLAN = PrecisionPlan((LayerPlan("middle", (1, 2, 3, 4), 8, (2,)), LayerPlan("out
 PAPER = PrecisionPlan(
     (LayerPlan("conv_in", 8, 8), LayerPlan("middle", 4, 8), LayerPlan("out", 4, 8)),
 )
-NOMINAL = LayerPlan("", 4, 8)
+EVERYWHERE = PrecisionPlan(tuple(LayerPlan(layer.name, 4, 8) for layer in LAYERS))
 MIB = 1024 * 1024
 
 
-def cost(plan=PLAN, paper=PAPER, nominal=NOMINAL, packed=None, scale=1):
+def cost(plan=PLAN, paper=PAPER, everywhere=EVERYWHERE, packed=None, scale=1):
     layers = [CountedLayer(x.name, (x.weight_shape[0] * scale, *x.weight_shape[1:]), x.macs) for x in LAYERS]
-    return count_cost(layers, plan, paper, PARAMETERS * scale, 999, nominal, packed)
+    return count_cost(layers, plan, paper, PARAMETERS * scale, 999, everywhere, packed)
 
 
 def test_counts_of_layers_and_macs():
@@ -51,7 +51,7 @@ def test_sizes_under_both_rules():
 
 def test_full_precision_is_four_bytes_a_parameter():
     nothing = PrecisionPlan((), ("conv_in", "middle", "out"))
-    counted = cost(plan=nothing, paper=nothing, nominal=None, scale=4096, packed=3 * MIB // 2)
+    counted = cost(plan=nothing, paper=nothing, everywhere=nothing, scale=4096, packed=3 * MIB // 2)
     assert counted.size_mib == {
         "all_layers": round(4096 * PARAMETERS * 4 / MIB, 4),
         "paper_code": round(4096 * PARAMETERS * 4 / MIB, 4),

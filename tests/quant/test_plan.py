@@ -1,7 +1,7 @@
 """Specifications and the precision plan."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -17,6 +17,10 @@ class Layer:
     name: str
     boundaries: tuple[int, ...] = ()
     embedding: bool = False
+    shortcut: bool = False
+    in_block: bool = False
+    bare_attention: bool = False
+    downsampling: bool = False
 
 
 LAYERS = (
@@ -54,6 +58,49 @@ def test_a_scope_takes_in_what_it_names(scope, quantized):
 def test_without_splitting_inputs_are_not_cut():
     (middle,) = uniform_plan(LAYERS, BitWidth(4, 8), Scope(split=False)).layers
     assert middle.boundaries == ()
+
+
+KINDS = (
+    Layer("time", embedding=True),
+    Layer("patches", downsampling=True),
+    Layer("projection", embedding=True, in_block=True),
+    Layer("beside", in_block=True, shortcut=True),
+    Layer("query", in_block=True, bare_attention=True),
+    Layer("half", downsampling=True),
+    Layer("inner", in_block=True),
+    Layer("last"),
+)
+EVERYTHING = Scope(first_last=True, embedding=True)
+
+
+@pytest.mark.parametrize(
+    ("scope", "left_out"),
+    [
+        (replace(EVERYTHING, shortcuts=False), ("beside",)),
+        (replace(EVERYTHING, downsampling=False), ("half",)),  # the first layer is the first layer, whatever its stride
+        (replace(EVERYTHING, bare_attention=False), ("query",)),
+        (Scope(shortcuts=False), ("time", "patches", "projection", "beside", "last")),
+    ],
+)
+def test_a_scope_leaves_out_what_it_names(scope, left_out):
+    plan = uniform_plan(KINDS, BitWidth(2, 4), scope)
+    assert plan.full_precision == left_out
+    assert {(layer.weight_bits, layer.activation_bits) for layer in plan.layers} == {(2, 4)}
+
+
+@pytest.mark.parametrize(
+    ("bits", "ends"), [((2, 4), (8, 8)), ((8, 8), (8, 8)), ((4, 16), (8, 16)), ((32, 6), (32, 8)), ((3, 32), (8, 32))]
+)
+def test_ends_have_eight_bits_where_others_have_less(bits, ends):
+    plan = uniform_plan(KINDS, BitWidth(*bits), replace(EVERYTHING, ends_at_8=True))
+    found = {layer.name: (layer.weight_bits, layer.activation_bits) for layer in plan.layers}
+    assert found == {layer.name: ends if layer.name in ("time", "patches", "last") else bits for layer in KINDS}
+
+
+def test_ends_in_full_precision_stay_so():
+    plan = uniform_plan(KINDS, BitWidth(2, 4), Scope(ends_at_8=True))
+    assert plan.full_precision == ("time", "patches", "projection", "last")
+    assert {layer.weight_bits for layer in plan.layers} == {2}
 
 
 def test_an_empty_network_has_an_empty_plan():

@@ -8,7 +8,8 @@ from dmqbench.engines import ENGINES, lower_
 from dmqbench.quant.context import StepContext
 from dmqbench.quant.layers import freeze_, quant_layers
 from dmqbench.quant.serving import CallWatch, ServingError, is_quantized, serve_
-from dmqbench.quant.spec import FULL_PRECISION, BitWidth, StepGroups
+from dmqbench.quant.spec import FULL_PRECISION, BitWidth, StepGroups, neighbouring_calls
+from dmqbench.quant.state import activation_quantizers, interpolate_calls_
 
 TIMESTEPS = (750, 500, 250, 0)
 
@@ -100,7 +101,7 @@ def test_ranges_per_step_need_one_call_per_timestep():
     ],
 )
 def test_timesteps_are_mapped_to_calls(timestep, expected):
-    assert CallWatch(StepContext(), TIMESTEPS).steps(timestep, 3).tolist() == expected
+    assert CallWatch(StepContext(), TIMESTEPS).steps(timestep, 3)[0].tolist() == expected
 
 
 def test_groups_serve_a_timestep_that_several_calls_have_if_they_share_a_row():
@@ -121,7 +122,53 @@ def test_groups_that_divide_a_timestep_are_not_served():
 @pytest.mark.parametrize(("timestep", "expected"), [(999, 0), (600, 1), (625, 0), (-3.0, 3), (500, 1), (125.5, 2)])
 def test_the_nearest_call_is_taken_where_that_was_asked_for(timestep, expected):
     """625 lies between 750 and 500: of two equally near it is the noisier."""
-    assert CallWatch(StepContext(), TIMESTEPS, nearest=True).steps(timestep, 2).tolist() == [expected] * 2
+    step, toward = CallWatch(StepContext(), TIMESTEPS, "nearest").steps(timestep, 2)
+    assert step.tolist() == [expected] * 2 and toward is None
+
+
+def per_step_network(engine="simulate", match="interpolate"):
+    """Two copies of a network whose scales differ by call, one of them served, and a call of it."""
+    bench, call = calibrated(steps=StepGroups.per_step(4))
+    for quantizer in activation_quantizers(bench.network).values():
+        quantizer.scale *= torch.tensor([[1.0], [2.0], [3.0], [0.5]])
+        quantizer.zero_point += torch.tensor([[0.0], [5.0], [2.0], [-3.0]])
+    served = copy.deepcopy(bench.adapter)
+    serve_(served.network, ENGINES[engine], served.context, TIMESTEPS, match)
+    return bench.adapter, served.network, call
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_call_between_two_is_served_as_one_that_a_plan_interpolates(engine):
+    """Tables with a row per sampled call, as jobs use them, and rows blended at each call: two implementations."""
+    adapter, served, (x, _, cond, _) = per_step_network(engine)
+    sampled = (900, 750, 600, 260, 250, 100, -1)
+    interpolate_calls_(adapter.network, neighbouring_calls(TIMESTEPS, sampled))
+    freeze_(adapter.network)
+    lower_(adapter.network, engine)
+    for call, timestep in enumerate(sampled):
+        expected = adapter.denoise(x, torch.full((2,), timestep), cond, torch.full((2,), call))
+        assert torch.equal(served(x, timestep, **cond).sample, expected)
+
+
+def test_samples_of_one_call_are_interpolated_each_at_its_own_timestep():
+    _, served, (x, _, cond, _) = per_step_network()
+    together = served(x, torch.tensor([600, 100]), **cond).sample
+    for i, timestep in enumerate((600, 100)):
+        alone = served(x, timestep, **cond).sample[i]
+        assert torch.equal(alone, served(x, torch.tensor(timestep), **cond).sample[i])
+        torch.testing.assert_close(together[i], alone, rtol=0, atol=1e-6)
+
+
+def test_what_is_calibrated_is_served_alike_whatever_is_done_between():
+    x, _, cond, _ = per_step_network()[2]
+    served = {match: per_step_network(match=match)[1] for match in ("refuse", "nearest", "interpolate")}
+    outputs = {match: [network(x, t, **cond).sample for t in TIMESTEPS] for match, network in served.items()}
+    for alike in zip(*outputs.values(), strict=True):
+        assert all(torch.equal(output, alike[0]) for output in alike)
+    between = [served[match](x, 600, **cond).sample for match in ("nearest", "interpolate")]
+    assert not torch.equal(*between)
+    with pytest.raises(RuntimeError, match="step is not set"):
+        next(iter(activation_quantizers(served["interpolate"]).values())).context.step  # noqa: B018
 
 
 @pytest.mark.parametrize("timestep", [751, 0.5, -1, torch.tensor([750, 3])])

@@ -1,0 +1,67 @@
+"""How long the file is that ``api.save`` writes of a job's network: from what calibration left, or before it ran."""
+
+from importlib import import_module
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import nn
+
+from dmqbench.ids import network_config, timesteps
+from dmqbench.methods.base import StageFactory
+from dmqbench.models.attention import set_explicit_attention_
+from dmqbench.models.quantized_file import file_length, frozen_state, packed, shapes_in
+from dmqbench.models.sources import meta_model
+from dmqbench.models.topology import Topology
+from dmqbench.quant.attention import AttentionQuantizers
+from dmqbench.quant.context import StepContext
+from dmqbench.quant.layers import quantize_layers_
+from dmqbench.quant.plan import PrecisionPlan
+from dmqbench.quant.spec import BitWidth, Scope, StepGroups, group_size
+from dmqbench.quant.state import calibration_state
+from dmqbench.schema import Job
+
+
+class PackedSize(NamedTuple):
+    """Length of the file, or why it is not known."""
+
+    bytes: int | None
+    unknown: str = ""
+
+
+def packed_size(
+    job: Job, topology: Topology, plan: PrecisionPlan, scope: Scope, state: Path | None = None
+) -> PackedSize:
+    """Return the length of the file of the job's network, its header included; no weights are read.
+
+    Args:
+        topology: of the network, unquantized.
+        plan, scope: of the job.
+        state: the calibration state that the last stage left; without it the shapes are those that the stages declare.
+    """
+    if not any(layer.quantizes_weight or layer.activation_levels for layer in plan.layers):
+        return PackedSize(None, "nothing is quantized")
+    network = meta_model(network_config(job.model))
+    full = dict(network.state_dict())
+    if state is None:
+        unknown = _outline_(network, job, topology, plan, scope)
+        if unknown is not None:
+            return PackedSize(None, unknown)
+        calibration = calibration_state(network)
+    else:
+        calibration = shapes_in(state)
+    return PackedSize(file_length(packed(frozen_state(full, calibration, plan), plan)))
+
+
+def _outline_(network: nn.Module, job: Job, topology: Topology, plan: PrecisionPlan, scope: Scope) -> str | None:
+    """Give a network on the meta device all that calibration will; return why that cannot be known, or None."""
+    context, size = StepContext(), group_size(job.bits.ranges)
+    calls = len(timesteps(job.calibration_sampler, job.model, job.strength))
+    groups = StepGroups.shared() if size is None else StepGroups.of_size(calls, size)
+    quantize_layers_(network, plan, context, groups)
+    levels = BitWidth(job.bits.weight, job.bits.activation).activation_levels
+    if scope.attention and levels is not None:
+        operands = {each.name: AttentionQuantizers(context, levels, groups) for each in topology.attentions}
+        set_explicit_attention_(network, operands)
+    stages: dict[str, StageFactory] = import_module(f"dmqbench.methods.{job.method.name}").STAGES
+    found = [stages[stage.name].outline_(network, stage.settings) for stage in job.method.stages]
+    return next((reason for reason in found if reason is not None), None)
