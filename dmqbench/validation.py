@@ -292,7 +292,8 @@ def _model(model: ModelConfig, guidances: Mapping[str, float | None]) -> ModelCo
     return model
 
 
-def _sample_shape(model: ModelConfig, config: Mapping[str, Any]) -> tuple[int, ...]:
+def _sample_shape(model: ModelConfig, config: Mapping[str, Any]) -> tuple[Any, ...]:
+    """(C, H, W) of the sampler's state; C is None where the model's file does not say it."""
     size = config.get("sample_size")
     if size is None:
         raise ConfigError("model.path", model.path, problem="holds a network whose config.json has no sample_size")

@@ -192,6 +192,7 @@ def test_the_demo_is_the_list_of_the_contract(stub):
         ("q_diffusion", "w4a6"),
         ("dmq", "w4a6"),
         ("accuquant", "w4a6"),
+        ("mpq_dm", "w4a6"),
         ("rtn", "w3a6"),
     ]
 
@@ -206,7 +207,7 @@ def test_the_command_line_wins_over_a_sweep_and_multiplies_it(stub):
     assert run("-m", "+sweeps=demo", "seed=1,2", "bits=w8a8") == 0
     assert {(job.method.name, job.bits.name, job.seed) for job in stub.jobs} == {
         ("fp", "w32a32", 0),
-        *((name, "w8a8", seed) for name in ("rtn", "q_diffusion", "dmq", "accuquant") for seed in (1, 2)),
+        *((name, "w8a8", seed) for name in ("rtn", "q_diffusion", "dmq", "accuquant", "mpq_dm") for seed in (1, 2)),
     }
 
 
@@ -375,7 +376,7 @@ def test_a_refusal_of_the_real_command(tmp_path):
     assert (done.returncode, done.stdout) == (2, "")
     assert (
         done.stderr == "dmqbench: method=rnt is not known; nearest: rtn "
-        "(allowed: accuquant, dmq, dmq_les, foreign, fp, q_diffusion, rtn)\n"
+        "(allowed: accuquant, dmq, dmq_les, efficient_dm, foreign, fp, mpq_dm, q_diffusion, rtn)\n"
     )
     assert list(tmp_path.iterdir()) == []
 

@@ -96,9 +96,7 @@ class CallWatch:
                 f"with match='nearest' to take the nearest one's, or match='interpolate' (allowed: {allowed})"
             )
         if strange and self.match == "interpolate":
-            near, far, share = (
-                each.to(device).expand(batch) for each in tensors_of(neighbouring_calls(known, values))
-            )
+            near, far, share = (each.to(device).expand(batch) for each in tensors_of(neighbouring_calls(known, values)))
             return near, Toward(far, share)
         return torch.tensor(nearest_calls(known, values), device=device).expand(batch), None
 
