@@ -45,7 +45,7 @@ SETTINGS = {
     "window": 2,
     "checks": 1,
 }
-"""Those of the stage's YAML."""
+"""Of the size that ``mpq_dm`` has; how far things move makes no difference to time."""
 
 
 # ---- mixed rows

@@ -61,7 +61,8 @@ class _Plans(NamedTuple):
 def _plans(job: Job, layers: Sequence[LayerInfo], reached: PrecisionPlan | None) -> _Plans:
     """The plans that are counted, with weight bits of rows where they differ within a layer.
 
-    Layers that a scope has at bits of their own, such as the 8 of ends, keep them there.
+    Layers that a scope has at bits of their own, such as the 8 of ends, keep them there, but for those of a plan that
+    was given or reached, which is what the job's own network has.
     """
     if job.method.name in UNCALIBRATED:
         return _Plans(*[PrecisionPlan(())] * 3)
@@ -73,7 +74,10 @@ def _plans(job: Job, layers: Sequence[LayerInfo], reached: PrecisionPlan | None)
     rows = _promised_bits(job, layers)
     if found is not None:
         usual = {layer.name for layer in own.layers if layer.weight_bits == bits.weight}
-        rows |= {layer.name: layer.weight_bits for layer in found.layers if layer.name in usual}
+        of_layers = {layer.name: layer.weight_bits for layer in found.layers}
+        rows |= {name: of_layers[name] for name in usual & of_layers.keys()}
+        own_layers = [replace(each, weight_bits=of_layers.get(each.name, each.weight_bits)) for each in own.layers]
+        own = replace(own, layers=tuple(own_layers))
     return _Plans(*(_with_bits(plan, rows, bits.weight) for plan in (own, paper, everywhere)))
 
 

@@ -50,10 +50,14 @@ def _plan_of_folder(folder: Path) -> Path:
         return folder / PLAN_FILE
     if not (folder / "result.json").is_file():
         raise ValueError(f"it has neither {PLAN_FILE} nor result.json")
-    stages = (load_json(folder / "result.json").get("artifacts") or {}).get("stages")
-    if not stages:
+    try:
+        stages = (load_json(folder / "result.json").get("artifacts") or {}).get("stages")
+        last = safe_name(stages[-1][1]) if stages else None
+    except (AttributeError, IndexError, KeyError, TypeError) as error:
+        raise ValueError(f"its result.json names no stages ({type(error).__name__}: {error})") from None
+    if last is None:
         raise ValueError("its job quantized nothing")
-    path = folder.parent.parent / "quantized" / safe_name(stages[-1][1]) / PLAN_FILE
+    path = folder.parent.parent / "quantized" / last / PLAN_FILE
     if not path.is_file():
         raise ValueError(f"the plan of its job is not in the store: {path}")
     return path

@@ -96,6 +96,21 @@ def test_plus_counts_a_tenth_of_the_rows_at_one_bit_more():
     assert plus["size_mib"]["packed"] > plain["size_mib"]["packed"]
 
 
+def test_ends_are_counted_at_the_bits_of_the_plan_that_was_reached():
+    """A plan that was given may have others there than the scope."""
+    job = make_job(compose([LDM4, "task=cost", "method=efficient_dm", "bits=w2a4", "bits.scope=paper"]))
+    layers, _, ends = code_rule()
+    plan = uniform_plan(ldm4()[0].layers, BitWidth(2, 4), CODE_RULE)
+    flat = replace(plan, layers=tuple(replace(layer, weight_bits=2) for layer in plan.layers))
+    assert describe_cost(job, plan) == describe_cost(job)
+    usual, found = describe_cost(job), describe_cost(job, flat)
+    assert usual["bops"] - found["bops"] == sum((8 - 2) * 8 * layers[name].macs for name in ends)
+    saved = sum((8 - 2) * prod(layers[name].weight_shape) for name in ends) / 8 / MIB
+    assert usual["size_mib"]["packed"] - found["size_mib"]["packed"] == pytest.approx(saved, abs=3e-4)
+    for rule in ("all_layers", "paper_code"):
+        assert usual["size_mib"][rule] == found["size_mib"][rule]
+
+
 LSUN = {
     "bedrooms": {
         "sample_size": 64,

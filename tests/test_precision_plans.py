@@ -99,6 +99,12 @@ def test_a_result_of_full_precision_has_no_plan(tmp_path):
     assert "the plan of its job is not in the store" in refusal(f"bits.plan={tmp_path}")
 
 
+@pytest.mark.parametrize("content", ["[]", '{"artifacts": {"stages": {"a": 1}}}', '{"artifacts": {"stages": [["a"]]}}'])
+def test_a_result_that_is_damaged_is_told_in_one_line(tmp_path, content):
+    (tmp_path / "result.json").write_text(content)
+    assert "cannot be used: its result.json names no stages" in refusal(f"bits.plan={tmp_path}")
+
+
 # ---- fitting
 
 
