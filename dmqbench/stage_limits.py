@@ -56,7 +56,7 @@ BOUNDS: dict[str, dict[str, tuple[float, float]]] = {
         "patience": (0, math.inf),
         "memory_mib": (0, math.inf),
     },
-    "outlier_allocation": {"samples": (1, math.inf), "largest_tenths": (0, 5)},
+    "outlier_allocation": {"samples": (1, math.inf), "candidates": (1, 100), "largest_tenths": (0, 5)},
     "power_of_two_scaling": {**_COUNTS, "agreement": (0, 1), "depth": (0, 7)},
     "trajectory_reconstruction": {
         "iterations": (1, math.inf),
