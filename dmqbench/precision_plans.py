@@ -99,7 +99,14 @@ def given_plan(job: Job) -> GivenPlan:
 
 
 def layer_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Shape of the weight of every module of the model's network, from the headers of its files; ModelError if none."""
+    """Shape of the weight of every module of the model's network, from the headers of its files; ModelError if none.
+
+    A model that is shipped as shapes alone is traced, which takes torch.
+    """
+    if model.shapes_only:
+        from dmqbench.models.sources import meta_topology
+
+        return {layer.name: layer.weight_shape for layer in meta_topology(model.checkpoint)[0].layers}
     advice = model.checkpoint.advice
     shapes = tensor_shapes(network_folder(locate(model.checkpoint), advice), advice)
     return {name.removesuffix(".weight"): shape for name, shape in shapes.items() if name.endswith(".weight")}

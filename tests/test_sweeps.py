@@ -236,18 +236,19 @@ def test_the_ablation_of_mpq_dm_changes_one_part_at_a_time():
         return [{key: value for key, value in one.items() if usual[key] != value} for one, usual in found]
 
     assert [changes(job) for job in rows[:8]] == [
-        [{}, {"distillation": "none"}],
+        [{}, {"distillation": "none", "window": 1}],
         [{}, {}],
         [{}, {}],
         [{"rows": "random"}, {}],
         [{"rows": "head_tail"}, {}],
         [{}, {"distillation": "feature"}],
-        [{"largest_tenths": 0}, {"distillation": "none"}],
+        [{"largest_tenths": 0}, {"distillation": "none", "window": 1}],
         [{"plus": True}, {}],
     ]
-    assert [omq in stages(job) for job in rows] == [True, False, *[True] * 7]
-    assert rows[8].method.faithful and len(rows) == 9
-    assert settings(baseline, trd) == settings(rows[0], trd)
+    assert [omq in stages(job) for job in rows] == [True, False, *[True] * 8]
+    assert rows[8].method.faithful and changes(rows[9]) == [{}, {"loss": "published", "distillation_weight": 100}]
+    unread = {"distillation_weight": None}  # without distillation
+    assert settings(baseline, trd) | unread == settings(rows[0], trd) | unread
     assert len({(job.bits, job.budget, job.seed, job.metrics, job.sampler) for job in jobs("mpq_dm_ablation")}) == 1
 
 
@@ -258,7 +259,7 @@ def test_the_ablation_of_mpq_dm_shares_two_jobs_with_its_claims_and_fills_its_pi
     for job in jobs("mpq_dm_ablation"):
         bench.precision(job.method.name, job.method.variant, config=dict(job.config), ranges=job.bits.ranges)
     found = precision_ablation(bench.results())
-    assert found is not None and len(found.bars) == 9
+    assert found is not None and len(found.bars) == 10
 
 
 def test_what_the_paper_of_mpq_dm_reports_names_jobs_that_can_be_composed():

@@ -40,11 +40,11 @@ class OutlierAllocation(Stage):
     products are in full precision here. Where rows have different bits already, nothing is decided.
 
     Args:
-        samples: bank points in the pass, all in one batch.
+        samples: bank points in the pass, all in one batch: about five copies of the largest layer's input are live.
         observer, candidates, exponent, fraction: see ``Observer``; of weights and activations during the pass.
         largest_tenths: at most so many tenths of the rows are promoted, and as many demoted: 0 to 5.
-        inputs: on what output errors are compared: ``quantized`` inputs, or those of full precision of the layer
-            (``fp``, the published form); what the layer hands on is made of quantized ones in both cases.
+        inputs: on what output errors are compared: the layer's inputs ``quantized``, or as the quantized layers before
+            it hand them on (``fp``, the published form); what it hands on is made of quantized ones in both cases.
         rows: the order of the rows: see ``row_order``; ``error`` is that of their outputs at the plain bits.
         prescale: the equivalent scale: ``always`` the published τ; ``searched``: of τ, √τ and 1 that with the least
             output error at the plain bits; ``none``. A grouped convolution never has one.

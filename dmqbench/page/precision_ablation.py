@@ -57,7 +57,7 @@ def precision_ablation(rows: Iterable[Result]) -> Ablation | None:
     """Return the setting with most variants; None where there are fewer than two beside the baseline."""
     groups: dict[str, list[Result]] = defaultdict(list)
     for row in rows:
-        if row.method in (BASELINE, METHOD) and "psnr" in row.metrics:
+        if row.method in (BASELINE, METHOD) and _has_value(row, "psnr"):
             groups[_setting(row)].append(row)
     found = [one for members in groups.values() if (one := _ablation(members)) is not None]
     if not found:
@@ -70,7 +70,7 @@ def _ablation(rows: Iterable[Result]) -> Ablation | None:
     members = list({row.label: row for row in rows}.values())
     baseline = next((row for row in members if row.label == BASELINE), None)
     others = [row for row in members if row is not baseline]
-    if baseline is None or len(others) < 2 or baseline.metrics["psnr"]["value"] is None:
+    if baseline is None or len(others) < 2:
         return None
     metrics = tuple(name for name in UNITS if all(_has_value(row, name) for row in members))
     bars = []
