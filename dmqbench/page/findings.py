@@ -323,8 +323,10 @@ def _check_tuning(found: Found) -> None:
     if (distilled[0] is None) != (distilled[1] is None):
         raise ValueError("what is distilled was measured once only")
     for name, both in (("noise_error", noise), ("distilled_error", distilled)):
-        for values in both if both[0] is not None else ():
-            _check_numbers(name, values, len(both[0]))
+        first = both[0]
+        if first is not None:
+            for values in both:
+                _check_numbers(name, values, len(first))
 
 
 def _check_numbers(name: str, values: Sequence[Any], length: int | None = None) -> None:
