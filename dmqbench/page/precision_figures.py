@@ -72,7 +72,6 @@ def candidate_errors(allocation: Found) -> Figure | None:
             "z": [[*row, *missing][:tried] for row in ratios],
             "text": [[*map("{:.3g}".format, layer["errors"]), *[""] * tried][:tried] for layer in layers],
             "colorscale": "RdBu",
-            "reversescale": True,
             "zmin": 1 - reach,
             "zmax": 1 + reach,
             "colorbar": {"title": {"text": "over equal bits", "side": "right"}, "thickness": 12, "outlinewidth": 0},
