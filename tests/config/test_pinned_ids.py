@@ -1,6 +1,6 @@
 """Ids of jobs of every kind are what they were: a store that somebody has stays readable, and nothing is made twice.
 
-An id may change only together with a ``version`` that says why; then run this file with PIN_IDS=1, which writes it again.
+An id may change only with a ``version`` that says why; then run this file with PIN_IDS=1, which writes it again.
 """
 
 import json
