@@ -12,10 +12,9 @@ import time
 from pathlib import Path
 
 from dmqbench.config import compose, make_job
-from dmqbench.files import json_text, load_json
-from dmqbench.ids import short_hash
 from dmqbench.run import run_job
-from dmqbench.store import Store
+from dmqbench.store.artifacts import Store
+from dmqbench.store.files import json_text, load_json, short_hash
 
 RESULTS = 200
 START = "import sys; from dmqbench.report import main; sys.exit(main())"

@@ -18,8 +18,7 @@ from dmqbench.eval.feature_statistics import feature_statistics
 from dmqbench.eval.recorded import batches, spread_calls
 from dmqbench.eval.sensitivity import sensitivity
 from dmqbench.eval.weight_rows import row_histograms, row_statistics
-from dmqbench.files import save_json
-from dmqbench.ids import JobIds, short_hash
+from dmqbench.ids import JobIds
 from dmqbench.models.adapter import Adapter
 from dmqbench.models.topology import LayerInfo, Topology
 from dmqbench.pipeline import OUTCOME, Workshop
@@ -27,7 +26,8 @@ from dmqbench.progress import Meter
 from dmqbench.quant.layers import quantization
 from dmqbench.quant.spec import FULL_PRECISION
 from dmqbench.schema import Job
-from dmqbench.store import Store
+from dmqbench.store.artifacts import Store
+from dmqbench.store.files import save_json, short_hash
 
 KIND = "anatomy"
 VERSION = 3

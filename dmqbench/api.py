@@ -23,7 +23,6 @@ from safetensors.torch import load_file
 from torch import nn
 
 from dmqbench.config import ConfigError, Job, ModelError, compose, make_job
-from dmqbench.files import TEMPORARY_PREFIX, load_json, save_json
 from dmqbench.ids import timesteps
 from dmqbench.models.folders import CONFIG, SCHEDULER_CONFIG
 from dmqbench.models.quantized import NETWORK, Description, exchange_, load, save, without_origin
@@ -36,7 +35,8 @@ from dmqbench.quant.spec import FULL_PRECISION, StepGroups, group_size
 from dmqbench.samplers.schedule import NoiseSchedule
 from dmqbench.samplers.spec import PREDICTIONS
 from dmqbench.schema import RUNNABLE_NETWORKS
-from dmqbench.store import Store
+from dmqbench.store.artifacts import Store
+from dmqbench.store.files import TEMPORARY_PREFIX, load_json, save_json
 
 __all__ = ["ConfigError", "ModelError", "load", "quantize_", "save"]
 

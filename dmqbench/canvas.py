@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from dmqbench.files import replacing
 from dmqbench.sheets import printable
+from dmqbench.store.files import replacing
 
 MAIN, SECOND, FAINT = "#2b5fa8", "#d1662c", "#8a8a90"
 

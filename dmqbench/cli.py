@@ -182,7 +182,7 @@ def carry_out(planned: Sequence["Planned"]) -> int:
     from dmqbench.config import ConfigError
     from dmqbench.planning import is_answered
     from dmqbench.precision_plans import check_layers
-    from dmqbench.store import StoreError
+    from dmqbench.store.artifacts import StoreError
 
     try:
         outcomes = {number: Outcome(str(one.folder)) for number, one in enumerate(planned) if is_answered(one)}
@@ -289,7 +289,7 @@ def show_warnings() -> None:
 
 
 def _failure(one: "Planned", error: Exception) -> Outcome:
-    from dmqbench.files import save_json
+    from dmqbench.store.files import save_json
 
     message = " ".join(str(error).split()) or "no message"
     line = f"{one.job.title}: {type(error).__name__}: {message}"

@@ -19,7 +19,7 @@ from dmqbench.quant.cost import Cost, CountedLayer, count_cost
 from dmqbench.quant.plan import PrecisionPlan, uniform_plan
 from dmqbench.quant.spec import BitWidth, Scope
 from dmqbench.schema import UNCALIBRATED, UNKNOWN, Job
-from dmqbench.store import Artifact
+from dmqbench.store.artifacts import Artifact
 
 
 def describe_cost(job: Job, reached: PrecisionPlan | None = None, state: Path | None = None) -> dict[str, Any]:

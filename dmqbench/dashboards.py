@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from dmqbench.files import load_json, save_json
 from dmqbench.points import flat, key, points_of
 from dmqbench.record import read_record
 from dmqbench.replay import replay
+from dmqbench.store.files import load_json, save_json
 from dmqbench.tracking import check_login, has_key, one_line, within
 
 if TYPE_CHECKING:

@@ -28,7 +28,7 @@ from dmqbench.eval.weights import (
 from dmqbench.models.folders import EMBEDDED, ModelError, ModelSource, locate, network_folder, weight_files
 from dmqbench.record import redact
 from dmqbench.schema import ACCELERATORS, EMBEDDED_METRICS, METRICS, PAIRED_METRICS, MetricsConfig
-from dmqbench.store import KINDS, Store
+from dmqbench.store.artifacts import KINDS, Store
 from dmqbench.tracking import resolve_mode
 from dmqbench.validation import cuda_expected
 

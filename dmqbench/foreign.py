@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from dmqbench.data.archives import ArchiveError, ArchiveInfo, image_names, inspect, stored_hash
-from dmqbench.ids import VERSIONS, JobIds, job_ids, network_config, short_hash
+from dmqbench.ids import VERSIONS, JobIds, job_ids, network_config
 from dmqbench.models.folders import CONFIG, decoder_folder, locate, read_config
 from dmqbench.schema import FOREIGN, TO_COME, UNKNOWN, EvaluateConfig, Job, ModelConfig, full_precision
+from dmqbench.store.files import short_hash
 
 UNKNOWN_OF_SAMPLES = (*("scope", "engine", "seed", "sampler", "timesteps", "eta", "guidance", "clip", "chunk", "base"),)
 """Entries of a protocol that nobody knows of images made elsewhere."""

@@ -1,12 +1,10 @@
 """Ids of artifacts: 16 hexadecimal digits of a hash of what determines them. Computed without torch."""
 
 import hashlib
-import json
 import os
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from dmqbench.files import sha256_file
 from dmqbench.models.folders import (
     CONFIG,
     SCHEDULER_CONFIG,
@@ -21,6 +19,7 @@ from dmqbench.models.foreign import foreign_hash
 from dmqbench.quant.spec import group_size
 from dmqbench.samplers.timesteps import plan_timesteps
 from dmqbench.schema import DTYPE, FURTHER_SCOPE, Job, ModelConfig, SamplerConfig, StageConfig
+from dmqbench.store.files import canonical_json, sha256_file, short_hash
 
 VERSIONS = {"trajectories": 1, "quantized": 1, "samples": 1, "result": 1}
 """Raised when the numbers in an artifact of this kind change for a reason that no other version records."""
@@ -37,16 +36,6 @@ class JobIds:
     quantized: str | None
     samples: str
     result: str
-
-
-def canonical_json(value: Any) -> str:
-    """JSON that is equal for equal values: sorted keys, no spaces, no NaN."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
-
-
-def short_hash(value: Any) -> str:
-    """First 16 hexadecimal digits of the sha256 of ``value`` as canonical JSON."""
-    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:16]
 
 
 def weights_hash(model: ModelConfig) -> str:

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from safetensors import safe_open
 
-from dmqbench.files import replacing
 from dmqbench.results import Result
 from dmqbench.schema import UNKNOWN
-from dmqbench.store import Store
+from dmqbench.store.artifacts import Store
+from dmqbench.store.files import replacing
 
 Pixels = NDArray[np.uint8]
 

@@ -18,7 +18,6 @@ from dmqbench.engines import lower_
 from dmqbench.environment import PeakMemory, memory_facts
 from dmqbench.eval.evaluate import SampleSet
 from dmqbench.eval.generate import chunk_count, chunk_name, sample_chunk
-from dmqbench.files import load_json, save_atomic, save_json
 from dmqbench.ids import inputs_id, job_ids, weights_hash
 from dmqbench.methods.base import StageFactory, UnitCheckpoint, Workbench, run_stage
 from dmqbench.models.adapter import Adapter, load_adapter
@@ -50,7 +49,8 @@ from dmqbench.quant.state import follow_calls_, interpolate_calls_, load_calibra
 from dmqbench.record import Record
 from dmqbench.samplers.plan import SamplerPlan, build_plan
 from dmqbench.schema import FINDINGS, Job, SamplerConfig, StageConfig
-from dmqbench.store import Artifact, Store
+from dmqbench.store.artifacts import Artifact, Store
+from dmqbench.store.files import load_json, save_atomic, save_json
 
 STATE = "state.safetensors"
 PLAN = "plan.json"

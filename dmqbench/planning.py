@@ -25,10 +25,9 @@ from dmqbench.config import (
     weights_hash,
 )
 from dmqbench.eval.protocol import entries_of
-from dmqbench.files import load_json
-from dmqbench.ids import canonical_json
 from dmqbench.schema import DIAGNOSIS, INCEPTION_METRICS, METRICS, PAIRED_METRICS
-from dmqbench.store import Store
+from dmqbench.store.artifacts import Store
+from dmqbench.store.files import canonical_json, load_json
 from dmqbench.validation import cuda_expected
 
 SWEEP_KEY = "+sweeps="

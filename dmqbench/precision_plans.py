@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from dmqbench.config_error import ConfigError
-from dmqbench.files import load_json, safe_name
-from dmqbench.ids import short_hash
 from dmqbench.models.folders import locate, network_folder, tensor_shapes
 from dmqbench.quant.plan import PrecisionPlan, uniform_plan
 from dmqbench.quant.spec import FULL_PRECISION, BitWidth
 from dmqbench.schema import GivenPlan, Job, ModelConfig
+from dmqbench.store.files import load_json, safe_name, short_hash
 
 KEY = "bits.plan"
 PLAN_FILE = "plan.json"

@@ -9,9 +9,9 @@ import numpy as np
 from scipy import stats
 
 from dmqbench.eval.statistics import Interval
-from dmqbench.files import load_json
 from dmqbench.results import Result
 from dmqbench.schema import DIAGNOSIS, DIAGNOSIS_VERSION
+from dmqbench.store.files import load_json
 
 PROXIES = ("layer_error", "injected_error", "accumulated_error")
 FEWEST = 4

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, final
 
-from dmqbench.files import safe_name
+from dmqbench.store.files import safe_name
 
 Part = Literal["calibration", "evaluation"]
 RESERVED = frozenset({"time", "job", "part", "event", "step"})

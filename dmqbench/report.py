@@ -18,11 +18,11 @@ from safetensors import SafetensorError
 
 from dmqbench.cost_sheet import cost_sheet
 from dmqbench.differences import Contrast, contrasts, difference_sheet
-from dmqbench.files import safe_name, save_atomic
 from dmqbench.latex import PREAMBLE, latex
 from dmqbench.results import Result, Table, comparable_tables, load_store, why_apart
 from dmqbench.sheets import Sheet, fitted, markdown, printable, rich_table, sheet_of
-from dmqbench.store import Store, StoreError
+from dmqbench.store.artifacts import Store, StoreError
+from dmqbench.store.files import safe_name, save_atomic
 
 FORMATS = ("table", "md", "json", "csv", "latex", "html")
 _FILE_WIDTH = 140

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from dmqbench.eval.protocol import agree, differing_entries
-from dmqbench.files import load_json
-from dmqbench.manifest import Manifest, Verifier
 from dmqbench.schema import METRICS, STAND_IN, UNKNOWN, plan_name
-from dmqbench.store import Store
+from dmqbench.store.artifacts import Store
+from dmqbench.store.files import load_json
+from dmqbench.store.manifest import Manifest, Verifier
 from dmqbench.variants import calibration_text
 
 _FULL_PRECISION_FREE = ("scope", "engine")

@@ -18,7 +18,6 @@ from dmqbench.eval.evaluate import Evaluation, Evaluator, Floors, SampleSet
 from dmqbench.eval.generate import chunk_count, chunk_name
 from dmqbench.eval.protocol import Protocol
 from dmqbench.feature_cache import feature_source, floor_source
-from dmqbench.files import json_text, load_json
 from dmqbench.ids import inputs_id, job_ids, needs_match, perturbed_id, timesteps, weights_hash
 from dmqbench.picture import picture_of
 from dmqbench.pipeline import PLAN, STATE, Workshop, compute_in_float32
@@ -36,7 +35,8 @@ from dmqbench.schema import (
     SamplerConfig,
     full_precision,
 )
-from dmqbench.store import Artifact, Store, StoreError
+from dmqbench.store.artifacts import Artifact, Store, StoreError
+from dmqbench.store.files import json_text, load_json
 from dmqbench.tracking import Tracker, warm_up
 
 PERTURBATION = 1e-7

@@ -35,7 +35,7 @@ from dmqbench.run import (
     write_result,
 )
 from dmqbench.schema import UNKNOWN, Job, full_precision
-from dmqbench.store import Store
+from dmqbench.store.artifacts import Store
 
 CHUNK = 64
 """Images in a file of an imported artifact: the same for every job, so that they share it."""

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from dmqbench.eval.statistics import student_interval
-from dmqbench.ids import canonical_json
 from dmqbench.results import Result
+from dmqbench.store.files import canonical_json
 
 
 class Spread(NamedTuple):

@@ -14,11 +14,11 @@ from types import TracebackType
 from typing import Any, ClassVar, Literal, TypeVar, final
 from urllib.parse import urlsplit
 
-from dmqbench.files import json_text
-from dmqbench.manifest import Manifest
 from dmqbench.points import axes_of, flat, key, points_of
 from dmqbench.record import About, Part, Reader, Record, curve, plain, redact
-from dmqbench.store import Store
+from dmqbench.store.artifacts import Store
+from dmqbench.store.files import json_text
+from dmqbench.store.manifest import Manifest
 
 log = logging.getLogger(__name__)
 

@@ -21,7 +21,6 @@ from dmqbench.calibration_checks import (
     resolved_calibration,
 )
 from dmqbench.config_error import ConfigError
-from dmqbench.files import safe_name
 from dmqbench.foreign import ForeignError, check_foreign, images_job
 from dmqbench.ids import network_config, timesteps
 from dmqbench.models.folders import SCHEDULER_CONFIG, ModelError, locate
@@ -40,6 +39,7 @@ from dmqbench.schema import (
     without_calibration,
 )
 from dmqbench.stage_limits import BOUNDS, CHOICES, NEEDS_AFTER, NEEDS_BEFORE
+from dmqbench.store.files import safe_name
 from dmqbench.task_kinds import check_condition, check_inputs, check_kind
 
 _NEEDED = {"embedded": (), "architecture": (), "local": ("path",), "hub": ("path", "revision")}

@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 from dmqbench import report
 from dmqbench.eval.protocol import Floor, Measurement, Protocol
 from dmqbench.results import Result
-from dmqbench.store import Store
+from dmqbench.store.artifacts import Store
 
 REFERENCE = "f" * 16
 SAMPLES = 4

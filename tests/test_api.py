@@ -26,13 +26,12 @@ from tiny import text_unet, unet, vq_autoencoder
 
 from dmqbench.api import ConfigError, ModelError, load, quantize_, save
 from dmqbench.config import compose, make_job
-from dmqbench.files import load_json, save_json
-from dmqbench.ids import short_hash
-from dmqbench.manifest import Entry
 from dmqbench.models.quantized import DESCRIPTION, WEIGHTS
 from dmqbench.pipeline import Workshop
 from dmqbench.quant.serving import ServingError
-from dmqbench.store import Store
+from dmqbench.store.artifacts import Store
+from dmqbench.store.files import load_json, save_json, short_hash
+from dmqbench.store.manifest import Entry
 
 STEPS = 4
 TINY = (

@@ -21,7 +21,7 @@ from dmqbench.eval.generate import chunk_name
 from dmqbench.pipeline import STATE, Workshop
 from dmqbench.quant.state import activation_quantizers
 from dmqbench.run import run_job, show_plan
-from dmqbench.store import Store
+from dmqbench.store.artifacts import Store
 from dmqbench.variants import calibration_text
 
 STEP = ("bits.ranges=step", "calibration.steps=10")

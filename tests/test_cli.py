@@ -14,7 +14,7 @@ import pytest
 from dmqbench import cli, planning
 from dmqbench.config import SWEEPS
 from dmqbench.schema import DIAGNOSIS, METRICS
-from dmqbench.store import Store
+from dmqbench.store.artifacts import Store
 
 ROOT = Path(__file__).parents[1]
 TINY = ("metrics.names=[psnr]", "metrics.pairs=4", "metrics.samples=4", "trainer=cpu")

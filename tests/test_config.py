@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from dmqbench import config, ids, schema, validation
 from dmqbench.config import CONF, ConfigError, ModelError, compose, expand, job_ids, make_job
 from dmqbench.models.folders import EMBEDDED
+from dmqbench.store.files import canonical_json, short_hash
 
 WEIGHTS = "0" * 64
 METHODS = ("fp", "rtn", "q_diffusion")
@@ -167,7 +168,7 @@ def test_a_job_and_its_error_can_be_sent_to_another_process():
 
 def test_the_recorded_configuration_is_plain_resolved_and_without_the_store(tmp_path):
     made = job(f"store.root={tmp_path}")
-    text = ids.canonical_json(made.config)
+    text = canonical_json(made.config)
     assert "${" not in text and str(tmp_path) not in text
     assert made.config["bits"]["ranges"] == "shared"
     assert made.store_root == tmp_path
@@ -464,8 +465,8 @@ def test_the_device_is_part_of_what_is_sampled():
 @given(st.dictionaries(st.text(), st.integers() | st.text() | st.booleans() | st.lists(st.integers())))
 @settings(deadline=None)
 def test_a_hash_depends_on_the_value_and_not_on_the_order(value):
-    assert ids.short_hash(value) == ids.short_hash(dict(reversed(value.items())))
-    assert len(ids.short_hash(value)) == 16 and int(ids.short_hash(value), 16) >= 0
+    assert short_hash(value) == short_hash(dict(reversed(value.items())))
+    assert len(short_hash(value)) == 16 and int(short_hash(value), 16) >= 0
 
 
 def test_the_hash_of_weights_sees_every_byte_and_the_scheduler(tmp_path):

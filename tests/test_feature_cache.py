@@ -6,7 +6,7 @@ from dmqbench import feature_cache
 from dmqbench.eval.evaluate import SampleSet
 from dmqbench.eval.features import Extractor, extract
 from dmqbench.feature_cache import feature_source
-from dmqbench.store import Store
+from dmqbench.store.artifacts import Store
 
 
 class Counted:

@@ -7,11 +7,11 @@ from tiny import unet
 from dmqbench.api import quantize_, save
 from dmqbench.config import compose, make_job
 from dmqbench.costs import describe_cost
-from dmqbench.files import load_json
 from dmqbench.models.quantized import DESCRIPTION, WEIGHTS
 from dmqbench.pipeline import PLAN, STATE
 from dmqbench.quant.plan import PrecisionPlan
-from dmqbench.store import Store
+from dmqbench.store.artifacts import Store
+from dmqbench.store.files import load_json
 
 STEPS = 4
 TINY = (

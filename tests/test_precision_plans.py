@@ -7,12 +7,12 @@ import pytest
 from safetensors import safe_open
 
 from dmqbench.config import ConfigError, compose, job_ids, make_job, weights_hash
-from dmqbench.files import save_json
 from dmqbench.models.folders import EMBEDDED, WEIGHTS, tensor_shapes
 from dmqbench.models.sources import meta_topology
 from dmqbench.precision_plans import check_layers, plan_hash, read_plan
 from dmqbench.quant.plan import LayerPlan, PrecisionPlan, uniform_plan
 from dmqbench.quant.spec import COMMON_SCOPE, BitWidth
+from dmqbench.store.files import save_json
 
 
 def job_of(*overrides):

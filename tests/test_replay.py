@@ -14,7 +14,7 @@ from processes import REPOSITORY, in_fresh_process
 from wandbfile import read_run
 
 from dmqbench.record import Record, read_record
-from dmqbench.store import Store
+from dmqbench.store.artifacts import Store
 
 JOB = "0123456789abcdef"
 QUANTIZED = "fedcba9876543210"

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from dmqbench.config import compose, make_job
 from dmqbench.pipeline import Workshop
 from dmqbench.run import run_job
-from dmqbench.store import Store
+from dmqbench.store.artifacts import Store
 
 TINY = (*SMALL, "metrics.names=[psnr]", "sampler.steps=2", "budget.trajectories=16", "budget.samples=16")
 

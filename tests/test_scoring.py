@@ -16,7 +16,7 @@ from dmqbench.ids import job_ids, weights_hash
 from dmqbench.run import open_workshop, sample
 from dmqbench.schema import EvaluateConfig, full_precision
 from dmqbench.scoring import CHUNK, evaluate_foreign, import_images
-from dmqbench.store import Store
+from dmqbench.store.artifacts import Store
 
 SAMPLES, PAIRS = 150, 20
 SMALL = [

@@ -16,8 +16,8 @@ from dmqbench.eval.inception import as_rgb
 from dmqbench.eval.protocol import WeightsMissing
 from dmqbench.eval.weights import STAND_IN_MARKER, digest, download_forbidden, is_stand_in
 from dmqbench.images import require_images
-from dmqbench.online import in_one_line, unanswered
 from dmqbench.schema import METRICS, STAND_IN, MetricsConfig
+from dmqbench.store.downloads import in_one_line, unanswered
 
 WEIGHTS = "model.safetensors"
 _NEEDED = ("config.json", WEIGHTS)

@@ -9,9 +9,9 @@ from torch import Tensor
 from dmqbench.eval.features import Extractor, Features
 from dmqbench.eval.inception import ADM, inception_extractor
 from dmqbench.eval.protocol import MetricUnavailable
-from dmqbench.files import sha256_file
 from dmqbench.images import to_signed
 from dmqbench.schema import EMBEDDED_METRICS, MetricsConfig
+from dmqbench.store.files import sha256_file
 
 ADM_METRICS = ("sfid", "is", "precision", "recall")
 """Metrics that are defined by the ADM evaluation suite, whatever ``metrics.inception`` says."""

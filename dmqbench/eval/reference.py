@@ -20,8 +20,8 @@ from dmqbench.eval.inception import ADM, INCEPTION, POOL_DIMENSION
 from dmqbench.eval.protocol import MetricUnavailable
 from dmqbench.eval.weights import digest
 from dmqbench.images import to_uint8
-from dmqbench.online import in_one_line
 from dmqbench.schema import INCEPTIONS, STAND_IN
+from dmqbench.store.downloads import in_one_line
 
 FROM_FILE = "file"
 """Ends the name of a reference that is not the one shipped for its dataset."""

@@ -5,29 +5,24 @@ name will do, and what is computed with it carries ``stand-in`` in its name: thi
 without the real weights.
 """
 
-import hashlib
 import os
 import sys
 import tempfile
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from http.client import HTTPException
 from pathlib import Path
 
-from dmqbench import online
 from dmqbench.eval.protocol import WeightsMissing
-from dmqbench.files import exclusive, replacing, sha256_file
-from dmqbench.online import in_one_line
 from dmqbench.schema import MetricsConfig
+from dmqbench.store import downloads
+from dmqbench.store.downloads import in_one_line
+from dmqbench.store.files import exclusive, sha256_file
 
 STAND_IN_MARKER = "STAND-IN"
 """The file whose presence says that a folder's weights are made up."""
 
-_BLOCK = 2**18
-_MAX_BYTES = 2**30
-_MIB = 2**20
 _YES = ("1", "TRUE", "YES", "ON")
 
 _TORCHVISION = "https://download.pytorch.org/models/"
@@ -215,7 +210,7 @@ def _downloaded(file: WeightFile, settings: MetricsConfig) -> Located:
                 if not path.is_file():
                     _fetch(file, path)
             return _checked(file, path, stand_in=False)
-        except (OSError, HTTPException, _WrongContent) as error:
+        except (OSError, HTTPException, downloads.WrongContent) as error:
             _failures[file.url] = in_one_line(error)
     raise _missing(file, settings, _failures[file.url])
 
@@ -224,30 +219,9 @@ def _say_waiting(file: WeightFile) -> None:
     print(f"{file.name}: waiting for another process that is fetching it", file=sys.stderr, flush=True)
 
 
-class _WrongContent(Exception):
-    """What was served is not the published file."""
-
-
 def _fetch(file: WeightFile, path: Path) -> None:
     """Write the file that ``file.url`` serves to ``path``, if it is the published one."""
     from dmqbench.progress import Meter
 
-    content = hashlib.sha256()
-    received = 0
-    with (
-        urllib.request.urlopen(file.url, timeout=online.SILENCE_S) as answer,
-        replacing(path) as temporary,
-        open(temporary, "wb") as out,
-        Meter(f"{file.name} (MiB)", -(-file.size_bytes // _MIB)) as shown,
-    ):
-        while block := answer.read1(_BLOCK):
-            out.write(block)
-            content.update(block)
-            for _ in range((received + len(block)) // _MIB - received // _MIB):
-                shown.advance()
-            received += len(block)
-            if received > _MAX_BYTES:
-                raise _WrongContent(f"it serves more than {_MAX_BYTES // _MIB} MiB")
-        out.flush()
-        if content.hexdigest() != file.sha256:
-            raise _WrongContent(f"it serves {received} bytes of sha256 {content.hexdigest()[:8]}…")
+    with Meter(f"{file.name} (MiB)", -(-file.size_bytes // downloads.MIB)) as shown:
+        downloads.fetch(file.url, path, file.sha256, shown.advance)

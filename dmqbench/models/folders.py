@@ -12,8 +12,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from dmqbench.files import load_json, safe_name
-from dmqbench.online import unanswered
+from dmqbench.store.downloads import unanswered
+from dmqbench.store.files import load_json, safe_name
 
 EMBEDDED = Path(__file__).parents[1] / "zoo" / "weights"
 ARCHITECTURES = Path(__file__).parent / "architectures"

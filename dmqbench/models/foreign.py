@@ -13,8 +13,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dmqbench.files import sha256_file
 from dmqbench.models.folders import CONFIG, ModelError, network_folder, read_config, weight_files
+from dmqbench.store.files import sha256_file
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

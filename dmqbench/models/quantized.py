@@ -18,9 +18,6 @@ from torch import Tensor, nn
 
 from dmqbench.engines import ENGINES
 from dmqbench.environment import environment
-from dmqbench.files import TEMPORARY_PREFIX, load_json, save_atomic, save_json, sync
-from dmqbench.ids import short_hash
-from dmqbench.manifest import Entry, Verifier, safe_file_name
 from dmqbench.models.attention import set_explicit_attention_
 from dmqbench.models.folders import CONFIG, ModelError, read_config
 from dmqbench.models.quantized_file import packed, unpacked
@@ -32,6 +29,8 @@ from dmqbench.quant.plan import PrecisionPlan
 from dmqbench.quant.serving import serve_
 from dmqbench.quant.spec import BitWidth
 from dmqbench.quant.state import load_calibration_state_
+from dmqbench.store.files import TEMPORARY_PREFIX, load_json, save_atomic, save_json, short_hash, sync
+from dmqbench.store.manifest import Entry, Verifier, safe_file_name
 
 NETWORK = "unet"
 DESCRIPTION = "dmqbench.json"

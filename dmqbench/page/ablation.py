@@ -11,13 +11,13 @@ from statistics import geometric_mean, mean
 from typing import Any, Literal
 
 from dmqbench.eval.compare import Comparison, compare
-from dmqbench.ids import canonical_json
 from dmqbench.page.dose import halves
 from dmqbench.page.findings import TRAJECTORY, FindingsReader, Found, agreements, end_errors
 from dmqbench.proxies import correlate
 from dmqbench.results import Result
 from dmqbench.schema import ABOUT_STAGE
 from dmqbench.stage_limits import CHOICES
+from dmqbench.store.files import canonical_json
 
 METRIC = "psnr"
 MAX_CURVES = 6

@@ -20,7 +20,6 @@ from plotly.offline import get_plotlyjs
 
 from dmqbench.cost_sheet import cost_sheet
 from dmqbench.differences import Contrast, baselines, contrasts
-from dmqbench.files import save_atomic
 from dmqbench.page.ablation import VARIED, ablation
 from dmqbench.page.axes import Figure
 from dmqbench.page.dose import dose_curve
@@ -36,6 +35,7 @@ from dmqbench.page.trajectory_figures import ablation as ablation_figure
 from dmqbench.proxies import correlations
 from dmqbench.results import Result, Table, comparable_tables, score, why_apart
 from dmqbench.sheets import Line, Sheet, bits_text, printable, sheet_of
+from dmqbench.store.files import save_atomic
 
 EMBEDDED = (
     "They were trained by this project and are tiny. They can never show a paper's cell or percentage, the rank of "

@@ -12,10 +12,10 @@ from statistics import geometric_mean
 from typing import Any
 
 from dmqbench.eval.compare import Comparison, compare
-from dmqbench.ids import canonical_json
 from dmqbench.page.findings import POWERS, SCALING, FindingsReader
 from dmqbench.proxies import correlate, load_diagnosis
 from dmqbench.results import Result
+from dmqbench.store.files import canonical_json
 
 METRIC = "psnr"
 FEWEST_MODELS = 3

@@ -10,11 +10,11 @@ from pathlib import Path
 from statistics import geometric_mean
 from typing import Any
 
-from dmqbench.files import load_json
-from dmqbench.manifest import Manifest, Verifier
 from dmqbench.results import Result
 from dmqbench.schema import FINDINGS
-from dmqbench.store import Store, StoreError
+from dmqbench.store.artifacts import Store, StoreError
+from dmqbench.store.files import load_json
+from dmqbench.store.manifest import Manifest, Verifier
 
 SCALING, POWERS, TRAJECTORY = "equivalent_scaling", "power_of_two_scaling", "trajectory_reconstruction"
 ALLOCATION, TUNING = "outlier_allocation", "low_rank_tuning"

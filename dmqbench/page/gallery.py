@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors import SafetensorError
 
 from dmqbench.picture import first_images
-from dmqbench.store import Store, StoreError
+from dmqbench.store.artifacts import Store, StoreError
 
 MOST_IMAGES, FEWEST_IMAGES = 24, 4
 LONGEST_SIDE = 128

@@ -5,7 +5,6 @@ import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from dmqbench.files import json_text
 from dmqbench.page.axes import Figure
 from dmqbench.page.figures import layers_of, steps_of
 from dmqbench.page.findings import Findings, FindingsReader
@@ -16,6 +15,7 @@ from dmqbench.proxies import load_diagnosis
 from dmqbench.record import redact
 from dmqbench.results import Result
 from dmqbench.sheets import number_text, printable
+from dmqbench.store.files import json_text
 
 Diagnosis = Mapping[str, Any]
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from dmqbench.eval.compare import Comparison, compare
-from dmqbench.ids import canonical_json
 from dmqbench.results import Result
+from dmqbench.store.files import canonical_json
 
 BASELINE, METHOD = "efficient_dm", "mpq_dm"
 

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dmqbench.eval.statistics import Interval, student_interval
-from dmqbench.ids import canonical_json
 from dmqbench.page.findings import POWERS, FindingsReader, Found, rows_of_steps
 from dmqbench.results import Result
+from dmqbench.store.files import canonical_json
 
 _SHARED = (
     *("seed", "engine", "model", "dataset", "sampler", "calibration", "budget", "bits"),

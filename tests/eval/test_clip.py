@@ -165,7 +165,7 @@ def test_a_missing_model_is_one_line(monkeypatch, why):
 
 def test_a_silent_hub_is_given_up(monkeypatch):
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    monkeypatch.setattr("dmqbench.online.SILENCE_S", 0.2)
+    monkeypatch.setattr("dmqbench.store.downloads.SILENCE_S", 0.2)
     monkeypatch.setenv("no_proxy", "*")
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"http://127.0.0.1:{silent.getsockname()[1]}"

@@ -13,13 +13,13 @@ from dmqbench.data.noise import step_noise
 from dmqbench.engines import lower_
 from dmqbench.eval.diagnosis import compare, diagnose, step_errors
 from dmqbench.eval.generate import sample_chunk
-from dmqbench.files import save_json
 from dmqbench.models.adapter import Adapter
 from dmqbench.models.conditioning import PixelDecoder, Unconditional
 from dmqbench.proxies import DIAGNOSIS, load_diagnosis
 from dmqbench.quant.layers import freeze_, quant_layers
 from dmqbench.quant.spec import StepGroups
 from dmqbench.samplers.plan import State
+from dmqbench.store.files import save_json
 
 SHAPE = (2, 4, 4)
 

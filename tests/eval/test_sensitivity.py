@@ -13,11 +13,11 @@ from workbench import SCHEDULE, adapter_of, sampler, workbench
 from dmqbench.data.bank import Trajectories, follow
 from dmqbench.data.noise import initial_noise, step_noise
 from dmqbench.eval.sensitivity import sensitivity
-from dmqbench.files import json_text
 from dmqbench.images import to_uint8
 from dmqbench.models.adapter import Adapter
 from dmqbench.models.conditioning import PixelDecoder, Unconditional
 from dmqbench.quant.layers import quant_layers
+from dmqbench.store.files import json_text
 
 SHAPE = (1, 2, 3)
 VARIANCES = torch.tensor([0.25, 0.5, 1.0, 1.5, 2.0, 4.0], dtype=torch.float64).view(SHAPE)

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from dmqbench import online
 from dmqbench.eval import weights
 from dmqbench.eval.protocol import MetricUnavailable
 from dmqbench.eval.weights import INCEPTION_SCRIPT, STAND_IN_MARKER, WEIGHT_FILES, Located, WeightFile, find, locate
 from dmqbench.schema import INCEPTIONS, LPIPS_BACKBONES, METRICS, MetricsConfig
+from dmqbench.store import downloads
 
 CONTENT = bytes(range(256)) * 8192
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
@@ -217,7 +217,7 @@ def test_what_is_not_the_file_gets_no_name(home, body, status, said):
 
 
 def test_more_than_any_of_these_files_is_cut_off(home, monkeypatch):
-    monkeypatch.setattr(weights, "_MAX_BYTES", 2**20)
+    monkeypatch.setattr(downloads, "_MAX_BYTES", 2**20)
     with Server(CONTENT) as server:
         assert "serves more than 1 MiB" in refusal(weight_file(server.url))
     assert list(home.iterdir()) == []
@@ -225,7 +225,7 @@ def test_more_than_any_of_these_files_is_cut_off(home, monkeypatch):
 
 @pytest.mark.parametrize("first", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\nabc"], ids=["at once", "midway"])
 def test_a_silent_server_is_given_up_and_not_asked_again(home, monkeypatch, first):
-    monkeypatch.setattr(online, "SILENCE_S", 0.2)
+    monkeypatch.setattr(downloads, "SILENCE_S", 0.2)
     with SilentServer(first) as server:
         for _ in range(3):
             assert "no answer within 0.2 s" in refusal(weight_file(server.url))
@@ -234,7 +234,7 @@ def test_a_silent_server_is_given_up_and_not_asked_again(home, monkeypatch, firs
 
 
 def test_a_silent_proxy_is_given_up(monkeypatch):
-    monkeypatch.setattr(online, "SILENCE_S", 0.2)
+    monkeypatch.setattr(downloads, "SILENCE_S", 0.2)
     monkeypatch.setattr("urllib.request._opener", None)  # it has read the environment once
     monkeypatch.delenv("no_proxy")
     monkeypatch.delenv("NO_PROXY", raising=False)
@@ -245,10 +245,10 @@ def test_a_silent_proxy_is_given_up(monkeypatch):
 
 
 def test_any_answer_is_an_answer(monkeypatch):
-    monkeypatch.setattr(online, "SILENCE_S", 0.2)
+    monkeypatch.setattr(downloads, "SILENCE_S", 0.2)
     with Server(b"", 200) as server, Server(b"", 401) as refusing, SilentServer() as silent:
-        assert [online.unanswered(each.url) for each in (server, refusing)] == [None, None]
-        assert online.unanswered(silent.url) == "no answer within 0.2 s"
+        assert [downloads.unanswered(each.url) for each in (server, refusing)] == [None, None]
+        assert downloads.unanswered(silent.url) == "no answer within 0.2 s"
 
 
 @pytest.mark.parametrize("why", ["HF_HUB_OFFLINE is set", "metrics.download=false"])

@@ -12,7 +12,7 @@ from dmqbench.eval.protocol import entries_of
 from dmqbench.ids import job_ids, weights_hash
 from dmqbench.models.folders import CONFIG, EMBEDDED, WEIGHTS
 from dmqbench.run import run_job
-from dmqbench.store import Store
+from dmqbench.store.artifacts import Store
 
 SMALL = [
     *("sampler.steps=2", "sampler.chunk=10", "metrics.samples=10", "metrics.pairs=10"),

@@ -17,12 +17,12 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from dmqbench.config import compose, make_job
-from dmqbench.files import json_text
 from dmqbench.page import gallery
 from dmqbench.page.document import page
 from dmqbench.page.gallery import gallery_of
 from dmqbench.page.jobs import command_of
 from dmqbench.planning import check
+from dmqbench.store.files import json_text
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from dmqbench.store import Store
+from dmqbench.store.artifacts import Store
 
 CHUNKS = 4
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import dmqbench
-from dmqbench.store import Store
+from dmqbench.store.artifacts import Store
 
 WORKER = Path(__file__).with_name("store_worker.py")
 KILLS = 20

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dmqbench.files import json_text, load_json, safe_name, sha256_file
+from dmqbench.store.files import json_text, load_json, safe_name, sha256_file
 
 MANIFEST = "manifest.json"
 VERSION = 1

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dmqbench import files, manifest, store
-from dmqbench.files import exclusive, load_json, replacing, safe_name, save_atomic, save_json, sha256_file
-from dmqbench.store import Artifact, Store, StoreError
+from dmqbench.store import artifacts, files, manifest
+from dmqbench.store.artifacts import Artifact, Store, StoreError
+from dmqbench.store.files import exclusive, load_json, replacing, safe_name, save_atomic, save_json, sha256_file
 
 ID = "0123456789abcdef"
 OTHER = "fedcba9876543210"
@@ -581,7 +581,7 @@ def test_check_writable_leaves_no_trace(tmp_path):
 def test_the_store_needs_the_standard_library_only():
     foreign = {
         name.partition(".")[0]
-        for module in (store, files, manifest)
+        for module in (artifacts, files, manifest)
         for value in vars(module).values()
         if (name := getattr(value, "__module__", None) or getattr(value, "__name__", "")) and isinstance(name, str)
     }

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dmqbench.files import exclusive, replacing, safe_name, save_atomic, sweep_temporary, sync
-from dmqbench.manifest import MANIFEST, Entry, Manifest, Verifier, behind_link, safe_file_name
+from dmqbench.store.files import exclusive, replacing, safe_name, save_atomic, sweep_temporary, sync
+from dmqbench.store.manifest import MANIFEST, Entry, Manifest, Verifier, behind_link, safe_file_name
 
 log = logging.getLogger(__name__)
 

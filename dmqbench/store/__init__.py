@@ -1,0 +1,1 @@
+"""The ground: files that are whole or absent, manifests, artifacts, downloads."""
