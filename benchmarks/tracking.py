@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from dmqbench.config import compose, make_job
-from dmqbench.record import Record
 from dmqbench.run import run_job
-from dmqbench.tracking import Tracker
+from dmqbench.tracking.record import Record
+from dmqbench.tracking.tracker import Tracker
 
 JOBS = {
     "first in its process: `method=rtn bits=w4a8`": ("method=rtn", "bits=w4a8"),

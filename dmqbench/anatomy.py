@@ -22,12 +22,12 @@ from dmqbench.ids import JobIds
 from dmqbench.models.adapter import Adapter
 from dmqbench.models.topology import LayerInfo, Topology
 from dmqbench.pipeline import OUTCOME, Workshop
-from dmqbench.progress import Meter
 from dmqbench.quant.layers import quantization
 from dmqbench.quant.spec import FULL_PRECISION
 from dmqbench.schema import Job
 from dmqbench.store.artifacts import Store
 from dmqbench.store.files import save_json, short_hash
+from dmqbench.tracking.progress import Meter
 
 KIND = "anatomy"
 VERSION = 3

@@ -26,10 +26,10 @@ from dmqbench.eval.weights import (
     torch_checkpoints,
 )
 from dmqbench.models.folders import EMBEDDED, ModelError, ModelSource, locate, network_folder, weight_files
-from dmqbench.record import redact
 from dmqbench.schema import ACCELERATORS, EMBEDDED_METRICS, METRICS, PAIRED_METRICS, MetricsConfig
 from dmqbench.store.artifacts import KINDS, Store
-from dmqbench.tracking import resolve_mode
+from dmqbench.tracking.record import redact
+from dmqbench.tracking.wandb_client import resolve_mode
 from dmqbench.validation import cuda_expected
 
 Status = Literal["ok", "absent", "broken"]

@@ -11,9 +11,9 @@ from safetensors.torch import load_file, save_file
 from dmqbench.eval.evaluate import FeatureSource, FloorSource, SampleSet
 from dmqbench.eval.features import Extractor, Features, extract
 from dmqbench.eval.protocol import Floor
-from dmqbench.progress import Meter
 from dmqbench.store.artifacts import Store
 from dmqbench.store.files import json_text, load_json, save_atomic, short_hash
+from dmqbench.tracking.progress import Meter
 
 VERSION = 1
 IMAGES_PER_FILE = 512

@@ -15,7 +15,6 @@ from dmqbench.data.bank import Trajectories, TrajectoryBank, follow, join
 from dmqbench.data.image_streams import ImageStreams, digit_streams, file_streams
 from dmqbench.data.noise import Stream
 from dmqbench.engines import lower_
-from dmqbench.environment import PeakMemory, memory_facts
 from dmqbench.eval.evaluate import SampleSet
 from dmqbench.eval.generate import chunk_count, chunk_name, sample_chunk
 from dmqbench.ids import inputs_id, job_ids, weights_hash
@@ -25,7 +24,6 @@ from dmqbench.models.attention import attach_attention_quantizers_
 from dmqbench.models.foreign import load_foreign_adapter
 from dmqbench.models.image_tasks import OfImages, edit_images_, restore_images_
 from dmqbench.models.topology import Topology
-from dmqbench.progress import Meter, UnitProgress
 from dmqbench.quant.layers import (
     adopt_weight_bits_,
     freeze_,
@@ -46,11 +44,13 @@ from dmqbench.quant.spec import (
     neighbouring_calls,
 )
 from dmqbench.quant.state import follow_calls_, interpolate_calls_, load_calibration_state_
-from dmqbench.record import Record
 from dmqbench.samplers.plan import SamplerPlan, build_plan
 from dmqbench.schema import FINDINGS, Job, SamplerConfig, StageConfig
 from dmqbench.store.artifacts import Artifact, Store
 from dmqbench.store.files import load_json, save_atomic, save_json
+from dmqbench.tracking.environment import PeakMemory, memory_facts
+from dmqbench.tracking.progress import Meter, UnitProgress
+from dmqbench.tracking.record import Record
 
 STATE = "state.safetensors"
 PLAN = "plan.json"

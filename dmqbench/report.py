@@ -129,7 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _complain(f"{error.filename or options.out}: cannot be written ({error.strerror})")
         return 1
     if options.push:
-        from dmqbench.dashboards import push
+        from dmqbench.tracking.push import push
 
         return push(root, Console(stderr=_is_piped(options)))
     return 0

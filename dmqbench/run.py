@@ -12,7 +12,6 @@ from safetensors import SafetensorError
 
 from dmqbench.calibration_checks import WHOSE_PARAMETERS
 from dmqbench.costs import calibration_costs, describe_cost, largest, said_of_quantization, show_cost
-from dmqbench.environment import environment
 from dmqbench.eval.diagnosis import diagnose
 from dmqbench.eval.evaluate import Evaluation, Evaluator, Floors, SampleSet
 from dmqbench.eval.generate import chunk_count, chunk_name
@@ -23,7 +22,6 @@ from dmqbench.picture import picture_of
 from dmqbench.pipeline import PLAN, STATE, Workshop, compute_in_float32
 from dmqbench.precision_plans import layer_shapes, mean_weight_bits, plan_hash
 from dmqbench.quant.plan import PrecisionPlan
-from dmqbench.record import Part
 from dmqbench.schema import (
     DIAGNOSIS,
     DIAGNOSIS_VERSION,
@@ -37,7 +35,10 @@ from dmqbench.schema import (
 )
 from dmqbench.store.artifacts import Artifact, Store, StoreError
 from dmqbench.store.files import json_text, load_json
-from dmqbench.tracking import Tracker, warm_up
+from dmqbench.tracking.environment import environment
+from dmqbench.tracking.record import Part
+from dmqbench.tracking.tracker import Tracker
+from dmqbench.tracking.wandb_client import warm_up
 
 PERTURBATION = 1e-7
 """Relative change of x_T for the numerical floor: less than one unit in the last place of float32."""

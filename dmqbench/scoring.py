@@ -9,7 +9,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dmqbench.data.archives import inspect, read_batches
-from dmqbench.environment import environment, peak_memory_mib
 from dmqbench.eval.evaluate import Evaluation, Evaluator, SampleSet
 from dmqbench.eval.generate import chunk_count, chunk_name
 from dmqbench.eval.protocol import Protocol
@@ -36,6 +35,7 @@ from dmqbench.run import (
 )
 from dmqbench.schema import UNKNOWN, Job, full_precision
 from dmqbench.store.artifacts import Store
+from dmqbench.tracking.environment import environment, peak_memory_mib
 
 CHUNK = 64
 """Images in a file of an imported artifact: the same for every job, so that they share it."""

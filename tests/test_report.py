@@ -339,7 +339,7 @@ def test_damaged_samples_cost_the_picture_and_nothing_else(filled, capsys):
 
 def test_push_sends_the_dashboards_after_the_report(filled, monkeypatch, capsys):
     asked = []
-    monkeypatch.setattr("dmqbench.dashboards.push", lambda root, console: asked.append(root) or 1)
+    monkeypatch.setattr("dmqbench.tracking.push.push", lambda root, console: asked.append(root) or 1)
     assert report.main([str(filled.root), "--push"]) == 1, "its exit status is the command's"
     assert asked == [filled.root]
     assert "q_diffusion" in capsys.readouterr().out

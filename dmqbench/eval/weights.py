@@ -221,7 +221,7 @@ def _say_waiting(file: WeightFile) -> None:
 
 def _fetch(file: WeightFile, path: Path) -> None:
     """Write the file that ``file.url`` serves to ``path``, if it is the published one."""
-    from dmqbench.progress import Meter
+    from dmqbench.tracking.progress import Meter
 
     with Meter(f"{file.name} (MiB)", -(-file.size_bytes // downloads.MIB)) as shown:
         downloads.fetch(file.url, path, file.sha256, shown.advance)

@@ -26,14 +26,14 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from dmqbench.data.bank import TrajectoryBank
-from dmqbench.environment import memory_facts
 from dmqbench.models.adapter import Adapter
 from dmqbench.models.topology import Topology
 from dmqbench.quant.spec import StepGroups
 from dmqbench.quant.state import calibration_state, load_calibration_state_
-from dmqbench.record import curve
 from dmqbench.samplers.plan import SamplerPlan
 from dmqbench.store.files import save_atomic
+from dmqbench.tracking.environment import memory_facts
+from dmqbench.tracking.record import curve
 
 DIGEST = "sha256"
 

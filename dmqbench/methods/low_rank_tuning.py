@@ -26,8 +26,8 @@ from dmqbench.models.topology import feature_module
 from dmqbench.quant.layers import QuantLayer, quant_layers, quantization
 from dmqbench.quant.relation import relation_divergence, smoothed
 from dmqbench.quant.state import activation_quantizers
-from dmqbench.record import curve
 from dmqbench.stage_limits import check_choice
+from dmqbench.tracking.record import curve
 
 FACTS, VARIABLE, BEST, ADAM = "facts:", "variable:", "best:", "adam:"
 """How tensors of a checkpoint begin."""

@@ -17,7 +17,6 @@ from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
 from dmqbench.engines import ENGINES
-from dmqbench.environment import environment
 from dmqbench.models.attention import set_explicit_attention_
 from dmqbench.models.folders import CONFIG, ModelError, read_config
 from dmqbench.models.quantized_file import packed, unpacked
@@ -31,6 +30,7 @@ from dmqbench.quant.spec import BitWidth
 from dmqbench.quant.state import load_calibration_state_
 from dmqbench.store.files import TEMPORARY_PREFIX, load_json, save_atomic, save_json, short_hash, sync
 from dmqbench.store.manifest import Entry, Verifier, safe_file_name
+from dmqbench.tracking.environment import environment
 
 NETWORK = "unet"
 DESCRIPTION = "dmqbench.json"

@@ -12,10 +12,10 @@ from dmqbench.page.method_figures import agreement, channel_ranges, exponent_sha
 from dmqbench.page.precision_figures import candidate_errors, row_bits, tuning_errors
 from dmqbench.page.trajectory_figures import gradient_agreement, group_errors
 from dmqbench.proxies import load_diagnosis
-from dmqbench.record import redact
 from dmqbench.results import Result
 from dmqbench.sheets import number_text, printable
 from dmqbench.store.files import json_text
+from dmqbench.tracking.record import redact
 
 Diagnosis = Mapping[str, Any]
 

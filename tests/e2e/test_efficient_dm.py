@@ -10,8 +10,8 @@ from tuning import won
 
 from dmqbench.cli import main
 from dmqbench.config import compose, make_job
-from dmqbench.record import read_record
 from dmqbench.run import run_job
+from dmqbench.tracking.record import read_record
 
 METHOD = (
     *("method=efficient_dm", "bits=w2a4", "budget.tuning_iterations=10"),

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from processes import REPOSITORY, in_fresh_process
 
-from dmqbench.record import About, Reader, Record, abouts_of, curve, exit_code, read_record, redact
+from dmqbench.tracking.record import About, Reader, Record, abouts_of, curve, exit_code, read_record, redact
 
 JOB = "0123456789abcdef"
 
@@ -81,7 +81,7 @@ def test_a_killed_process_leaves_every_event_it_logged(tmp_path):
         """
         import os, signal, sys
         from pathlib import Path
-        from dmqbench.record import Record
+        from dmqbench.tracking.record import Record
         record = Record(Path(sys.argv[1]), "job")
         for step in range(100):
             record.log("unit", step=step)
@@ -97,7 +97,7 @@ def test_two_processes_can_write_one_record(tmp_path):
     code = """
         import sys
         from pathlib import Path
-        from dmqbench.record import Record
+        from dmqbench.tracking.record import Record
         record = Record(Path(sys.argv[1]), "job")
         for step in range(300):
             record.log(sys.argv[2], step=step, text="x" * 2000)

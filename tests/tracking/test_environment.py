@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dmqbench.environment import PeakMemory, memory_facts
+from dmqbench.tracking.environment import PeakMemory, memory_facts
 
 MIB = 128
 

@@ -82,7 +82,7 @@ def environment(device_type: str) -> dict[str, Any]:
 
 def git_commit() -> str | None:
     """The commit of the checkout that this package lies in, or None."""
-    folder = Path(__file__).resolve().parent.parent
+    folder = Path(__file__).resolve().parents[2]
     if not (folder / ".git").exists():
         return None
     try:

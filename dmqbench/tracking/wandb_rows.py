@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from itertools import zip_longest
 from typing import Any
 
-from dmqbench.record import RESERVED
+from dmqbench.tracking.record import RESERVED
 
 
 def key(*parts: str) -> str:

@@ -10,8 +10,8 @@ from PIL import Image
 from processes import in_fresh_process
 
 from dmqbench.config import compose, make_job
-from dmqbench.dashboards import Contents, contents_of, workspace_of
-from dmqbench.record import Record, curve
+from dmqbench.tracking.dashboards import Contents, contents_of, workspace_of
+from dmqbench.tracking.record import Record, curve
 
 needs_workspaces = pytest.mark.skipif(find_spec("wandb_workspaces") is None, reason="an optional extra")
 JOBS = ("0123456789abcdef", "fedcba9876543210")
@@ -19,7 +19,7 @@ PUSH = """
     import sys
     from pathlib import Path
     from rich.console import Console
-    from dmqbench.dashboards import push
+    from dmqbench.tracking.push import push
     sys.exit(push(Path(sys.argv[1]), Console()))
     """
 
@@ -163,7 +163,7 @@ def test_what_hangs_is_left_with_one_line(root, role):
 
 @needs_workspaces
 def test_a_server_that_hangs_at_the_workspace_is_left_with_one_line(root):
-    soon = PUSH.replace("sys.exit", "import dmqbench.dashboards as d; d._SAVE_S = 2\n    sys.exit")
+    soon = PUSH.replace("sys.exit", "import dmqbench.tracking.push as d; d._SAVE_S = 2\n    sys.exit")
     with serving() as server:
         over = threading.Event()
         server._UpsertView2 = lambda _: over.wait(60)
@@ -174,7 +174,9 @@ def test_a_server_that_hangs_at_the_workspace_is_left_with_one_line(root):
 
 
 def test_without_the_extra_the_runs_are_there_and_one_line_says_what_is_missing(root):
-    absent = PUSH.replace("sys.exit", "import dmqbench.dashboards as d; d.find_spec = lambda name: None\n    sys.exit")
+    absent = PUSH.replace(
+        "sys.exit", "import dmqbench.tracking.push as d; d.find_spec = lambda name: None\n    sys.exit"
+    )
     with serving() as server:
         done = in_fresh_process(absent, root, COLUMNS="200", WANDB_API_KEY=KEY, WANDB_BASE_URL=server.address)
         assert done.returncode == 1 and len(server.runs) == 4

@@ -13,17 +13,17 @@ from loopback import KEY, serving
 from processes import REPOSITORY, in_fresh_process
 from wandbfile import read_run
 
-from dmqbench.record import Record, read_record
 from dmqbench.store.artifacts import Store
+from dmqbench.tracking.record import Record, read_record
 
 JOB = "0123456789abcdef"
 QUANTIZED = "fedcba9876543210"
 PREFIX = """
     import sys
     from pathlib import Path
-    from dmqbench.record import Record, curve
-    from dmqbench.replay import replay
-    from dmqbench.tracking import Tracker
+    from dmqbench.tracking.record import Record, curve
+    from dmqbench.tracking.push import replay
+    from dmqbench.tracking.tracker import Tracker
     root, job = Path(sys.argv[1]), "0123456789abcdef"
     record = Record.of_job(root, job)
     identity = {"tags": ["rtn", "digits", "w4a8"], "config": {"seed": 3, "hf_token": "s3cret"}, "ids": {"result": job}}
@@ -131,7 +131,7 @@ def test_the_quantized_model_links_the_two_runs_also_offline(root):
 
 
 def test_a_large_file_is_named_and_not_uploaded(root):
-    run(root, 'import dmqbench.tracking\ndmqbench.tracking.UPLOADED_BYTES = 10\ncalibration("offline", [])')
+    run(root, 'import dmqbench.tracking.wandb_run\ndmqbench.tracking.wandb_run.UPLOADED_BYTES = 10\ncalibration("offline", [])')
     ((artifact,),) = [found.artifacts for found in offline_runs(root, "calibration")]
     assert {entry.path for entry in artifact.manifest.contents} == {"files.json", "state.safetensors"}
 
@@ -165,13 +165,13 @@ def test_what_an_online_run_lacks_is_pushed_once(root):
 def test_a_replay_that_is_cut_off_is_completed_without_doubles(root):
     run(root, 'calibration("disabled", range(20))')
     broken = """
-        from dmqbench import tracking
-        shown = tracking.WandbRun._row
+        from dmqbench.tracking import wandb_run
+        shown = wandb_run.WandbRun._row
         def stop(self, make):
             if self.rows == 7:
                 raise ConnectionError("the network went away")
             shown(self, make)
-        tracking.WandbRun._row = stop
+        wandb_run.WandbRun._row = stop
         try:
             replay(record.path, root)
         except ConnectionError:

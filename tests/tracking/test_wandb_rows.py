@@ -1,5 +1,5 @@
-from dmqbench.points import axes_of, flat, key, points_of
-from dmqbench.record import curve
+from dmqbench.tracking.record import curve
+from dmqbench.tracking.wandb_rows import axes_of, flat, key, points_of
 
 CURVE = {"event": "curve", "step": None, **curve("error", "call", [0, 1, 2], {"a.b": [1.0, None, 3.0], "short": [5.0]})}
 

@@ -12,8 +12,9 @@ from loopback import KEY, serving, silence
 from processes import in_fresh_process
 from wandbfile import read_run
 
-from dmqbench.record import Record, curve, read_record
-from dmqbench.tracking import TABLE_ROWS, Tracker, resolve_mode, within
+from dmqbench.tracking.record import Record, curve, read_record
+from dmqbench.tracking.tracker import TABLE_ROWS, Tracker
+from dmqbench.tracking.wandb_client import resolve_mode, within
 
 JOB = "0123456789abcdef"
 
@@ -338,8 +339,8 @@ def test_disabled_does_not_import_wandb(tmp_path):
         """
         import sys
         from pathlib import Path
-        from dmqbench.record import Record
-        from dmqbench.tracking import Tracker
+        from dmqbench.tracking.record import Record
+        from dmqbench.tracking.tracker import Tracker
         with Record.of_job(Path(sys.argv[1]), "job") as record:
             with Tracker(record, "evaluation", mode="disabled", directory=Path(sys.argv[1])) as tracker:
                 record.log("unit", step=0, loss=1.0)
@@ -356,8 +357,8 @@ def test_disabled_does_not_import_wandb(tmp_path):
 OFFLINE_RUNS = """
     import sys
     from pathlib import Path
-    from dmqbench.record import Record
-    from dmqbench.tracking import Tracker
+    from dmqbench.tracking.record import Record
+    from dmqbench.tracking.tracker import Tracker
     from PIL import Image
     root = Path(sys.argv[1])
     Image.new("RGB", (4, 4)).save(root / "grid.png")
@@ -437,8 +438,8 @@ JOB_OF_TWO_PARTS = """
     import sys
     from pathlib import Path
     from dmqbench.cli import show_warnings
-    from dmqbench.record import Record
-    from dmqbench.tracking import Tracker
+    from dmqbench.tracking.record import Record
+    from dmqbench.tracking.tracker import Tracker
     show_warnings()
     with Record.of_job(Path(sys.argv[1]), "0123456789abcdef") as record:
         for part in ("calibration", "evaluation"):

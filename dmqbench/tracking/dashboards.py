@@ -1,31 +1,19 @@
 """A run store in wandb: its records as runs, and one workspace that compares the methods. Imports no torch."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-
-from dmqbench.points import flat, key, points_of
-from dmqbench.record import read_record
-from dmqbench.replay import replay
-from dmqbench.store.files import load_json, save_json
-from dmqbench.tracking import check_login, has_key, one_line, within
+from dmqbench.tracking.record import read_record
+from dmqbench.tracking.wandb_rows import flat, key, points_of
 
 if TYPE_CHECKING:
     from wandb_workspaces.workspaces import Section, Workspace
 
 NAME = "dmqbench: methods compared"
-REMEMBERED = "dashboard.json"
-"""Beside the records: which workspace to bring up to date, so that a second push makes no second one."""
 
 COSTS = ("cost/size_mib/all_layers", "cost/bops")
-_REPLAY_S = 300
-_SAVE_S = 20
 _RUNS_SHOWN = 100
 
 
@@ -150,78 +138,3 @@ def _pictures(contents: Contents) -> list[Any]:
 
 
 # ---- sending
-
-
-def push(root: Path, console: Console) -> int:
-    """Upload all records of the store ``root`` and save the workspace; return the exit status.
-
-    What went wrong is one line on ``console``, and nothing waits for a server that does not answer.
-    """
-    records = sorted((root / "records").glob("*.jsonl"))
-    if not records:
-        return _say(console, f"no record in {root}: run a job first", 2)
-    if not has_key():
-        return _say(console, "no W&B key: run `wandb login`, or set WANDB_API_KEY", 1)
-    try:
-        within(_SAVE_S, check_login)
-    except Exception as error:
-        return _say(console, f"W&B does not answer as it should ({one_line(error)})", 1)
-    place = None
-    for path in records:
-        try:
-            for done in within(_REPLAY_S, partial(replay, path, root)):
-                place = done.place
-                console.print(f"{done.location}: {done.sent} of {done.rows} rows were new", **_PLAIN)
-        except Exception as error:
-            return _say(console, f"{path.name} did not get through ({one_line(error)}); push again to go on", 1)
-    if place is None:
-        return _say(console, "the records name no run: they are older than this command", 1)
-    return _save(root, workspace_of_records(records, place), console)
-
-
-def workspace_of_records(records: Sequence[Path], place: tuple[str, str]) -> "Workspace | None":
-    """The workspace of these records, at (entity, project); None without the package that makes them."""
-    if find_spec("wandb_workspaces") is None:
-        return None
-    return workspace_of(contents_of(records), *place)
-
-
-def _save(root: Path, workspace: "Workspace | None", console: Console) -> int:
-    if workspace is None:
-        return _say(console, "no workspace: it needs `pip install dmqbench[dashboards]`", 1)
-    try:
-        address = within(_SAVE_S, partial(_saved, root / REMEMBERED, workspace))
-    except Exception as error:
-        return _say(console, f"the workspace was not saved ({one_line(error)})", 1)
-    console.print(f"workspace: {address}", **_PLAIN)
-    return 0
-
-
-def _saved(remembered: Path, workspace: "Workspace") -> str:
-    """Address of the workspace, which replaces the one that this store made before."""
-    old = _remembered(remembered, workspace)
-    if old is not None:
-        old.sections, old.runset_settings = workspace.sections, workspace.runset_settings
-        workspace = old
-    workspace.save()
-    with suppress(OSError):  # a store that cannot be written can still be shown
-        save_json(remembered, {"workspace": workspace.url})
-    return workspace.url
-
-
-def _remembered(path: Path, workspace: "Workspace") -> "Workspace | None":
-    try:
-        address = load_json(path)["workspace"]
-        found = type(workspace).from_url(address)
-    except Exception:  # never saved, removed by the user, or of another server
-        return None
-    same = (found.entity, found.project) == (workspace.entity, workspace.project)
-    return found if same else None
-
-
-_PLAIN: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}
-
-
-def _say(console: Console, line: str, status: int) -> int:
-    console.print(f"dmqbench-report: {line}", style="yellow", **_PLAIN)
-    return status
