@@ -13,13 +13,14 @@ from concurrent.futures import ProcessPoolExecutor
 import torch
 
 from benchmarks.common import Silent, live_peak
-from dmqbench.data.bank import TrajectoryBank, follow
+from dmqbench.data.bank import TrajectoryBank
 from dmqbench.methods.base import Workbench
 from dmqbench.methods.equivalent_scaling import EquivalentScaling
 from dmqbench.methods.layer_views import LayerBatch
 from dmqbench.methods.scaling_findings import HeldOutFacts
 from dmqbench.models.adapter import load_adapter
 from dmqbench.models.folders import ModelSource
+from dmqbench.models.rollout import follow
 from dmqbench.quant.layers import quantize_layers_
 from dmqbench.quant.plan import uniform_plan
 from dmqbench.quant.spec import BitWidth, Scope, StepGroups

@@ -11,12 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.common import Silent, interleaved_seconds, live_peak
-from dmqbench.data.bank import TrajectoryBank, follow
+from dmqbench.data.bank import TrajectoryBank
 from dmqbench.methods.base import Workbench, run_stage
 from dmqbench.methods.low_rank_tuning import LowRankTuning
 from dmqbench.methods.ranges import ActivationRange, WeightRange
 from dmqbench.models.adapter import load_adapter
 from dmqbench.models.folders import ModelSource
+from dmqbench.models.rollout import follow
 from dmqbench.quant.functional import affine_parameters, fake_quantize
 from dmqbench.quant.layers import quantization, quantize_layers_
 from dmqbench.quant.plan import uniform_plan

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from benchmarks.common import Silent, interleaved_seconds
-from dmqbench.data.bank import TrajectoryBank, follow
+from dmqbench.data.bank import TrajectoryBank
 from dmqbench.methods.base import Workbench, run_stage
 from dmqbench.methods.ranges import ActivationRange, WeightRange
 from dmqbench.methods.trajectory_gradients import RULES
 from dmqbench.methods.trajectory_reconstruction import TrajectoryReconstruction
 from dmqbench.models.adapter import load_adapter
 from dmqbench.models.folders import ModelSource
-from dmqbench.models.rollout import rollout
+from dmqbench.models.rollout import follow, rollout
 from dmqbench.quant.layers import quantization, quantize_layers_
 from dmqbench.quant.plan import uniform_plan
 from dmqbench.quant.spec import BitWidth, Scope, StepGroups

@@ -10,12 +10,13 @@ from pathlib import Path
 import torch
 
 from benchmarks.common import Silent
-from dmqbench.data.bank import TrajectoryBank, follow
+from dmqbench.data.bank import TrajectoryBank
 from dmqbench.methods.base import UnitCheckpoint, Workbench, run_stage
 from dmqbench.methods.ranges import WeightRange
 from dmqbench.methods.reconstruction import WeightReconstruction
 from dmqbench.models.adapter import load_adapter
 from dmqbench.models.folders import ModelSource
+from dmqbench.models.rollout import follow
 from dmqbench.quant.layers import quantize_layers_
 from dmqbench.quant.plan import uniform_plan
 from dmqbench.quant.spec import BitWidth, Scope, StepGroups

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.common import Silent
-from dmqbench.data.bank import TrajectoryBank, follow
+from dmqbench.data.bank import TrajectoryBank
 from dmqbench.engines import lower_
-from dmqbench.eval.generate import sample_chunk
 from dmqbench.eval.paired import psnr
 from dmqbench.methods.base import Workbench, run_stage
 from dmqbench.methods.q_diffusion import STAGES
 from dmqbench.models.adapter import Adapter, load_adapter
 from dmqbench.models.folders import ModelSource
+from dmqbench.models.rollout import follow, sample_chunk
 from dmqbench.quant.layers import freeze_, quantize_layers_
 from dmqbench.quant.plan import uniform_plan
 from dmqbench.quant.spec import BitWidth, Scope, StepGroups

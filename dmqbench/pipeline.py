@@ -11,18 +11,18 @@ from importlib import import_module
 import torch
 from safetensors.torch import load_file, save
 
-from dmqbench.data.bank import Trajectories, TrajectoryBank, follow, join
-from dmqbench.data.image_streams import ImageStreams, digit_streams, file_streams
+from dmqbench.data.bank import Trajectories, TrajectoryBank, join
+from dmqbench.data.image_streams import OWN_STREAMS, ImageStreams, file_streams
 from dmqbench.data.noise import Stream
 from dmqbench.engines import lower_
 from dmqbench.eval.evaluate import SampleSet
-from dmqbench.eval.generate import chunk_count, chunk_name, sample_chunk
 from dmqbench.ids import inputs_id, job_ids, weights_hash
 from dmqbench.methods.base import StageFactory, UnitCheckpoint, Workbench, run_stage
 from dmqbench.models.adapter import Adapter, load_adapter
 from dmqbench.models.attention import attach_attention_quantizers_
 from dmqbench.models.foreign import load_foreign_adapter
 from dmqbench.models.image_tasks import OfImages, edit_images_, restore_images_
+from dmqbench.models.rollout import chunk_count, chunk_name, follow, sample_chunk
 from dmqbench.models.topology import Topology
 from dmqbench.quant.layers import (
     adopt_weight_bits_,
@@ -57,9 +57,6 @@ PLAN = "plan.json"
 OUTCOME = "outcome"
 """Folder inside a work area that becomes the artifact; beside it may lie a checkpoint, which does not."""
 
-
-OWN_STREAMS = {"digits": digit_streams}
-"""Dataset → the images that are shipped for it, as ``task_kinds.OWN_IMAGES`` lists them."""
 
 INPUTS_SHOWN = 32
 """So many of the images that samples start from are kept for pictures."""

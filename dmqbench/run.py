@@ -14,10 +14,10 @@ from dmqbench.calibration_checks import WHOSE_PARAMETERS
 from dmqbench.costs import calibration_costs, describe_cost, largest, said_of_quantization, show_cost
 from dmqbench.eval.diagnosis import diagnose
 from dmqbench.eval.evaluate import Evaluation, Evaluator, Floors, SampleSet
-from dmqbench.eval.generate import chunk_count, chunk_name
 from dmqbench.eval.protocol import Protocol
 from dmqbench.feature_cache import feature_source, floor_source
 from dmqbench.ids import inputs_id, job_ids, needs_match, perturbed_id, timesteps, weights_hash
+from dmqbench.models.rollout import chunk_count, chunk_name
 from dmqbench.picture import picture_of
 from dmqbench.pipeline import PLAN, STATE, Workshop, compute_in_float32
 from dmqbench.precision_plans import layer_shapes, mean_weight_bits, plan_hash

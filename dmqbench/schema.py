@@ -33,8 +33,6 @@ COUNTING_TASKS = ("plan", "cost")
 TASK_KINDS = ("generate", "restore", "edit")
 """What samples are: drawn from noise alone; restored from a degraded image; edited from an image that was noised."""
 
-LEAST_IMAGES = 4
-"""Of a folder or an archive that is restored or edited: fewer leave a stream without any."""
 
 CONDITIONS = ("super_resolution",)
 """Images that a network may read beside its state; see ``data.degradation``."""

@@ -10,7 +10,6 @@ from safetensors.torch import load_file, save_file
 
 from dmqbench.data.archives import inspect, read_batches
 from dmqbench.eval.evaluate import Evaluation, Evaluator, SampleSet
-from dmqbench.eval.generate import chunk_count, chunk_name
 from dmqbench.eval.protocol import Protocol
 from dmqbench.feature_cache import feature_source, floor_source
 from dmqbench.foreign import (
@@ -22,6 +21,7 @@ from dmqbench.foreign import (
     read_prompts,
 )
 from dmqbench.ids import job_ids
+from dmqbench.models.rollout import chunk_count, chunk_name
 from dmqbench.pipeline import Workshop
 from dmqbench.run import (
     evaluate_stored,

@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from dmqbench.config_error import ConfigError
-from dmqbench.data.archives import ArchiveError, inspect, stored_hash
+from dmqbench.data.archives import LEAST_IMAGES, ArchiveError, inspect, stored_hash
 from dmqbench.foreign import image_shape
 from dmqbench.models.folders import decoder_folder, locate
 from dmqbench.samplers.timesteps import require_strength
-from dmqbench.schema import CONDITIONS, LEAST_IMAGES, TASK_KINDS, EditConfig, Job, ModelConfig, SamplerConfig
+from dmqbench.schema import CONDITIONS, TASK_KINDS, EditConfig, Job, ModelConfig, SamplerConfig
 
 OWN_IMAGES: Mapping[str, tuple[int, int, int]] = {"digits": (1, 16, 16)}
 """Dataset → (C, H, W) of the images shipped for it."""

@@ -16,8 +16,7 @@ from tiny import unet
 from dmqbench.cli import main
 from dmqbench.config import compose, job_ids, make_job
 from dmqbench.costs import calibration_costs, largest
-from dmqbench.data.bank import follow
-from dmqbench.eval.generate import chunk_name
+from dmqbench.models.rollout import chunk_name, follow
 from dmqbench.pipeline import STATE, Workshop
 from dmqbench.quant.state import activation_quantizers
 from dmqbench.run import run_job, show_plan

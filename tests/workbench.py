@@ -5,10 +5,11 @@ from typing import Any
 import torch
 from tiny import CLASSES, TOKENS, dit, text_unet, unet
 
-from dmqbench.data.bank import TrajectoryBank, follow
+from dmqbench.data.bank import TrajectoryBank
 from dmqbench.methods.base import Workbench
 from dmqbench.models.adapter import Adapter
 from dmqbench.models.conditioning import ClassConditioner, PixelDecoder, TextConditioner
+from dmqbench.models.rollout import follow
 from dmqbench.quant.functional import affine_parameters
 from dmqbench.quant.layers import quant_layers, quantization, quantize_layers_
 from dmqbench.quant.plan import uniform_plan

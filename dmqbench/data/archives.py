@@ -433,3 +433,7 @@ def _pixels(path: Path, first: ArchiveInfo) -> Images:
     with _image(path) as image:
         pixels = np.asarray(image.convert("L" if first.channels == 1 else "RGB"), np.uint8)
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+
+
+LEAST_IMAGES = 4
+"""Of a folder or an archive that is restored or edited: fewer leave a stream without any."""

@@ -10,11 +10,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dmqbench.data.noise import Stream
-from dmqbench.models.adapter import Adapter
-from dmqbench.models.rollout import rollout
-from dmqbench.samplers.plan import SamplerPlan
-
 CONDITION = "cond."
 
 
@@ -85,26 +80,6 @@ class Trajectories:
     def from_tensors(cls, tensors: dict[str, Tensor]) -> "Trajectories":
         cond = {name.removeprefix(CONDITION): value for name, value in tensors.items() if name.startswith(CONDITION)}
         return cls(tensors["x"], tensors["output"], cond, tuple(tensors["timesteps"].tolist()))
-
-
-def follow(
-    adapter: Adapter,
-    plan: SamplerPlan,
-    *,
-    stream: Stream,
-    seed: int,
-    indices: Sequence[int],
-    guidance: float,
-) -> Trajectories:
-    """Follow the trajectories of ``indices`` together, one network call per step of the plan."""
-    visits = list(rollout(adapter, plan, stream=stream, seed=seed, indices=indices, guidance=guidance))
-    states = [visits[0].before.x, *(visit.after.x for visit in visits)]
-    return Trajectories(
-        x=torch.stack(states, dim=1).cpu(),
-        output=torch.stack([visit.output for visit in visits], dim=1).cpu(),
-        cond=adapter.conditioner.conditions(stream, seed, indices),
-        timesteps=plan.timesteps,
-    )
 
 
 def join(parts: Sequence[Trajectories]) -> Trajectories:

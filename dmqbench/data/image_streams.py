@@ -11,10 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dmqbench.data.archives import ArchiveError, read_images
+from dmqbench.data.archives import LEAST_IMAGES, ArchiveError, read_images
+from dmqbench.data.images import to_signed, to_uint8
 from dmqbench.data.noise import Stream
-from dmqbench.images import to_signed, to_uint8
-from dmqbench.schema import LEAST_IMAGES
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class ImageStreams:
 
 def digit_streams() -> ImageStreams:
     """The scanned digits: held-out ones for ``eval``, every other one of the training split for ``cal`` and ``val``."""
-    from dmqbench.zoo.digits_data import load_split
+    from dmqbench.data.digits import load_split
 
     (train, train_labels), (held_out, held_out_labels) = load_split()
     images = {"cal": train[::2], "val": train[1::2], "eval": held_out}
@@ -70,3 +69,7 @@ def _distinct(images: np.ndarray) -> np.ndarray:
     """The images [N, …] without those that equal an earlier one."""
     _, first = np.unique(images.reshape(len(images), -1), axis=0, return_index=True)
     return images[np.sort(first)]
+
+
+OWN_STREAMS = {"digits": digit_streams}
+"""Dataset → the images that are shipped for it, as ``task_kinds.OWN_IMAGES`` lists them."""

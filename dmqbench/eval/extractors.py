@@ -6,10 +6,10 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from dmqbench.data.images import to_signed
 from dmqbench.eval.features import Extractor, Features
 from dmqbench.eval.inception import ADM, inception_extractor
 from dmqbench.eval.protocol import MetricUnavailable
-from dmqbench.images import to_signed
 from dmqbench.schema import EMBEDDED_METRICS, MetricsConfig
 from dmqbench.store.files import sha256_file
 

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from dmqbench.images import require_images
+from dmqbench.data.images import require_images
 from dmqbench.schema import STAND_IN
 
 Output = Literal["pool", "spatial", "logits"]

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dmqbench.data.images import require_pair, to_signed
 from dmqbench.eval.inception import as_rgb
 from dmqbench.eval.paired import PairedMetric, PerImage
 from dmqbench.eval.weights import LPIPS_BACKBONE_FILES, Located, locate
-from dmqbench.images import require_pair, to_signed
 from dmqbench.schema import METRICS, STAND_IN, MetricsConfig
 
 LEAST_SIDE = {"alex": 31, "vgg": 16, "squeeze": 17}

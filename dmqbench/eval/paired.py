@@ -13,9 +13,9 @@ from typing import Protocol as TypingProtocol
 import torch
 from torch import Tensor
 
+from dmqbench.data.images import require_pair, to_float01
 from dmqbench.eval.protocol import Measurement, MetricUnavailable, Protocol
 from dmqbench.eval.statistics import bootstrap_mean
-from dmqbench.images import require_pair, to_float01
 from dmqbench.schema import METRICS
 
 PerImage = list[float | None]

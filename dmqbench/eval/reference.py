@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from dmqbench.data.archives import NAMES, arrays_in, read_images
+from dmqbench.data.images import to_uint8
 from dmqbench.eval.distribution import Gaussian
 from dmqbench.eval.features import Extractor, Features, Output
 from dmqbench.eval.inception import ADM, INCEPTION, POOL_DIMENSION
 from dmqbench.eval.protocol import MetricUnavailable
 from dmqbench.eval.weights import digest
-from dmqbench.images import to_uint8
 from dmqbench.schema import INCEPTIONS, STAND_IN
 from dmqbench.store.downloads import in_one_line
 
@@ -132,7 +132,7 @@ def _shipped(dataset: str) -> _Images:
 
 
 def _digits_images() -> Tensor:
-    from dmqbench.zoo.digits_data import load_digits
+    from dmqbench.data.digits import load_digits
 
     return to_uint8(load_digits()[0])
 

@@ -6,8 +6,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from dmqbench.data.images import to_uint8
 from dmqbench.data.noise import Stream, draw_labels
-from dmqbench.images import to_uint8
 
 
 class Conditioner(Protocol):

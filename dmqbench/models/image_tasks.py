@@ -12,8 +12,8 @@ from torch import Tensor
 
 from dmqbench.data.degradation import super_resolution_condition
 from dmqbench.data.image_streams import ImageStreams
+from dmqbench.data.images import to_uint8
 from dmqbench.data.noise import Stream
-from dmqbench.images import to_uint8
 from dmqbench.models.adapter import IMAGE, LABELS, Adapter
 from dmqbench.models.conditioning import Conditioner, Decoder
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dmqbench.zoo.digits_data import CLASSES
+from dmqbench.data.digits import CLASSES
 
 FEATURES = 64
 

@@ -13,7 +13,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from dmqbench.zoo.digits_data import CLASSES, IMAGE_SIZE, load_digits
+from dmqbench.data.digits import CLASSES, IMAGE_SIZE, load_digits
 from dmqbench.zoo.training import Curve, DenoiserTraining, Optimizer, fit, save_curve
 
 if TYPE_CHECKING:

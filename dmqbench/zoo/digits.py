@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 import pytorch_lightning as pl
 from safetensors.torch import load_file, save_file
 
+from dmqbench.data.digits import load_split
 from dmqbench.zoo.classifier import DigitClassifier, load_classifier, recognised
 from dmqbench.zoo.denoiser import WEIGHTS, UNetShape, save_denoiser, train_denoiser
-from dmqbench.zoo.digits_data import load_split
 from dmqbench.zoo.training import ClassifierTraining, Optimizer, fit, save_curve
 
 if TYPE_CHECKING:

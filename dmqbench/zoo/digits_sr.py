@@ -16,17 +16,17 @@ import torch
 from torch import Tensor
 
 from dmqbench.data.degradation import super_resolution_condition
+from dmqbench.data.digits import load_split
 from dmqbench.data.image_streams import ImageStreams, digit_streams
-from dmqbench.eval.generate import chunk_count, sample_chunk
+from dmqbench.data.images import to_signed, to_uint8
 from dmqbench.eval.paired import psnr
-from dmqbench.images import to_signed, to_uint8
 from dmqbench.models.adapter import Adapter, load_adapter
 from dmqbench.models.folders import ModelSource
 from dmqbench.models.image_tasks import restore_images_
+from dmqbench.models.rollout import chunk_count, sample_chunk
 from dmqbench.samplers.plan import SamplerPlan, build_plan
 from dmqbench.samplers.spec import SamplerSpec
 from dmqbench.zoo.denoiser import WEIGHTS, Trained, build_scheduler, run_training, save_denoiser
-from dmqbench.zoo.digits_data import load_split
 from dmqbench.zoo.ladder import SHAPE as LADDER_SHAPE
 from dmqbench.zoo.training import Optimizer, RestorationTraining
 

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from tiny import CLASSES, dit, text_unet, unet
 from workbench import adapter_of, sampler
 
-from dmqbench.data.bank import Trajectories, follow, join
+from dmqbench.data.bank import Trajectories, join
 from dmqbench.data.noise import initial_noise, step_noise
+from dmqbench.models.rollout import follow
 
 PLANS = {
     "ddim": sampler("ddim"),

@@ -5,11 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
-from dmqbench.data.archives import ArchiveError
+from dmqbench.data.archives import LEAST_IMAGES, ArchiveError
 from dmqbench.data.degradation import super_resolution_condition
-from dmqbench.data.image_streams import ImageStreams, digit_streams, file_streams
-from dmqbench.pipeline import OWN_STREAMS
-from dmqbench.schema import LEAST_IMAGES
+from dmqbench.data.image_streams import OWN_STREAMS, ImageStreams, digit_streams, file_streams
 from dmqbench.task_kinds import OWN_IMAGES
 
 STREAMS = ("cal", "val", "eval")
@@ -34,7 +32,7 @@ def pictures(count: int, channels: int = 1) -> np.ndarray:
 
 
 def test_streams_of_digits_share_no_image_and_evaluate_held_out_ones():
-    from dmqbench.zoo.digits_data import load_split
+    from dmqbench.data.digits import load_split
 
     streams = digit_streams()
     assert share_nothing(streams)

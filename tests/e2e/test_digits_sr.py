@@ -7,11 +7,11 @@ from statistics import fmean
 import pytest
 import torch
 
+from dmqbench.data.digits import load_split
 from dmqbench.data.image_streams import digit_streams
+from dmqbench.data.images import to_signed, to_uint8
 from dmqbench.eval.paired import psnr
-from dmqbench.images import to_signed, to_uint8
 from dmqbench.zoo.denoiser import WEIGHTS
-from dmqbench.zoo.digits_data import load_split
 from dmqbench.zoo.digits_sr import BATCH, NAME, OPTIMIZER, SHAPE, STEPS, degrade, restored, train_restorer
 
 FOLDER = WEIGHTS / NAME

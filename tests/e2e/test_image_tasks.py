@@ -39,7 +39,7 @@ def restored(store):
 
 def test_restored_digits_are_compared_with_the_truth_and_with_full_precision(store, restored):
     result, images = restored
-    from dmqbench.zoo.digits_data import load_split
+    from dmqbench.data.digits import load_split
 
     truth = ((load_split()[1][0][:32] + 1) / 2 * 255).round().numpy().astype(np.uint8)
     assert result["metrics"]["psnr_truth"]["value"] == pytest.approx(decibels(images["quantized"], truth), abs=1e-6)

@@ -5,16 +5,16 @@ import json
 import pytest
 import torch
 
-from dmqbench.eval.generate import sample_chunk
-from dmqbench.images import to_signed
+from dmqbench.data.digits import load_split
+from dmqbench.data.images import to_signed
 from dmqbench.models.adapter import load_adapter
 from dmqbench.models.folders import ModelSource
+from dmqbench.models.rollout import sample_chunk
 from dmqbench.samplers.plan import build_plan
 from dmqbench.samplers.spec import SamplerSpec
 from dmqbench.zoo.classifier import recognised
 from dmqbench.zoo.denoiser import UNetShape, save_denoiser, train_denoiser
 from dmqbench.zoo.digits import CLASSIFIER, MODEL, build_unet, digit_classifier
-from dmqbench.zoo.digits_data import load_split
 from dmqbench.zoo.training import Optimizer
 
 

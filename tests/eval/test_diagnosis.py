@@ -8,13 +8,13 @@ from hypothesis import strategies as st
 from torch import nn
 from workbench import SCHEDULE, W3A6, sampler, set_min_max_ranges_, workbench
 
-from dmqbench.data.bank import Trajectories, follow
+from dmqbench.data.bank import Trajectories
 from dmqbench.data.noise import step_noise
 from dmqbench.engines import lower_
 from dmqbench.eval.diagnosis import compare, diagnose, step_errors
-from dmqbench.eval.generate import sample_chunk
 from dmqbench.models.adapter import Adapter
 from dmqbench.models.conditioning import PixelDecoder, Unconditional
+from dmqbench.models.rollout import follow, sample_chunk
 from dmqbench.proxies import DIAGNOSIS, load_diagnosis
 from dmqbench.quant.layers import freeze_, quant_layers
 from dmqbench.quant.spec import StepGroups

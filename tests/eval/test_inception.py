@@ -176,8 +176,8 @@ def test_each_metric_has_its_network(settings, metric, inception, name, tool):
 
 
 def test_digits_features_are_those_of_the_shipped_classifier():
+    from dmqbench.data.digits import load_digits
     from dmqbench.zoo.digits import digit_classifier
-    from dmqbench.zoo.digits_data import load_digits
 
     images = load_digits()[0][:5]
     pixels = ((images + 1) / 2 * 255).round().to(torch.uint8)

@@ -5,9 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dmqbench.data.images import ImageError
 from dmqbench.eval.paired import PSNR, SSIM, mse, psnr, ssim, summarise
 from dmqbench.eval.protocol import MetricUnavailable, Protocol
-from dmqbench.images import ImageError
 from dmqbench.schema import METRICS
 
 

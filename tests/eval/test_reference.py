@@ -76,7 +76,7 @@ def test_images_are_read_hashed_and_seen_by_the_network(tmp_path, kind):
 
 
 def test_digits_are_shipped():
-    from dmqbench.zoo.digits_data import load_digits
+    from dmqbench.data.digits import load_digits
 
     reference = load_reference("digits", None, DIGITS, Computed())
     side = reference.side("pool", needs_features=False)

@@ -6,19 +6,17 @@ import torch
 from tiny import CLASSES, autoencoder, save_pipeline, unet, vq_autoencoder
 from workbench import SCHEDULE, adapter_of, sampler
 
-from dmqbench.data.bank import follow
 from dmqbench.data.degradation import super_resolution_condition
 from dmqbench.data.image_streams import ImageStreams
+from dmqbench.data.images import to_signed, to_uint8
 from dmqbench.data.noise import initial_noise
-from dmqbench.eval.generate import sample_chunk
 from dmqbench.eval.recorded import predict
-from dmqbench.images import to_signed, to_uint8
 from dmqbench.models.adapter import Adapter, load_adapter
 from dmqbench.models.conditioning import ClassConditioner, LatentDecoder, PixelDecoder, Unconditional
 from dmqbench.models.folders import ModelError, ModelSource
 from dmqbench.models.foreign import load_foreign_adapter
 from dmqbench.models.image_tasks import CleanStates, OfImages, edit_images_, restore_images_
-from dmqbench.models.rollout import rollout
+from dmqbench.models.rollout import follow, rollout, sample_chunk
 from dmqbench.models.sources import NetworkSpec
 
 FACTOR = 4

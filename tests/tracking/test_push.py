@@ -131,7 +131,14 @@ def test_the_quantized_model_links_the_two_runs_also_offline(root):
 
 
 def test_a_large_file_is_named_and_not_uploaded(root):
-    run(root, 'import dmqbench.tracking.wandb_run\ndmqbench.tracking.wandb_run.UPLOADED_BYTES = 10\ncalibration("offline", [])')
+    run(
+        root,
+        """
+        from dmqbench.tracking import wandb_run
+        wandb_run.UPLOADED_BYTES = 10
+        calibration("offline", [])
+        """,
+    )
     ((artifact,),) = [found.artifacts for found in offline_runs(root, "calibration")]
     assert {entry.path for entry in artifact.manifest.contents} == {"files.json", "state.safetensors"}
 

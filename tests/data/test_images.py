@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dmqbench.images import ImageError, require_images, require_pair, to_float01, to_signed, to_uint8
+from dmqbench.data.images import ImageError, require_images, require_pair, to_float01, to_signed, to_uint8
 
 
 def _one_line(error: pytest.ExceptionInfo) -> str:
