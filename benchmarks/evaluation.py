@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from benchmarks.common import interleaved_seconds
+from dmqbench.config.schema import MetricsConfig
 from dmqbench.eval import inception, lpips
 from dmqbench.eval.features import Extractor, extract
 from dmqbench.eval.paired import ssim
-from dmqbench.schema import MetricsConfig
 
 IMAGES = 16
 SIDE = 256

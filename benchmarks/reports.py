@@ -11,7 +11,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from dmqbench.config import compose, make_job
+from dmqbench.config.compose import compose
+from dmqbench.config.job import make_job
 from dmqbench.run import run_job
 from dmqbench.store.artifacts import Store
 from dmqbench.store.files import json_text, load_json, short_hash

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dmqbench.config import compose, make_job
+from dmqbench.config.compose import compose
+from dmqbench.config.job import make_job
 from dmqbench.run import run_job
 from dmqbench.tracking.record import Record
 from dmqbench.tracking.tracker import Tracker

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from dmqbench.anatomy_plots import draw
+from dmqbench.config.ids import JobIds
+from dmqbench.config.schema import Job
 from dmqbench.costs import said_of_quantization
 from dmqbench.data.bank import TrajectoryBank
 from dmqbench.eval.anatomy_statistics import InputStatistics, input_statistics, short, weight_statistics
@@ -18,13 +20,11 @@ from dmqbench.eval.feature_statistics import feature_statistics
 from dmqbench.eval.recorded import batches, spread_calls
 from dmqbench.eval.sensitivity import sensitivity
 from dmqbench.eval.weight_rows import row_histograms, row_statistics
-from dmqbench.ids import JobIds
 from dmqbench.models.adapter import Adapter
 from dmqbench.models.topology import LayerInfo, Topology
 from dmqbench.pipeline import OUTCOME, Workshop
 from dmqbench.quant.layers import quantization
 from dmqbench.quant.spec import FULL_PRECISION
-from dmqbench.schema import Job
 from dmqbench.store.artifacts import Store
 from dmqbench.store.files import save_json, short_hash
 from dmqbench.tracking.progress import Meter

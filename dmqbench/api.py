@@ -22,19 +22,21 @@ from omegaconf import DictConfig
 from safetensors.torch import load_file
 from torch import nn
 
-from dmqbench.config import ConfigError, Job, ModelError, compose, make_job
-from dmqbench.ids import timesteps
-from dmqbench.models.folders import CONFIG, SCHEDULER_CONFIG
+from dmqbench.config.compose import compose
+from dmqbench.config.errors import ConfigError
+from dmqbench.config.job import make_job
+from dmqbench.config.model_facts import timesteps
+from dmqbench.config.precision_plans import check_layers
+from dmqbench.config.schema import RUNNABLE_NETWORKS, Job, scope_of
+from dmqbench.models.folders import CONFIG, SCHEDULER_CONFIG, ModelError
 from dmqbench.models.quantized import NETWORK, Description, exchange_, load, save, without_origin
 from dmqbench.models.sources import NetworkSpec, example_inputs
 from dmqbench.models.topology import trace
-from dmqbench.pipeline import PLAN, STATE, Workshop, scope_of
-from dmqbench.precision_plans import check_layers
+from dmqbench.pipeline import PLAN, STATE, Workshop
 from dmqbench.quant.serving import is_quantized
 from dmqbench.quant.spec import FULL_PRECISION, StepGroups, group_size
 from dmqbench.samplers.schedule import NoiseSchedule
 from dmqbench.samplers.spec import PREDICTIONS
-from dmqbench.schema import RUNNABLE_NETWORKS
 from dmqbench.store.artifacts import Store
 from dmqbench.store.files import TEMPORARY_PREFIX, load_json, save_json
 

@@ -101,7 +101,8 @@ def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def _main(arguments: list[str]) -> int:
-    from dmqbench.config import ConfigError, ModelError
+    from dmqbench.config.errors import ConfigError
+    from dmqbench.models.folders import ModelError
     from dmqbench.planning import plan
 
     try:
@@ -137,7 +138,7 @@ def parse_arguments(arguments: Sequence[str]) -> Namespace:
     """Parse Hydra's options; ConfigError for an option that is unknown or not offered here."""
     from hydra._internal.utils import get_args_parser
 
-    from dmqbench.config import ConfigError, closest
+    from dmqbench.config.errors import ConfigError, closest
 
     parser = get_args_parser()
     known = [flag for action in parser._actions for flag in action.option_strings]
@@ -163,7 +164,7 @@ def hand_to_hydra(arguments: Sequence[str]) -> int:
     """Let Hydra show a configuration or complete a word; return its exit status."""
     import hydra
 
-    from dmqbench.config import CONF, ROOT
+    from dmqbench.config.compose import CONF, ROOT
 
     sys.argv = [sys.argv[0], *arguments]
     try:
@@ -179,9 +180,9 @@ def _nothing(config: Any) -> None:
 
 def carry_out(planned: Sequence["Planned"]) -> int:
     """Answer what is in the store, launch the rest, print one table and all folders; return the status."""
-    from dmqbench.config import ConfigError
+    from dmqbench.config.errors import ConfigError
+    from dmqbench.config.precision_plans import check_layers
     from dmqbench.planning import is_answered
-    from dmqbench.precision_plans import check_layers
     from dmqbench.store.artifacts import StoreError
 
     try:
@@ -225,7 +226,7 @@ def launch(planned: Sequence["Planned"]) -> list[Outcome]:
     from hydra.core.plugins import Plugins
     from hydra.types import HydraContext, RunMode
 
-    from dmqbench.config import CONF, ROOT
+    from dmqbench.config.compose import CONF, ROOT
 
     first = planned[0]
     # Hydra writes nothing but a launcher's own files, and those beside the results.

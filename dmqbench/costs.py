@@ -8,17 +8,16 @@ from typing import Any, NamedTuple
 
 import torch
 
+from dmqbench.config.precision_plans import SEARCH
+from dmqbench.config.schema import UNCALIBRATED, UNKNOWN, Job, scope_of
 from dmqbench.models.foreign import foreign_facts
 from dmqbench.models.sources import meta_topology
 from dmqbench.models.topology import LayerInfo
 from dmqbench.packed_size import packed_size
-from dmqbench.pipeline import scope_of
-from dmqbench.precision_plans import SEARCH
 from dmqbench.quant.allocation import moved_rows, row_bits
 from dmqbench.quant.cost import Cost, CountedLayer, count_cost
 from dmqbench.quant.plan import PrecisionPlan, uniform_plan
 from dmqbench.quant.spec import BitWidth, Scope
-from dmqbench.schema import UNCALIBRATED, UNKNOWN, Job
 from dmqbench.store.artifacts import Artifact
 
 

@@ -4,9 +4,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+from dmqbench.config.schema import UNKNOWN
 from dmqbench.eval.compare import Comparison, SeedComparison, compare, over_seeds
 from dmqbench.results import Result, Table
-from dmqbench.schema import UNKNOWN
 from dmqbench.seeds import same_but_seed
 from dmqbench.sheets import Cell, Line, Sheet, bits_text, number_text, printable, title_of
 

@@ -16,6 +16,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from dmqbench.config.job import cuda_expected
+from dmqbench.config.schema import ACCELERATORS, EMBEDDED_METRICS, METRICS, PAIRED_METRICS, MetricsConfig
 from dmqbench.eval.protocol import MetricUnavailable
 from dmqbench.eval.weights import (
     LPIPS_BACKBONE_FILES,
@@ -26,11 +28,9 @@ from dmqbench.eval.weights import (
     torch_checkpoints,
 )
 from dmqbench.models.folders import EMBEDDED, ModelError, ModelSource, locate, network_folder, weight_files
-from dmqbench.schema import ACCELERATORS, EMBEDDED_METRICS, METRICS, PAIRED_METRICS, MetricsConfig
 from dmqbench.store.artifacts import KINDS, Store
 from dmqbench.tracking.record import redact
 from dmqbench.tracking.wandb_client import resolve_mode
-from dmqbench.validation import cuda_expected
 
 Status = Literal["ok", "absent", "broken"]
 OK, ABSENT, BROKEN = "ok", "absent", "broken"

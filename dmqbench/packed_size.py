@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 from torch import nn
 
-from dmqbench.ids import network_config, timesteps
+from dmqbench.config.model_facts import network_config, timesteps
+from dmqbench.config.schema import Job
 from dmqbench.methods.base import StageFactory
 from dmqbench.models.attention import set_explicit_attention_
 from dmqbench.models.quantized_file import file_length, frozen_state, packed, shapes_in
@@ -18,7 +19,6 @@ from dmqbench.quant.layers import quantize_layers_
 from dmqbench.quant.plan import PrecisionPlan
 from dmqbench.quant.spec import BitWidth, Scope, StepGroups, group_size
 from dmqbench.quant.state import calibration_state
-from dmqbench.schema import Job
 
 
 class PackedSize(NamedTuple):

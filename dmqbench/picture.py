@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from safetensors import safe_open
 
+from dmqbench.config.schema import UNKNOWN
 from dmqbench.results import Result
-from dmqbench.schema import UNKNOWN
 from dmqbench.store.artifacts import Store
 from dmqbench.store.files import replacing
 

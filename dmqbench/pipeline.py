@@ -11,12 +11,14 @@ from importlib import import_module
 import torch
 from safetensors.torch import load_file, save
 
+from dmqbench.config.ids import inputs_id, job_ids
+from dmqbench.config.model_facts import weights_hash
+from dmqbench.config.schema import FINDINGS, Job, SamplerConfig, StageConfig, scope_of
 from dmqbench.data.bank import Trajectories, TrajectoryBank, join
 from dmqbench.data.image_streams import OWN_STREAMS, ImageStreams, file_streams
 from dmqbench.data.noise import Stream
 from dmqbench.engines import lower_
 from dmqbench.eval.evaluate import SampleSet
-from dmqbench.ids import inputs_id, job_ids, weights_hash
 from dmqbench.methods.base import StageFactory, UnitCheckpoint, Workbench, run_stage
 from dmqbench.models.adapter import Adapter, load_adapter
 from dmqbench.models.attention import attach_attention_quantizers_
@@ -34,7 +36,6 @@ from dmqbench.quant.layers import (
 )
 from dmqbench.quant.plan import PrecisionPlan, uniform_plan
 from dmqbench.quant.spec import (
-    COMMON_SCOPE,
     FULL_PRECISION,
     BitWidth,
     Scope,
@@ -45,7 +46,6 @@ from dmqbench.quant.spec import (
 )
 from dmqbench.quant.state import follow_calls_, interpolate_calls_, load_calibration_state_
 from dmqbench.samplers.plan import SamplerPlan, build_plan
-from dmqbench.schema import FINDINGS, Job, SamplerConfig, StageConfig
 from dmqbench.store.artifacts import Artifact, Store
 from dmqbench.store.files import load_json, save_atomic, save_json
 from dmqbench.tracking.environment import PeakMemory, memory_facts
@@ -60,11 +60,6 @@ OUTCOME = "outcome"
 
 INPUTS_SHOWN = 32
 """So many of the images that samples start from are kept for pictures."""
-
-
-def scope_of(job: Job) -> Scope:
-    """What the job quantizes beyond ordinary layers: the same for all methods, or what the method's paper does."""
-    return Scope(**job.method.paper_scope) if job.bits.scope == "paper" else COMMON_SCOPE
 
 
 def compute_in_float32() -> None:

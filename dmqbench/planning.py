@@ -11,24 +11,15 @@ from typing import Any, NamedTuple
 from omegaconf import OmegaConf
 from yaml import YAMLError
 
-from dmqbench.config import (
-    SWEEPS,
-    ConfigError,
-    Job,
-    closest,
-    compose,
-    expand,
-    job_ids,
-    make_job,
-    parse,
-    search_path,
-    weights_hash,
-)
+from dmqbench.config.compose import SWEEPS, compose, expand, parse, search_path
+from dmqbench.config.errors import ConfigError, closest
+from dmqbench.config.ids import job_ids
+from dmqbench.config.job import cuda_expected, make_job
+from dmqbench.config.model_facts import weights_hash
+from dmqbench.config.schema import DIAGNOSIS, INCEPTION_METRICS, METRICS, PAIRED_METRICS, Job
 from dmqbench.eval.protocol import entries_of
-from dmqbench.schema import DIAGNOSIS, INCEPTION_METRICS, METRICS, PAIRED_METRICS
 from dmqbench.store.artifacts import Store
 from dmqbench.store.files import canonical_json, load_json
-from dmqbench.validation import cuda_expected
 
 SWEEP_KEY = "+sweeps="
 LOCAL_LAUNCHERS = ("basic", "joblib")

@@ -8,9 +8,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from scipy import stats
 
+from dmqbench.config.schema import DIAGNOSIS, DIAGNOSIS_VERSION
 from dmqbench.eval.statistics import Interval
 from dmqbench.results import Result
-from dmqbench.schema import DIAGNOSIS, DIAGNOSIS_VERSION
 from dmqbench.store.files import load_json
 
 PROXIES = ("layer_error", "injected_error", "accumulated_error")

@@ -109,7 +109,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _verify(root)
     results, missing = load_results(root), None
     if options.sweep:
-        from dmqbench.config import ConfigError, ModelError
+        from dmqbench.config.errors import ConfigError
+        from dmqbench.models.folders import ModelError
 
         try:
             results, missing = _of_sweep(root, results, options.sweep)
@@ -166,7 +167,7 @@ def _of_sweep(root: Path, results: Sequence[Result], words: Sequence[str]) -> tu
 
     ``words`` are the sweep's name and the overrides with which it was run. ConfigError or ModelError: they are wrong.
     """
-    from dmqbench.config import ConfigError
+    from dmqbench.config.errors import ConfigError
     from dmqbench.planning import SWEEP_KEY, plan
 
     name, *overrides = words

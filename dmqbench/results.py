@@ -9,12 +9,12 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from dmqbench.config.compose import calibration_text
+from dmqbench.config.schema import METRICS, STAND_IN, UNKNOWN, plan_name
 from dmqbench.eval.protocol import agree, differing_entries
-from dmqbench.schema import METRICS, STAND_IN, UNKNOWN, plan_name
 from dmqbench.store.artifacts import Store
 from dmqbench.store.files import load_json
 from dmqbench.store.manifest import Manifest, Verifier
-from dmqbench.variants import calibration_text
 
 _FULL_PRECISION_FREE = ("scope", "engine")
 """Entries that say nothing of a model in which nothing is quantized."""

@@ -10,19 +10,11 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from dmqbench.calibration_checks import WHOSE_PARAMETERS
-from dmqbench.costs import calibration_costs, describe_cost, largest, said_of_quantization, show_cost
-from dmqbench.eval.diagnosis import diagnose
-from dmqbench.eval.evaluate import Evaluation, Evaluator, Floors, SampleSet
-from dmqbench.eval.protocol import Protocol
-from dmqbench.feature_cache import feature_source, floor_source
-from dmqbench.ids import inputs_id, job_ids, needs_match, perturbed_id, timesteps, weights_hash
-from dmqbench.models.rollout import chunk_count, chunk_name
-from dmqbench.picture import picture_of
-from dmqbench.pipeline import PLAN, STATE, Workshop, compute_in_float32
-from dmqbench.precision_plans import layer_shapes, mean_weight_bits, plan_hash
-from dmqbench.quant.plan import PrecisionPlan
-from dmqbench.schema import (
+from dmqbench.config.ids import inputs_id, job_ids, needs_match, perturbed_id
+from dmqbench.config.method_checks import WHOSE_PARAMETERS
+from dmqbench.config.model_facts import layer_shapes, timesteps, weights_hash
+from dmqbench.config.precision_plans import mean_weight_bits, plan_hash
+from dmqbench.config.schema import (
     DIAGNOSIS,
     DIAGNOSIS_VERSION,
     FOREIGN,
@@ -33,6 +25,15 @@ from dmqbench.schema import (
     SamplerConfig,
     full_precision,
 )
+from dmqbench.costs import calibration_costs, describe_cost, largest, said_of_quantization, show_cost
+from dmqbench.eval.diagnosis import diagnose
+from dmqbench.eval.evaluate import Evaluation, Evaluator, Floors, SampleSet
+from dmqbench.eval.protocol import Protocol
+from dmqbench.feature_cache import feature_source, floor_source
+from dmqbench.models.rollout import chunk_count, chunk_name
+from dmqbench.picture import picture_of
+from dmqbench.pipeline import PLAN, STATE, Workshop, compute_in_float32
+from dmqbench.quant.plan import PrecisionPlan
 from dmqbench.store.artifacts import Artifact, Store, StoreError
 from dmqbench.store.files import json_text, load_json
 from dmqbench.tracking.environment import environment

@@ -8,19 +8,14 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from dmqbench.config.ids import images_id, job_ids
+from dmqbench.config.input_checks import UNKNOWN_OF_SAMPLES, foreign_entries, label_of, read_prompts
+from dmqbench.config.model_facts import is_of_model
+from dmqbench.config.schema import UNKNOWN, Job, full_precision
 from dmqbench.data.archives import inspect, read_batches
 from dmqbench.eval.evaluate import Evaluation, Evaluator, SampleSet
 from dmqbench.eval.protocol import Protocol
 from dmqbench.feature_cache import feature_source, floor_source
-from dmqbench.foreign import (
-    UNKNOWN_OF_SAMPLES,
-    foreign_entries,
-    images_id,
-    is_of_model,
-    label_of,
-    read_prompts,
-)
-from dmqbench.ids import job_ids
 from dmqbench.models.rollout import chunk_count, chunk_name
 from dmqbench.pipeline import Workshop
 from dmqbench.run import (
@@ -33,7 +28,6 @@ from dmqbench.run import (
     tracker,
     write_result,
 )
-from dmqbench.schema import UNKNOWN, Job, full_precision
 from dmqbench.store.artifacts import Store
 from dmqbench.tracking.environment import environment, peak_memory_mib
 

@@ -11,11 +11,11 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from dmqbench.config.schema import UNKNOWN
 from dmqbench.eval.compare import compare
 from dmqbench.eval.protocol import entries_of, unknown_entries
 from dmqbench.proxies import correlations
 from dmqbench.results import Result, Table, score
-from dmqbench.schema import UNKNOWN
 from dmqbench.seeds import SeedGroup, Spread, seed_groups
 
 Best = Mapping[str, frozenset[int]]

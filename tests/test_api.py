@@ -24,9 +24,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny import text_unet, unet, vq_autoencoder
 
-from dmqbench.api import ConfigError, ModelError, load, quantize_, save
-from dmqbench.config import compose, make_job
-from dmqbench.models.quantized import DESCRIPTION, WEIGHTS
+from dmqbench.api import quantize_
+from dmqbench.config.compose import compose
+from dmqbench.config.errors import ConfigError
+from dmqbench.config.job import make_job
+from dmqbench.models.folders import ModelError
+from dmqbench.models.quantized import DESCRIPTION, WEIGHTS, load, save
 from dmqbench.pipeline import Workshop
 from dmqbench.quant.serving import ServingError
 from dmqbench.store.artifacts import Store

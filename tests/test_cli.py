@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from dmqbench import cli, planning
-from dmqbench.config import SWEEPS
-from dmqbench.schema import DIAGNOSIS, METRICS
+from dmqbench.config.compose import SWEEPS
+from dmqbench.config.schema import DIAGNOSIS, METRICS
 from dmqbench.store.artifacts import Store
 
 ROOT = Path(__file__).parents[1]

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from dmqbench import doctor
+from dmqbench.config.schema import METRICS, MetricsConfig
 from dmqbench.doctor import ABSENT, BROKEN, OK, findings, main, weight_file
 from dmqbench.eval.weights import INCEPTION_SCRIPT, INCEPTION_STATE, LPIPS_BACKBONE_FILES, WEIGHT_FILES
-from dmqbench.schema import METRICS, MetricsConfig
 
 SECRET = "0123456789abcdef0123456789abcdef01234567"
 

@@ -4,10 +4,11 @@ import pytest
 from diffusers import DDIMPipeline, DDIMScheduler
 from tiny import unet
 
-from dmqbench.api import quantize_, save
-from dmqbench.config import compose, make_job
+from dmqbench.api import quantize_
+from dmqbench.config.compose import compose
+from dmqbench.config.job import make_job
 from dmqbench.costs import describe_cost
-from dmqbench.models.quantized import DESCRIPTION, WEIGHTS
+from dmqbench.models.quantized import DESCRIPTION, WEIGHTS, save
 from dmqbench.pipeline import PLAN, STATE
 from dmqbench.quant.plan import PrecisionPlan
 from dmqbench.store.artifacts import Store

@@ -7,7 +7,8 @@ import pytest
 from e2e.commands import SMALL
 from safetensors.torch import load_file
 
-from dmqbench.config import compose, make_job
+from dmqbench.config.compose import compose
+from dmqbench.config.job import make_job
 from dmqbench.pipeline import Workshop
 from dmqbench.run import run_job
 from dmqbench.store.artifacts import Store

@@ -9,12 +9,13 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from dmqbench.config import compose, make_job
+from dmqbench.config.compose import compose
+from dmqbench.config.ids import images_id, job_ids
+from dmqbench.config.job import images_job, make_job
+from dmqbench.config.model_facts import weights_hash
+from dmqbench.config.schema import EvaluateConfig, full_precision
 from dmqbench.eval.protocol import entries_of
-from dmqbench.foreign import images_id, images_job
-from dmqbench.ids import job_ids, weights_hash
 from dmqbench.run import open_workshop, sample
-from dmqbench.schema import EvaluateConfig, full_precision
 from dmqbench.scoring import CHUNK, evaluate_foreign, import_images
 from dmqbench.store.artifacts import Store
 

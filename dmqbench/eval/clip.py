@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dmqbench.config.schema import METRICS, STAND_IN, MetricsConfig
 from dmqbench.data.images import require_images
 from dmqbench.eval.inception import as_rgb
 from dmqbench.eval.protocol import WeightsMissing
 from dmqbench.eval.weights import STAND_IN_MARKER, digest, download_forbidden, is_stand_in
-from dmqbench.schema import METRICS, STAND_IN, MetricsConfig
 from dmqbench.store.downloads import in_one_line, unanswered
 
 WEIGHTS = "model.safetensors"

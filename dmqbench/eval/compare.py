@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from dmqbench.config.schema import PAIRED_METRICS, UNKNOWN
 from dmqbench.eval.protocol import agree, differing_entries, unknown_entries
 from dmqbench.eval.statistics import (
     Difference,
@@ -20,7 +21,6 @@ from dmqbench.eval.statistics import (
     verdict_of,
 )
 from dmqbench.results import Result
-from dmqbench.schema import PAIRED_METRICS, UNKNOWN
 
 UNITS = {"psnr": "dB", "psnr_truth": "dB"}
 

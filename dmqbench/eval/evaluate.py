@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from dmqbench.config.schema import STAND_IN, MetricsConfig
 from dmqbench.eval.clip import clip_metric
 from dmqbench.eval.estimate import Estimate
 from dmqbench.eval.extractors import extractor_for
@@ -16,7 +17,6 @@ from dmqbench.eval.protocol import Floor, Measurement, MetricUnavailable, Protoc
 from dmqbench.eval.reference import Reference, load_reference
 from dmqbench.eval.registry import PAIRED_METRICS, SET_METRICS, Estimates, SetMetric, Side
 from dmqbench.eval.weights import is_stand_in
-from dmqbench.schema import STAND_IN, MetricsConfig
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,11 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from dmqbench.config.schema import EMBEDDED_METRICS, MetricsConfig
 from dmqbench.data.images import to_signed
 from dmqbench.eval.features import Extractor, Features
 from dmqbench.eval.inception import ADM, inception_extractor
 from dmqbench.eval.protocol import MetricUnavailable
-from dmqbench.schema import EMBEDDED_METRICS, MetricsConfig
 from dmqbench.store.files import sha256_file
 
 ADM_METRICS = ("sfid", "is", "precision", "recall")

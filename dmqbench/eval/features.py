@@ -7,8 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from dmqbench.config.schema import STAND_IN
 from dmqbench.data.images import require_images
-from dmqbench.schema import STAND_IN
 
 Output = Literal["pool", "spatial", "logits"]
 """pool [N, d]: the last features; spatial [N, d']: a few channels of an earlier layer, flattened; logits [N, K]."""

@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dmqbench.config.schema import STAND_IN, MetricsConfig
 from dmqbench.eval.features import Extractor, Features
 from dmqbench.eval.weights import Located, inception_file, locate
-from dmqbench.schema import STAND_IN, MetricsConfig
 
 ADM = "adm"
 INCEPTION = "inception-"

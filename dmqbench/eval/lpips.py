@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dmqbench.config.schema import METRICS, STAND_IN, MetricsConfig
 from dmqbench.data.images import require_pair, to_signed
 from dmqbench.eval.inception import as_rgb
 from dmqbench.eval.paired import PairedMetric, PerImage
 from dmqbench.eval.weights import LPIPS_BACKBONE_FILES, Located, locate
-from dmqbench.schema import METRICS, STAND_IN, MetricsConfig
 
 LEAST_SIDE = {"alex": 31, "vgg": 16, "squeeze": 17}
 """Backbone → the shorter side, in pixels, below which its last layer has nothing to look at."""

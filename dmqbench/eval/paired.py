@@ -13,10 +13,10 @@ from typing import Protocol as TypingProtocol
 import torch
 from torch import Tensor
 
+from dmqbench.config.schema import METRICS
 from dmqbench.data.images import require_pair, to_float01
 from dmqbench.eval.protocol import Measurement, MetricUnavailable, Protocol
 from dmqbench.eval.statistics import bootstrap_mean
-from dmqbench.schema import METRICS
 
 PerImage = list[float | None]
 

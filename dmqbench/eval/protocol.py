@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
-from dmqbench.schema import UNKNOWN
+from dmqbench.config.schema import UNKNOWN
 
 _ALWAYS_SAID = ("seed", "sampler", "timesteps", "eta", "guidance", "chunk", "engine")
 """Entries that every value has, unless they are listed as unknown."""

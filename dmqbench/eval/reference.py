@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dmqbench.config.schema import INCEPTIONS, STAND_IN
 from dmqbench.data.archives import NAMES, arrays_in, read_images
 from dmqbench.data.images import to_uint8
 from dmqbench.eval.distribution import Gaussian
@@ -20,7 +21,6 @@ from dmqbench.eval.features import Extractor, Features, Output
 from dmqbench.eval.inception import ADM, INCEPTION, POOL_DIMENSION
 from dmqbench.eval.protocol import MetricUnavailable
 from dmqbench.eval.weights import digest
-from dmqbench.schema import INCEPTIONS, STAND_IN
 from dmqbench.store.downloads import in_one_line
 
 FROM_FILE = "file"

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from dmqbench.config.schema import METRICS, MetricsConfig
 from dmqbench.eval.distribution import Gaussian, frechet_estimate
 from dmqbench.eval.estimate import Estimate
 from dmqbench.eval.features import Output
@@ -15,7 +16,6 @@ from dmqbench.eval.kernel import kid_estimate
 from dmqbench.eval.lpips import lpips_metric
 from dmqbench.eval.manifold import precision_recall_estimates
 from dmqbench.eval.paired import MSE, PSNR, PSNR_TRUTH, SSIM, PairedMetric
-from dmqbench.schema import METRICS, MetricsConfig
 
 Side = Tensor | Gaussian
 """One side of a comparison: features [N, d], or, of a dataset, their mean and covariance alone."""

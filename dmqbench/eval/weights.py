@@ -14,8 +14,8 @@ from functools import cache
 from http.client import HTTPException
 from pathlib import Path
 
+from dmqbench.config.schema import MetricsConfig
 from dmqbench.eval.protocol import WeightsMissing
-from dmqbench.schema import MetricsConfig
 from dmqbench.store import downloads
 from dmqbench.store.downloads import in_one_line
 from dmqbench.store.files import exclusive, sha256_file

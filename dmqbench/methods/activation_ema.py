@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dmqbench.config.stage_limits import check_choice
 from dmqbench.methods.base import Workbench
 from dmqbench.methods.ranges import ActivationPass, without_points
 from dmqbench.quant.functional import affine_parameters
 from dmqbench.quant.observers import MovingRange
 from dmqbench.quant.quantizer import ActivationQuantizer
-from dmqbench.stage_limits import check_choice
 
 
 class ActivationEma(ActivationPass):

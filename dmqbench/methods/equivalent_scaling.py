@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dmqbench.config.stage_limits import check_choice
 from dmqbench.data.noise import draw_batch
 from dmqbench.methods.base import HELD_OUT_POINTS, MIB, CalibrationDiverged, Stage, Workbench
 from dmqbench.methods.capture import memory_groups
@@ -21,7 +22,6 @@ from dmqbench.methods.scaling_findings import HeldOutFacts, layer_facts, weighti
 from dmqbench.quant.layers import QuantLayer, quant_layers
 from dmqbench.quant.scaling import SMALLEST_EQUIVALENT_SCALE
 from dmqbench.quant.weighting import TimestepWeighting, bins_of_calls
-from dmqbench.stage_limits import check_choice
 
 SLICE = 25
 """Iterations between two checkpoints, and between two looks at the held-out error."""

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dmqbench.config.stage_limits import check_choice
 from dmqbench.data.noise import Stream, generator
 from dmqbench.methods.base import CalibrationDiverged, Stage, Workbench
 from dmqbench.methods.call_windows import Windows, all_windows, draw_windows
@@ -26,7 +27,6 @@ from dmqbench.models.topology import feature_module
 from dmqbench.quant.layers import QuantLayer, quant_layers, quantization
 from dmqbench.quant.relation import relation_divergence, smoothed
 from dmqbench.quant.state import activation_quantizers
-from dmqbench.stage_limits import check_choice
 from dmqbench.tracking.record import curve
 
 FACTS, VARIABLE, BEST, ADAM = "facts:", "variable:", "best:", "adam:"

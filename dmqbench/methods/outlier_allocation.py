@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dmqbench.config.stage_limits import check_choice
 from dmqbench.data.noise import generator
 from dmqbench.methods.base import Stage, Workbench
 from dmqbench.methods.capture import run_points
@@ -23,7 +24,6 @@ from dmqbench.quant.quantizer import along_axis
 from dmqbench.quant.scaling import channel_extremes, spread, weight_magnitudes
 from dmqbench.quant.spec import StepGroups
 from dmqbench.quant.state import load_calibration_state_
-from dmqbench.stage_limits import check_choice
 
 VALUES = 1 << 16
 """So many values of an activation are kept at most, evenly spread over the points, to find its range."""

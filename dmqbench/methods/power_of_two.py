@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dmqbench.config.stage_limits import check_choice
 from dmqbench.data.bank import Trajectories
 from dmqbench.methods.base import HELD_OUT_POINTS, CalibrationDiverged, Stage, Workbench
 from dmqbench.methods.capture import capture_inputs
@@ -19,7 +20,6 @@ from dmqbench.methods.reconstruction import reconstruction_error
 from dmqbench.quant.layers import QuantLayer, quant_layers, quantization
 from dmqbench.quant.power_of_two import Ballot, Exponents, candidate_errors, check_depth
 from dmqbench.quant.quantizer import ActivationQuantizer
-from dmqbench.stage_limits import check_choice
 
 log = logging.getLogger(__name__)
 

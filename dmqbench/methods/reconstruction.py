@@ -10,6 +10,7 @@ from abc import abstractmethod
 import torch
 from torch import Tensor, nn
 
+from dmqbench.config.stage_limits import check_choice
 from dmqbench.data.bank import Trajectories
 from dmqbench.data.noise import draw_batch
 from dmqbench.methods.base import HELD_OUT_POINTS, MIB, Stage, Workbench
@@ -17,7 +18,6 @@ from dmqbench.methods.capture import ModuleInputs, capture_inputs, capture_outpu
 from dmqbench.quant.functional import rounding_regularizer
 from dmqbench.quant.layers import freeze_weight_, quant_layers, quantization, set_quantization_
 from dmqbench.quant.state import activation_quantizers
-from dmqbench.stage_limits import check_choice
 
 EVERY_CHANNEL = slice(None)
 

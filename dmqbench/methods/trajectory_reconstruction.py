@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dmqbench.config.stage_limits import check_choice
 from dmqbench.data.bank import Trajectories
 from dmqbench.data.noise import Stream, draw_batch, step_noise
 from dmqbench.methods.base import CalibrationDiverged, Stage, Workbench
@@ -32,7 +33,6 @@ from dmqbench.quant.layers import freeze_weight_, quant_layers, quantization
 from dmqbench.quant.state import activation_quantizers
 from dmqbench.samplers.adjoint import power_spectrum, recorded_states
 from dmqbench.samplers.plan import State
-from dmqbench.stage_limits import check_choice
 
 STREAMS: tuple[Stream, ...] = ("cal", "val")
 FACTS, VARIABLE, BEST, ADAM = "facts:", "variable:", "best:", "adam:"

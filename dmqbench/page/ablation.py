@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from statistics import geometric_mean, mean
 from typing import Any, Literal
 
+from dmqbench.config.schema import ABOUT_STAGE
+from dmqbench.config.stage_limits import CHOICES
 from dmqbench.eval.compare import Comparison, compare
 from dmqbench.page.dose import halves
 from dmqbench.page.findings import TRAJECTORY, FindingsReader, Found, agreements, end_errors
 from dmqbench.proxies import correlate
 from dmqbench.results import Result
-from dmqbench.schema import ABOUT_STAGE
-from dmqbench.stage_limits import CHOICES
 from dmqbench.store.files import canonical_json
 
 METRIC = "psnr"

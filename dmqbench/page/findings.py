@@ -10,8 +10,8 @@ from pathlib import Path
 from statistics import geometric_mean
 from typing import Any
 
+from dmqbench.config.schema import FINDINGS
 from dmqbench.results import Result
-from dmqbench.schema import FINDINGS
 from dmqbench.store.artifacts import Store, StoreError
 from dmqbench.store.files import load_json
 from dmqbench.store.manifest import Manifest, Verifier

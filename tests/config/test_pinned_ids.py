@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from dmqbench.ids import JobIds, job_ids, weights_hash
+from dmqbench.config.ids import JobIds, job_ids
+from dmqbench.config.model_facts import weights_hash
 from dmqbench.planning import check
 
 PINNED = Path(__file__).with_name("pinned_ids.json")

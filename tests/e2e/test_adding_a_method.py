@@ -5,7 +5,8 @@ import json
 from e2e.commands import SMALL
 
 import dmqbench.methods
-from dmqbench.config import compose, make_job, search_path
+from dmqbench.config.compose import compose, search_path
+from dmqbench.config.job import make_job
 from dmqbench.run import run_job
 
 METHOD = '''

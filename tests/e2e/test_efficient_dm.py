@@ -9,7 +9,8 @@ from e2e.test_kill import digests, wait_for
 from tuning import won
 
 from dmqbench.cli import main
-from dmqbench.config import compose, make_job
+from dmqbench.config.compose import compose
+from dmqbench.config.job import make_job
 from dmqbench.run import run_job
 from dmqbench.tracking.record import read_record
 

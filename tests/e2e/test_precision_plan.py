@@ -8,9 +8,11 @@ from diffusers import DDIMPipeline, DDIMScheduler
 from safetensors.torch import load_file
 from tiny import save_pipeline, unet
 
-from dmqbench.api import load, quantize_, save
+from dmqbench.api import quantize_
 from dmqbench.cli import main
-from dmqbench.config import compose, make_job
+from dmqbench.config.compose import compose
+from dmqbench.config.job import make_job
+from dmqbench.models.quantized import load, save
 from dmqbench.results import Result
 from dmqbench.run import run_job
 

@@ -5,7 +5,8 @@ import json
 import pytest
 from e2e.commands import SMALL
 
-from dmqbench.config import compose, make_job
+from dmqbench.config.compose import compose
+from dmqbench.config.job import make_job
 from dmqbench.run import run_job
 
 TINY = (

@@ -8,11 +8,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from standins import CLIP_IMAGE_SIZE, CLIP_NAME, save_clip
 
+from dmqbench.config.schema import MetricsConfig
 from dmqbench.data.images import ImageError
 from dmqbench.eval.clip import clip_metric, locate_clip
 from dmqbench.eval.protocol import MetricUnavailable
 from dmqbench.eval.weights import STAND_IN_MARKER
-from dmqbench.schema import MetricsConfig
 
 CAPTIONS = ["a photo of a cat", "Two dogs, one ball!", "x", ""]
 SETTINGS = MetricsConfig(names=("clip",), pairs=1, samples=1)

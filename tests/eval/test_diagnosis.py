@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from torch import nn
 from workbench import SCHEDULE, W3A6, sampler, set_min_max_ranges_, workbench
 
+from dmqbench.config.schema import DIAGNOSIS
 from dmqbench.data.bank import Trajectories
 from dmqbench.data.noise import step_noise
 from dmqbench.engines import lower_
@@ -15,7 +16,7 @@ from dmqbench.eval.diagnosis import compare, diagnose, step_errors
 from dmqbench.models.adapter import Adapter
 from dmqbench.models.conditioning import PixelDecoder, Unconditional
 from dmqbench.models.rollout import follow, sample_chunk
-from dmqbench.proxies import DIAGNOSIS, load_diagnosis
+from dmqbench.proxies import load_diagnosis
 from dmqbench.quant.layers import freeze_, quant_layers
 from dmqbench.quant.spec import StepGroups
 from dmqbench.samplers.plan import State

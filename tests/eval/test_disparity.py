@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from tiny import dit, unet
 from workbench import workbench
 
-from dmqbench.eval.disparity import channel_disparity, measure_disparity, model_disparity, skip_layers
+from dmqbench.eval.disparity import measure_disparity, model_disparity, skip_layers
 from dmqbench.quant.layers import quant_layers, set_quantization_
+from dmqbench.quant.scaling import channel_disparity
 
 magnitudes = st.lists(st.floats(2**-20, 2**20, width=32), min_size=1, max_size=12)
 

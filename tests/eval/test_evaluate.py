@@ -6,13 +6,13 @@ from dataclasses import replace
 import pytest
 import torch
 
+from dmqbench.config.schema import METRICS, STAND_IN, MetricsConfig
+from dmqbench.config.schema import PAIRED_METRICS as PAIRED_NAMES
 from dmqbench.eval import evaluate as module
 from dmqbench.eval.evaluate import Evaluator, Floors, SampleSet
 from dmqbench.eval.features import Extractor, extract
 from dmqbench.eval.protocol import Protocol, entries_of
 from dmqbench.eval.registry import PAIRED_METRICS, SET_METRICS
-from dmqbench.schema import METRICS, STAND_IN, MetricsConfig
-from dmqbench.schema import PAIRED_METRICS as PAIRED_NAMES
 
 SETTINGS = MetricsConfig(names=("psnr",), pairs=8, samples=64)
 PROTOCOL = Protocol(

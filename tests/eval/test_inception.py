@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from standins import SPATIAL_DIMENSION, inception_state, stand_in_folder
 
+from dmqbench.config.schema import INCEPTIONS, MetricsConfig
 from dmqbench.eval.extractors import extractor_for
 from dmqbench.eval.features import extract
 from dmqbench.eval.inception import (
@@ -20,7 +21,6 @@ from dmqbench.eval.inception import (
 )
 from dmqbench.eval.protocol import MetricUnavailable
 from dmqbench.eval.weights import INCEPTION_STATE
-from dmqbench.schema import INCEPTIONS, MetricsConfig
 
 
 @pytest.fixture(scope="module")

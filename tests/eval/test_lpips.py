@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from standins import backbone_state, stand_in_folder
 
+from dmqbench.config.schema import LPIPS_BACKBONES, MetricsConfig
 from dmqbench.data.images import ImageError
 from dmqbench.eval.lpips import LEAST_SIDE, enlarged, load_network, lpips_metric
 from dmqbench.eval.protocol import MetricUnavailable
 from dmqbench.eval.weights import LPIPS_BACKBONE_FILES
-from dmqbench.schema import LPIPS_BACKBONES, MetricsConfig
 
 
 @pytest.fixture(scope="module")

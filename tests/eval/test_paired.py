@@ -5,10 +5,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dmqbench.config.schema import METRICS
 from dmqbench.data.images import ImageError
 from dmqbench.eval.paired import PSNR, SSIM, mse, psnr, ssim, summarise
 from dmqbench.eval.protocol import MetricUnavailable, Protocol
-from dmqbench.schema import METRICS
 
 
 def noisy_pair(n: int, channels: int, size: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:

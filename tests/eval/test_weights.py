@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from dmqbench.config.schema import INCEPTIONS, LPIPS_BACKBONES, METRICS, MetricsConfig
 from dmqbench.eval import weights
 from dmqbench.eval.protocol import MetricUnavailable
 from dmqbench.eval.weights import INCEPTION_SCRIPT, STAND_IN_MARKER, WEIGHT_FILES, Located, WeightFile, find, locate
-from dmqbench.schema import INCEPTIONS, LPIPS_BACKBONES, METRICS, MetricsConfig
 from dmqbench.store import downloads
 
 CONTENT = bytes(range(256)) * 8192

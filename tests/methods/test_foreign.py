@@ -7,9 +7,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dmqbench.config import ConfigError, compose, make_job
+from dmqbench.config.compose import compose
+from dmqbench.config.errors import ConfigError
+from dmqbench.config.ids import job_ids
+from dmqbench.config.job import make_job
+from dmqbench.config.model_facts import weights_hash
 from dmqbench.eval.protocol import entries_of
-from dmqbench.ids import job_ids, weights_hash
 from dmqbench.models.folders import CONFIG, EMBEDDED, WEIGHTS
 from dmqbench.run import run_job
 from dmqbench.store.artifacts import Store

@@ -8,7 +8,8 @@ from tiny import unet
 from torch import nn
 from workbench import MSE, workbench
 
-from dmqbench.config import compose, make_job
+from dmqbench.config.compose import compose
+from dmqbench.config.job import make_job
 from dmqbench.methods.base import UnitCheckpoint, run_stage
 from dmqbench.methods.outlier_allocation import OutlierAllocation
 from dmqbench.methods.ranges import ActivationRange, WeightRange, set_weight_range_

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from dmqbench import methods
-from dmqbench.config import CONF, compose, make_job
+from dmqbench.config.compose import CONF, compose
+from dmqbench.config.job import make_job
 from dmqbench.models.folders import EMBEDDED
 
 METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))

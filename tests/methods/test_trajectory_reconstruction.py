@@ -8,6 +8,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from workbench import ACTIVATION_RANGE, MSE, W3A6, sampler, set_min_max_ranges_, workbench
 
+from dmqbench.config.stage_limits import CHOICES
 from dmqbench.methods import trajectory_reconstruction
 from dmqbench.methods.base import CalibrationDiverged, UnitCheckpoint, run_stage
 from dmqbench.methods.ranges import ActivationRange, WeightRange
@@ -17,7 +18,6 @@ from dmqbench.models.rollout import rollout, rollout_from
 from dmqbench.quant.layers import freeze_, quant_layers, quantization
 from dmqbench.quant.spec import BitWidth, StepGroups
 from dmqbench.quant.state import activation_quantizers, calibration_state, load_calibration_state_
-from dmqbench.stage_limits import CHOICES
 
 SETTINGS = {
     "horizon": 2,

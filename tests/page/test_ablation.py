@@ -7,7 +7,8 @@ import pytest
 from handmade_findings import TRAJECTORY, FindingsBench
 from scipy import stats
 
-from dmqbench.config import compose, make_job
+from dmqbench.config.compose import compose
+from dmqbench.config.job import make_job
 from dmqbench.page.ablation import GRADIENTS, MAX_CURVES, Ablation, ablation, told_apart
 from dmqbench.page.findings import FindingsReader
 

@@ -16,7 +16,8 @@ from handmade_findings import FindingsBench, powers, scaling
 from PIL import Image
 from safetensors.numpy import save_file
 
-from dmqbench.config import compose, make_job
+from dmqbench.config.compose import compose
+from dmqbench.config.job import make_job
 from dmqbench.page import gallery
 from dmqbench.page.document import page
 from dmqbench.page.gallery import gallery_of

@@ -8,7 +8,8 @@ from handmade import diagnosis
 from handmade_findings import RUNG_METHODS, SCALING, FindingsBench
 from scipy import stats
 
-from dmqbench.config import compose, make_job
+from dmqbench.config.compose import compose
+from dmqbench.config.job import make_job
 from dmqbench.page.dose import RUNG_NAMES, RUNGS, dose_curve, halves, rung_of
 from dmqbench.page.findings import FindingsReader
 

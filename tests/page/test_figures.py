@@ -5,6 +5,7 @@ from handmade import Bench, diagnosis
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dmqbench.page.axes import plain
 from dmqbench.page.figures import (
     AXES,
     MAX_LINES,
@@ -12,7 +13,6 @@ from dmqbench.page.figures import (
     correlation_text,
     frontier,
     layers_of,
-    plain,
     proxy_scatter,
     steps_of,
     trade_off,

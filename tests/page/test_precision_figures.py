@@ -155,7 +155,8 @@ def test_bits_of_any_network_are_drawn(found):
 
 
 def test_a_job_of_mpq_dm_names_the_stages_that_are_looked_for():
-    from dmqbench.config import compose, make_job
+    from dmqbench.config.compose import compose
+    from dmqbench.config.job import make_job
 
     stages = [stage.name for stage in make_job(compose(["method=mpq_dm"])).method.stages]
     assert {ALLOCATION, TUNING} <= set(stages)

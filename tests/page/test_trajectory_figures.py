@@ -138,7 +138,8 @@ def test_names_of_strangers_are_drawn_letter_by_letter(bench):
 
 def test_a_job_of_accuquant_names_its_stage():
     """The stage's name in the store is the one that is looked for."""
-    from dmqbench.config import compose, make_job
+    from dmqbench.config.compose import compose
+    from dmqbench.config.job import make_job
 
     assert make_job(compose(["method=accuquant"])).method.stages[-1].name == TRAJECTORY
 

@@ -9,7 +9,8 @@ from loopback import KEY, serving, silence
 from PIL import Image
 from processes import in_fresh_process
 
-from dmqbench.config import compose, make_job
+from dmqbench.config.compose import compose
+from dmqbench.config.job import make_job
 from dmqbench.tracking.dashboards import Contents, contents_of, workspace_of
 from dmqbench.tracking.record import Record, curve
 

@@ -11,21 +11,13 @@ import pytest
 from PIL import Image
 from tiny import autoencoder, save_pipeline, unet
 
-from dmqbench.config import compose, make_job
+from dmqbench.config.compose import compose
+from dmqbench.config.ids import foreign_ids, images_id, job_ids
+from dmqbench.config.input_checks import ForeignError, check_foreign, foreign_entries, label_of, read_prompts
+from dmqbench.config.job import images_job, make_job
+from dmqbench.config.model_facts import image_shape, weights_hash
+from dmqbench.config.schema import EvaluateConfig, ModelConfig, full_precision
 from dmqbench.data.archives import ArchiveError
-from dmqbench.foreign import (
-    ForeignError,
-    check_foreign,
-    foreign_entries,
-    foreign_ids,
-    image_shape,
-    images_id,
-    images_job,
-    label_of,
-    read_prompts,
-)
-from dmqbench.ids import job_ids, weights_hash
-from dmqbench.schema import EvaluateConfig, ModelConfig, full_precision
 
 DIGITS = ModelConfig("digits", "embedded", sample_shape=(1, 16, 16), classes=10, datasets=("digits",))
 

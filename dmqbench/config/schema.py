@@ -3,12 +3,14 @@
 The same dataclasses are Hydra's schemas and what the code below ``run.py`` is given. Standard library only.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Optional
 
 from dmqbench.models.folders import SHIPPED, ModelSource
 from dmqbench.quant.plan import PrecisionPlan
+from dmqbench.quant.spec import COMMON_SCOPE, Scope
 from dmqbench.samplers.spec import SAMPLER_VERSION, SamplerSpec
 
 REQUIRED: Any = "???"
@@ -511,3 +513,15 @@ def without_calibration(job: Job, method: MethodConfig) -> Job:
     }
     nothing: dict[str, Any] = {"evaluate": EvaluateConfig(), "calibration": CalibrationConfig(), "plan": None}
     return replace(job, method=method, bits=bits, seed=0, engine=ENGINES[0], **nothing, config=config)
+
+
+def scope_of(job: Job) -> Scope:
+    """What the job quantizes beyond ordinary layers: the same for all methods, or what the method's paper does."""
+    return Scope(**job.method.paper_scope) if job.bits.scope == "paper" else COMMON_SCOPE
+
+
+OWN_IMAGES: Mapping[str, tuple[int, int, int]] = {"digits": (1, 16, 16)}
+"""Dataset → (C, H, W) of the images shipped for it."""
+
+OWN_IMAGES_VERSION = 1
+"""Raised when other images are shipped, or streams draw from other parts of them."""

@@ -5,11 +5,11 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from dmqbench.config_error import ConfigError
-from dmqbench.models.folders import locate, network_folder, tensor_shapes
+from dmqbench.config.errors import ConfigError
+from dmqbench.config.model_facts import layer_shapes
+from dmqbench.config.schema import GivenPlan, Job, scope_of
 from dmqbench.quant.plan import PrecisionPlan, uniform_plan
 from dmqbench.quant.spec import FULL_PRECISION, BitWidth
-from dmqbench.schema import GivenPlan, Job, ModelConfig
 from dmqbench.store.files import load_json, safe_name, short_hash
 
 KEY = "bits.plan"
@@ -97,20 +97,6 @@ def given_plan(job: Job) -> GivenPlan:
     return GivenPlan(plan_hash(plan), plan)
 
 
-def layer_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Shape of the weight of every module of the model's network, from the headers of its files; ModelError if none.
-
-    A model that is shipped as shapes alone is traced, which takes torch.
-    """
-    if model.shapes_only:
-        from dmqbench.models.sources import meta_topology
-
-        return {layer.name: layer.weight_shape for layer in meta_topology(model.checkpoint)[0].layers}
-    advice = model.checkpoint.advice
-    shapes = tensor_shapes(network_folder(locate(model.checkpoint), advice), advice)
-    return {name.removesuffix(".weight"): shape for name, shape in shapes.items() if name.endswith(".weight")}
-
-
 def _check_model(plan: PrecisionPlan, shapes: Mapping[str, tuple[int, ...]]) -> None:
     for layer in plan.layers:
         if layer.name not in shapes:
@@ -138,7 +124,6 @@ def check_layers(job: Job) -> None:
     if job.plan is None:
         return
     from dmqbench.models.sources import meta_topology
-    from dmqbench.pipeline import scope_of
 
     topology, _ = meta_topology(job.model.checkpoint)
     bits = BitWidth(job.bits.weight, job.bits.activation)

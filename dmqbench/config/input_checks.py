@@ -1,25 +1,102 @@
-"""Images that another program sampled: how they are checked, named and called in a result. Imports no torch."""
+"""What restoration and editing need of a configuration, and what of them enters ids. Imports no torch."""
 
 import os
 import re
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from dmqbench.data.archives import ArchiveError, ArchiveInfo, image_names, inspect, stored_hash
-from dmqbench.ids import VERSIONS, JobIds, job_ids, network_config
-from dmqbench.models.folders import CONFIG, decoder_folder, locate, read_config
-from dmqbench.schema import FOREIGN, TO_COME, UNKNOWN, EvaluateConfig, Job, ModelConfig, full_precision
-from dmqbench.store.files import short_hash
+from dmqbench.config.errors import ConfigError
+from dmqbench.config.model_facts import image_shape
+from dmqbench.config.schema import (
+    FOREIGN,
+    OWN_IMAGES,
+    TASK_KINDS,
+    TO_COME,
+    UNKNOWN,
+    EditConfig,
+    EvaluateConfig,
+    Job,
+    ModelConfig,
+    SamplerConfig,
+)
+from dmqbench.data.archives import LEAST_IMAGES, ArchiveError, ArchiveInfo, image_names, inspect
+from dmqbench.samplers.timesteps import require_strength
+
+
+def check_kind(kind: str, edit: EditConfig, sampler: SamplerConfig) -> None:
+    """Check the kind of a task, and that the sampler can be entered where editing enters it; ConfigError."""
+    if kind not in TASK_KINDS:
+        raise ConfigError("task_kind", kind, TASK_KINDS)
+    strength, default = edit.strength, EditConfig().strength
+    if kind != "edit":
+        if strength != default:
+            raise ConfigError("edit.strength", strength, [default], f"changes nothing with task_kind={kind}")
+        return
+    try:
+        require_strength(strength, sampler.name, sampler.skip_prk)
+    except ValueError as error:
+        nearest = "1" if strength > 0 else default
+        raise ConfigError("edit.strength", strength, problem=f"is not possible: {error}", nearest=nearest) from None
+
+
+def check_inputs(job: Job) -> None:
+    """Check that the job's model can do its kind of task, and that there are images to do it on.
+
+    Raises:
+        ConfigError: a value does not fit model, dataset or another value.
+    """
+    kind, model = job.task_kind, job.model
+    if kind == "restore" and model.condition is None:
+        problem = f"needs a model that reads an image, such as digits_sr, and {model.name} reads none"
+        raise ConfigError("task_kind", kind, ("generate", "edit"), problem)
+    if kind != "restore" and model.condition is not None:
+        raise ConfigError("task_kind", kind, ("restore",), f"does not fit model={model.name}, which restores images")
+    if not job.works_on_images:
+        if job.inputs.images is not None:
+            raise ConfigError("inputs.images", job.inputs.images, problem="is read by task_kind=restore and edit only")
+        return
+    if job.evaluate.samples is not None:
+        problem = "is not known of images made elsewhere: nobody says which images they were made from"
+        raise ConfigError("task_kind", kind, ("generate",), problem)
+    _check_images(job)
+
+
+def _check_images(job: Job) -> None:
+    """Images of the model's size must be there; only headers are read."""
+    path, needed = job.inputs.images, image_shape(job.model)
+    wanted = f"model={job.model.name} makes {_times(needed)} (C×H×W)"
+    if path is None:
+        shipped = OWN_IMAGES.get(job.dataset.name)
+        if shipped is None:
+            problem = f"must be given: no images of dataset={job.dataset.name} are shipped"
+            raise ConfigError("inputs.images", None, problem=problem)
+        if shipped != needed:
+            problem = f"must be given: images of dataset={job.dataset.name} are {_times(shipped)}, and {wanted}"
+            raise ConfigError("inputs.images", None, problem=problem)
+        return
+    try:
+        found = inspect(path)
+    except ArchiveError as error:
+        within = f"{error.path.name}: " if str(error.path) != str(path) else ""
+        raise ConfigError("inputs.images", path, problem=f"cannot be used: {within}{error.reason}") from None
+    if found.shape != needed:
+        raise ConfigError("inputs.images", path, problem=f"holds images of {_times(found.shape)}, and {wanted}")
+    if found.count < LEAST_IMAGES:
+        problem = f"holds {found.count} images; streams share none, so at least {LEAST_IMAGES} are needed"
+        raise ConfigError("inputs.images", path, problem=problem)
+
+
+def _times(shape: tuple[int, ...]) -> str:
+    return "×".join(map(str, shape))
+
 
 UNKNOWN_OF_SAMPLES = (*("scope", "engine", "seed", "sampler", "timesteps", "eta", "guidance", "clip", "chunk", "base"),)
 """Entries of a protocol that nobody knows of images made elsewhere."""
 
 COST_KEYS = ("parameters", "quantized_layers", "skip_layers", "full_precision_layers", "macs", "attention_macs", "bops")
-
 LARGEST_PROMPTS = 64 * 2**20
-
 _BITS = re.compile(r"w\d+a\d+")
 _LONGEST_NAME = 80
 
@@ -33,9 +110,6 @@ class ForeignError(ValueError):
 
     def __reduce__(self):
         return type(self), (self.key.removeprefix("evaluate."), self.value, self.problem)
-
-
-# ---- checking
 
 
 def check_foreign(evaluate: EvaluateConfig, model: ModelConfig, samples: int) -> None:
@@ -116,74 +190,8 @@ def read_prompts(path: str) -> tuple[str, ...]:
     return tuple(lines[:-1] if lines[-1] == "" else lines)
 
 
-def is_of_model(evaluate: EvaluateConfig, model: ModelConfig) -> bool:
-    """Whether the images can be of the model that the job names; with others, nothing of it applies."""
-    return evaluate.samples is not None and inspect(evaluate.samples).shape == image_shape(model)
-
-
-def image_shape(model: ModelConfig) -> tuple[int, int, int]:
-    """Return (C, H, W) of the images of ``model``: its sampler's state, or what its decoder makes of that."""
-    folder = decoder_folder(locate(model.checkpoint))
-    if folder is None:
-        channels, height, width = model.sample_shape or _state_shape(model)
-        return channels, height, width
-    decoder = read_config(folder / CONFIG)
-    scale = 2 ** (len(decoder["block_out_channels"]) - 1)
-    _, height, width = model.sample_shape or _state_shape(model)
-    return decoder["out_channels"], height * scale, width * scale
-
-
-def _state_shape(model: ModelConfig) -> tuple[int, int, int]:
-    config = network_config(model)
-    size = config["sample_size"]
-    height, width = size if isinstance(size, list) else (size, size)
-    return config["in_channels"], height, width
-
-
 def _times(shape: tuple[int, ...]) -> str:
     return "×".join(map(str, shape))
-
-
-# ---- naming
-
-
-def images_job(job: Job) -> Job:
-    """The same job on images made elsewhere, without what they do not depend on: method, bits, seed, engine.
-
-    What its configuration then says of method and bits is that of the full-precision samples it may have to draw.
-    """
-    base = full_precision(job)
-    return replace(base, evaluate=job.evaluate, config={**base.config, "evaluate": asdict(job.evaluate)})
-
-
-def foreign_ids(job: Job, weights: str) -> JobIds:
-    """Ids of a job with ``evaluate.samples``: by the pixels, what they are compared with, and what they are called.
-
-    Raises:
-        ArchiveError: the images cannot be read.
-    """
-    evaluate = job.evaluate
-    assert evaluate.samples is not None
-    own = job_ids(replace(full_precision(job), evaluate=EvaluateConfig()), weights)
-    samples = images_id(evaluate.samples)
-    result = short_hash(
-        {
-            "kind": "result",
-            "version": VERSIONS["result"],
-            "samples": samples,
-            "reference": own.samples if evaluate.fp_samples is None else images_id(evaluate.fp_samples),
-            "model": job.model.name,
-            "dataset": job.dataset.name,
-            "name": evaluate.name,
-            "bits": evaluate.bits,
-        }
-    )
-    return JobIds(own.trajectories, (), None, samples, result)
-
-
-def images_id(path: str | Path) -> str:
-    """Id of the samples artifact that holds the images of an archive or folder, whatever file they came in."""
-    return short_hash({"kind": "samples", "version": VERSIONS["samples"], "images": stored_hash(path)})
 
 
 def label_of(evaluate: EvaluateConfig) -> str:
@@ -192,9 +200,6 @@ def label_of(evaluate: EvaluateConfig) -> str:
         return evaluate.name
     path = Path(evaluate.samples or "").resolve()
     return path.name if path.is_dir() else path.stem
-
-
-# ---- what a result says
 
 
 def foreign_entries(name: str, bits: str | None, size_mib: float | None = None) -> dict[str, Any]:

@@ -6,10 +6,14 @@ from dataclasses import replace
 import pytest
 from safetensors import safe_open
 
-from dmqbench.config import ConfigError, compose, job_ids, make_job, weights_hash
+from dmqbench.config.compose import compose
+from dmqbench.config.errors import ConfigError
+from dmqbench.config.ids import job_ids
+from dmqbench.config.job import make_job
+from dmqbench.config.model_facts import weights_hash
+from dmqbench.config.precision_plans import check_layers, plan_hash, read_plan
 from dmqbench.models.folders import EMBEDDED, WEIGHTS, tensor_shapes
 from dmqbench.models.sources import meta_topology
-from dmqbench.precision_plans import check_layers, plan_hash, read_plan
 from dmqbench.quant.plan import LayerPlan, PrecisionPlan, uniform_plan
 from dmqbench.quant.spec import COMMON_SCOPE, BitWidth
 from dmqbench.store.files import save_json

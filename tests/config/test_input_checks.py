@@ -7,10 +7,12 @@ import pytest
 from handmade import Bench, measured
 from tiny import save_pipeline, unet
 
-from dmqbench.config import ConfigError, compose, job_ids, make_job
-from dmqbench.ids import inputs_id
+from dmqbench.config.compose import compose
+from dmqbench.config.errors import ConfigError
+from dmqbench.config.ids import inputs_id, job_ids
+from dmqbench.config.job import make_job
+from dmqbench.config.schema import full_precision
 from dmqbench.results import comparable_tables, why_apart
-from dmqbench.schema import full_precision
 
 WEIGHTS = "0" * 64
 EDIT = ("task_kind=edit",)

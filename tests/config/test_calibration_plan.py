@@ -10,18 +10,19 @@ import torch
 from diffusers import DDIMPipeline, DDIMScheduler
 from e2e.commands import SMALL
 from safetensors.torch import load_file
-from test_config import ids_of, job, refused
+from config.test_compose import ids_of, job, refused
 from tiny import unet
 
 from dmqbench.cli import main
-from dmqbench.config import compose, job_ids, make_job
+from dmqbench.config.compose import calibration_text, compose
+from dmqbench.config.ids import job_ids
+from dmqbench.config.job import make_job
 from dmqbench.costs import calibration_costs, largest
 from dmqbench.models.rollout import chunk_name, follow
 from dmqbench.pipeline import STATE, Workshop
 from dmqbench.quant.state import activation_quantizers
 from dmqbench.run import run_job, show_plan
 from dmqbench.store.artifacts import Store
-from dmqbench.variants import calibration_text
 
 STEP = ("bits.ranges=step", "calibration.steps=10")
 NEAREST = (*STEP, "calibration.match=nearest")

@@ -49,3 +49,15 @@ def closest(value: Any, allowed: Sequence[Any]) -> Any:
         return min(allowed, key=lambda number: abs(number - value))
     by_name = {str(name): name for name in allowed}
     return by_name[difflib.get_close_matches(str(value), by_name, n=1, cutoff=0.0)[0]]
+
+
+def require_one_of(
+    key: str, value: Any, allowed: Sequence[Any], to_come: Sequence[Any] = (), problem: str = "is not known"
+) -> None:
+    if value not in allowed:
+        raise ConfigError(key, value, allowed, "is not built yet" if value in to_come else problem)
+
+
+def require_at_least(key: str, value: float, least: float) -> None:
+    if not value >= least:
+        raise ConfigError(key, value, [f"{least} and more"], "is too small", nearest=least)

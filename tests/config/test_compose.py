@@ -12,9 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from dmqbench import config, ids, schema, validation
-from dmqbench.config import CONF, ConfigError, ModelError, compose, expand, job_ids, make_job
-from dmqbench.models.folders import EMBEDDED
+from dmqbench.config import schema
+from dmqbench.config.compose import CONF, compose, expand
+from dmqbench.config.errors import ConfigError
+from dmqbench.config.ids import JobIds, job_ids
+from dmqbench.config.job import cuda_expected, make_job
+from dmqbench.config.model_facts import timesteps
+from dmqbench.models.folders import EMBEDDED, ModelError
 from dmqbench.store.files import canonical_json, short_hash
 
 WEIGHTS = "0" * 64
@@ -33,7 +37,7 @@ def job(*overrides: str) -> schema.Job:
     return make_job(compose(overrides))
 
 
-def ids_of(*overrides: str) -> ids.JobIds:
+def ids_of(*overrides: str) -> JobIds:
     return job_ids(job(*overrides), WEIGHTS)
 
 
@@ -327,14 +331,14 @@ def test_every_yaml_names_its_schema(path):
 def test_a_typo_inside_a_users_yaml_is_refused(tmp_path, group, text, typo, nearest):
     (tmp_path / group).mkdir()
     (tmp_path / group / "mine.yaml").write_text(text)
-    error = str(refused(*config.search_path([str(tmp_path)]), f"{group}=mine"))
+    error = str(refused(*search_path([str(tmp_path)]), f"{group}=mine"))
     assert typo in error and f"nearest: {nearest}" in error
 
 
 def test_a_wrong_type_inside_a_users_yaml_is_refused(tmp_path):
     (tmp_path / "bits").mkdir()
     (tmp_path / "bits" / "mine.yaml").write_text("defaults: [base_bits, _self_]\nweight: four\nactivation: 8\n")
-    error = str(refused(*config.search_path([str(tmp_path)]), "bits=mine"))
+    error = str(refused(*search_path([str(tmp_path)]), "bits=mine"))
     assert "weight=four" in error
 
 
@@ -344,7 +348,7 @@ def test_a_users_own_yamls_are_options(tmp_path):
         "defaults: [rtn, /stage/weight_reconstruction@weight_reconstruction, _self_]\n"
         "name: mine\nstages: [weight_range, weight_reconstruction]\nweight_reconstruction:\n  warmup: 0.5\n"
     )
-    made = job(*config.search_path([str(tmp_path)]), "method=mine")
+    made = job(*search_path([str(tmp_path)]), "method=mine")
     assert [stage.name for stage in made.method.stages] == ["weight_range", "weight_reconstruction"]
     assert made.method.name == "mine"
     assert made.method.stages[1].settings["warmup"] == 0.5
@@ -352,7 +356,7 @@ def test_a_users_own_yamls_are_options(tmp_path):
 
 def test_a_config_dir_that_is_not_there_is_refused():
     with pytest.raises(ConfigError, match="nowhere"):
-        config.search_path(["nowhere"])
+        search_path(["nowhere"])
 
 
 # ---- ids
@@ -360,7 +364,7 @@ def test_a_config_dir_that_is_not_there_is_refused():
 
 def test_ids_are_what_they_were():
     """Whoever changes these raises a version, on purpose: results in users' stores are made again."""
-    assert ids_of("method=q_diffusion", "bits=w4a6", "trainer=cpu") == ids.JobIds(
+    assert ids_of("method=q_diffusion", "bits=w4a6", "trainer=cpu") == JobIds(
         trajectories="49ad26c3350cbce2",
         stages=(
             ("weight_range", "8cbfd319763357f6"),
@@ -480,16 +484,16 @@ def test_the_hash_of_weights_sees_every_byte_and_the_scheduler(tmp_path):
     weights = network / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(struct.pack("<Q", len(header)) + header + b"\0\0\0\0")
     model = schema.ModelConfig("mine", "local", str(tmp_path))
-    seen = {config.weights_hash(model)}
+    seen = {weights_hash(model)}
     (tmp_path / "training.json").write_text("{}")
-    assert config.weights_hash(model) in seen
+    assert weights_hash(model) in seen
     weights.write_bytes(weights.read_bytes()[:-1] + b"\1")
-    seen.add(config.weights_hash(model))
+    seen.add(weights_hash(model))
     (tmp_path / "scheduler").mkdir()
     (tmp_path / "scheduler" / "scheduler_config.json").write_text('{"num_train_timesteps": 10}')
-    seen.add(config.weights_hash(model))
+    seen.add(weights_hash(model))
     assert len(seen) == 3
-    assert ids.timesteps(dataclasses.replace(job().sampler, steps=2), model) == (5, 0)
+    assert timesteps(dataclasses.replace(job().sampler, steps=2), model) == (5, 0)
 
 
 # ---- many jobs, and cheapness
@@ -519,14 +523,14 @@ def test_no_cuda_is_expected_where_it_is_hidden_or_not_built(monkeypatch, visibl
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    monkeypatch.setattr(validation, "version", lambda name: built)
-    assert validation.cuda_expected() == expected
+    monkeypatch.setattr(job, "version", lambda name: built)
+    assert cuda_expected() == expected
 
 
 def test_composing_and_hashing_import_no_torch(tmp_path):
     code = (
         "import sys\n"
-        "from dmqbench.config import compose, job_ids, make_job, weights_hash\n"
+        "from dmqbench.config.compose import compose, job_ids, make_job, weights_hash\n"
         "job = make_job(compose(['method=q_diffusion']))\n"
         "job_ids(job, weights_hash(job.model))\n"
         "sys.exit(any(name in sys.modules for name in ('torch', 'diffusers', 'pytorch_lightning', 'wandb')))"

@@ -1,30 +1,28 @@
 """Ids of artifacts: 16 hexadecimal digits of a hash of what determines them. Computed without torch."""
 
-import hashlib
-import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from dmqbench.models.folders import (
-    CONFIG,
-    SCHEDULER_CONFIG,
-    ModelError,
-    decoder_folder,
-    locate,
-    network_folder,
-    read_config,
-    weight_files,
+from dmqbench.config.model_facts import timesteps
+from dmqbench.config.schema import (
+    DTYPE,
+    FURTHER_SCOPE,
+    OWN_IMAGES_VERSION,
+    EvaluateConfig,
+    Job,
+    ModelConfig,
+    SamplerConfig,
+    StageConfig,
+    full_precision,
 )
+from dmqbench.data.archives import stored_hash
 from dmqbench.models.foreign import foreign_hash
 from dmqbench.quant.spec import group_size
-from dmqbench.samplers.timesteps import plan_timesteps
-from dmqbench.schema import DTYPE, FURTHER_SCOPE, Job, ModelConfig, SamplerConfig, StageConfig
-from dmqbench.store.files import canonical_json, sha256_file, short_hash
+from dmqbench.store.files import short_hash
 
 VERSIONS = {"trajectories": 1, "quantized": 1, "samples": 1, "result": 1}
 """Raised when the numbers in an artifact of this kind change for a reason that no other version records."""
-
-_TRAIN_TIMESTEPS = 1000
 
 
 @dataclass(frozen=True)
@@ -38,55 +36,9 @@ class JobIds:
     result: str
 
 
-def weights_hash(model: ModelConfig) -> str:
-    """Sha256 over the configurations and safetensors of a model's folder, by their place in it.
-
-    Raises:
-        ModelError: the folder or a file in it is missing or not whole.
-    """
-    folder = locate(model.checkpoint)
-    network = network_folder(folder, model.checkpoint.advice)
-    parts = [part for part in (network, decoder_folder(folder)) if part is not None]
-    files = [
-        *(path for part in parts for path in (part / CONFIG, *weight_files(part, model.checkpoint.advice))),
-        *([folder / SCHEDULER_CONFIG] if (folder / SCHEDULER_CONFIG).is_file() else []),
-    ]
-    try:
-        listing = {os.path.relpath(path, folder): sha256_file(path) for path in files}
-    except OSError as error:
-        raise ModelError(f"{error.filename}: cannot be read ({error.strerror})") from None
-    return hashlib.sha256(canonical_json(listing).encode()).hexdigest()
-
-
-def network_config(model: ModelConfig) -> dict[str, Any]:
-    """The ``config.json`` of a model's denoiser; ModelError if there is none."""
-    return read_config(network_folder(locate(model.checkpoint), model.checkpoint.advice) / CONFIG)
-
-
-def timesteps(sampler: SamplerConfig, model: ModelConfig, strength: float = 1.0) -> tuple[int, ...]:
-    """Timestep of every network call, of the last share ``strength``; ValueError, one line, if there is none."""
-    return plan_timesteps(
-        sampler.name,
-        sampler.steps,
-        sampler.spacing,
-        sampler.steps_offset,
-        _train_timesteps(model),
-        sampler.skip_prk,
-        strength,
-    )
-
-
-def _train_timesteps(model: ModelConfig) -> int:
-    """What the model's scheduler says; a bare network has none, and a job on it is refused elsewhere."""
-    path = locate(model.checkpoint) / SCHEDULER_CONFIG
-    return read_config(path).get("num_train_timesteps", _TRAIN_TIMESTEPS) if path.is_file() else _TRAIN_TIMESTEPS
-
-
 def job_ids(job: Job, weights: str) -> JobIds:
     """Ids of a job on a model whose ``weights_hash`` is ``weights``."""
     if job.evaluate.samples is not None:
-        from dmqbench.foreign import foreign_ids  # which itself stands on this module
-
         return foreign_ids(job, weights)
     model = {
         "name": job.model.name,
@@ -132,8 +84,6 @@ def _sampler_facts(sampler: SamplerConfig, model: ModelConfig, strength: float) 
 
 def _task_facts(job: Job) -> dict[str, Any]:
     """What a job that works on images says of them."""
-    from dmqbench.task_kinds import task_facts  # which itself stands on this module
-
     return {"task": task_facts(job)} if job.works_on_images else {}
 
 
@@ -176,3 +126,44 @@ def _id(kind: str, **facts: Any) -> str:
 def perturbed_id(samples: str, perturbation: float) -> str:
     """Id of ``samples`` drawn from x_T · (1 + perturbation): the numerical floor of paired metrics."""
     return _id("samples", of=samples, perturbation=perturbation)
+
+
+def foreign_ids(job: Job, weights: str) -> JobIds:
+    """Ids of a job with ``evaluate.samples``: by the pixels, what they are compared with, and what they are called.
+
+    Raises:
+        ArchiveError: the images cannot be read.
+    """
+    evaluate = job.evaluate
+    assert evaluate.samples is not None
+    own = job_ids(replace(full_precision(job), evaluate=EvaluateConfig()), weights)
+    samples = images_id(evaluate.samples)
+    result = short_hash(
+        {
+            "kind": "result",
+            "version": VERSIONS["result"],
+            "samples": samples,
+            "reference": own.samples if evaluate.fp_samples is None else images_id(evaluate.fp_samples),
+            "model": job.model.name,
+            "dataset": job.dataset.name,
+            "name": evaluate.name,
+            "bits": evaluate.bits,
+        }
+    )
+    return JobIds(own.trajectories, (), None, samples, result)
+
+
+def images_id(path: str | Path) -> str:
+    """Id of the samples artifact that holds the images of an archive or folder, whatever file they came in."""
+    return short_hash({"kind": "samples", "version": VERSIONS["samples"], "images": stored_hash(path)})
+
+
+def task_facts(job: Job) -> dict[str, Any]:
+    """What of a job that restores or edits images enters ids: the kind, the images, and what is done to them."""
+    path, model = job.inputs.images, job.model
+    own = f"{job.dataset.name}/{OWN_IMAGES_VERSION}"
+    facts: dict[str, Any] = {"kind": job.task_kind, "images": own if path is None else stored_hash(path)}
+    if job.task_kind == "edit":
+        return facts | {"strength": job.strength}
+    degradation = {"kind": model.condition, "channels": model.condition_channels, "factor": model.condition_factor}
+    return facts | {"degradation": degradation}

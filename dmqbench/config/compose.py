@@ -5,7 +5,7 @@ A wrong configuration is a ``ConfigError``: one line with the key, the value and
 
 import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -20,49 +20,21 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, ListConfig, Node, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
-from dmqbench.config_error import ConfigError, closest
-from dmqbench.ids import JobIds, job_ids, weights_hash
-from dmqbench.models.folders import ModelError
-from dmqbench.schema import (
+from dmqbench.config.errors import ConfigError, closest
+from dmqbench.config.schema import (
     ABOUT_STAGE,
     GROUPS,
     METHOD_KEYS,
     OPTIONAL_METHOD_KEYS,
     STAGE_KEYS,
     TO_COME,
-    Job,
-    MethodConfig,
     RootConfig,
-    StageConfig,
-    full_precision,
 )
-from dmqbench.validation import make_job
-from dmqbench.variants import variant_text
-
-__all__ = [
-    "CONF",
-    "SWEEPS",
-    "ConfigError",
-    "Job",
-    "JobIds",
-    "MethodConfig",
-    "ModelError",
-    "StageConfig",
-    "closest",
-    "compose",
-    "expand",
-    "full_precision",
-    "job_ids",
-    "make_job",
-    "parse",
-    "search_path",
-    "weights_hash",
-]
 
 
 def shipped(name: str) -> Path:
     """A folder that lies beside the package in a checkout and inside it in a wheel."""
-    package = Path(__file__).parent
+    package = Path(__file__).parents[1]
     return package / name if (package / name).is_dir() else package.parent / name
 
 
@@ -396,3 +368,39 @@ def _refuse_resolvers(value: Any, key: str) -> None:
             _refuse_resolvers(part, key)
     elif isinstance(value, str) and _RESOLVER.search(value):
         raise ConfigError(key, value, problem=_CALLS_NOTHING)
+
+
+def variant_text(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    """What sets ``after`` apart from the YAML or preset ``before``, in a few words: part of a row's name in tables.
+
+    What changes no number is not named: settings of stages that are not listed, and those that enter no id.
+    """
+    usual, chosen = before[".stages"], after[".stages"]
+    words = ["faithful"] if after.get(".faithful") and not before.get(".faithful") else []
+    words += [f"no {stage}" for stage in usual if stage not in chosen]
+    words += [f"with {stage}" for stage in chosen if stage not in usual]
+    if not words and usual != chosen:
+        words.append("stages=" + ">".join(chosen))
+    for name, value in after.items():
+        _, stage, *key = name.split(".")
+        if (
+            before.get(name) == value
+            or stage not in chosen
+            or key[0] in (*ABOUT_STAGE, *after.get(f".{stage}.not_in_id", ()))
+        ):
+            continue
+        shared = sum(f".{other}.{'.'.join(key)}" in after for other in chosen) > 1
+        shown = str(value).lower() if isinstance(value, bool) else value  # as on the command line
+        words.append(f"{stage + '.' if shared else ''}{'.'.join(key)}={shown}")
+    return ", ".join(words)
+
+
+def calibration_text(calibration: Mapping[str, Any]) -> str:
+    """How the calibrated plan differs from that of sampling, in a few words; "" if it does not.
+
+    Of calls at other timesteps than the calibrated ones it is said how they are matched, unless by the nearest.
+    """
+    said = {key: value for key, value in calibration.items() if key != "match" and value is not None}
+    if "steps" in said and calibration.get("match") == "interpolate":
+        said["match"] = "interpolate"
+    return ", ".join(f"calibration.{key}={value}" for key, value in said.items())

@@ -1,0 +1,1 @@
+"""What was asked for: composed, checked and named, without torch."""

@@ -1,0 +1,111 @@
+"""Whether a model's YAML fits the files it names."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from dmqbench.config import schema
+from dmqbench.config.errors import ConfigError, require_one_of
+from dmqbench.config.model_facts import network_config
+from dmqbench.config.schema import CONDITIONS, ModelConfig
+from dmqbench.models.folders import SCHEDULER_CONFIG, ModelError, decoder_folder, locate
+from dmqbench.models.foreign import require_fit
+from dmqbench.store.files import safe_name
+
+
+def check_condition(model: ModelConfig, network: Mapping[str, Any]) -> None:
+    """Check what a model's YAML says of an image that its network reads; ``network`` is its ``config.json``.
+
+    Raises:
+        ConfigError: a value is missing or not allowed, or the network has other channels.
+    """
+    read, predicted = network.get("in_channels"), network.get("out_channels")
+    state = (read or 0) - (model.condition_channels or 0)
+    if predicted is not None and read is not None and predicted not in (state, 2 * state):
+        problem = f"does not fit: {model.name} reads {read} channels and predicts {predicted}"
+        if not model.condition_channels:
+            problem += "; one that reads an image beside its state needs model.condition"
+        raise ConfigError("model.condition_channels", model.condition_channels, problem=problem)
+    if model.condition is None:
+        for key in ("condition_channels", "condition_factor"):
+            if (value := getattr(model, key)) is not None:
+                raise ConfigError(f"model.{key}", value, [None], "changes nothing without model.condition")
+        return
+    if model.condition not in CONDITIONS:
+        raise ConfigError("model.condition", model.condition, CONDITIONS)
+    if model.condition_channels != state:
+        problem = "does not fit: the image to restore has as many channels as the state"
+        raise ConfigError("model.condition_channels", model.condition_channels, [(read or 0) // 2], problem)
+    factor, size = model.condition_factor, network["sample_size"]
+    sides = tuple(size) if isinstance(size, (list, tuple)) else (size,)
+    if factor is None or factor < 2 or any(side % factor for side in sides):
+        shown = "×".join(map(str, sides))
+        raise ConfigError("model.condition_factor", factor, problem=f"must be 2 or more and divide the size {shown}")
+    if decoder_folder(locate(model.checkpoint)) is not None:
+        raise ConfigError("model.condition", model.condition, [None], f"is for pixels, and {model.name} is latent")
+
+
+_NEEDED = {"embedded": (), "architecture": (), "local": ("path",), "hub": ("path", "revision")}
+
+
+def check_weights(task: str, model: ModelConfig) -> None:
+    if model.shapes_only and task not in schema.COUNTING_TASKS:
+        problem = f"needs weights, and those of {model.name} are not shipped; take another model"
+        raise ConfigError("task", task, schema.COUNTING_TASKS, problem, nearest="cost")
+
+
+def check_foreign_network(path: str | None, model: ModelConfig) -> None:
+    if path is None:
+        raise ConfigError("method.path", None, problem=f"must be given with method={schema.FOREIGN}")
+    try:
+        require_fit(path, network_config(model))
+    except ModelError as error:
+        raise ConfigError("method.path", path, problem=f"cannot be used: {error}") from None
+
+
+def checked_model(model: ModelConfig, guidances: Mapping[str, float | None]) -> ModelConfig:
+    """Fill in from the model's folder what its YAML leaves open; it must know what ``guidances``, by key, need."""
+    require_one_of("model.source", model.source, tuple(_NEEDED))
+    for key in ("path", "revision"):
+        if getattr(model, key) is None and key in _NEEDED[model.source]:
+            raise ConfigError(f"model.{key}", None, problem=f"must be given with model={model.name}")
+    try:
+        safe_name(model.name)
+    except ValueError as error:
+        raise ConfigError("model.name", model.name, problem=f"is not allowed: {error}") from None
+    config = network_config(model)
+    if model.shapes_only:
+        return replace(model, sample_shape=_sample_shape(model, config))
+    if config.get("_class_name") not in schema.RUNNABLE_NETWORKS:
+        runnable = ", ".join(schema.RUNNABLE_NETWORKS)
+        raise ConfigError("model.path", model.path, problem=f"holds a {config.get('_class_name')}; allowed: {runnable}")
+    if not (locate(model.checkpoint) / SCHEDULER_CONFIG).is_file():
+        raise ConfigError(
+            "model.path", model.path, problem=f"has no {SCHEDULER_CONFIG}, which states the noise schedule"
+        )
+    shape, entries = _sample_shape(model, config), config.get("num_class_embeds")
+    classes = model.classes if model.classes is not None else entries
+    if classes is not None and not 0 < classes <= (entries or 0):
+        raise ConfigError("model.classes", classes, problem=f"is not possible: the model knows {entries} labels")
+    model = replace(model, sample_shape=shape, classes=classes)
+    for key, guidance in guidances.items():
+        if guidance in (None, 1):
+            continue
+        if classes is not None and classes == entries:
+            raise ConfigError(key, guidance, [1.0], f"needs a null label, and {model.name} has none")
+        if not model.classes:
+            raise ConfigError(key, guidance, [1.0], f"needs a model with classes, and {model.name} has none")
+    return model
+
+
+def _sample_shape(model: ModelConfig, config: Mapping[str, Any]) -> tuple[Any, ...]:
+    """(C, H, W) of the sampler's state; C is None where the model's file does not say it."""
+    size = config.get("sample_size")
+    if size is None:
+        raise ConfigError("model.path", model.path, problem="holds a network whose config.json has no sample_size")
+    check_condition(model, config)
+    channels = None if config.get("in_channels") is None else config["in_channels"] - (model.condition_channels or 0)
+    shape = (channels, *(size if isinstance(size, (list, tuple)) else (size, size)))
+    if model.sample_shape and tuple(model.sample_shape) != shape:
+        raise ConfigError("model.sample_shape", list(model.sample_shape), problem=f"is {list(shape)} in this model")
+    return shape

@@ -1,0 +1,106 @@
+"""What the files of a model and of images say, read without torch."""
+
+import hashlib
+import os
+from typing import Any
+
+from dmqbench.config.schema import EvaluateConfig, ModelConfig, SamplerConfig
+from dmqbench.data.archives import inspect
+from dmqbench.models.folders import (
+    CONFIG,
+    SCHEDULER_CONFIG,
+    ModelError,
+    decoder_folder,
+    locate,
+    network_folder,
+    read_config,
+    tensor_shapes,
+    weight_files,
+)
+from dmqbench.samplers.timesteps import plan_timesteps
+from dmqbench.store.files import canonical_json, sha256_file
+
+
+def is_of_model(evaluate: EvaluateConfig, model: ModelConfig) -> bool:
+    """Whether the images can be of the model that the job names; with others, nothing of it applies."""
+    return evaluate.samples is not None and inspect(evaluate.samples).shape == image_shape(model)
+
+
+def image_shape(model: ModelConfig) -> tuple[int, int, int]:
+    """Return (C, H, W) of the images of ``model``: its sampler's state, or what its decoder makes of that."""
+    folder = decoder_folder(locate(model.checkpoint))
+    if folder is None:
+        channels, height, width = model.sample_shape or _state_shape(model)
+        return channels, height, width
+    decoder = read_config(folder / CONFIG)
+    scale = 2 ** (len(decoder["block_out_channels"]) - 1)
+    _, height, width = model.sample_shape or _state_shape(model)
+    return decoder["out_channels"], height * scale, width * scale
+
+
+def _state_shape(model: ModelConfig) -> tuple[int, int, int]:
+    config = network_config(model)
+    size = config["sample_size"]
+    height, width = size if isinstance(size, list) else (size, size)
+    return config["in_channels"], height, width
+
+
+_TRAIN_TIMESTEPS = 1000
+
+
+def weights_hash(model: ModelConfig) -> str:
+    """Sha256 over the configurations and safetensors of a model's folder, by their place in it.
+
+    Raises:
+        ModelError: the folder or a file in it is missing or not whole.
+    """
+    folder = locate(model.checkpoint)
+    network = network_folder(folder, model.checkpoint.advice)
+    parts = [part for part in (network, decoder_folder(folder)) if part is not None]
+    files = [
+        *(path for part in parts for path in (part / CONFIG, *weight_files(part, model.checkpoint.advice))),
+        *([folder / SCHEDULER_CONFIG] if (folder / SCHEDULER_CONFIG).is_file() else []),
+    ]
+    try:
+        listing = {os.path.relpath(path, folder): sha256_file(path) for path in files}
+    except OSError as error:
+        raise ModelError(f"{error.filename}: cannot be read ({error.strerror})") from None
+    return hashlib.sha256(canonical_json(listing).encode()).hexdigest()
+
+
+def network_config(model: ModelConfig) -> dict[str, Any]:
+    """The ``config.json`` of a model's denoiser; ModelError if there is none."""
+    return read_config(network_folder(locate(model.checkpoint), model.checkpoint.advice) / CONFIG)
+
+
+def timesteps(sampler: SamplerConfig, model: ModelConfig, strength: float = 1.0) -> tuple[int, ...]:
+    """Timestep of every network call, of the last share ``strength``; ValueError, one line, if there is none."""
+    return plan_timesteps(
+        sampler.name,
+        sampler.steps,
+        sampler.spacing,
+        sampler.steps_offset,
+        _train_timesteps(model),
+        sampler.skip_prk,
+        strength,
+    )
+
+
+def _train_timesteps(model: ModelConfig) -> int:
+    """What the model's scheduler says; a bare network has none, and a job on it is refused elsewhere."""
+    path = locate(model.checkpoint) / SCHEDULER_CONFIG
+    return read_config(path).get("num_train_timesteps", _TRAIN_TIMESTEPS) if path.is_file() else _TRAIN_TIMESTEPS
+
+
+def layer_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Shape of the weight of every module of the model's network, from the headers of its files; ModelError if none.
+
+    A model that is shipped as shapes alone is traced, which takes torch.
+    """
+    if model.shapes_only:
+        from dmqbench.models.sources import meta_topology
+
+        return {layer.name: layer.weight_shape for layer in meta_topology(model.checkpoint)[0].layers}
+    advice = model.checkpoint.advice
+    shapes = tensor_shapes(network_folder(locate(model.checkpoint), advice), advice)
+    return {name.removesuffix(".weight"): shape for name, shape in shapes.items() if name.endswith(".weight")}
