@@ -9,17 +9,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dmqbench.anatomy.diagnosis import diagnose
+from dmqbench.anatomy.feature_statistics import feature_statistics
+from dmqbench.anatomy.recorded import batches, spread_calls
+from dmqbench.anatomy.sensitivity import sensitivity
+from dmqbench.anatomy.statistics import InputStatistics, input_statistics, short, weight_statistics
+from dmqbench.anatomy.weight_rows import row_histograms, row_statistics
 from dmqbench.anatomy_plots import draw
 from dmqbench.config.ids import JobIds
 from dmqbench.config.schema import Job
 from dmqbench.costs import said_of_quantization
 from dmqbench.data.bank import TrajectoryBank
-from dmqbench.eval.anatomy_statistics import InputStatistics, input_statistics, short, weight_statistics
-from dmqbench.eval.diagnosis import diagnose
-from dmqbench.eval.feature_statistics import feature_statistics
-from dmqbench.eval.recorded import batches, spread_calls
-from dmqbench.eval.sensitivity import sensitivity
-from dmqbench.eval.weight_rows import row_histograms, row_statistics
 from dmqbench.models.adapter import Adapter
 from dmqbench.models.topology import LayerInfo, Topology
 from dmqbench.pipeline import OUTCOME, Workshop

@@ -10,6 +10,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from dmqbench.anatomy.diagnosis import diagnose
 from dmqbench.config.ids import inputs_id, job_ids, needs_match, perturbed_id
 from dmqbench.config.method_checks import WHOSE_PARAMETERS
 from dmqbench.config.model_facts import layer_shapes, timesteps, weights_hash
@@ -26,10 +27,9 @@ from dmqbench.config.schema import (
     full_precision,
 )
 from dmqbench.costs import calibration_costs, describe_cost, largest, said_of_quantization, show_cost
-from dmqbench.eval.diagnosis import diagnose
 from dmqbench.eval.evaluate import Evaluation, Evaluator, Floors, SampleSet
+from dmqbench.eval.feature_cache import feature_source, floor_source
 from dmqbench.eval.protocol import Protocol
-from dmqbench.feature_cache import feature_source, floor_source
 from dmqbench.models.rollout import chunk_count, chunk_name
 from dmqbench.picture import picture_of
 from dmqbench.pipeline import PLAN, STATE, Workshop, compute_in_float32

@@ -14,8 +14,8 @@ from dmqbench.config.model_facts import is_of_model
 from dmqbench.config.schema import UNKNOWN, Job, full_precision
 from dmqbench.data.archives import inspect, read_batches
 from dmqbench.eval.evaluate import Evaluation, Evaluator, SampleSet
+from dmqbench.eval.feature_cache import feature_source, floor_source
 from dmqbench.eval.protocol import Protocol
-from dmqbench.feature_cache import feature_source, floor_source
 from dmqbench.models.rollout import chunk_count, chunk_name
 from dmqbench.pipeline import Workshop
 from dmqbench.run import (

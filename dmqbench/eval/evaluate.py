@@ -9,11 +9,10 @@ from torch import Tensor
 
 from dmqbench.config.schema import STAND_IN, MetricsConfig
 from dmqbench.eval.clip import clip_metric
-from dmqbench.eval.estimate import Estimate
 from dmqbench.eval.extractors import extractor_for
 from dmqbench.eval.features import Extractor, Features
 from dmqbench.eval.paired import PairedMetric, PerImage, summarise
-from dmqbench.eval.protocol import Floor, Measurement, MetricUnavailable, Protocol, WeightsMissing
+from dmqbench.eval.protocol import Estimate, Floor, Measurement, MetricUnavailable, Protocol, WeightsMissing
 from dmqbench.eval.reference import Reference, load_reference
 from dmqbench.eval.registry import PAIRED_METRICS, SET_METRICS, Estimates, SetMetric, Side
 from dmqbench.eval.weights import is_stand_in

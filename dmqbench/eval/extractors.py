@@ -19,7 +19,7 @@ ADM_METRICS = ("sfid", "is", "precision", "recall")
 
 @cache
 def _digits(device: str) -> Extractor:
-    from dmqbench.zoo.digits import CLASSIFIER, digit_classifier
+    from dmqbench.eval.digit_classifier import CLASSIFIER, digit_classifier
 
     classifier = digit_classifier().to(device)
 

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from dmqbench.config.schema import UNKNOWN
+from dmqbench.eval.statistics import Interval
 
 _ALWAYS_SAID = ("seed", "sampler", "timesteps", "eta", "guidance", "chunk", "engine")
 """Entries that every value has, unless they are listed as unknown."""
@@ -256,3 +257,32 @@ def _as_list(interval: tuple[float, float] | None) -> list[float] | None:
 
 def _as_interval(pair: list[float] | None) -> tuple[float, float] | None:
     return None if pair is None else (pair[0], pair[1])
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The plug-in ``value`` at this ``n`` and the interval of its expectation at this n.
+
+    ``replicates`` are its values without each of the groups of consecutive samples (``statistics.group_edges``): with
+    those of another method on the same seeds they give the interval of the difference. ``extra`` holds further
+    numbers, such as "debiased".
+    """
+
+    value: float
+    ci95: Interval | None
+    n: int
+    replicates: tuple[float, ...] = ()
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def measurement(self, protocol: Protocol, higher_is_better: bool) -> Measurement:
+        """Return the record of this estimate under ``protocol``, which must speak of as many samples."""
+        if protocol.n != self.n:
+            raise ValueError(f"{protocol.metric}: {self.n} samples cannot carry a protocol of n={protocol.n}")
+        return Measurement(
+            value=self.value,
+            ci95=self.ci95,
+            n=self.n,
+            protocol=protocol.id,
+            higher_is_better=higher_is_better,
+            extra={**self.extra, **({"replicates": list(self.replicates)} if self.replicates else {})},
+        )

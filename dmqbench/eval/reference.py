@@ -16,8 +16,8 @@ from torch import Tensor
 from dmqbench.config.schema import INCEPTIONS, STAND_IN
 from dmqbench.data.archives import NAMES, arrays_in, read_images
 from dmqbench.data.images import to_uint8
-from dmqbench.eval.distribution import Gaussian
 from dmqbench.eval.features import Extractor, Features, Output
+from dmqbench.eval.frechet import Gaussian
 from dmqbench.eval.inception import ADM, INCEPTION, POOL_DIMENSION
 from dmqbench.eval.protocol import MetricUnavailable
 from dmqbench.eval.weights import digest

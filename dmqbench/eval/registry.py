@@ -7,15 +7,15 @@ from typing import Any, Literal
 from torch import Tensor
 
 from dmqbench.config.schema import METRICS, MetricsConfig
-from dmqbench.eval.distribution import Gaussian, frechet_estimate
-from dmqbench.eval.estimate import Estimate
 from dmqbench.eval.features import Output
+from dmqbench.eval.frechet import Gaussian, frechet_estimate
 from dmqbench.eval.inception import POOL_DIMENSION, SPATIAL_DIMENSION
 from dmqbench.eval.inception_score import LEAST, inception_score_estimate
-from dmqbench.eval.kernel import kid_estimate
+from dmqbench.eval.kid import kid_estimate
 from dmqbench.eval.lpips import lpips_metric
-from dmqbench.eval.manifold import precision_recall_estimates
 from dmqbench.eval.paired import MSE, PSNR, PSNR_TRUTH, SSIM, PairedMetric
+from dmqbench.eval.precision_recall import precision_recall_estimates
+from dmqbench.eval.protocol import Estimate
 
 Side = Tensor | Gaussian
 """One side of a comparison: features [N, d], or, of a dataset, their mean and covariance alone."""

@@ -4,10 +4,10 @@ import argparse
 from typing import TYPE_CHECKING
 
 import pytorch_lightning as pl
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from dmqbench.data.digits import load_split
-from dmqbench.zoo.classifier import DigitClassifier, load_classifier, recognised
+from dmqbench.eval.digit_classifier import CLASSIFIER, DigitClassifier, load_classifier, recognised
 from dmqbench.zoo.denoiser import WEIGHTS, UNetShape, save_denoiser, train_denoiser
 from dmqbench.zoo.training import ClassifierTraining, Optimizer, fit, save_curve
 
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from diffusers.models.unets.unet_2d import UNet2DModel
 
 MODEL = WEIGHTS / "digits"
-CLASSIFIER = WEIGHTS / "digits_classifier.safetensors"
 
 
 SHAPE = UNetShape(channels=(32, 48, 80), layers=2, attention=(False, True, True), groups=8)
@@ -73,11 +72,6 @@ def main() -> None:
         train_classifier(arguments.steps, arguments.seed)
     else:
         make_denoiser(arguments.steps, arguments.seed, arguments.batch)
-
-
-def digit_classifier() -> DigitClassifier:
-    """Return the shipped classifier."""
-    return load_classifier(load_file(CLASSIFIER))
 
 
 if __name__ == "__main__":

@@ -11,17 +11,16 @@ from pathlib import Path
 
 import torch
 
+from dmqbench.anatomy.disparity import measure_disparity, model_disparity
 from dmqbench.data.digits import CLASSES
 from dmqbench.data.images import to_signed
-from dmqbench.eval.disparity import measure_disparity, model_disparity
+from dmqbench.eval.digit_classifier import digit_classifier, recognised
 from dmqbench.models.adapter import Adapter, load_adapter
 from dmqbench.models.folders import ModelSource
 from dmqbench.models.rollout import follow, sample_chunk
 from dmqbench.samplers.plan import SamplerPlan, build_plan
 from dmqbench.samplers.spec import SamplerSpec
-from dmqbench.zoo.classifier import recognised
 from dmqbench.zoo.denoiser import WEIGHTS, UNetShape, save_denoiser, train_denoiser
-from dmqbench.zoo.digits import digit_classifier
 from dmqbench.zoo.training import Optimizer
 
 SHAPE = UNetShape(channels=(16, 24, 40), layers=1, attention=(False, False, False), groups=4, modulation=True)

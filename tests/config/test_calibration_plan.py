@@ -7,10 +7,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from config.test_compose import ids_of, job, refused
 from diffusers import DDIMPipeline, DDIMScheduler
 from e2e.commands import SMALL
 from safetensors.torch import load_file
-from config.test_compose import ids_of, job, refused
 from tiny import unet
 
 from dmqbench.cli import main

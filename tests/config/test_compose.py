@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from dmqbench.config import schema
-from dmqbench.config.compose import CONF, compose, expand
+from dmqbench.config.compose import CONF, compose, expand, search_path
 from dmqbench.config.errors import ConfigError
 from dmqbench.config.ids import JobIds, job_ids
 from dmqbench.config.job import cuda_expected, make_job
-from dmqbench.config.model_facts import timesteps
+from dmqbench.config.model_facts import timesteps, weights_hash
 from dmqbench.models.folders import EMBEDDED, ModelError
 from dmqbench.store.files import canonical_json, short_hash
 

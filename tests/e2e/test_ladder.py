@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 
-from dmqbench.eval.disparity import model_disparity
+from dmqbench.anatomy.disparity import model_disparity
 from dmqbench.zoo.ladder import RUNGS, layer_disparities, load_rung, recognised_share, rung_folder
 
 TRAJECTORIES = 16

@@ -7,14 +7,14 @@ import torch
 
 from dmqbench.data.digits import load_split
 from dmqbench.data.images import to_signed
+from dmqbench.eval.digit_classifier import CLASSIFIER, digit_classifier, recognised
 from dmqbench.models.adapter import load_adapter
 from dmqbench.models.folders import ModelSource
 from dmqbench.models.rollout import sample_chunk
 from dmqbench.samplers.plan import build_plan
 from dmqbench.samplers.spec import SamplerSpec
-from dmqbench.zoo.classifier import recognised
 from dmqbench.zoo.denoiser import UNetShape, save_denoiser, train_denoiser
-from dmqbench.zoo.digits import CLASSIFIER, MODEL, build_unet, digit_classifier
+from dmqbench.zoo.digits import MODEL, build_unet
 from dmqbench.zoo.training import Optimizer
 
 

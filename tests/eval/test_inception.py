@@ -177,7 +177,7 @@ def test_each_metric_has_its_network(settings, metric, inception, name, tool):
 
 def test_digits_features_are_those_of_the_shipped_classifier():
     from dmqbench.data.digits import load_digits
-    from dmqbench.zoo.digits import digit_classifier
+    from dmqbench.eval.digit_classifier import digit_classifier
 
     images = load_digits()[0][:5]
     pixels = ((images + 1) / 2 * 255).round().to(torch.uint8)

@@ -6,8 +6,8 @@ import torch
 from PIL import Image
 from standins import save_statistics
 
-from dmqbench.eval.distribution import Gaussian
 from dmqbench.eval.features import Extractor
+from dmqbench.eval.frechet import Gaussian
 from dmqbench.eval.protocol import MetricUnavailable
 from dmqbench.eval.reference import content_hash, load_reference
 

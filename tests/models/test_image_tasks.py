@@ -6,11 +6,11 @@ import torch
 from tiny import CLASSES, autoencoder, save_pipeline, unet, vq_autoencoder
 from workbench import SCHEDULE, adapter_of, sampler
 
+from dmqbench.anatomy.recorded import predict
 from dmqbench.data.degradation import super_resolution_condition
 from dmqbench.data.image_streams import ImageStreams
 from dmqbench.data.images import to_signed, to_uint8
 from dmqbench.data.noise import initial_noise
-from dmqbench.eval.recorded import predict
 from dmqbench.models.adapter import Adapter, load_adapter
 from dmqbench.models.conditioning import ClassConditioner, LatentDecoder, PixelDecoder, Unconditional
 from dmqbench.models.folders import ModelError, ModelSource

@@ -2,10 +2,10 @@
 
 import torch
 
-from dmqbench import feature_cache
+from dmqbench.eval import feature_cache
 from dmqbench.eval.evaluate import SampleSet
+from dmqbench.eval.feature_cache import feature_source
 from dmqbench.eval.features import Extractor, extract
-from dmqbench.feature_cache import feature_source
 from dmqbench.store.artifacts import Store
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import stats
 
-from dmqbench.eval.weight_rows import BINS, rounding_errors, row_histograms, row_statistics
+from dmqbench.anatomy.weight_rows import BINS, rounding_errors, row_histograms, row_statistics
 
 
 def random_weight(rows=24, seed=0, heavy=3):

@@ -10,8 +10,8 @@ from dataclasses import replace
 from math import inf
 from statistics import geometric_mean
 
+from dmqbench.anatomy.statistics import input_statistics
 from dmqbench.data.bank import Trajectories
-from dmqbench.eval.anatomy_statistics import input_statistics
 from dmqbench.models.adapter import Adapter
 from dmqbench.models.topology import LayerInfo, Topology
 from dmqbench.quant.layers import quantization

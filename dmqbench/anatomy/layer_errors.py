@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dmqbench.anatomy.recorded import batches, predict, spread_calls
 from dmqbench.data.bank import Trajectories
-from dmqbench.eval.recorded import batches, predict, spread_calls
 from dmqbench.models.adapter import Adapter
 from dmqbench.quant.layers import QuantLayer, quant_layers, quantization
 

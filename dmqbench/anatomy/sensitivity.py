@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dmqbench.anatomy.recorded import batches, spread_calls
 from dmqbench.data.bank import Trajectories
 from dmqbench.data.noise import Stream, generator
 from dmqbench.eval.paired import psnr
-from dmqbench.eval.recorded import batches, spread_calls
 from dmqbench.models.adapter import Adapter
 from dmqbench.models.rollout import rollout_from, step_on
 from dmqbench.samplers.plan import SamplerPlan, State

@@ -4,11 +4,14 @@ from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dmqbench.data.digits import CLASSES
+from dmqbench.models.folders import EMBEDDED
 
 FEATURES = 64
+CLASSIFIER = EMBEDDED / "digits_classifier.safetensors"
 
 
 class DigitClassifier(nn.Module):
@@ -46,3 +49,8 @@ def load_classifier(weights: Mapping[str, Tensor]) -> DigitClassifier:
 def recognised(classifier: DigitClassifier, images: Tensor, labels: Tensor) -> Tensor:
     """Return [N] booleans: is the image recognised as the digit it was asked to be?"""
     return classifier(images).argmax(1) == labels
+
+
+def digit_classifier() -> DigitClassifier:
+    """Return the shipped classifier."""
+    return load_classifier(load_file(CLASSIFIER))

@@ -7,9 +7,9 @@ from scipy import stats
 from tiny import dit, text_unet, unet
 from workbench import set_min_max_ranges_, workbench
 
+from dmqbench.anatomy.feature_statistics import code_counts, feature_statistics
+from dmqbench.anatomy.recorded import predict
 from dmqbench.engines import lower_
-from dmqbench.eval.feature_statistics import code_counts, feature_statistics
-from dmqbench.eval.recorded import predict
 from dmqbench.models.topology import feature_module
 from dmqbench.quant.layers import freeze_, quant_layers, quantization
 from dmqbench.quant.spec import BitWidth, StepGroups

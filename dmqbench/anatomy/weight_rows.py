@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dmqbench.eval.anatomy_statistics import Moments, short
+from dmqbench.anatomy.statistics import Moments, short
 from dmqbench.quant.functional import affine_parameters, fake_quantize
 from dmqbench.quant.observers import Observer
 

@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch_fidelity.metric_prc import prc_features_to_metric
 
-from dmqbench.eval import manifold
-from dmqbench.eval.manifold import precision_recall_estimates
+from dmqbench.eval import precision_recall
+from dmqbench.eval.precision_recall import precision_recall_estimates
 from dmqbench.eval.protocol import MetricUnavailable
 
 
@@ -37,7 +37,7 @@ def test_it_is_what_torch_fidelity_says():
 @pytest.mark.parametrize("d", [1, 4])
 def test_replicates_are_brute_forces(paired, d, monkeypatch):
     # Blocks of a few rows; one dimension has the neighbours of many points in one group.
-    monkeypatch.setattr(manifold, "_DISTANCES_AT_ONCE", 300)
+    monkeypatch.setattr(precision_recall, "_DISTANCES_AT_ONCE", 300)
     x, y = normal(64, d, 0).sort(dim=0).values * 1.3, normal(64 if paired else 70, d, 1)
     found = precision_recall_estimates(x, y, paired)
     assert (found.precision.value, found.recall.value) == (covered(x, y), covered(y, x))

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 from workbench import SCHEDULE, adapter_of, sampler, workbench
 
+from dmqbench.anatomy.sensitivity import sensitivity
 from dmqbench.data.bank import Trajectories
 from dmqbench.data.images import to_uint8
 from dmqbench.data.noise import initial_noise, step_noise
-from dmqbench.eval.sensitivity import sensitivity
 from dmqbench.models.adapter import Adapter
 from dmqbench.models.conditioning import PixelDecoder, Unconditional
 from dmqbench.models.rollout import follow

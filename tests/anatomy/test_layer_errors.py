@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from tiny import dit, text_unet, unet
 from workbench import BUILDERS, W3A6, adapter_of, set_min_max_ranges_, workbench
 
+from dmqbench.anatomy.layer_errors import LayerErrors, layer_errors
+from dmqbench.anatomy.recorded import batches, spread_calls
 from dmqbench.engines import lower_
-from dmqbench.eval.layer_errors import LayerErrors, layer_errors
-from dmqbench.eval.recorded import batches, spread_calls
 from dmqbench.methods.capture import capture_inputs
 from dmqbench.quant.functional import affine_parameters, fake_quantize
 from dmqbench.quant.layers import freeze_, quant_layers, set_quantization_

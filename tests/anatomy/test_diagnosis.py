@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 from torch import nn
 from workbench import SCHEDULE, W3A6, sampler, set_min_max_ranges_, workbench
 
+from dmqbench.anatomy.diagnosis import compare, diagnose, step_errors
 from dmqbench.config.schema import DIAGNOSIS
 from dmqbench.data.bank import Trajectories
 from dmqbench.data.noise import step_noise
 from dmqbench.engines import lower_
-from dmqbench.eval.diagnosis import compare, diagnose, step_errors
 from dmqbench.models.adapter import Adapter
 from dmqbench.models.conditioning import PixelDecoder, Unconditional
 from dmqbench.models.rollout import follow, sample_chunk

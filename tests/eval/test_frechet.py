@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy.stats import ortho_group
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 
-from dmqbench.eval.distribution import Gaussian, TooFewSamples, fit_gaussian, frechet_distance, frechet_estimate
+from dmqbench.eval.frechet import Gaussian, TooFewSamples, fit_gaussian, frechet_distance, frechet_estimate
 from dmqbench.eval.protocol import MetricUnavailable, Protocol
 from dmqbench.eval.statistics import Replicated, jackknife
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tiny import dit, unet
 from workbench import workbench
 
-from dmqbench.eval.disparity import measure_disparity, model_disparity, skip_layers
+from dmqbench.anatomy.disparity import measure_disparity, model_disparity, skip_layers
 from dmqbench.quant.layers import quant_layers, set_quantization_
 from dmqbench.quant.scaling import channel_disparity
 

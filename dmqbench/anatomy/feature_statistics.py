@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dmqbench.anatomy.recorded import batches, predict
+from dmqbench.anatomy.statistics import short
 from dmqbench.data.bank import Trajectories
-from dmqbench.eval.anatomy_statistics import short
-from dmqbench.eval.recorded import batches, predict
 from dmqbench.models.adapter import Adapter
 from dmqbench.models.topology import Topology, feature_module
 from dmqbench.quant.functional import quantize

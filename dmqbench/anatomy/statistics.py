@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dmqbench.anatomy.recorded import batches, predict
 from dmqbench.data.bank import Trajectories
-from dmqbench.eval.recorded import batches, predict
 from dmqbench.models.adapter import Adapter
 from dmqbench.models.topology import LayerInfo, Topology
 

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dmqbench.anatomy.layer_errors import LayerErrors, layer_errors, relative_error
+from dmqbench.anatomy.recorded import batches, predict
 from dmqbench.config.schema import DIAGNOSIS_VERSION
 from dmqbench.data.bank import Trajectories
 from dmqbench.data.noise import Stream
-from dmqbench.eval.layer_errors import LayerErrors, layer_errors, relative_error
-from dmqbench.eval.recorded import batches, predict
 from dmqbench.models.adapter import Adapter
 from dmqbench.models.rollout import follow
 from dmqbench.samplers.plan import SamplerPlan

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from torch_fidelity.metric_kid import kid_features_to_metric
 from torchmetrics.image.kid import poly_mmd
 
-from dmqbench.eval import kernel
-from dmqbench.eval.kernel import kid_estimate
+from dmqbench.eval import kid
+from dmqbench.eval.kid import kid_estimate
 from dmqbench.eval.protocol import MetricUnavailable
 from dmqbench.eval.statistics import Replicated, jackknife
 
@@ -82,7 +82,7 @@ def test_laws(seed, d):
 
 @pytest.mark.parametrize("paired", [True, False], ids=["paired", "fixed-reference"])
 def test_block_sums_give_exact_replicates(paired, monkeypatch):
-    monkeypatch.setattr(kernel, "_ROWS_AT_ONCE", 3)
+    monkeypatch.setattr(kid, "_ROWS_AT_ONCE", 3)
     x, y = normal(40, 4, 0), normal(40 if paired else 33, 4, 1)
     found = kid_estimate(x, y, paired)
     groups = len(found.replicates)

@@ -1,0 +1,1 @@
+"""Where the error of a quantized network comes from: its layers, rows, channels and steps."""
