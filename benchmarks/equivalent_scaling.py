@@ -13,11 +13,9 @@ from concurrent.futures import ProcessPoolExecutor
 import torch
 
 from benchmarks.common import Silent, live_peak
+from dmqbench.calibration.layer_views import LayerBatch
+from dmqbench.calibration.stage import Workbench
 from dmqbench.data.bank import TrajectoryBank
-from dmqbench.methods.base import Workbench
-from dmqbench.methods.equivalent_scaling import EquivalentScaling
-from dmqbench.methods.layer_views import LayerBatch
-from dmqbench.methods.scaling_findings import HeldOutFacts
 from dmqbench.models.adapter import load_adapter
 from dmqbench.models.folders import ModelSource
 from dmqbench.models.rollout import follow
@@ -26,6 +24,8 @@ from dmqbench.quant.plan import uniform_plan
 from dmqbench.quant.spec import BitWidth, Scope, StepGroups
 from dmqbench.samplers.plan import build_plan
 from dmqbench.samplers.spec import SamplerSpec
+from dmqbench.stages.equivalent_scaling import EquivalentScaling
+from dmqbench.stages.scale_learner import HeldOutFacts
 
 SETTINGS = {
     "iterations": 100,

@@ -11,10 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.common import Silent, interleaved_seconds, live_peak
+from dmqbench.calibration.stage import Workbench, run_stage
 from dmqbench.data.bank import TrajectoryBank
-from dmqbench.methods.base import Workbench, run_stage
-from dmqbench.methods.low_rank_tuning import LowRankTuning
-from dmqbench.methods.ranges import ActivationRange, WeightRange
 from dmqbench.models.adapter import load_adapter
 from dmqbench.models.folders import ModelSource
 from dmqbench.models.rollout import follow
@@ -25,6 +23,8 @@ from dmqbench.quant.relation import relation_divergence
 from dmqbench.quant.spec import BitWidth, Scope, StepGroups
 from dmqbench.samplers.plan import build_plan
 from dmqbench.samplers.spec import SamplerSpec
+from dmqbench.stages.low_rank_tuning import LowRankTuning
+from dmqbench.stages.ranges import ActivationRange, WeightRange
 
 ROWS, COLUMNS, PROMOTED = 512, (512, 3, 3), 51
 """Of the weight; a tenth of its rows has one bit more, a tenth one bit less."""

@@ -12,11 +12,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.common import Silent, interleaved_seconds
+from dmqbench.calibration.stage import Workbench, run_stage
 from dmqbench.data.bank import TrajectoryBank
-from dmqbench.methods.base import Workbench, run_stage
-from dmqbench.methods.ranges import ActivationRange, WeightRange
-from dmqbench.methods.trajectory_gradients import RULES
-from dmqbench.methods.trajectory_reconstruction import TrajectoryReconstruction
 from dmqbench.models.adapter import load_adapter
 from dmqbench.models.folders import ModelSource
 from dmqbench.models.rollout import follow, rollout
@@ -25,6 +22,9 @@ from dmqbench.quant.plan import uniform_plan
 from dmqbench.quant.spec import BitWidth, Scope, StepGroups
 from dmqbench.samplers.plan import build_plan
 from dmqbench.samplers.spec import SamplerSpec
+from dmqbench.stages.ranges import ActivationRange, WeightRange
+from dmqbench.stages.trajectory_gradients import RULES
+from dmqbench.stages.trajectory_reconstruction import TrajectoryReconstruction
 
 CALLS = 20
 BATCH, MEMORY_BATCH = 8, 2

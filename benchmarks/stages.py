@@ -10,10 +10,8 @@ from pathlib import Path
 import torch
 
 from benchmarks.common import Silent
+from dmqbench.calibration.stage import UnitCheckpoint, Workbench, run_stage
 from dmqbench.data.bank import TrajectoryBank
-from dmqbench.methods.base import UnitCheckpoint, Workbench, run_stage
-from dmqbench.methods.ranges import WeightRange
-from dmqbench.methods.reconstruction import WeightReconstruction
 from dmqbench.models.adapter import load_adapter
 from dmqbench.models.folders import ModelSource
 from dmqbench.models.rollout import follow
@@ -22,6 +20,8 @@ from dmqbench.quant.plan import uniform_plan
 from dmqbench.quant.spec import BitWidth, Scope, StepGroups
 from dmqbench.samplers.plan import build_plan
 from dmqbench.samplers.spec import SamplerSpec
+from dmqbench.stages.ranges import WeightRange
+from dmqbench.stages.reconstruction import WeightReconstruction
 
 ITERATIONS = 60
 SETTINGS = {

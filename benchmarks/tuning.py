@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.common import Silent
+from dmqbench.calibration.stage import Workbench, run_stage
 from dmqbench.data.bank import TrajectoryBank
 from dmqbench.engines import lower_
 from dmqbench.eval.paired import psnr
-from dmqbench.methods.base import Workbench, run_stage
 from dmqbench.methods.q_diffusion import STAGES
 from dmqbench.models.adapter import Adapter, load_adapter
 from dmqbench.models.folders import ModelSource

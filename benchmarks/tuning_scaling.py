@@ -11,8 +11,8 @@ import math
 import torch
 
 from benchmarks.equivalent_scaling import SETTINGS, workbench
-from dmqbench.methods.base import run_stage
-from dmqbench.methods.equivalent_scaling import EquivalentScaling
+from dmqbench.calibration.stage import run_stage
+from dmqbench.stages.equivalent_scaling import EquivalentScaling
 
 POINTS = ((100, 1.0), (100, 3.0), (100, 6.0), (50, 3.0))
 """(iterations, travel)."""

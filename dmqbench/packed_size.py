@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 from torch import nn
 
+from dmqbench.calibration.stage import StageFactory
 from dmqbench.config.model_facts import network_config, timesteps
 from dmqbench.config.schema import Job
-from dmqbench.methods.base import StageFactory
 from dmqbench.models.attention import set_explicit_attention_
 from dmqbench.models.quantized_file import file_length, frozen_state, packed, shapes_in
 from dmqbench.models.sources import meta_model

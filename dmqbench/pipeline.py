@@ -11,6 +11,7 @@ from importlib import import_module
 import torch
 from safetensors.torch import load_file, save
 
+from dmqbench.calibration.stage import StageFactory, UnitCheckpoint, UnitProgress, Workbench, run_stage
 from dmqbench.config.ids import inputs_id, job_ids
 from dmqbench.config.model_facts import weights_hash
 from dmqbench.config.schema import FINDINGS, Job, SamplerConfig, StageConfig, scope_of
@@ -19,7 +20,6 @@ from dmqbench.data.image_streams import OWN_STREAMS, ImageStreams, file_streams
 from dmqbench.data.noise import Stream
 from dmqbench.engines import lower_
 from dmqbench.eval.evaluate import SampleSet
-from dmqbench.methods.base import StageFactory, UnitCheckpoint, Workbench, run_stage
 from dmqbench.models.adapter import Adapter, load_adapter
 from dmqbench.models.attention import attach_attention_quantizers_
 from dmqbench.models.foreign import load_foreign_adapter
@@ -49,7 +49,7 @@ from dmqbench.samplers.plan import SamplerPlan, build_plan
 from dmqbench.store.artifacts import Artifact, Store
 from dmqbench.store.files import load_json, save_atomic, save_json
 from dmqbench.tracking.environment import PeakMemory, memory_facts
-from dmqbench.tracking.progress import Meter, UnitProgress
+from dmqbench.tracking.progress import Meter
 from dmqbench.tracking.record import Record
 
 STATE = "state.safetensors"

@@ -19,9 +19,9 @@ from dmqbench import anatomy, low_bit_plots
 from dmqbench.anatomy import anatomy_id, make_anatomy
 from dmqbench.anatomy.statistics import Moments, input_statistics, short, weight_statistics
 from dmqbench.anatomy_plots import PICTURES, draw
+from dmqbench.calibration.capture import capture_inputs
 from dmqbench.cli import parse_arguments
 from dmqbench.config.ids import JobIds
-from dmqbench.methods.capture import capture_inputs
 from dmqbench.planning import plan
 
 NAMES = ("mean", "std", "kurtosis", "low", "high", "absmax")

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 from workbench import W3A6, sampler, set_min_max_ranges_, workbench
 
-from dmqbench.methods.base import run_stage
-from dmqbench.methods.low_rank_tuning import LowRankTuning
-from dmqbench.methods.ranges import ActivationRange, WeightRange
+from dmqbench.calibration.stage import run_stage
 from dmqbench.quant.layers import quant_layers, quantization
 from dmqbench.quant.spec import StepGroups
+from dmqbench.stages.low_rank_tuning import LowRankTuning
+from dmqbench.stages.ranges import ActivationRange, WeightRange
 
 MIN_MAX: dict[str, Any] = {"observer": "min_max", "candidates": 1, "exponent": 2.0}
 ACTIVATION_RANGE: dict[str, Any] = {"samples": 8, "batch": 8, "values_per_row": 1000}

@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from tiny import CLASSES, TOKENS, dit, text_unet, unet
 
+from dmqbench.calibration.stage import Workbench
 from dmqbench.data.bank import TrajectoryBank
-from dmqbench.methods.base import Workbench
 from dmqbench.models.adapter import Adapter
 from dmqbench.models.conditioning import ClassConditioner, PixelDecoder, TextConditioner
 from dmqbench.models.rollout import follow

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from dmqbench.config.schema import EMBEDDED_METRICS, MetricsConfig
 from dmqbench.data.images import to_signed
+from dmqbench.eval.digit_classifier import CLASSIFIER, digit_classifier
 from dmqbench.eval.features import Extractor, Features
 from dmqbench.eval.inception import ADM, inception_extractor
 from dmqbench.eval.protocol import MetricUnavailable
@@ -19,8 +20,6 @@ ADM_METRICS = ("sfid", "is", "precision", "recall")
 
 @cache
 def _digits(device: str) -> Extractor:
-    from dmqbench.eval.digit_classifier import CLASSIFIER, digit_classifier
-
     classifier = digit_classifier().to(device)
 
     def network(images: Tensor) -> Features:

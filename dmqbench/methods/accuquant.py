@@ -6,8 +6,8 @@ between the steps. Decided here: the skipped Jacobians are taken as the identity
 starts from block reconstruction; which parameters are trained, M, and all rates.
 """
 
-from dmqbench.methods.ranges import ActivationRange, WeightRange
-from dmqbench.methods.reconstruction import WeightReconstruction
-from dmqbench.methods.trajectory_reconstruction import TrajectoryReconstruction
+from dmqbench.stages.ranges import ActivationRange, WeightRange
+from dmqbench.stages.reconstruction import WeightReconstruction
+from dmqbench.stages.trajectory_reconstruction import TrajectoryReconstruction
 
 STAGES = {stage.name: stage for stage in (WeightRange, WeightReconstruction, ActivationRange, TrajectoryReconstruction)}

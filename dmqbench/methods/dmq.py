@@ -9,12 +9,12 @@ not averaged. The slopes of ``linear`` and ``quadratic`` weighting are not state
 In a diffusers network ``layers: all`` has no attention projections, which are linear layers there.
 """
 
-from dmqbench.methods.activation_ema import ActivationEma
-from dmqbench.methods.base import StageFactory
-from dmqbench.methods.equivalent_scaling import EquivalentScaling
-from dmqbench.methods.power_of_two import PowerOfTwoScaling
-from dmqbench.methods.ranges import ActivationRange, WeightRange
-from dmqbench.methods.reconstruction import ActivationReconstruction, WeightReconstruction
+from dmqbench.calibration.stage import StageFactory
+from dmqbench.stages.activation_ema import ActivationEma
+from dmqbench.stages.equivalent_scaling import EquivalentScaling
+from dmqbench.stages.power_of_two_scaling import PowerOfTwoScaling
+from dmqbench.stages.ranges import ActivationRange, WeightRange
+from dmqbench.stages.reconstruction import ActivationReconstruction, WeightReconstruction
 
 STAGES: dict[str, StageFactory] = {
     "equivalent_scaling": EquivalentScaling,

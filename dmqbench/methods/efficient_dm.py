@@ -1,8 +1,8 @@
 """EfficientDM (He et al., ICLR 2024): quantization-aware fine-tuning of low-rank adapters, without data."""
 
-from dmqbench.methods.base import StageFactory
-from dmqbench.methods.low_rank_tuning import LowRankTuning
-from dmqbench.methods.ranges import ActivationRange, WeightRange
+from dmqbench.calibration.stage import StageFactory
+from dmqbench.stages.low_rank_tuning import LowRankTuning
+from dmqbench.stages.ranges import ActivationRange, WeightRange
 
 STAGES: dict[str, StageFactory] = {
     "weight_range": WeightRange,

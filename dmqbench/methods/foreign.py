@@ -2,6 +2,6 @@
 others are, and compared with the full-precision model.
 """
 
-from dmqbench.methods.base import StageFactory
+from dmqbench.calibration.stage import StageFactory
 
 STAGES: dict[str, StageFactory] = {}

@@ -1,5 +1,5 @@
 """Full precision: no stages. Its samples are what paired metrics compare with."""
 
-from dmqbench.methods.base import StageFactory
+from dmqbench.calibration.stage import StageFactory
 
 STAGES: dict[str, StageFactory] = {}

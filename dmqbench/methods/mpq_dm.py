@@ -1,9 +1,9 @@
 """MPQ-DM (Feng et al., AAAI 2025): outlier-driven mixed quantization, ranges per step, and low-rank tuning."""
 
-from dmqbench.methods.base import StageFactory
-from dmqbench.methods.low_rank_tuning import LowRankTuning
-from dmqbench.methods.outlier_allocation import OutlierAllocation
-from dmqbench.methods.ranges import ActivationRange, WeightRange
+from dmqbench.calibration.stage import StageFactory
+from dmqbench.stages.low_rank_tuning import LowRankTuning
+from dmqbench.stages.outlier_allocation import OutlierAllocation
+from dmqbench.stages.ranges import ActivationRange, WeightRange
 
 STAGES: dict[str, StageFactory] = {
     "outlier_allocation": OutlierAllocation,

@@ -2,9 +2,9 @@
 reconstruction with AdaRound on the quantized prefix, then learned activation steps.
 """
 
-from dmqbench.methods.base import StageFactory
-from dmqbench.methods.ranges import ActivationRange, WeightRange
-from dmqbench.methods.reconstruction import ActivationReconstruction, WeightReconstruction
+from dmqbench.calibration.stage import StageFactory
+from dmqbench.stages.ranges import ActivationRange, WeightRange
+from dmqbench.stages.reconstruction import ActivationReconstruction, WeightReconstruction
 
 STAGES: dict[str, StageFactory] = {
     "weight_range": WeightRange,

@@ -3,7 +3,6 @@
 import sys
 import time
 
-import pytorch_lightning as pl
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
@@ -47,14 +46,3 @@ class Meter:
         self.done += 1
         if self.bar is not None and self.task is not None:
             self.bar.update(self.task, completed=self.done, note=note)
-
-
-class UnitProgress(pl.Callback):
-    """Moves a meter on after every unit of a stage."""
-
-    def __init__(self, shown: Meter) -> None:
-        self.shown = shown
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        loss = trainer.callback_metrics.get("loss")
-        self.shown.advance(f"{module.unit}" + ("" if loss is None else f"  loss {float(loss):.3g}"))

@@ -11,8 +11,8 @@ from workbench import BUILDERS, W3A6, adapter_of, set_min_max_ranges_, workbench
 
 from dmqbench.anatomy.layer_errors import LayerErrors, layer_errors
 from dmqbench.anatomy.recorded import batches, spread_calls
+from dmqbench.calibration.capture import capture_inputs
 from dmqbench.engines import lower_
-from dmqbench.methods.capture import capture_inputs
 from dmqbench.quant.functional import affine_parameters, fake_quantize
 from dmqbench.quant.layers import freeze_, quant_layers, set_quantization_
 from dmqbench.quant.spec import BitWidth, StepGroups

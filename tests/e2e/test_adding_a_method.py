@@ -12,8 +12,8 @@ from dmqbench.run import run_job
 METHOD = '''
 import torch
 
-from dmqbench.methods.base import Stage, StageFactory
-from dmqbench.methods.ranges import ActivationRange, WeightRange
+from dmqbench.calibration.stage import Stage, StageFactory
+from dmqbench.stages.ranges import ActivationRange, WeightRange
 from dmqbench.quant.layers import quant_layers
 
 

@@ -5,16 +5,16 @@ import torch
 from tiny import dit, text_unet
 from workbench import Log, adapter_of, sampler
 
+from dmqbench.calibration.stage import UnitCheckpoint, Workbench, run_stage
 from dmqbench.data.bank import TrajectoryBank
 from dmqbench.engines import lower_
-from dmqbench.methods.base import UnitCheckpoint, Workbench, run_stage
-from dmqbench.methods.ranges import ActivationRange, WeightRange
 from dmqbench.models.attention import ExplicitAttention, attach_attention_quantizers_, attention_modules
 from dmqbench.models.rollout import follow
 from dmqbench.quant.layers import freeze_, quant_layers, quantization, quantize_layers_
 from dmqbench.quant.plan import uniform_plan
 from dmqbench.quant.spec import BitWidth, Scope, StepGroups
 from dmqbench.quant.state import activation_quantizers, calibration_state
+from dmqbench.stages.ranges import ActivationRange, WeightRange
 
 GUIDANCE, TRAJECTORIES = 2.0, 6
 SCOPE = Scope(attention=True)

@@ -1,0 +1,138 @@
+"""Recording what flows into and out of modules while the network runs on bank points."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+
+from dmqbench.data.bank import Trajectories
+from dmqbench.models.adapter import Adapter
+
+
+class _Reached(Exception):
+    """The module of interest was reached: the rest of the forward pass is not needed."""
+
+
+@dataclass(frozen=True)
+class ModuleInputs:
+    """Inputs of one module for many samples: (args, kwargs) whose tensors are batched, and each sample's step."""
+
+    arguments: Any
+    step: Tensor
+
+    def __len__(self) -> int:
+        return len(self.step)
+
+    def select(self, index: Tensor) -> tuple[tuple[Any, ...], dict[str, Any], Tensor]:
+        """Return (args, kwargs, step) of the samples ``index``."""
+        total = len(self)
+
+        def pick(leaf: Any) -> Any:
+            return leaf[index] if isinstance(leaf, Tensor) and leaf.ndim > 0 and len(leaf) == total else leaf
+
+        args, kwargs = tree_map(pick, self.arguments)
+        return args, kwargs, self.step[index]
+
+
+def first_tensor(output: Any) -> Tensor:
+    """The feature that a block puts out, whatever it wraps it in."""
+    return next(leaf for leaf in tree_flatten(output)[0] if isinstance(leaf, Tensor))
+
+
+def _join(parts: Sequence[Any], sizes: Sequence[int]) -> Any:
+    """Concatenate trees leaf by leaf; leaves that are not batched are taken from the first."""
+    flat = [tree_flatten(part) for part in parts]
+    leaves = []
+    for column in zip(*(leaves for leaves, _ in flat), strict=True):
+        batched = all(
+            isinstance(leaf, Tensor) and leaf.ndim > 0 and len(leaf) == size
+            for leaf, size in zip(column, sizes, strict=True)
+        )
+        leaves.append(torch.cat(column) if batched else column[0])
+    return tree_unflatten(leaves, flat[0][1])
+
+
+def run_points(
+    adapter: Adapter, trajectories: Trajectories, points: Tensor, batch: int, guidance: float
+) -> Iterator[int]:
+    """Run the network on bank points, batch by batch; hooks see the activations. Yields the size of each batch."""
+    device = next(adapter.network.parameters()).device
+    for part in points.split(batch):
+        inputs = trajectories.at(part)
+        cond = {name: value.to(device) for name, value in inputs.cond.items()}
+        with suppress(_Reached):
+            adapter.denoise(
+                inputs.x.to(device), inputs.timestep.to(device), cond, inputs.step.to(device), guidance=guidance
+            )
+        yield len(part)
+
+
+@contextmanager
+def _hooks(handles: Sequence[Any]) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@torch.no_grad()
+def capture_inputs(
+    adapter: Adapter, module: nn.Module, trajectories: Trajectories, points: Tensor, batch: int, guidance: float
+) -> ModuleInputs:
+    """Return the module's inputs on ``points``; each forward pass ends where the module would start."""
+    parts: list[Any] = []
+    steps: list[Tensor] = []
+
+    def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        parts.append((args, kwargs))
+        steps.append(adapter.context.step)
+        raise _Reached
+
+    with _hooks([module.register_forward_pre_hook(keep, with_kwargs=True)]):
+        for _ in run_points(adapter, trajectories, points, batch, guidance):
+            pass
+    return ModuleInputs(_join(parts, [len(step) for step in steps]), torch.cat(steps))
+
+
+@torch.no_grad()
+def capture_outputs(
+    adapter: Adapter,
+    modules: dict[str, nn.Module],
+    trajectories: Trajectories,
+    points: Tensor,
+    batch: int,
+    guidance: float,
+) -> dict[str, Tensor]:
+    """Return the first output tensor of every module on ``points``, all from one pass."""
+    found: dict[str, list[Tensor]] = {name: [] for name in modules}
+
+    def keeper(name: str) -> Callable[..., None]:
+        return lambda _module, _args, output: found[name].append(first_tensor(output))
+
+    with _hooks([module.register_forward_hook(keeper(name)) for name, module in modules.items()]):
+        for _ in run_points(adapter, trajectories, points, batch, guidance):
+            pass
+    return {name: torch.cat(tensors) for name, tensors in found.items()}
+
+
+def memory_groups(sizes: dict[str, int], budget: int) -> list[list[str]]:
+    """Cut names into consecutive groups whose sizes (bytes) add up to at most ``budget``; a group has at least one."""
+    groups: list[list[str]] = []
+    used = 0
+    for name, size in sizes.items():
+        if not groups or used + size > budget:
+            groups.append([])
+            used = 0
+        groups[-1].append(name)
+        used += size
+    return groups
+
+
+def without_points(row: int) -> ValueError:
+    """The error of a row of steps that no bank point is at."""
+    return ValueError(f"no calibration point is at the steps of row {row}; raise budget.samples")

@@ -1,0 +1,352 @@
+"""Stages: calibration as a Lightning training loop over units, resumable to the same bits.
+
+A method is an ordered list of stages. A stage works through its units (a block, a layer, a slice of iterations), one
+Lightning epoch per unit and one ``fit`` per stage. What a stage leaves behind is the calibration state of the network,
+nothing else.
+"""
+
+import hashlib
+import json
+import logging
+import time
+import warnings
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Checkpoint
+from safetensors import safe_open
+from safetensors.torch import load, save
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset
+
+from dmqbench.data.bank import TrajectoryBank
+from dmqbench.models.adapter import Adapter
+from dmqbench.models.topology import Topology
+from dmqbench.quant.spec import StepGroups
+from dmqbench.quant.state import calibration_state, load_calibration_state_
+from dmqbench.samplers.plan import SamplerPlan
+from dmqbench.store.files import save_atomic
+from dmqbench.tracking.environment import memory_facts
+from dmqbench.tracking.progress import Meter
+from dmqbench.tracking.record import curve
+
+DIGEST = "sha256"
+
+PROGRESS = "progress:"
+"""How tensors of a checkpoint begin that are no calibration state."""
+
+MIB = 2**20
+
+HELD_OUT_POINTS = 64
+"""Validation points on which a stage measures what it won."""
+
+CURVE_POINTS = 50
+"""Losses of a unit that are recorded, evenly spread, the first and the last among them."""
+
+SECONDS_PER_STEP = 0.5
+"""Inner iterations run until this has passed, so that Lightning's own cost is small and a signal is still heard."""
+
+
+class CalibrationDiverged(RuntimeError):
+    """A loss became infinite or undefined; the state of the last finished unit is kept."""
+
+
+class Record(Protocol):
+    """Where a stage reports; the job's JSONL record."""
+
+    def log(self, event: str, **values: Any) -> None: ...
+
+
+def curve_iterations(total: int) -> frozenset[int]:
+    """The iterations, of ``total``, whose losses are recorded."""
+    last = total - 1
+    points = min(CURVE_POINTS, total)
+    return frozenset(round(point * last / max(1, points - 1)) for point in range(points))
+
+
+@dataclass(frozen=True)
+class Workbench:
+    """What a stage works on. The network inside the adapter carries the quantizable layers of the precision plan."""
+
+    adapter: Adapter
+    topology: Topology
+    bank: TrajectoryBank
+    sampler: SamplerPlan
+    guidance: float
+    step_groups: StepGroups
+    """Which network calls share a row of activation parameters."""
+    seed: int
+    record: Record
+
+    @property
+    def branches(self) -> int:
+        """Samples that a network call computes for each sample asked for: two under guidance."""
+        return 1 if self.guidance == 1.0 else 2
+
+    @property
+    def network(self) -> nn.Module:
+        return self.adapter.network
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.network.parameters()).device
+
+
+class Stage(pl.LightningModule):
+    """One step of a method.
+
+    Subclasses say what the units are, and what is done at the start of one, in each iteration, and at its end. All of
+    an iteration's randomness must come from its coordinates (seed, stage, unit, iteration).
+    """
+
+    name: ClassVar[str]
+    weights_only: ClassVar[bool] = False
+    """Does it leave activation quantizers untouched? Its outcome then serves every activation bit-width."""
+
+    def __init__(self, bench: Workbench) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self._bench = (bench,)  # in a tuple: the network must not become a submodule, checkpoints never hold it
+        self.first_unit = 0
+        self.iteration = 0
+        self.losses: dict[int, Tensor] = {}
+        """Some losses of the unit in training, by iteration."""
+        self.network_forwards = 0.0
+        """Cost so far, in full-precision network calls of batch 1; a backward pass counts as two forwards."""
+        self.seconds = 0.0
+        """Time spent so far on finished units, over all runs of the stage."""
+        self.unit_started = 0.0
+        """When the unit in work was started; later by what is no calibration."""
+        self.peaks: dict[str, int] = {}
+        """Peaks so far, over all runs of the stage: see ``environment.memory_facts``."""
+
+    @property
+    def bench(self) -> Workbench:
+        return self._bench[0]
+
+    def note_memory(self) -> None:
+        """Take the present peaks of memory into ``peaks``."""
+        for name, peak in memory_facts(self.bench.device.type).items():
+            self.peaks[name] = max(peak, self.peaks.get(name, 0))
+
+    def state(self) -> dict[str, Tensor]:
+        """The calibration state that the stage has reached."""
+        return calibration_state(self.bench.network, activations=not self.weights_only)
+
+    def load_state_(self, state: dict[str, Tensor]) -> None:
+        """Set the network to what ``state`` returned after some unit; ValueError, and no change, if it does not fit."""
+        load_calibration_state_(self.bench.network, state)
+
+    def progress(self) -> dict[str, Tensor]:
+        """What the next unit needs beside the calibration state (an optimizer's moments, say); in checkpoints only."""
+        return {}
+
+    def load_progress_(self, progress: dict[str, Tensor]) -> None:
+        """Set what ``progress`` returned, after ``first_unit`` was set."""
+
+    @classmethod
+    def outline_(cls, network: nn.Module, settings: Mapping[str, Any]) -> str | None:
+        """Give an uncalibrated network on the meta device what a stage with these settings leaves beside the quantizers
+        of the precision plan, so that the size of its file is known beforehand; most stages leave nothing.
+
+        Returns:
+            Why it cannot be known, in a few words; None if it can.
+        """
+        return None
+
+    def findings(self) -> dict[str, Any]:
+        """Facts for the report, as JSON, of a stage whose units are done; kept beside the state."""
+        return {}
+
+    @abstractmethod
+    def units(self) -> tuple[str, ...]:
+        """Names of the units, in the order in which they are calibrated."""
+
+    @abstractmethod
+    def iterations(self, unit: str) -> int:
+        """Number of iterations of a unit."""
+
+    def start_unit(self, unit: str) -> None:
+        """Prepare a unit."""
+
+    @abstractmethod
+    def iterate(self, unit: str, iteration: int) -> Tensor | None:
+        """Do one iteration; return its loss, if it has one."""
+
+    def finish_unit(self, unit: str) -> dict[str, float]:
+        """Complete a unit; return what is worth recording of it."""
+        return {}
+
+    @property
+    def unit(self) -> str:
+        return self.units()[self.first_unit + self.current_epoch]
+
+    def configure_optimizers(self) -> None:
+        """Units make their own optimizers: each trains other parameters."""
+
+    def train_dataloader(self) -> DataLoader:
+        return DataLoader(_Ticks(self), batch_size=None)
+
+    def on_train_epoch_start(self) -> None:
+        self.iteration = 0
+        self.losses = {}
+        self.recorded_iterations = curve_iterations(self.iterations(self.unit))
+        self.unit_started = time.perf_counter()
+        with torch.enable_grad():
+            self.start_unit(self.unit)
+
+    def training_step(self, tick: int) -> None:
+        started = time.perf_counter()
+        total = self.iterations(self.unit)
+        while self.iteration < total and time.perf_counter() - started < SECONDS_PER_STEP:
+            loss = self.iterate(self.unit, self.iteration)
+            if loss is not None and self.iteration in self.recorded_iterations:
+                self.losses[self.iteration] = loss.detach()
+            if loss is not None and not torch.isfinite(loss):
+                self._record_losses()
+                raise CalibrationDiverged(
+                    f"stage {self.name}, unit {self.unit}: loss {float(loss.detach())} at iteration {self.iteration}"
+                )
+            self.iteration += 1
+            if loss is not None:
+                self.log("loss", loss.detach(), prog_bar=True)
+
+    def on_train_epoch_end(self) -> None:
+        facts = self.finish_unit(self.unit)
+        self.seconds += time.perf_counter() - self.unit_started
+        self.note_memory()
+        self._record_losses()
+        self.bench.record.log("unit", stage=self.name, unit=self.unit, **facts)
+
+    def _record_losses(self) -> None:
+        """Only now, as one event: a unit that is killed is trained again, and would leave two halves of a curve."""
+        if self.losses:
+            values = [float(loss) for loss in self.losses.values()]
+            line = curve(f"loss/{self.name}", "iteration", list(self.losses), {self.unit: values})
+            self.bench.record.log("curve", **line)
+
+
+class _Ticks(IterableDataset):
+    """Yields until the stage has done all iterations of its unit."""
+
+    def __init__(self, stage: Stage) -> None:
+        self.stage = stage
+
+    def __iter__(self) -> Iterator[int]:
+        total = self.stage.iterations(self.stage.unit)
+        while self.stage.iteration < total:
+            yield self.stage.iteration
+
+
+class UnitCheckpoint(Checkpoint):
+    """Keeps the calibration state after every unit in one file, written atomically.
+
+    The number of finished units travels in the file's own header, so that state and progress cannot part. Lightning
+    calls only a ``Checkpoint`` after the module's own hook, which completes the unit; other callbacks come before.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, stage: pl.LightningModule) -> None:
+        assert isinstance(stage, Stage)
+        progress = {
+            "units_done": str(stage.first_unit + stage.current_epoch + 1),
+            "network_forwards": repr(stage.network_forwards),
+            "seconds": repr(stage.seconds),
+            "peaks": json.dumps(stage.peaks),
+        }
+        carried = {PROGRESS + name: value for name, value in stage.progress().items()}
+        state = stage.state() | carried
+        save_atomic(self.path, save(state, {**progress, DIGEST: _digest(state, progress)}))
+
+    def resume(self, stage: Stage) -> None:
+        """Set the network and the stage to where a killed run left them, if it left anything."""
+        if not self.path.exists():
+            return
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                progress = file.metadata() or {}
+            state = load(self.path.read_bytes())
+            if progress.pop(DIGEST, None) != _digest(state, progress):
+                raise ValueError("its digest differs")
+            carried = {name: state.pop(name) for name in list(state) if name.startswith(PROGRESS)}
+            stage.load_state_(state)
+        except Exception as error:  # a damaged checkpoint costs its units, never the job
+            stage.bench.record.log("checkpoint_discarded", stage=stage.name, reason=str(error))
+            return
+        stage.first_unit = int(progress["units_done"])
+        stage.network_forwards = float(progress["network_forwards"])
+        stage.seconds = float(progress["seconds"])
+        stage.peaks = json.loads(progress.get("peaks", "{}"))
+        stage.load_progress_({name.removeprefix(PROGRESS): value for name, value in carried.items()})
+
+
+def _digest(state: dict[str, Tensor], progress: dict[str, str]) -> str:
+    """The file format has no checksum of its own: a flipped bit would only show in the samples, or never."""
+    digest = hashlib.sha256(json.dumps(progress, sort_keys=True).encode())
+    digest.update(save(state))
+    return digest.hexdigest()
+
+
+def run_stage(stage: Stage, accelerator: str, callbacks: Sequence[pl.Callback]) -> None:
+    """Run a stage, from where ``UnitCheckpoint.resume`` set it; its outcome is ``stage.state()``.
+
+    Raises:
+        CalibrationDiverged: a loss is not finite.
+        KeyboardInterrupt: the user or a signal stopped it; finished units are kept by the checkpoint.
+    """
+    remaining = len(stage.units()) - stage.first_unit
+    if remaining <= 0:
+        return
+    with _quiet_lightning():
+        trainer = pl.Trainer(
+            accelerator=accelerator,
+            devices=1,
+            max_epochs=remaining,
+            logger=False,
+            enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            reload_dataloaders_every_n_epochs=1,
+            callbacks=list(callbacks),
+        )
+        try:
+            trainer.fit(stage)
+        except SystemExit:  # Lightning turns Ctrl-C into an exit; the caller decides what a stop means
+            raise KeyboardInterrupt from None
+
+
+@contextmanager
+def _quiet_lightning() -> Iterator[None]:
+    """Keep off the screen what Lightning advertises, and its advice on what stages do without."""
+    logger = logging.getLogger("pytorch_lightning")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="pytorch_lightning")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+StageFactory = type[Stage]
+
+
+class UnitProgress(pl.Callback):
+    """Moves a meter on after every unit of a stage."""
+
+    def __init__(self, shown: Meter) -> None:
+        self.shown = shown
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        loss = trainer.callback_metrics.get("loss")
+        self.shown.advance(f"{module.unit}" + ("" if loss is None else f"  loss {float(loss):.3g}"))

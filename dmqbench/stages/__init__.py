@@ -1,0 +1,1 @@
+"""One file for every stage of a method, named as in ``conf/stage``."""

@@ -1,0 +1,110 @@
+"""Activation ranges as moving averages of batch ranges, as the published DMQ code (after TFMQ-DM) calibrates them."""
+
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dmqbench.calibration.capture import without_points
+from dmqbench.calibration.stage import Workbench
+from dmqbench.config.stage_limits import check_choice
+from dmqbench.quant.functional import affine_parameters
+from dmqbench.quant.observers import MovingRange
+from dmqbench.quant.quantizer import ActivationQuantizer
+from dmqbench.stages.ranges import ActivationPass
+
+
+class ActivationEma(ActivationPass):
+    """Per row of steps and input group: x ← m·x + (1 − m)·new on the smallest and largest value of every batch.
+
+    The first batch sets the range. Rows are passed in the order of the network calls, and activations are quantized
+    with the ranges so far, so that later layers see quantized inputs. The range is widened to hold zero, as everywhere
+    in this project; the published code does not do that.
+
+    Args:
+        samples: bank points, spread evenly over the calls.
+        ema_batch: points of one update; under guidance each counts with and without its condition.
+        momentum: m, 0 ≤ m < 1.
+        carry: the published code never resets its state: a row starts from the state that the row before ended with.
+        skip_part: ``last``: as in the published code, the parts of a split skip input after the first have the range
+            of their last batch, whatever the momentum; ``moving``: they are treated alike.
+
+    Raises:
+        ValueError: a setting is out of range, or no bank point is at the steps of a row.
+    """
+
+    name = "activation_ema"
+
+    def __init__(
+        self, bench: Workbench, samples: int, ema_batch: int, momentum: float, carry: bool, skip_part: str
+    ) -> None:
+        super().__init__(bench, samples, ema_batch)
+        if not 0 <= momentum < 1:
+            raise ValueError(f"{self.name}: momentum {momentum}: allowed is 0 <= momentum < 1")
+        check_choice(self.name, "skip_part", skip_part)
+        self.momentum = momentum
+        self.carry = carry
+        self.skip_part = skip_part
+        self.parts = self._parts()
+        self.ranges: dict[str, list[MovingRange]] = {}
+        self.row = -1
+
+    def _parts(self) -> list[tuple[int, Tensor]]:
+        """(row, points) of every update, row after row; a batch has points of one row only."""
+        row_of_call = torch.tensor(self.steps.row_of_call or [0] * self.bench.bank.cal.calls)
+        rows = row_of_call[self.points % self.bench.bank.cal.calls]
+        parts = []
+        for row in range(self.steps.rows):
+            members = self.points[rows == row]
+            if not len(members):
+                raise without_points(row)
+            parts += [(row, part) for part in members.split(self.batch)]
+        return parts
+
+    def iterations(self, unit: str) -> int:
+        return len(self.parts)
+
+    @torch.no_grad()
+    def start_unit(self, unit: str) -> None:
+        self.row = -1
+        self.ranges = {name: [] for name in self.quantizers}
+        for quantizer in self.quantizers.values():
+            empty = quantizer.scale.new_full((self.steps.rows, quantizer.groups.count), torch.nan)
+            quantizer.set_parameters_(empty, torch.zeros_like(empty), self.steps)
+            quantizer.exponent = None  # chosen for another range
+
+    @torch.no_grad()
+    def iterate(self, unit: str, iteration: int) -> None:
+        row, points = self.parts[iteration]
+        if row != self.row and not (self.carry and self.row >= 0):
+            self.ranges = {name: self._fresh(quantizer) for name, quantizer in self.quantizers.items()}
+        self.row = row
+        with ExitStack() as hooks:
+            for name, quantizer in self.quantizers.items():
+                hooks.callback(quantizer.register_forward_pre_hook(self._updater(name)).remove)
+            self.run(points)
+
+    def _fresh(self, quantizer: ActivationQuantizer) -> list[MovingRange]:
+        """One empty range per input group."""
+        later = 0.0 if self.skip_part == "last" else self.momentum
+        return [MovingRange(later if group else self.momentum) for group in range(quantizer.groups.count)]
+
+    def _updater(self, name: str) -> Any:
+        """A hook that takes a batch into the row's range just before the quantizer quantizes it."""
+
+        def update(quantizer: ActivationQuantizer, args: tuple[Tensor, ...]) -> None:
+            for group, part in enumerate(quantizer.groups.slices):
+                piece = args[0].narrow(quantizer.channel_axis, part.start, part.stop - part.start)
+                moving = self.ranges[name][group]
+                moving.update(piece.reshape(1, -1))
+                assert moving.low is not None and moving.high is not None  # update has set them
+                scale, zero_point = affine_parameters(moving.low, moving.high, quantizer.levels)
+                quantizer.scale[self.row, group] = scale[0]
+                quantizer.zero_point[self.row, group] = zero_point[0]
+
+        return update
+
+    def finish_unit(self, unit: str) -> dict[str, float]:
+        self.ranges = {}
+        return self.facts()

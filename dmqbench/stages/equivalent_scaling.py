@@ -1,0 +1,297 @@
+"""Learned equivalent scaling (LES; DMQ, Lee et al. 2025, eq. 5–9): a stage that learns one τ per input channel.
+
+Inputs and targets are those of full precision, so layers do not depend on each other. Either all of them learn from the
+same pass of the network, each inside a hook that sees its input and forgets it again, or one after another from inputs
+that were kept: whichever takes fewer passes of the network.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dmqbench.calibration.capture import memory_groups
+from dmqbench.calibration.layer_views import LayerBatch, LayerViews
+from dmqbench.calibration.stage import HELD_OUT_POINTS, MIB, CalibrationDiverged, Stage, Workbench
+from dmqbench.config.stage_limits import check_choice
+from dmqbench.data.noise import draw_batch
+from dmqbench.quant.layers import QuantLayer, quant_layers
+from dmqbench.quant.scaling import SMALLEST_EQUIVALENT_SCALE
+from dmqbench.quant.weighting import TimestepWeighting, bins_of_calls
+from dmqbench.stages.scale_learner import HeldOutFacts, ScaleLearner, layer_facts, weighting_facts
+
+SLICE = 25
+"""Iterations between two checkpoints, and between two looks at the held-out error."""
+
+LARGEST_RATE = 0.1
+"""Learning rate beyond which τ, which starts at 1, would be thrown about rather than learned."""
+
+ADAM_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def can_be_scaled(layer: QuantLayer) -> bool:
+    """Is anything of it quantized, and does every output channel read every input channel?"""
+    return (layer.weight_quantizer is not None or layer.activation_quantizer is not None) and (
+        getattr(layer, "groups", 1) == 1
+    )
+
+
+class EquivalentScaling(Stage):
+    """Learn τ of every quantized layer against its full-precision output, inputs being those of full precision.
+
+    A grouped convolution has no equivalent scale here: it stays unscaled, and the record says so.
+
+    Args:
+        iterations: Adam steps of every layer, with a cosine schedule to 0.
+        batch: bank points in one step.
+        samples: bank points in all.
+        travel: learning rate × iterations: 6 is the paper's 1e-3 × 6,000, and fewer iterations then reach as far (at a
+            rate of at most 0.1).
+        ranges: the activation range under which τ learns: ``batch``, that of each mini-batch, which mixes steps (the
+            published form); ``deployed``, that of all calibration points in each row of steps.
+        zero_in_range: are weight ranges widened to hold zero while τ is learned, as they are afterwards?
+        weighting, strength, momentum, bins, bin_error: see ``TimestepWeighting`` and ``bins_of_calls``.
+        patience: a layer stops when its held-out error has not improved for so many slices of 25 iterations, and the
+            best τ is kept, be it 1; with 0 the last one is, as published.
+        schedule: ``joint``: all layers learn from one pass per step; ``cached``: one after another from kept inputs;
+            ``auto``: the one with fewer passes of the network.
+        memory_mib: bound on the inputs and outputs that are kept together (a single layer may need more where
+            ``schedule`` is ``cached``), and on what one layer's step keeps for its backward pass.
+    """
+
+    name = "equivalent_scaling"
+
+    def __init__(
+        self,
+        bench: Workbench,
+        *,
+        iterations: int,
+        batch: int,
+        samples: int,
+        travel: float,
+        ranges: str,
+        zero_in_range: bool,
+        weighting: str,
+        strength: float,
+        momentum: float,
+        bins: int,
+        bin_error: str,
+        patience: int,
+        schedule: str,
+        memory_mib: int,
+    ) -> None:
+        super().__init__(bench)
+        check_choice(self.name, "ranges", ranges)
+        check_choice(self.name, "schedule", schedule)
+        self.total = iterations
+        self.batch = batch
+        self.learning_rate = min(travel / iterations, LARGEST_RATE)
+        self.deployed = ranges == "deployed"
+        self.weighting = TimestepWeighting(weighting, strength, momentum, bin_error)
+        self.patience = patience
+        self.memory = memory_mib * MIB
+        self.points = bench.bank.cal.spread(samples)
+        self.bin_of_call = bins_of_calls(bench.sampler.network_calls, bins)
+        layers = quant_layers(bench.network)
+        rounded = [
+            name
+            for name, layer in layers.items()
+            if layer.weight_quantizer and layer.weight_quantizer.codes is not None
+        ]
+        if rounded:
+            raise ValueError(f"{self.name} must come before the weights are rounded, and {rounded[0]} already is")
+        self.left_out = [name for name, layer in layers.items() if not can_be_scaled(layer)]
+        bins_in_all = int(self.bin_of_call.max()) + 1
+        self.learners = {
+            name: ScaleLearner(layer, self.weighting, bins_in_all, zero_in_range, self.deployed, self.memory)
+            for name, layer in layers.items()
+            if can_be_scaled(layer)
+        }
+        points = {"cal": self.points, "val": bench.bank.val.spread(HELD_OUT_POINTS)}
+        self.views = LayerViews(bench, layers, self.bin_of_call, points, batch)
+        if self.deployed:
+            self.views.require_every_row("cal")
+        macs = {layer.name: layer.macs for layer in bench.topology.layers}
+        self.share_of_network = {name: macs[name] / sum(macs.values()) for name in self.learners}
+        self.groups = self._groups(schedule)
+        """Layers whose inputs are kept together; none if all layers learn from one pass."""
+        self.optimizer: torch.optim.Adam | None = None
+
+    # ---- what is done in which order
+
+    def _groups(self, schedule: str) -> list[list[str]]:
+        """Decide by the passes of the network that each way needs."""
+        if schedule == "joint" or not self.learners:
+            return []
+        points = len(self.points)
+        sizes: dict[str, int] = {}
+
+        def note(name: str, batch: LayerBatch) -> None:
+            sizes[name] = (batch.x.nbytes + batch.output.nbytes) * points
+
+        self._count(self.views.show(note, "cal", self.points[:1], list(self.learners)))
+        groups = memory_groups(sizes, self.memory)
+        fits = max(sizes.values()) <= self.memory
+        cached_pays = fits and len(groups) * points < self.total * self.batch
+        return groups if schedule == "cached" or cached_pays else []
+
+    @classmethod
+    def outline_(cls, network: nn.Module, settings: Mapping[str, Any]) -> str | None:
+        for layer in filter(can_be_scaled, quant_layers(network).values()):
+            layer.set_equivalent_scale_(layer.weight.new_ones(layer.weight.shape[1]))
+        return None
+
+    def units(self) -> tuple[str, ...]:
+        if not self.learners:
+            return ()
+        if self.groups:
+            return tuple(name for group in self.groups for name in group)
+        return tuple(f"iterations {start}-{min(start + SLICE, self.total)}" for start in range(0, self.total, SLICE))
+
+    def iterations(self, unit: str) -> int:
+        return self.total if self.groups else min(SLICE, self.total - self._first_iteration(unit))
+
+    def _first_iteration(self, unit: str) -> int:
+        return 0 if self.groups else self.units().index(unit) * SLICE
+
+    def _members(self, unit: str) -> list[str]:
+        return [unit] if self.groups else list(self.learners)
+
+    def start_unit(self, unit: str) -> None:
+        if self.groups:
+            self._keep(unit)
+        elif self.optimizer is not None:
+            return
+        names = self._members(unit)
+        if self.deployed:
+            self._span(names)
+        self.optimizer = self._optimizer(names)
+        self._look(names)
+
+    def _optimizer(self, names: Sequence[str]) -> torch.optim.Adam:
+        """One for all layers in training: 93 small ones take a tenth of the whole stage."""
+        return torch.optim.Adam([self.learners[name].scale for name in names], lr=self.learning_rate)
+
+    def iterate(self, unit: str, iteration: int) -> Tensor:
+        at = self._first_iteration(unit) + iteration
+        chosen = draw_batch(self.bench.seed, self.name, "all", at, len(self.points), self.batch)
+        learning = [name for name in self._members(unit) if not self.learners[name].stopped]
+        losses: list[Tensor] = []
+
+        def learn(name: str, batch: LayerBatch) -> None:
+            losses.append(self._learn(name, batch, at))
+
+        if self.groups:
+            for name in learning:
+                learn(name, self.views.kept_samples(name, "cal", chosen))
+        elif learning:
+            self._count(self.views.show(learn, "cal", self.points[chosen], learning))
+        self._step(learning, at)
+        if (at + 1) % SLICE == 0 or at + 1 == self.total:
+            self._look(learning)
+        return torch.stack(losses).mean() if losses else torch.zeros(())
+
+    def _learn(self, name: str, batch: LayerBatch, at: int) -> Tensor:
+        scale = self.learners[name].scale
+        loss = self.learners[name].learn(batch)
+        # A gradient may overflow where the loss does not, and would first be seen in the next checkpoint.
+        if not (loss.isfinite() and scale.grad is not None and scale.grad.isfinite().all()):
+            self._record_losses()
+            raise CalibrationDiverged(
+                f"stage {self.name}, layer {name}: loss {float(loss)} or its gradient at iteration {at} is not finite"
+            )
+        self.network_forwards += 3 * len(batch.x) * self.share_of_network[name]
+        return loss
+
+    @torch.no_grad()
+    def _step(self, names: Sequence[str], at: int) -> None:
+        assert self.optimizer is not None
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate * (1 + math.cos(math.pi * at / self.total)) / 2
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        for name in names:
+            self.learners[name].scale.clamp_(min=SMALLEST_EQUIVALENT_SCALE)
+
+    def _look(self, names: Sequence[str]) -> None:
+        """Compare each layer's held-out error with its best, where layers may stop early."""
+        if not self.patience:
+            return
+        errors: dict[str, list[Tensor]] = {name: [] for name in names}
+
+        def measure(name: str, batch: LayerBatch) -> None:
+            errors[name].append(self.learners[name].errors(batch))
+
+        self._count(self.views.show_all(measure, "val", names))
+        for name, found in errors.items():
+            self.learners[name].judge(float(torch.cat(found).mean()), self.patience)
+
+    def finish_unit(self, unit: str) -> dict[str, float]:
+        self.views.kept.pop(unit, None)
+        members, last = self._members(unit), self.units()[-1] == unit
+        if self.patience and (self.groups or last):
+            for name in members:
+                self.learners[name].settle()
+        if last and self.left_out:
+            self.bench.record.log("unscaled", stage=self.name, layers=self.left_out, reason="grouped, or not quantized")
+        spreads = [float(self.learners[name].scale.detach().log().std(correction=0)) for name in members]
+        return {"spread_of_log_scale": sum(spreads) / len(spreads)}
+
+    def _keep(self, unit: str) -> None:
+        """Keep what the layers of ``unit``'s group see, from ``unit`` on, unless that was done for another of them."""
+        if unit not in self.views.kept:
+            group = next(group for group in self.groups if unit in group)
+            streams = ("cal", "val") if self.patience else ("cal",)
+            self._count(self.views.keep(streams, group[group.index(unit) :]))
+
+    def _span(self, names: Sequence[str]) -> None:
+        """Find the extremes of the channels over all calibration points."""
+        rows = self.bench.step_groups.rows
+        self._count(self.views.show_all(lambda name, batch: self.learners[name].span(batch, rows), "cal", names))
+
+    def _count(self, computed: int) -> None:
+        """Not added in place: while views are shown, learners learn from them, and that is counted too."""
+        self.network_forwards += computed
+
+    # ---- what is kept and told
+
+    def progress(self) -> dict[str, Tensor]:
+        carried: dict[str, Tensor] = {}
+        for name, learner in self.learners.items():
+            carried |= {f"{name}.{key}": value for key, value in learner.progress().items()}
+            if not self.groups and self.optimizer is not None:
+                moments = self.optimizer.state.get(learner.scale, {})
+                carried |= {f"{name}.{key}": value for key, value in moments.items()}
+        return carried
+
+    def load_progress_(self, progress: dict[str, Tensor]) -> None:
+        own = {
+            name: {key.removeprefix(f"{name}."): progress[key] for key in progress if key.startswith(f"{name}.")}
+            for name in self.learners
+        }
+        for name, learner in self.learners.items():
+            learner.load_progress_(own[name])
+        if self.groups:
+            return
+        if self.deployed:
+            self._span(list(self.learners))
+        self.optimizer = self._optimizer(list(self.learners))
+        for name, learner in self.learners.items():
+            kept = own[name]
+            if "step" in kept:  # a layer that never learned has none
+                moments = {key: kept[key].to(learner.scale.device) for key in ADAM_MOMENTS}
+                self.optimizer.state[learner.scale] = {"step": kept["step"].cpu(), **moments}
+
+    def findings(self) -> dict[str, Any]:
+        """λ over the bins, held-out error and disparity of every layer, and the channels of the most uneven ones."""
+        if not self.learners:
+            return {}
+        unspanned = [name for name, learner in self.learners.items() if learner.low is None]
+        if self.deployed and unspanned:  # after a resume
+            self._span(unspanned)
+        facts = {name: HeldOutFacts(learner) for name, learner in self.learners.items()}
+        self._count(self.views.show_all(lambda name, batch: facts[name].add(batch), "val", list(facts)))
+        running = [learner.running for learner in self.learners.values()]
+        return {"weighting": weighting_facts(self.weighting, running, self.bin_of_call), **layer_facts(facts)}

@@ -1,0 +1,370 @@
+"""Fine-tuning of a quantized network with low-rank adapters along full-precision trajectories, without data.
+
+EfficientDM (He et al., ICLR 2024): adapters are part of the weight that is quantized (QALoRA, eq. 7) and are merged
+into its codes; their learning rates are proportional to each layer's weight step (eq. 9); every network call has
+activation steps of its own (TALSQ). MPQ-DM (AAAI 2025) adds a distillation of features (``quant.relation``).
+
+The teacher is the same network with its quantizers off: recorded trajectories hold its predictions, guidance included,
+so that it runs again only where its features are asked for. Other than published: zero-points stay integers, batches
+hold calls from all over the trajectory instead of one, and the calls of a window are computed together, so that the
+averaged feature has a gradient through all of them.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dmqbench.calibration.stage import CalibrationDiverged, Stage, Workbench
+from dmqbench.calibration.trained_parameters import TrainedScales, VariableOptimizer, copies, linear_decay, set_
+from dmqbench.calibration.windows import Windows, all_windows, draw_windows
+from dmqbench.config.stage_limits import check_choice
+from dmqbench.data.noise import Stream, generator
+from dmqbench.models.topology import feature_module
+from dmqbench.quant.layers import QuantLayer, quant_layers, quantization
+from dmqbench.quant.relation import relation_divergence, smoothed
+from dmqbench.quant.state import activation_quantizers
+from dmqbench.tracking.record import curve
+
+FACTS, VARIABLE, BEST, ADAM = "facts:", "variable:", "best:", "adam:"
+"""How tensors of a checkpoint begin."""
+
+STEP = "step "
+"""How facts begin that hold a layer's weight step before training."""
+
+ADAPTERS = ("adapter_down", "adapter_up")
+WEIGHT_SCALES, ACTIVATION_SCALES = "weight scales", "activation scales"
+
+
+FORWARDS_OF_A_STEP = 3
+"""A forward pass, and a backward pass that counts as two."""
+
+EPSILON = 1e-8
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Of a batch of windows."""
+
+    noise: Tensor
+    """Mean squared error of every sample's prediction, [n, length]."""
+    distilled: Tensor | None = None
+    """Mean over the terms of what is distilled, a scalar; None without distillation."""
+    terms: float = 0.0
+    """How many those are, over the number of predicted values."""
+
+
+class LowRankTuning(Stage):
+    """Trains adapters, weight scales and activation scales of all layers together, by the network's predictions.
+
+    Args:
+        iterations: optimizer steps.
+        batch: samples of an iteration; whole windows, at least one.
+        rank: of the adapters, at most.
+        adapter_travel: Adam's first rate times iterations, in steps of the layer's weight (its mean scale). The
+            published rate, step/2500 over 16,000 iterations, is 6.4.
+        weight_scale_travel: the same for weight scales, in logarithms.
+        activation_scale_travel: the same for activation scales, in logarithms.
+        distillation: ``relation`` of positions to each other (TRD), plain ``feature`` error, or ``none``.
+        distillation_weight: λ.
+        loss: ``normalised``: the error of every call, and what is distilled, are divided by their held-out values
+            before training, so that λ is the ratio of the two parts there; ``published``: sums of squared errors, which
+            the last calls dominate, and of the rows of the relation map times λ.
+        window: consecutive calls that are computed together, and whose features are averaged.
+        checks: how often the held-out error of predictions is looked at; the best state is kept.
+    """
+
+    name = "low_rank_tuning"
+
+    def __init__(
+        self,
+        bench: Workbench,
+        *,
+        iterations: int,
+        batch: int,
+        rank: int,
+        adapter_travel: float,
+        weight_scale_travel: float,
+        activation_scale_travel: float,
+        distillation: str,
+        distillation_weight: float,
+        loss: str,
+        window: int,
+        checks: int,
+    ) -> None:
+        super().__init__(bench)
+        check_choice(self.name, "distillation", distillation)
+        check_choice(self.name, "loss", loss)
+        self.total, self.batch, self.rank, self.window = iterations, batch, rank, window
+        self.adapter_travel = adapter_travel
+        self.scale_travels = {WEIGHT_SCALES: weight_scale_travel, ACTIVATION_SCALES: activation_scale_travel}
+        self.distillation = distillation
+        self.distillation_weight = distillation_weight if distillation != "none" else 0.0
+        self.normalised = loss == "normalised"
+        self.trajectories = {"cal": bench.bank.cal, "val": bench.bank.val}
+        length = -(-iterations // min(checks, iterations))
+        parts = (range(start, min(start + length, iterations)) for start in range(0, iterations, length))
+        self.layers = {name: layer for name, layer in quant_layers(bench.network).items() if layer.weight_quantizer}
+        trains = self.layers or activation_quantizers(bench.network)
+        self.slices = {f"iterations {part.start}-{part.stop - 1}": part for part in parts if trains}
+        """Units: parts of the iterations."""
+        self.adapters: dict[str, Tensor] = {}
+        """Both adapters of every layer."""
+        self.scales: dict[str, TrainedScales] = {}
+        self.optimizer: VariableOptimizer | None = None
+        self.best: dict[str, Tensor] = {}
+        self.facts: dict[str, Tensor] = {}
+        """Held-out errors ``noise before`` and ``noise after`` (of the best state so far) per call, ``distilled …`` per
+        window; the iterations that the best state took; every layer's step before training."""
+        self.parts: dict[str, dict[int, Tensor]] = {}
+        """Parts of the losses that are recorded, by iteration of the unit."""
+
+    def units(self) -> tuple[str, ...]:
+        return tuple(self.slices)
+
+    def iterations(self, unit: str) -> int:
+        return len(self.slices[unit])
+
+    # ---- what is trained
+
+    def _train(self) -> None:
+        """Find or make what is trained; the network computes with all of it at every moment."""
+        self.adapters = {}
+        for name, layer in self.layers.items():
+            if layer.adapter_down is None:
+                layer.add_adapter_(
+                    min(self.rank, *layer.weight.flatten(1).shape), generator("adapter", self.bench.seed, name)
+                )
+            for adapter in ADAPTERS:
+                self.adapters[f"{name}.{adapter}"] = layer.get_parameter(adapter).requires_grad_(True)
+        owners: dict[str, list[Any]] = {
+            WEIGHT_SCALES: [layer.weight_quantizer for layer in self.layers.values()],
+            ACTIVATION_SCALES: list(activation_quantizers(self.bench.network).values()),
+        }
+        self.scales = {name: TrainedScales(found, name) for name, found in owners.items() if found}
+
+    def _variables(self) -> dict[str, Tensor]:
+        return self.adapters | {name: trained.logs for name, trained in self.scales.items()}
+
+    def _optimizer(self) -> VariableOptimizer:
+        rates = {name: self.scale_travels[name] / self.total for name in self.scales}
+        for name in self.layers:
+            rate = self.adapter_travel * float(self.facts[f"{STEP}{name}"]) / self.total
+            rates |= {f"{name}.{adapter}": rate for adapter in ADAPTERS}
+        # A table's rows are used by the calls of a batch alone.
+        lazy = [ACTIVATION_SCALES] if ACTIVATION_SCALES in self.scales else []
+        return VariableOptimizer(
+            self._variables(), rates, self.total, unit=1.0, decay=linear_decay, epsilon=EPSILON, lazy=lazy
+        )
+
+    def _show(self) -> None:
+        for trained in self.scales.values():
+            trained.show_()
+
+    def start_unit(self, unit: str) -> None:
+        self.parts = {"noise": {}, "distilled": {}}
+        if self.slices[unit].start:
+            return
+        self._train()
+        self._show()
+        for name, layer in self.layers.items():
+            self.facts[f"{STEP}{name}"] = _weight_step(layer)
+        before = self._held_out()
+        for when in ("before", "after"):
+            self.facts |= {f"{part} {when}": values.clone() for part, values in before.items()}
+        self.facts["best iteration"] = torch.tensor(0)
+        self.best = copies(self._variables())
+        self.optimizer = self._optimizer()
+
+    def iterate(self, unit: str, iteration: int) -> Tensor:
+        assert self.optimizer is not None
+        at, bench = self.slices[unit].start + iteration, self.bench
+        count = max(1, self.batch // self.window)
+        windows = draw_windows(bench.seed, self.name, "all", at, bench.bank.cal, self.window, count)
+        errors = self._errors("cal", windows)
+        self.network_forwards += windows.samples * bench.branches * FORWARDS_OF_A_STEP
+        parts = self._parts(errors, windows)
+        loss = parts["noise"]
+        if "distilled" in parts:
+            loss = loss + self.distillation_weight * parts["distilled"]
+        loss.backward()
+        for trained in self.scales.values():
+            trained.gather_()
+        self._require_finite(at)
+        self.optimizer.step(at)
+        self._show()
+        if iteration in self.recorded_iterations:
+            for part, value in parts.items():
+                self.parts[part][iteration] = value.detach()
+        return loss
+
+    def _parts(self, errors: Errors, windows: Windows) -> dict[str, Tensor]:
+        """What the loss is the sum of, ``distilled`` before its weight λ."""
+        before = self._before("noise")
+        noise = (errors.noise / (before[windows.calls] if self.normalised else before.mean())).mean()
+        if errors.distilled is None:
+            return {"noise": noise}
+        factor = 1 / self._before("distilled").mean() if self.normalised else errors.terms / before.mean()
+        return {"noise": noise, "distilled": factor * errors.distilled}
+
+    def _before(self, part: str) -> Tensor:
+        """Held-out errors before training, or 1 where there was none, on the device."""
+        before = self.facts[f"{part} before"]
+        return torch.where(before > 0, before, 1.0).to(self.bench.device)
+
+    def _held_out_error(self, errors: dict[str, Tensor]) -> float:
+        """What the best state has least of: the error of predictions, weighted as in the loss."""
+        before = self._before("noise").to(errors["noise"])
+        return float((errors["noise"] / (before if self.normalised else 1.0)).mean())
+
+    def _require_finite(self, at: int) -> None:
+        gradients = {name: value.grad for name, value in self._variables().items() if value.grad is not None}
+        finite = torch.stack([gradient.isfinite().all() for gradient in gradients.values()]).tolist()
+        if not all(finite):
+            name = list(gradients)[finite.index(False)]
+            raise CalibrationDiverged(f"stage {self.name}: the gradient of {name} at iteration {at} is not finite")
+
+    @torch.no_grad()
+    def finish_unit(self, unit: str) -> dict[str, float]:
+        done, now = self.slices[unit].stop, self._held_out()
+        error, least = (self._held_out_error(found) for found in (now, self._best_errors()))
+        if error < least:
+            self.facts |= {f"{part} after": values for part, values in now.items()}
+            self.facts["best iteration"] = torch.tensor(done)
+            self.best = copies(self._variables())
+        for part, values in self.parts.items():
+            if values:
+                listed = [float(value) for value in values.values()]
+                line = curve(f"loss/{self.name}/{part}", "iteration", list(values), {unit: listed})
+                self.bench.record.log("curve", **line)
+        if done == self.total:
+            set_(self._variables(), self.best)
+            self._merge()
+        return {"held_out_error": error, "best_held_out_error": min(error, least)}
+
+    def _best_errors(self) -> dict[str, Tensor]:
+        return {part: self.facts[f"{part} after"] for part in ("noise", "distilled") if f"{part} after" in self.facts}
+
+    def _merge(self) -> None:
+        """Fix the codes of the weights that adapters have changed; nothing else remains of them."""
+        for trained in self.scales.values():
+            trained.settle_()
+        for layer in self.layers.values():
+            layer.freeze_weight_()
+            layer.adapter_down, layer.adapter_up = None, None
+
+    # ---- errors
+
+    def _errors(self, stream: Stream, windows: Windows) -> Errors:
+        """Of the quantized network on the recorded states of ``windows``."""
+        of_stream, bench = self.trajectories[stream], self.bench
+        inputs, device = windows.inputs(of_stream), bench.device
+        target = windows.outputs(of_stream).to(device)
+        cond = {name: value.to(device) for name, value in inputs.cond.items()}
+
+        def run(on: bool) -> tuple[Tensor, list[Tensor]]:
+            with quantization(bench.network, weight=on, activation=on), self._features() as features:
+                x, timestep, step = (part.to(device) for part in (inputs.x, inputs.timestep, inputs.step))
+                return bench.adapter.denoise(x, timestep, cond, step, guidance=bench.guidance), features
+
+        output, students = run(True)
+        noise = (output - target).square().flatten(1).mean(1).unflatten(0, (len(windows), -1))
+        if self.distillation == "none":
+            return Errors(noise)
+        with torch.no_grad():
+            _, teachers = run(False)
+        self.network_forwards += windows.samples * bench.branches
+        student, teacher = (
+            smoothed(found[0].unflatten(0, (-1, self.window)).unbind(1)) for found in (students, teachers)
+        )
+        if self.distillation == "relation":
+            distilled, terms = relation_divergence(student, teacher), student[..., 0].numel()
+        else:
+            distilled, terms = (student - teacher).square().mean(), student.numel()
+        return Errors(noise, distilled, terms / target.numel())
+
+    @contextmanager
+    def _features(self) -> Iterator[list[Tensor]]:
+        """Receives the feature before the last projection of every network call, [branches · samples, …]."""
+        found: list[Tensor] = []
+        if self.distillation == "none":
+            yield found
+            return
+        module = feature_module(self.bench.network, self.bench.topology)
+        handle = module.register_forward_pre_hook(lambda _, args: found.append(args[0]))
+        try:
+            yield found
+        finally:
+            handle.remove()
+
+    @torch.no_grad()
+    def _held_out(self) -> dict[str, Tensor]:
+        """Mean errors on validation trajectories: ``noise`` of every call, ``distilled`` of every window."""
+        of_stream = self.trajectories["val"]
+        noise, visits = torch.zeros(of_stream.calls), torch.zeros(of_stream.calls)
+        distilled: dict[int, float] = {}
+        for windows in all_windows(of_stream, self.window, self.batch):
+            errors = self._errors("val", windows)
+            self.network_forwards += windows.samples * self.bench.branches
+            first, share = int(windows.first[0]), len(windows) / len(of_stream)
+            calls = slice(first, first + self.window)
+            noise[calls] += errors.noise.mean(0).cpu() * share
+            visits[calls] += share
+            if errors.distilled is not None:
+                distilled[first] = distilled.get(first, 0.0) + float(errors.distilled) * share
+        found = {"noise": noise / visits}
+        return found if self.distillation == "none" else found | {"distilled": torch.tensor(list(distilled.values()))}
+
+    # ---- what is kept and told
+
+    def progress(self) -> dict[str, Tensor]:
+        facts = {f"{FACTS}{name}": values for name, values in self.facts.items()}
+        if self.optimizer is None or self.first_unit + self.current_epoch + 1 == len(self.units()):
+            return facts
+        return {
+            **facts,
+            **{f"{VARIABLE}{name}": trained.logs.detach().clone() for name, trained in self.scales.items()},
+            **{f"{BEST}{name}": value for name, value in self.best.items()},
+            **{f"{ADAM}{name}": value for name, value in self.optimizer.state().items()},
+        }
+
+    def load_progress_(self, progress: dict[str, Tensor]) -> None:
+        def part_of(prefix: str) -> dict[str, Tensor]:
+            return {name.removeprefix(prefix): value for name, value in progress.items() if name.startswith(prefix)}
+
+        self.facts = part_of(FACTS)
+        if self.first_unit == len(self.units()):
+            return
+        self._train()
+        set_({name: trained.logs for name, trained in self.scales.items()}, part_of(VARIABLE))
+        self._show()
+        self.best = {name: value.to(self.bench.device) for name, value in part_of(BEST).items()}
+        self.optimizer = self._optimizer()
+        self.optimizer.load_state_(part_of(ADAM))
+
+    def findings(self) -> dict[str, Any]:
+        """Held-out errors before and after: of predictions per call, of what is distilled per window."""
+        if not self.slices:
+            return {}
+
+        def listed(part: str) -> list[float] | None:
+            return self.facts[part].tolist() if part in self.facts else None
+
+        return {
+            "settings": {"rank": self.rank, "distillation": self.distillation, "window": self.window},
+            "best_iteration": int(self.facts["best iteration"]),
+            **{f"noise_error_{when}": listed(f"noise {when}") for when in ("before", "after")},
+            **{f"distilled_error_{when}": listed(f"distilled {when}") for when in ("before", "after")},
+        }
+
+
+def _weight_step(layer: QuantLayer) -> Tensor:
+    """The mean step of a layer's weight quantizer, in units of the unscaled weight that adapters are added to."""
+    assert layer.weight_quantizer is not None
+    step = layer.weight_quantizer.spread(layer.weight_quantizer.scale.detach()).flatten(1)
+    if layer.equivalent_scale is None:
+        return step.mean()
+    return (step * (1 / layer.equivalent_scale.detach())).mean()

@@ -1,0 +1,265 @@
+"""Outlier-driven mixed quantization (OMQ; MPQ-DM, Feng et al. 2025): a stage that gives rows of a layer other bits.
+
+Every layer is pre-scaled, the rows of its scaled weight are ordered by kurtosis, and as many of the first get a bit
+more as of the last a bit less; how many is chosen by the layer's output error. One pass of the network serves all
+layers: each is decided when it is reached, and what it hands on is quantized as it was decided.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dmqbench.calibration.capture import run_points
+from dmqbench.calibration.stage import Stage, Workbench
+from dmqbench.config.stage_limits import check_choice
+from dmqbench.data.noise import generator
+from dmqbench.quant.allocation import Allocation, allocate, blocked, moved_rows, prescale, row_kurtosis, row_order
+from dmqbench.quant.functional import affine_parameters, fake_quantize
+from dmqbench.quant.layers import QuantLayer, quant_layers, quantization
+from dmqbench.quant.observers import Observer
+from dmqbench.quant.quantizer import along_axis
+from dmqbench.quant.scaling import channel_extremes, spread, weight_magnitudes
+from dmqbench.quant.spec import StepGroups
+from dmqbench.quant.state import load_calibration_state_
+from dmqbench.stages.ranges import ActivationSample, sampled_ends
+
+VALUES = 1 << 16
+"""So many values of an activation are kept at most, evenly spread over the points, to find its range."""
+
+
+STRENGTHS: dict[str, tuple[float, ...]] = {"none": (), "always": (1.0,), "searched": (0.0, 0.5, 1.0)}
+"""Exponents of τ that are considered."""
+
+
+class OutlierAllocation(Stage):
+    """Set the equivalent scale and the weight bits of every layer; ranges are left to the stages that follow.
+
+    Activation ranges are those of the points of the pass, one for all steps, and rounding is to nearest. Attention
+    products are in full precision here. Where rows have different bits already, nothing is decided.
+
+    Args:
+        samples: bank points in the pass, all in one batch: about five copies of the largest layer's input are live.
+        observer, candidates, exponent, fraction: see ``Observer``; of weights and activations during the pass.
+        largest_tenths: at most so many tenths of the rows are promoted, and as many demoted: 0 to 5.
+        inputs: on what output errors are compared: the layer's inputs ``quantized``, or as the quantized layers before
+            it hand them on (``fp``, the published form); what it hands on is made of quantized ones in both cases.
+        rows: the order of the rows: see ``row_order``; ``error`` is that of their outputs at the plain bits.
+        prescale: the equivalent scale: ``always`` the published τ; ``searched``: of τ, √τ and 1 that with the least
+            output error at the plain bits; ``none``. A grouped convolution never has one.
+        plus: a tenth of the rows gets a bit more and none a bit less, without a search (MPQ-DM[+]).
+    """
+
+    name = "outlier_allocation"
+
+    def __init__(
+        self,
+        bench: Workbench,
+        *,
+        samples: int,
+        observer: str,
+        candidates: int,
+        exponent: float,
+        largest_tenths: int,
+        inputs: str,
+        rows: str,
+        prescale: str,
+        plus: bool,
+        fraction: float = 0.999,
+    ) -> None:
+        super().__init__(bench)
+        check_choice(self.name, "inputs", inputs)
+        check_choice(self.name, "rows", rows)
+        check_choice(self.name, "prescale", prescale)
+        self.settings = {"samples": samples, "observer": observer, "largest_tenths": largest_tenths, "inputs": inputs}
+        self.settings |= {"rows": rows, "prescale": prescale, "plus": plus}
+        self.points = bench.bank.cal.spread(samples)
+        self.observer = Observer(observer, candidates, exponent, fraction)
+        self.largest_tenths = largest_tenths
+        self.on_quantized_inputs = inputs == "quantized"
+        self.rule = rows
+        self.strengths = STRENGTHS[prescale]
+        self.plus = plus
+        self.layers = {
+            name: layer for name, layer in quant_layers(bench.network).items() if layer.weight_quantizer is not None
+        }
+        mixed = [name for name, layer in self.layers.items() if isinstance(layer.plan.weight_bits, tuple)]
+        if mixed:
+            raise ValueError(f"{self.name} gives rows their bits, and those of {mixed[0]} have different ones already")
+        self.bits = {name: layer.plan.bits_of_rows(1)[0] for name, layer in self.layers.items()}
+        self.chosen_from = [name for name, bits in self.bits.items() if bits == min(self.bits.values())]
+        """The layers that are pre-scaled and decided on; a scope may give others, such as the first, more bits."""
+        macs = {layer.name: layer.macs for layer in bench.topology.layers}
+        self.share_of_network = {name: macs[name] / sum(macs.values()) for name in self.layers}
+        self.found: dict[str, Allocation] = {}
+        self.kurtosis: dict[str, Tensor] = {}
+        """Of the rows, [R], by layer."""
+
+    @classmethod
+    def outline_(cls, network: nn.Module, settings: Mapping[str, Any]) -> str | None:
+        layers = [layer for layer in quant_layers(network).values() if layer.weight_quantizer is not None]
+        bits = [min(layer.plan.bits_of_rows(1)) for layer in layers]
+        for layer, least in zip(layers, bits, strict=True):
+            if STRENGTHS[settings["prescale"]] and least == min(bits) and getattr(layer, "groups", 1) == 1:
+                layer.set_equivalent_scale_(layer.weight.new_ones(layer.weight.shape[1]))
+        return None
+
+    def units(self) -> tuple[str, ...]:
+        return ("rows",) if self.layers else ()
+
+    def iterations(self, unit: str) -> int:
+        return 1
+
+    @torch.no_grad()
+    def iterate(self, unit: str, iteration: int) -> None:
+        def decider(name: str) -> Callable[..., Tensor]:
+            return lambda layer, args, output: self._decide(name, layer, args[0], output)
+
+        bench, everything = self.bench, len(self.points)
+        hooks = [layer.register_forward_hook(decider(name)) for name, layer in self.layers.items()]
+        try:
+            with quantization(bench.network, weight=False, activation=False):
+                for size in run_points(bench.adapter, bench.bank.cal, self.points, everything, bench.guidance):
+                    self.network_forwards += size * bench.branches
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _decide(self, name: str, layer: QuantLayer, x: Tensor, output: Tensor) -> Tensor:
+        """Decide on one layer, given its input and its full-precision output; return its quantized output."""
+        decided = name in self.chosen_from
+        tried = self._set_scale(layer, x, output, self.bits[name]) if decided else 0
+        weight, given = layer.scaled_weight(), layer.scaled_input(x)
+        handed_on = self._quantized_input(layer, given)
+        bits = self.bits[name]
+        moves = moved_rows(len(weight), bits, self.largest_tenths, self.plus) if decided else (0,)
+        needed = (bits,) if len(moves) == 1 else (bits, bits + 1) if self.plus else (bits - 1, bits, bits + 1)
+        compared = handed_on if self.on_quantized_inputs else given
+        weights = {width: self._quantized_weight(layer, weight, width) for width in needed}
+        outputs = {width: layer.apply_weight(compared, weights[width], layer.bias) for width in needed}
+        error_of_bits = {width: _row_squares(found - output, layer.channel_axis) for width, found in outputs.items()}
+        kurtosis = row_kurtosis(weight)
+        measure = error_of_bits[bits] if self.rule == "error" else kurtosis
+        order = row_order(self.rule, measure, generator("rows", self.bench.seed, self.name, name))
+        bias = None if layer.bias is None else along_axis(layer.bias[None], output.ndim, layer.channel_axis)
+        energy = float(_row_squares(output if bias is None else output - bias, layer.channel_axis).sum())
+        chosen = allocate(error_of_bits, energy, order, bits, moves, self.plus)
+        self.found[name], self.kurtosis[name] = chosen, kurtosis
+        layer.set_weight_bits_(chosen.bits)
+        layer_forwards = tried + len(needed)
+        if not self.on_quantized_inputs:
+            mixed = _by_rows(weights, chosen.bits, 0)
+            outputs, layer_forwards = {bits: layer.apply_weight(handed_on, mixed, layer.bias)}, layer_forwards + 1
+        self.network_forwards += layer_forwards * len(x) * self.share_of_network[name]
+        return _by_rows(outputs, chosen.bits, layer.channel_axis)
+
+    def _set_scale(self, layer: QuantLayer, x: Tensor, output: Tensor, bits: int) -> int:
+        """Set the equivalent scale of a layer, given its input and full-precision output; return the outputs tried."""
+        if getattr(layer, "groups", 1) != 1 or not self.strengths:
+            return 0
+        low, high = channel_extremes(x, layer.channel_axis)
+        scale = prescale(torch.maximum(high, -low).amax(0), weight_magnitudes(layer.weight))
+        if len(self.strengths) == 1:
+            layer.set_equivalent_scale_(scale ** self.strengths[0])
+            return 0
+        errors = []
+        for strength in self.strengths:
+            layer.set_equivalent_scale_(scale**strength)
+            weight = self._quantized_weight(layer, layer.scaled_weight(), bits)
+            given = self._quantized_input(layer, layer.scaled_input(x))
+            errors.append(float(layer.apply_weight(given, weight, layer.bias).sub_(output).square().sum()))
+        layer.set_equivalent_scale_(scale ** self.strengths[errors.index(min(errors))])
+        return len(errors)
+
+    def _quantized_input(self, layer: QuantLayer, x: Tensor) -> Tensor:
+        quantizer = layer.activation_quantizer
+        if quantizer is None:
+            return x
+        sample = ActivationSample(quantizer, StepGroups.shared(), max(1, VALUES // len(x)))
+        sample.add(x)
+        tables = affine_parameters(*sampled_ends(sample, self.observer), quantizer.levels)
+        scale, zero_point = (
+            along_axis(spread(table, quantizer.groups), x.ndim, layer.channel_axis) for table in tables
+        )
+        return fake_quantize(x, scale, zero_point, quantizer.levels)
+
+    def _quantized_weight(self, layer: QuantLayer, weight: Tensor, bits: int) -> Tensor:
+        quantizer = layer.weight_quantizer
+        assert quantizer is not None
+        levels = torch.full((len(weight),), 2**bits, device=weight.device)
+        grids = [affine_parameters(*self.observer(rows, levels), levels) for rows in quantizer.rows(weight)]
+        scale, zero_point = (quantizer.spread(torch.stack(table, dim=1)) for table in zip(*grids, strict=True))
+        return fake_quantize(weight, scale, zero_point, 2**bits)
+
+    def finish_unit(self, unit: str) -> dict[str, float]:
+        moved = [self.found[name].moved > 0 for name in self.chosen_from]
+        return {"layers": len(moved), "mixed_layers": sum(moved), "mean_bits": self._mean_bits()}
+
+    def _mean_bits(self) -> float:
+        """Over all weights of the layers that were decided on."""
+        weights = {name: self.layers[name].weight for name in self.chosen_from}
+        total = sum(sum(self.found[name].bits) * weight[0].numel() for name, weight in weights.items())
+        return total / sum(weight.numel() for weight in weights.values())
+
+    # ---- what is kept and told
+
+    def load_state_(self, state: dict[str, Tensor]) -> None:
+        for name, layer in self.layers.items():
+            levels = state[f"{name}.weight_quantizer.levels"].tolist()
+            layer.set_weight_bits_(tuple(level.bit_length() - 1 for level in levels))
+        load_calibration_state_(self.bench.network, state)
+
+    def progress(self) -> dict[str, Tensor]:
+        carried: dict[str, Tensor] = {}
+        for name, allocation in self.found.items():
+            carried[f"{name}.errors"] = torch.tensor(allocation.errors, dtype=torch.float64)
+            carried[f"{name}.chosen"] = torch.tensor((allocation.moved, allocation.tenths))
+            carried[f"{name}.bits"] = torch.tensor(allocation.bits)
+            carried[f"{name}.kurtosis"] = self.kurtosis[name]
+        return carried
+
+    def load_progress_(self, progress: dict[str, Tensor]) -> None:
+        for name in self.layers:
+            errors, chosen, bits = (progress[f"{name}.{key}"].tolist() for key in ("errors", "chosen", "bits"))
+            moved, tenths = chosen
+            self.found[name] = Allocation(tuple(bits), moved, tenths, tuple(errors))
+            self.kurtosis[name] = progress[f"{name}.kurtosis"]
+
+    def findings(self) -> dict[str, Any]:
+        """Bits and kurtosis of the rows of every layer, and the relative output error of every allocation considered.
+
+        ``limit``: why no row could change its bits; null if rows could.
+        """
+        if not self.layers:
+            return {}
+        order = {layer.name: number for number, layer in enumerate(self.bench.topology.layers)}
+        layers = [
+            {
+                "name": name,
+                "rows": len(self.found[name].bits),
+                "moved": self.found[name].moved,
+                "tenths": self.found[name].tenths,
+                "errors": list(self.found[name].errors),
+                "bits": list(self.found[name].bits),
+                "kurtosis": [round(value, 4) for value in self.kurtosis[name].tolist()],
+            }
+            for name in sorted(self.chosen_from, key=order.__getitem__)
+        ]
+        limit = blocked(self.bits[self.chosen_from[0]], self.plus)
+        return {"settings": self.settings, "mean_bits": self._mean_bits(), "limit": limit, "layers": layers}
+
+
+def _by_rows(of_bits: dict[int, Tensor], bits: tuple[int, ...], axis: int) -> Tensor:
+    """Rows or output channels (along ``axis``) put together, each from the tensor for its bits; a single one is all."""
+    mixed, *others = of_bits.items()
+    result = mixed[1].clone() if others else mixed[1]
+    for width, part in others:
+        rows = torch.tensor([row for row, own in enumerate(bits) if own == width], dtype=torch.long, device=part.device)
+        result.index_copy_(axis, rows, part.index_select(axis, rows))
+    return result
+
+
+def _row_squares(difference: Tensor, channel_axis: int) -> Tensor:
+    """Sum of squares of every output channel of a difference of outputs, [R]."""
+    return difference.square().movedim(channel_axis, 0).flatten(1).sum(1)

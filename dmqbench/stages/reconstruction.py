@@ -1,0 +1,289 @@
+"""Block reconstruction (BRECQ, Li et al. 2021): fit the parameters of one unit to its full-precision output.
+
+Inputs come from the quantized prefix of the network, targets from full precision, so that a unit also makes up for
+the errors of those before it. Two stages use it: learned rounding of the weights, then learned activation steps.
+"""
+
+import math
+from abc import abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+from dmqbench.calibration.capture import ModuleInputs, capture_inputs, capture_outputs, first_tensor, memory_groups
+from dmqbench.calibration.stage import HELD_OUT_POINTS, MIB, Stage, Workbench
+from dmqbench.config.stage_limits import check_choice
+from dmqbench.data.bank import Trajectories
+from dmqbench.data.noise import draw_batch
+from dmqbench.quant.functional import rounding_regularizer
+from dmqbench.quant.layers import freeze_weight_, quant_layers, quantization, set_quantization_
+from dmqbench.quant.state import activation_quantizers
+
+EVERY_CHANNEL = slice(None)
+
+
+def reconstruction_error(output: Tensor, target: Tensor, exponent: float = 2.0) -> Tensor:
+    """Σ over channels (dim 1), mean over the rest, of |output − target|^p."""
+    return (output - target).abs().pow(exponent).sum(1).mean()
+
+
+class BlockReconstruction(Stage):
+    """What the two reconstruction stages share: units, captured inputs and targets, the training loop of a unit."""
+
+    activations_on: bool
+    """Is the prefix's activation quantization on, and the unit's own?"""
+
+    def __init__(
+        self,
+        bench: Workbench,
+        *,
+        steps_per_unit: int,
+        batch: int,
+        learning_rate: float,
+        samples: int,
+        capture_mib: int,
+        exponent: float,
+    ) -> None:
+        super().__init__(bench)
+        self.steps_per_unit = steps_per_unit
+        self.batch = batch
+        self.learning_rate = learning_rate
+        self.capture_bytes = capture_mib * MIB
+        self.exponent = exponent
+        self.points = bench.bank.cal.spread(samples)
+        self.held_out = bench.bank.val.spread(HELD_OUT_POINTS)
+        self.unit_names = tuple(unit.name for unit in bench.topology.units if self.concerns(self.module(unit.name)))
+        macs = {layer.name: layer.macs for layer in bench.topology.layers}
+        total = sum(macs.values())
+        self.share_of_network = {
+            unit.name: sum(macs[name] for name in unit.layers) / total for unit in bench.topology.units
+        }
+        self.targets: dict[str, tuple[Tensor, Tensor]] = {}
+        self.inputs: tuple[ModuleInputs, ModuleInputs] | None = None
+
+    @abstractmethod
+    def concerns(self, unit: nn.Module) -> bool:
+        """Has the unit anything to train? At 32 bits it has not."""
+
+    @abstractmethod
+    def trainable(self, unit: nn.Module) -> list[nn.Parameter]:
+        """Make the unit's parameters ready to train, and return them."""
+
+    @abstractmethod
+    def settle(self, unit: nn.Module) -> None:
+        """Fix what was trained."""
+
+    def learning_rate_of(self, parameter: nn.Parameter) -> float:
+        """Adam's step size for one parameter."""
+        return self.learning_rate
+
+    def penalty(self, progress: float) -> Tensor | float:
+        """A regularizer at ``progress`` 0..1 of the unit's training."""
+        return 0.0
+
+    def units(self) -> tuple[str, ...]:
+        return self.unit_names
+
+    def iterations(self, unit: str) -> int:
+        return self.steps_per_unit
+
+    def module(self, unit: str) -> nn.Module:
+        return self.bench.network.get_submodule(unit)
+
+    def start_unit(self, unit: str) -> None:
+        bench = self.bench
+        if unit not in self.targets:
+            self.targets = self._capture_targets(unit)
+        with quantization(bench.network, weight=True, activation=self.activations_on):
+            self.inputs = (
+                self._capture_inputs(unit, bench.bank.cal, self.points),
+                self._capture_inputs(unit, bench.bank.val, self.held_out),
+            )
+        set_quantization_(self.module(unit), weight=True, activation=self.activations_on)
+        self.error_before = self._held_out_error(unit)
+        self.parameters_in_training = self.trainable(self.module(unit))
+        self.optimizer = torch.optim.Adam(
+            [
+                {"params": [parameter], "lr": self.learning_rate_of(parameter)}
+                for parameter in self.parameters_in_training
+            ]
+        )
+        self.schedule = self._schedule(self.optimizer)
+
+    def _schedule(self, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
+        return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
+
+    def _capture_inputs(self, unit: str, trajectories: Trajectories, points: Tensor) -> ModuleInputs:
+        bench = self.bench
+        # On average the forward passes end half-way through the network.
+        self.network_forwards += len(points) * bench.branches / 2
+        return capture_inputs(bench.adapter, self.module(unit), trajectories, points, self.batch, bench.guidance)
+
+    def _capture_targets(self, first: str) -> dict[str, tuple[Tensor, Tensor]]:
+        """Full-precision outputs of as many units from ``first`` on as the memory setting allows, from one pass."""
+        bench = self.bench
+        units = self.units()
+        remaining = {name: self.module(name) for name in units[units.index(first) :]}
+
+        def outputs(modules: dict[str, nn.Module], trajectories: Trajectories, points: Tensor) -> dict[str, Tensor]:
+            self.network_forwards += len(points) * bench.branches
+            return capture_outputs(bench.adapter, modules, trajectories, points, self.batch, bench.guidance)
+
+        with quantization(bench.network, weight=False, activation=False):
+            probe = outputs(remaining, bench.bank.cal, self.points[:1])
+            sizes = {name: output.nbytes * len(self.points) for name, output in probe.items()}
+            modules = {name: remaining[name] for name in memory_groups(sizes, self.capture_bytes)[0]}
+            cal = outputs(modules, bench.bank.cal, self.points)
+            val = outputs(modules, bench.bank.val, self.held_out)
+        return {name: (cal[name], val[name]) for name in modules}
+
+    def _output(self, unit: str, inputs: ModuleInputs, index: Tensor) -> Tensor:
+        args, kwargs, step = inputs.select(index)
+        with self.bench.adapter.context.at(step):
+            return first_tensor(self.module(unit)(*args, **kwargs))
+
+    @torch.no_grad()
+    def _held_out_error(self, unit: str) -> float:
+        assert self.inputs is not None
+        inputs, target = self.inputs[1], self.targets[unit][1]
+        errors = [
+            reconstruction_error(self._output(unit, inputs, index), target[index]) * len(index)
+            for index in torch.arange(len(inputs)).split(self.batch)
+        ]
+        return float(torch.stack(errors).sum() / len(inputs))
+
+    def iterate(self, unit: str, iteration: int) -> Tensor:
+        assert self.inputs is not None
+        inputs, target = self.inputs[0], self.targets[unit][0]
+        index = draw_batch(self.bench.seed, self.name, unit, iteration, len(inputs), self.batch)
+        loss = reconstruction_error(self._output(unit, inputs, index), target[index], self.exponent)
+        total = loss + self.penalty(iteration / self.steps_per_unit)
+        self.optimizer.zero_grad(set_to_none=True)
+        gradients = torch.autograd.grad(total, self.parameters_in_training)
+        for parameter, gradient in zip(self.parameters_in_training, gradients, strict=True):
+            parameter.grad = gradient
+        self.optimizer.step()
+        self.schedule.step()
+        self.network_forwards += 3 * len(index) * self.share_of_network[unit]
+        return loss
+
+    def finish_unit(self, unit: str) -> dict[str, float]:
+        self.settle(self.module(unit))
+        error = self._held_out_error(unit)
+        set_quantization_(self.module(unit), weight=False, activation=False)
+        del self.targets[unit]
+        self.inputs = None
+        return {"held_out_error_before": self.error_before, "held_out_error": error}
+
+
+class WeightReconstruction(BlockReconstruction):
+    """Learned rounding (AdaRound) of a unit's weights, activations in full precision (Q-Diffusion's first phase)."""
+
+    name = "weight_reconstruction"
+    weights_only = True
+    activations_on = False
+
+    def __init__(
+        self,
+        bench: Workbench,
+        iterations: int,
+        batch: int,
+        learning_rate: float,
+        samples: int,
+        capture_mib: int,
+        regularization: float,
+        warmup: float,
+        beta_start: float,
+        beta_end: float,
+        regularized_groups: str = "all",
+    ) -> None:
+        super().__init__(
+            bench,
+            steps_per_unit=iterations,
+            batch=batch,
+            learning_rate=learning_rate,
+            samples=samples,
+            capture_mib=capture_mib,
+            exponent=2.0,
+        )
+        self.regularization = regularization
+        self.warmup = warmup
+        self.beta_start, self.beta_end = beta_start, beta_end
+        check_choice(self.name, "regularized_groups", regularized_groups)
+        self.regularized_groups = regularized_groups
+
+    def concerns(self, unit: nn.Module) -> bool:
+        return any(layer.weight_quantizer is not None for layer in quant_layers(unit).values())
+
+    def trainable(self, unit: nn.Module) -> list[nn.Parameter]:
+        quantizers = [
+            (layer.weight_quantizer, layer.scaled_weight())
+            for layer in quant_layers(unit).values()
+            if layer.weight_quantizer is not None
+        ]
+        first_only = self.regularized_groups == "first"  # DMQ's published code forgets the other input groups
+        self.regularized_channels = [
+            quantizer.groups.slices[0] if first_only else EVERY_CHANNEL for quantizer, _ in quantizers
+        ]
+        return [quantizer.learn_rounding_(weight) for quantizer, weight in quantizers]
+
+    def penalty(self, progress: float) -> Tensor | float:
+        if progress < self.warmup:
+            return 0.0
+        annealed = (progress - self.warmup) / (1 - self.warmup)
+        beta = self.beta_start + (self.beta_end - self.beta_start) * annealed
+        parts = zip(self.parameters_in_training, self.regularized_channels, strict=True)
+        return self.regularization * sum(rounding_regularizer(alpha[:, channels], beta) for alpha, channels in parts)
+
+    def settle(self, unit: nn.Module) -> None:
+        freeze_weight_(unit)
+
+
+class ActivationReconstruction(BlockReconstruction):
+    """Learned activation steps of a unit by |error|^2.4, weights fixed (Q-Diffusion's second phase, LSQ gradient)."""
+
+    name = "activation_reconstruction"
+    activations_on = True
+
+    def __init__(
+        self,
+        bench: Workbench,
+        iterations: int,
+        batch: int,
+        learning_rate: float,
+        samples: int,
+        capture_mib: int,
+        exponent: float,
+    ) -> None:
+        super().__init__(
+            bench,
+            steps_per_unit=iterations,
+            batch=batch,
+            learning_rate=learning_rate,
+            samples=samples,
+            capture_mib=capture_mib,
+            exponent=exponent,
+        )
+
+    def _schedule(self, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
+        def cosine(iteration: int) -> float:
+            return 0.5 * (1 + math.cos(math.pi * min(1.0, iteration / self.steps_per_unit)))
+
+        return torch.optim.lr_scheduler.LambdaLR(optimizer, cosine)
+
+    def concerns(self, unit: nn.Module) -> bool:
+        return bool(activation_quantizers(unit))
+
+    def trainable(self, unit: nn.Module) -> list[nn.Parameter]:
+        scales = [quantizer.scale for quantizer in activation_quantizers(unit).values()]
+        for scale in scales:
+            scale.requires_grad_(True)
+        return scales
+
+    def learning_rate_of(self, parameter: nn.Parameter) -> float:
+        # Steps differ by orders of magnitude between layers and bit-widths: an absolute step size that moves a wide
+        # range by a percent turns a narrow one negative.
+        return self.learning_rate * float(parameter.detach().min())
+
+    def settle(self, unit: nn.Module) -> None:
+        unit.requires_grad_(False)

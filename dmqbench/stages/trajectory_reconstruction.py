@@ -1,0 +1,393 @@
+"""AccuQuant: fit quantization parameters to the state that the model reaches after several of its own steps.
+
+Lee et al., "AccuQuant: Simulating Multiple Denoising Steps for Quantizing Diffusion Models" (NeurIPS 2025). The calls
+of the sampler are cut into groups of ``horizon``. Over a group, full precision and the quantized model start from one
+state, each goes on from its own states, and the loss compares the end states alone.
+"""
+
+import math
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dmqbench.calibration.stage import CalibrationDiverged, Stage, Workbench
+from dmqbench.calibration.trained_parameters import (
+    Trained,
+    TrainedScales,
+    TrainedWeights,
+    VariableOptimizer,
+    agreement,
+    copies,
+    set_,
+)
+from dmqbench.calibration.windows import Span, spans_of
+from dmqbench.config.stage_limits import check_choice
+from dmqbench.data.bank import Trajectories
+from dmqbench.data.noise import Stream, draw_batch, step_noise
+from dmqbench.models.rollout import rollout_from
+from dmqbench.quant.layers import freeze_weight_, quant_layers, quantization
+from dmqbench.quant.state import activation_quantizers
+from dmqbench.samplers.adjoint import power_spectrum, recorded_states
+from dmqbench.samplers.plan import State
+from dmqbench.stages.trajectory_gradients import CONTROLS, RULES, GroupProblem
+
+STREAMS: tuple[Stream, ...] = ("cal", "val")
+FACTS, VARIABLE, BEST, ADAM = "facts:", "variable:", "best:", "adam:"
+"""How tensors of a checkpoint begin."""
+
+LARGEST_RATE = 0.003
+"""Of Adam, in logarithms of scales and in grid steps: with few iterations of many calls each, larger ones overshoot."""
+
+REFERENCE = "replayed"
+"""The rule that others are compared with: exact, in the memory of one call."""
+
+
+class TrajectoryReconstruction(Stage):
+    """Learns activation scales, and with ``recipe=joint`` rounding and weight scales, by the error of end states.
+
+    Args:
+        horizon: M, calls that the quantized model runs by itself; more than there are means all.
+        iterations: per group. Cost does not depend on M: fewer groups have more calls each.
+        batch: trajectories in an iteration.
+        recipe: ``scales`` of activations, or ``joint``: with the weights' rounding and scales, shared by all groups.
+        gradient: a name of ``trajectory_gradients.RULES`` or ``CONTROLS``.
+        start: ``fp``, the recorded full-precision state; ``quantized``, the state that the calibrated calls before
+            the group lead to (at the last check, where groups share parameters); the target is full precision's either
+            way. Held-out errors "before" are then those after the calls before were calibrated.
+        scale_travel: Adam's first rate times iterations, in logarithms of a scale: with the cosine, a scale can move by
+            half of it. Less, where iterations are so few that the rate would be above ``LARGEST_RATE``.
+        rounding_travel: the same for a weight between its two grid points, 0..1.
+        checks: how often the held-out error is looked at; the best state is kept.
+    """
+
+    name = "trajectory_reconstruction"
+
+    def __init__(
+        self,
+        bench: Workbench,
+        *,
+        horizon: int,
+        iterations: int,
+        batch: int,
+        recipe: str,
+        gradient: str,
+        start: str,
+        scale_travel: float,
+        rounding_travel: float,
+        checks: int,
+    ) -> None:
+        super().__init__(bench)
+        for key, value in (("recipe", recipe), ("gradient", gradient), ("start", start)):
+            check_choice(self.name, key, value)
+        self.joint = recipe == "joint"
+        self.gradient = gradient
+        self.rule = (RULES | CONTROLS)[gradient]
+        self.from_quantized = start == "quantized"
+        self.scale_travel, self.rounding_travel = scale_travel, rounding_travel
+        self.per_group, self.batch, self.checks = iterations, batch, checks
+        self.trajectories: dict[Stream, Trajectories] = {"cal": bench.bank.cal, "val": bench.bank.val}
+        self.spectrum = power_spectrum(bench.bank.cal.x[:, -1]).to(bench.device)
+        row_of_call = bench.step_groups.row_of_call
+        freeze_weight_(bench.network)
+        self.quantizers = activation_quantizers(bench.network)
+        self.weights = {name: layer for name, layer in quant_layers(bench.network).items() if layer.weight_quantizer}
+        trains = self.quantizers or (self.joint and self.weights)
+        calls = bench.sampler.calls
+        off_trajectory = [place for place, call in enumerate(calls) if call.base == "anchor"]
+        self.spans = spans_of(len(calls), horizon, row_of_call, self.joint, off_trajectory) if trains else ()
+        self.slices = {
+            f"{span.name}, iterations {part.start}-{part.stop - 1}": (span, part)
+            for span in self.spans
+            for part in self._slices(span)
+        }
+        """Units: parts of the iterations of each span."""
+        self.facts: dict[str, list[float]] = {}
+        """Per span: the best iteration, agreement with the exact gradient, held-out errors of its groups."""
+        self.trained: list[Trained] = []
+        self.optimizer: VariableOptimizer | None = None
+        self.best: dict[str, Tensor] = {}
+        self.best_error = math.inf
+        self.states: dict[Stream, dict[int, State]] = {}
+        """Full-precision states of all trajectories, by the call they stand before."""
+        self.starts: dict[Stream, dict[int, State]] = {}
+        """What the groups start from, by their first calls."""
+
+    # ---- units: slices of the spans
+
+    def _total(self, span: Span) -> int:
+        return self.per_group * len(span.groups)
+
+    def _slices(self, span: Span) -> list[range]:
+        total = self._total(span)
+        length = -(-total // self.checks)
+        return [range(start, min(start + length, total)) for start in range(0, total, length)]
+
+    def units(self) -> tuple[str, ...]:
+        return tuple(self.slices)
+
+    def iterations(self, unit: str) -> int:
+        return len(self.slices[unit][1])
+
+    # ---- what is trained
+
+    def _train(self) -> None:
+        """Make the variables, as the calibration state has them."""
+        self.trained = [TrainedScales(self.quantizers.values())] if self.quantizers else []
+        if self.joint:
+            self.trained.append(TrainedWeights(self.weights))
+
+    def _optimizer(self, span: Span) -> VariableOptimizer:
+        total, groups = self._total(span), len(span.groups)
+        rates = {
+            name: min((self.rounding_travel if name.endswith(".latent") else self.scale_travel) / total, LARGEST_RATE)
+            for name in self._variables()
+        }
+        before = self.facts[span.name][-2 * groups : -groups]
+        return VariableOptimizer(self._variables(), rates, total, unit=sum(before) / groups or 1.0)
+
+    def _variables(self) -> dict[str, Tensor]:
+        return {name: value for part in self.trained for name, value in part.variables().items()}
+
+    def _leaves(self) -> list[Tensor]:
+        return [leaf for part in self.trained for leaf in part.leaves()]
+
+    def _show(self) -> None:
+        for part in self.trained:
+            part.show_()
+
+    def start_unit(self, unit: str) -> None:
+        span, part = self.slices[unit]
+        if part.start == 0:
+            self._train()
+        self._show()
+        self._prepare(span)
+        if part.start == 0:
+            errors = self._held_out_errors(span)
+            self.best, self.best_error = copies(self._variables()), sum(errors)
+            self.facts[span.name] = [0.0, *self._agreement(span), *errors, *errors]
+            self.optimizer = self._optimizer(span)
+
+    def iterate(self, unit: str, iteration: int) -> Tensor:
+        assert self.optimizer is not None
+        span, part = self.slices[unit]
+        at = part.start + iteration
+        chosen = draw_batch(self.bench.seed, self.name, span.name, at, len(self.bench.bank.cal), self.batch)
+        self._show()
+        with quantization(self.bench.network, weight=True, activation=True):
+            problem = self._problem("cal", chosen, span.groups[at % len(span.groups)])
+            loss = self.rule.run(problem, self._leaves())
+        self._count(problem, self.rule.forwards(len(problem.calls)))
+        for trained in self.trained:
+            trained.gather_()
+        self._require_finite(unit, at)
+        self.optimizer.step(at)
+        return loss
+
+    def _require_finite(self, unit: str, at: int) -> None:
+        gradients = {name: value.grad for name, value in self._variables().items() if value.grad is not None}
+        finite = torch.stack([gradient.isfinite().all() for gradient in gradients.values()]).tolist()
+        if not all(finite):
+            name = list(gradients)[finite.index(False)]
+            raise CalibrationDiverged(f"stage {self.name}, {unit}: the gradient of {name} at {at} is not finite")
+
+    def finish_unit(self, unit: str) -> dict[str, float]:
+        span, part = self.slices[unit]
+        self._show()
+        if self.from_quantized and len(span.groups) > 1:  # the calls that lead to later groups have changed
+            self.starts["val"] = self._prefix("val", span)
+        errors, groups = self._held_out_errors(span), len(span.groups)
+        if sum(errors) < self.best_error:
+            self.best, self.best_error = copies(self._variables()), sum(errors)
+            facts = self.facts[span.name]
+            facts[0], facts[-groups:] = float(part.stop), errors
+        if part.stop == self._total(span):
+            set_(self._variables(), self.best)
+        for trained in self.trained:
+            trained.settle_()
+        self.states, self.starts = {}, {}
+        return {"held_out_error": sum(errors) / groups, "best_held_out_error": self.best_error / groups}
+
+    # ---- the states of trajectories
+
+    def _prepare(self, span: Span) -> None:
+        """Find the full-precision states of the span's calls, and the states that its groups start from."""
+        bench = self.bench
+        for stream in STREAMS:
+            of_stream = self.trajectories[stream]
+            states = enumerate(recorded_states(bench.sampler, of_stream.x, of_stream.output))
+            needed = range(span.calls.start, span.calls.stop + 1)
+            self.states[stream] = {place: state for place, state in states if place in needed}
+            self.starts[stream] = self._prefix(stream, span) if self.from_quantized else self.states[stream]
+
+    def _prefix(self, stream: Stream, span: Span) -> dict[int, State]:
+        """The states before the first call of every group that the quantized model reaches by itself."""
+        bench, of_stream = self.bench, self.trajectories[stream]
+        firsts = {group.start for group in span.groups}
+        parts: dict[int, list[State]] = {first: [] for first in firsts}
+        with quantization(bench.network, weight=True, activation=True):
+            for indices in torch.arange(len(of_stream)).split(self.batch):
+                x = of_stream.x[indices, 0].to(bench.device)
+                cond = {name: value[indices].to(bench.device) for name, value in of_stream.cond.items()}
+                state = bench.sampler.initial(x)
+                if 0 in firsts:
+                    parts[0].append(state)
+                visits = rollout_from(
+                    bench.adapter,
+                    bench.sampler,
+                    state,
+                    0,
+                    cond,
+                    stream=stream,
+                    seed=bench.seed,
+                    indices=indices.tolist(),
+                    guidance=bench.guidance,
+                )
+                for visit in visits if max(firsts) > 0 else ():
+                    self.network_forwards += len(indices) * bench.branches
+                    if visit.call + 1 in firsts:
+                        parts[visit.call + 1].append(visit.after)
+                    if visit.call + 1 >= max(firsts):
+                        break
+        return {first: _joined(states) for first, states in parts.items()}
+
+    def _problem(self, stream: Stream, chosen: Tensor, group: range) -> GroupProblem:
+        bench, of_stream = self.bench, self.trajectories[stream]
+        cond = {name: value[chosen].to(bench.device) for name, value in of_stream.cond.items()}
+
+        def denoise(x: Tensor, call: int) -> Tensor:
+            step = torch.full((len(x),), call, device=x.device)
+            timestep = torch.full_like(step, bench.sampler.timesteps[call])
+            return bench.adapter.denoise(x, timestep, cond, step, guidance=bench.guidance)
+
+        def noise(call: int) -> Tensor | None:
+            if bench.sampler.calls[call].sigma == 0:
+                return None
+            shape = bench.adapter.sample_shape
+            return step_noise(stream, bench.seed, chosen.tolist(), call, shape).to(bench.device)
+
+        return GroupProblem(
+            denoise=denoise,
+            plan=bench.sampler,
+            first=group.start,
+            start=_chosen(self.starts[stream][group.start], chosen, bench.device),
+            references=[
+                _chosen(self.states[stream][place], chosen, bench.device)
+                for place in range(group.start, group.stop + 1)
+            ],
+            noises=[noise(call) for call in group],
+            spectrum=self.spectrum,
+        )
+
+    def _count(self, problem: GroupProblem, forwards: float) -> None:
+        self.network_forwards += len(problem.target) * self.bench.branches * forwards
+
+    def _held_out_errors(self, span: Span) -> list[float]:
+        """Mean squared error of the end states of every group, on validation trajectories."""
+        errors = []
+        with quantization(self.bench.network, weight=True, activation=True):
+            for group in span.groups:
+                total, population = 0.0, len(self.trajectories["val"])
+                for chosen in torch.arange(population).split(self.batch):
+                    problem = self._problem("val", chosen, group)
+                    total += float(problem.end_state_error()) * len(chosen)
+                    self._count(problem, len(problem.calls))
+                errors.append(total / population)
+        return errors
+
+    def _agreement(self, span: Span) -> tuple[float, float]:
+        """Cosine and ratio of norms of the rule's gradient against the exact one, on one batch of every group.
+
+        It calibrates nothing, and neither its calls nor its time are counted.
+        """
+        if self.gradient == REFERENCE:
+            return 1.0, 1.0
+        started = time.perf_counter()
+        chosen = draw_batch(self.bench.seed, self.name, span.name, -1, len(self.bench.bank.cal), self.batch)
+        found: list[list[Tensor]] = []
+        with quantization(self.bench.network, weight=True, activation=True):
+            for rule in (self.rule, RULES[REFERENCE]):
+                for group in span.groups:
+                    problem = self._problem("cal", chosen, group)
+                    rule.run(problem, self._leaves())
+                for trained in self.trained:
+                    trained.gather_()
+                found.append([variable.grad for variable in self._variables().values() if variable.grad is not None])
+        for variable in self._variables().values():
+            variable.grad = None
+        self.unit_started += time.perf_counter() - started
+        return agreement(*found)
+
+    # ---- what is kept and told
+
+    def progress(self) -> dict[str, Tensor]:
+        facts = {f"{FACTS}{name}": torch.tensor(values, dtype=torch.float64) for name, values in self.facts.items()}
+        if self.optimizer is None:
+            return facts
+        constants = {name: value for part in self.trained for name, value in part.constants().items()}
+        return {
+            **facts,
+            "best_error": torch.tensor(self.best_error, dtype=torch.float64),
+            **{f"{VARIABLE}{name}": value for name, value in copies(self._variables() | constants).items()},
+            **{f"{BEST}{name}": value for name, value in self.best.items()},
+            **{f"{ADAM}{name}": value for name, value in self.optimizer.state().items()},
+        }
+
+    def load_progress_(self, progress: dict[str, Tensor]) -> None:
+        def part_of(prefix: str) -> dict[str, Tensor]:
+            return {name.removeprefix(prefix): value for name, value in progress.items() if name.startswith(prefix)}
+
+        self.facts = {name: values.tolist() for name, values in part_of(FACTS).items()}
+        if self.first_unit == len(self.units()):
+            return
+        span, part = self.slices[self.units()[self.first_unit]]
+        if part.start == 0:
+            return
+        self._train()
+        self.optimizer = self._optimizer(span)
+        constants = {name: value for trained in self.trained for name, value in trained.constants().items()}
+        set_(self._variables() | constants, part_of(VARIABLE))
+        self.best = {name: value.to(self.bench.device) for name, value in part_of(BEST).items()}
+        self.best_error = float(progress["best_error"])
+        self.optimizer.load_state_(part_of(ADAM))
+
+    def findings(self) -> dict[str, Any]:
+        """Held-out end-state errors before and after, and how far the gradient agreed with the exact one, per span."""
+        if not self.spans:
+            return {}
+        return {
+            "settings": {"horizon": len(self.spans[0].groups[0]), "gradient": self.gradient, "joint": self.joint},
+            "spans": [self._found(span, self.facts[span.name]) for span in self.spans],
+        }
+
+    @staticmethod
+    def _found(span: Span, facts: Sequence[float]) -> dict[str, Any]:
+        best, cosine, ratio, *errors = facts
+        groups = len(span.groups)
+        return {
+            "groups": [[group.start, group.stop - 1] for group in span.groups],
+            "best_iteration": int(best),
+            "gradient_cosine": cosine if math.isfinite(cosine) else None,
+            "gradient_ratio": ratio if math.isfinite(ratio) else None,
+            "error_before": errors[:groups],
+            "error_after": errors[groups:],
+        }
+
+
+def _joined(states: Sequence[State]) -> State:
+    return State(
+        torch.cat([state.x for state in states]),
+        torch.cat([state.anchor for state in states]),
+        tuple(torch.cat(outputs) for outputs in zip(*(state.history for state in states), strict=True)),
+    )
+
+
+def _chosen(state: State, index: Tensor, device: torch.device) -> State:
+    """The samples ``index`` of a state, on the device."""
+
+    def pick(tensor: Tensor) -> Tensor:
+        return tensor[index.to(tensor.device)].to(device)
+
+    return State(pick(state.x), pick(state.anchor), tuple(pick(output) for output in state.history))
