@@ -15,7 +15,6 @@ from dmqbench.anatomy.recorded import batches, spread_calls
 from dmqbench.anatomy.sensitivity import sensitivity
 from dmqbench.anatomy.statistics import InputStatistics, input_statistics, short, weight_statistics
 from dmqbench.anatomy.weight_rows import row_histograms, row_statistics
-from dmqbench.anatomy_plots import draw
 from dmqbench.config.ids import JobIds
 from dmqbench.config.schema import Job
 from dmqbench.costs import said_of_quantization
@@ -25,6 +24,7 @@ from dmqbench.models.topology import LayerInfo, Topology
 from dmqbench.pipeline import OUTCOME, Workshop
 from dmqbench.quant.layers import quantization
 from dmqbench.quant.spec import FULL_PRECISION
+from dmqbench.results.plots.anatomy import draw
 from dmqbench.store.artifacts import Store
 from dmqbench.store.files import save_json, short_hash
 from dmqbench.tracking.progress import Meter

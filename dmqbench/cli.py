@@ -205,7 +205,7 @@ def carry_out(planned: Sequence["Planned"]) -> int:
 
 def show(done: Sequence[tuple["Planned", Outcome]]) -> None:
     """Print the table of all results; then the folder of every job, so that the last line is a folder."""
-    from dmqbench.report import print_results
+    from dmqbench.results.formats import print_results
 
     folders = [Path(outcome.path) for _, outcome in done if outcome.path is not None]
     results = [Path(outcome.path) for one, outcome in done if outcome.path and one.job.task in MEASURING]

@@ -1,26 +1,28 @@
 """Results as tables, with a page and a picture beside them: ``dmqbench-report [STORE]``. Imports no torch."""
 
 import argparse
-import csv
 import io
-import json
 import os
 import shlex
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import groupby
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from safetensors import SafetensorError
 
-from dmqbench.cost_sheet import cost_sheet
-from dmqbench.differences import Contrast, contrasts, difference_sheet
-from dmqbench.latex import PREAMBLE, latex
-from dmqbench.results import Result, Table, comparable_tables, load_store, why_apart
-from dmqbench.sheets import Sheet, fitted, markdown, printable, rich_table, sheet_of
+from dmqbench.results.formats import (
+    _complain,
+    _further_sheets,
+    _print,
+    as_csv,
+    as_json,
+    as_latex,
+    as_markdown,
+    load_results,
+)
+from dmqbench.results.result import Result
 from dmqbench.store.artifacts import Store, StoreError
 from dmqbench.store.files import safe_name, save_atomic
 
@@ -28,74 +30,6 @@ FORMATS = ("table", "md", "json", "csv", "latex", "html")
 _FILE_WIDTH = 140
 _PICTURE_ROWS = 40
 """Rows beyond which nobody looks at a picture, and it takes longer than all the rest."""
-
-
-def load_results(source: Path | Sequence[Path]) -> list[Result]:
-    """Return the results of a run store, or of a list of result folders, best bits first.
-
-    Results of a store that are damaged are left out, with one line each on standard error.
-    """
-    if isinstance(source, Path):
-        return load_store(source, on_damage=_complain)
-    return sorted((Result.load(folder) for folder in source), key=lambda result: result.rank)
-
-
-def print_results(folders: Path | Sequence[Path], console: Console | None = None) -> None:
-    """Print the table, or tables, of the results in ``folders`` (or of a whole store) to ``console``."""
-    _print(load_results(folders), console or Console(), lambda table: [])
-
-
-def as_markdown(results: Iterable[Result], against: str | None = None) -> str:
-    """Return the tables in Markdown, and the differences ``against`` a method."""
-    parts = []
-    for tables, why in _by_model(results):
-        for table in tables:
-            sheets = [sheet_of(table, compact=False), *_further_sheets(table, against)]
-            parts += [markdown(sheet) for sheet in sheets]
-        parts += [why] if why else []
-    return "\n\n".join(parts) + "\n"
-
-
-def as_latex(results: Iterable[Result], against: str | None = None) -> str:
-    """Return the tables in LaTeX, and the differences ``against`` a method; each names its protocols."""
-    parts = [PREAMBLE]
-    for table in comparable_tables(results):
-        protocols = [protocol for metric in table.metrics for protocol in table.protocols(metric)]
-        sheets = [sheet_of(table, compact=False), *_further_sheets(table, against)]
-        parts += [latex(sheet, protocols) for sheet in sheets]
-    return "\n\n".join(parts) + "\n"
-
-
-def as_json(results: Iterable[Result], against: str | None = None) -> str:
-    """Return a list with one object per result; results with the same ``table`` compare."""
-    keys = ("job_id", "method", "model", "dataset", "bits", "declared", "scope", "ranges", "seed")
-    rows = []
-    for number, table in enumerate(comparable_tables(results)):
-        found = _contrasts_by_row(table, against)
-        for result in table.rows:
-            row = {"table": number, "label": result.label, "embedded": result.embedded, "size_mib": result.size_mib}
-            row |= {key: result.record.get(key) for key in keys}
-            row |= {"task": result.task, "metrics": dict(result.metrics)}
-            row |= {key: result.record.get(key, {}) for key in ("unavailable", "cost", "timing")}
-            row |= {"calibration": result.record.get("calibration", [])}
-            if id(result) in found:
-                row["against"] = {"method": against, "differences": [_as_object(one) for one in found[id(result)]]}
-            rows.append(row)
-    return json.dumps(rows, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def as_csv(results: Iterable[Result], against: str | None = None) -> str:
-    """Return one line per result, each metric with its interval, n and protocol id."""
-    rows = []
-    for number, table in enumerate(comparable_tables(results)):
-        found = _contrasts_by_row(table, against)
-        rows += [_flat(number, row) | _flat_differences(found.get(id(row), ())) for row in table.rows]
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -214,36 +148,9 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _by_model(results: Iterable[Result]) -> list[tuple[list[Table], str | None]]:
-    """Return the tables of each model, and why there are several."""
-    tables = comparable_tables(results)
-    models = [list(group) for _, group in groupby(tables, key=lambda table: table.rows[0].model)]
-    return [(group, why_apart(group)) for group in models]
-
-
-def _further_sheets(table: Table, against: str | None) -> list[Sheet]:
-    """Return what stands below a table: differences, if they are asked for, and what calibration took."""
-    sheets = [difference_sheet(table, against) if against else None, cost_sheet(table)]
-    return [sheet for sheet in sheets if sheet]
-
-
-def _print(results: Iterable[Result], console: Console, further_sheets: Callable[[Table], list[Sheet]]) -> None:
-    for tables, why in _by_model(results):
-        for table in tables:
-            sheet, shown = fitted(table, console)
-            further = [(each, rich_table(each)) for each in further_sheets(table)]
-            for each, rich in [(sheet, shown), *further]:
-                console.print()
-                console.print(rich)
-                for note in each.notes:
-                    console.print(note, style="dim", markup=False, highlight=False)
-        if why:
-            console.print(f"\n{printable(why)}", style="yellow", markup=False, highlight=False)
-
-
 def _text(root: Path, results: Sequence[Result], options: Namespace) -> str:
     if options.format == "html":
-        from dmqbench.page.document import page
+        from dmqbench.results.page.document import page
 
         return page(root, results, options.against)
     if options.format == "table":
@@ -255,71 +162,9 @@ def _text(root: Path, results: Sequence[Result], options: Namespace) -> str:
     return writers[options.format](results, options.against)
 
 
-def _contrasts_by_row(table: Table, against: str | None) -> dict[int, list[Contrast]]:
-    found: dict[int, list[Contrast]] = {}
-    for contrast in contrasts(table, against) if against else ():
-        found.setdefault(id(contrast.row), []).append(contrast)
-    return found
-
-
-def _as_object(contrast: Contrast) -> dict[str, Any]:
-    """What ``--against`` says of one metric; ``seeds`` is a seed, or how many of them the difference is a mean of."""
-    found = contrast.comparison
-    return {
-        "metric": contrast.metric,
-        "seeds": contrast.seeds,
-        "difference": found.difference,
-        "ci95": None if found.ci95 is None else list(found.ci95),
-        "n": int(contrast.count),
-        "verdict": found.verdict,
-        "sentence": found.sentence,
-    }
-
-
-def _flat_differences(found: Iterable[Contrast]) -> dict[str, Any]:
-    row: dict[str, Any] = {}
-    for contrast in (one for one in found if one.single):
-        low, high = contrast.comparison.ci95 or (None, None)
-        name = f"{contrast.metric}_difference"
-        row |= {name: contrast.comparison.difference, f"{name}_low": low, f"{name}_high": high}
-        row |= {f"{contrast.metric}_verdict": contrast.comparison.verdict}
-    return row
-
-
-def _flat(number: int, result: Result) -> dict[str, Any]:
-    row: dict[str, Any] = {
-        "table": number,
-        "model": result.model,
-        "embedded": result.embedded,
-        "dataset": result.dataset,
-        "task": result.task,
-        "method": result.method,
-        "label": result.label,
-        "bits": result.bits,
-        "scope": result.scope,
-        "ranges": result.ranges,
-        "seed": result.seed,
-        "size_mib": result.size_mib,
-        "calibrate_s": result.calibration_seconds,
-        "calibration_calls": result.calibration_calls,
-        "calibration_peak_memory_mib": result.record.get("timing", {}).get("calibration_peak_memory_mib"),
-        "job_id": result.record.get("job_id"),
-    }
-    for name, record in result.metrics.items():
-        low, high = record.get("ci95") or (None, None)
-        row |= {
-            name: record.get("value"),
-            f"{name}_low": low,
-            f"{name}_high": high,
-            f"{name}_n": record.get("n"),
-        }
-        row |= {f"{name}_exact": record.get("exact", False), f"{name}_protocol": record["protocol"]}
-    return row
-
-
 def _page(root: Path, results: Sequence[Result], path: Path, against: str | None) -> Iterator[Path]:
     """Write the page; that it cannot be written is said, and is no error."""
-    from dmqbench.page.document import write_page
+    from dmqbench.results.page.document import write_page
 
     try:
         yield write_page(root, results, path, against)
@@ -329,7 +174,7 @@ def _page(root: Path, results: Sequence[Result], path: Path, against: str | None
 
 def _draw_parts(root: Path, results: Sequence[Result], beside: Path) -> Iterator[Path]:
     """Draw what the parts of a method do, where its jobs kept what they found out."""
-    from dmqbench.method_plots import draw
+    from dmqbench.results.plots.pictures import draw
 
     try:
         yield from draw(root, results, beside)
@@ -339,7 +184,7 @@ def _draw_parts(root: Path, results: Sequence[Result], beside: Path) -> Iterator
 
 def _draw(root: Path, results: Iterable[Result], beside: Path) -> Iterator[Path]:
     """Draw one picture per set of full-precision samples; what cannot be drawn is said, and is no error."""
-    from dmqbench.picture import picture_of
+    from dmqbench.results.plots.samples import picture_of
 
     sharing: dict[str, list[Result]] = {}
     for result in results:
@@ -353,10 +198,6 @@ def _draw(root: Path, results: Iterable[Result], beside: Path) -> Iterator[Path]
                 _complain(f"{path} shows the first {_PICTURE_ROWS} of {len(group)} results")
         except (OSError, ValueError, SafetensorError, StoreError) as error:
             _complain(f"no picture of {group[0].model}: {error}")
-
-
-def _complain(line: str) -> None:
-    print(f"dmqbench-report: {line}", file=sys.stderr)
 
 
 if __name__ == "__main__":

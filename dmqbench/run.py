@@ -31,9 +31,9 @@ from dmqbench.eval.evaluate import Evaluation, Evaluator, Floors, SampleSet
 from dmqbench.eval.feature_cache import feature_source, floor_source
 from dmqbench.eval.protocol import Protocol
 from dmqbench.models.rollout import chunk_count, chunk_name
-from dmqbench.picture import picture_of
 from dmqbench.pipeline import PLAN, STATE, Workshop, compute_in_float32
 from dmqbench.quant.plan import PrecisionPlan
+from dmqbench.results.plots.samples import picture_of
 from dmqbench.store.artifacts import Artifact, Store, StoreError
 from dmqbench.store.files import json_text, load_json
 from dmqbench.tracking.environment import environment

@@ -7,9 +7,9 @@ import numpy as np
 from rich.console import Console
 from safetensors.numpy import save_file
 
-from dmqbench import report
 from dmqbench.eval.protocol import Floor, Measurement, Protocol
-from dmqbench.results import Result
+from dmqbench.results import formats
+from dmqbench.results.result import Result
 from dmqbench.store.artifacts import Store
 
 REFERENCE = "f" * 16
@@ -77,12 +77,12 @@ class Bench:
         return self.publish("result", id, files | ({} if found is None else {"diagnosis.json": json.dumps(found)}))
 
     def results(self) -> list[Result]:
-        return report.load_results(self.root)
+        return formats.load_results(self.root)
 
     def shown(self, width: int = 140) -> str:
         console = Console(width=width, color_system=None, force_terminal=False)
         with console.capture() as captured:
-            report.print_results(self.root, console)
+            formats.print_results(self.root, console)
         return captured.get()
 
 

@@ -15,14 +15,15 @@ from scipy import stats
 from tiny import dit, text_unet, unet
 from workbench import workbench
 
-from dmqbench import anatomy, low_bit_plots
+from dmqbench import anatomy
 from dmqbench.anatomy import anatomy_id, make_anatomy
 from dmqbench.anatomy.statistics import Moments, input_statistics, short, weight_statistics
-from dmqbench.anatomy_plots import PICTURES, draw
 from dmqbench.calibration.capture import capture_inputs
 from dmqbench.cli import parse_arguments
 from dmqbench.config.ids import JobIds
 from dmqbench.planning import plan
+from dmqbench.results.plots import low_bits
+from dmqbench.results.plots.anatomy import PICTURES, draw
 
 NAMES = ("mean", "std", "kurtosis", "low", "high", "absmax")
 
@@ -274,7 +275,7 @@ def words_of(figure) -> str:
 
 
 def test_below_the_rows_stands_what_their_picture_shows():
-    said = words_of(low_bit_plots.weight_rows(low_bit_record()))
+    said = words_of(low_bits.weight_rows(low_bit_record()))
     assert "kurtosis of 23 rows: median 3.5, largest 8, above 6 in 1" in said
     assert "2 bits, median of 2 layers: the tenth of highest kurtosis carries 20.0%" in said and "3 bits" in said
     assert "that of largest error 50.0%; 8.3% if all rows erred alike" in said
@@ -297,12 +298,12 @@ def test_below_the_features_stands_how_much_they_change():
         },
     }
     record = low_bit_record(features)
-    said = words_of(low_bit_plots.features(record))
+    said = words_of(low_bits.features(record))
     assert "changes 2 times as much as that of full precision at the median call" in said
     assert "(0.5 to 3), and more than it at 2 of 3 calls" in said
-    said = words_of(low_bit_plots.activation_codes(record))
+    said = words_of(low_bits.activation_codes(record))
     assert "effective codes of 16: 8 at the first call, 5 at the last; fewest in b (3)" in said
-    assert low_bit_plots.activation_codes(low_bit_record({**features, "codes": None})) is None
+    assert low_bits.activation_codes(low_bit_record({**features, "codes": None})) is None
     of_one_call = {**features, "timesteps": [0], "codes": None}
     of_one_call |= {key: features[key][:1] for key in ("relative_error", "cosine", "change", "change_quantized")}
-    assert low_bit_plots.features(low_bit_record(of_one_call)) is not None
+    assert low_bits.features(low_bit_record(of_one_call)) is not None

@@ -8,7 +8,8 @@ from handmade import Bench, measured
 
 from dmqbench import report
 from dmqbench.planning import check, sweep_jobs
-from dmqbench.results import comparable_tables, why_apart
+from dmqbench.results import formats
+from dmqbench.results.tables import comparable_tables, why_apart
 
 
 @pytest.fixture
@@ -69,7 +70,7 @@ def test_columns_that_vary_are_shown_and_those_without_room_are_named(filled):
 def test_the_best_of_each_bits_is_bold_and_so_is_what_cannot_be_told_from_it(filled):
     filled.job("dmq", "w4a6", 33.0, 9.9, per_image=[33.1, 33.0, 33.1])
     lines = {line.split("|")[1].strip() + line.split("|")[2].strip(): line for line in
-             report.as_markdown(filled.results()).splitlines() if line.startswith("|")}  # fmt: skip
+             formats.as_markdown(filled.results()).splitlines() if line.startswith("|")}  # fmt: skip
     assert "**33.05±0.10**" in lines["q_diffusionw4a6"] and "**3.100±0.20**" in lines["q_diffusionw4a6"]
     assert "**33.00±0.10**" in lines["dmqw4a6"] and "**9.900" not in lines["dmqw4a6"]
     assert "**" not in lines["rtnw4a6"]
@@ -80,7 +81,7 @@ def test_the_best_of_each_bits_is_bold_and_so_is_what_cannot_be_told_from_it(fil
 def test_identical_images_are_best(bench):
     bench.job("rtn", "w8a8", 50.0)
     bench.job("dmq", "w8a8", None, per_image=[None] * 3)
-    assert "**identical**" in report.as_markdown(bench.results())
+    assert "**identical**" in formats.as_markdown(bench.results())
 
 
 def test_protocols_never_share_a_column(filled):
@@ -131,18 +132,18 @@ def test_damaged_results_are_left_out_with_one_line_each(filled, capsys):
 
 def test_folders_can_be_named_one_by_one(filled, tmp_path):
     folders = sorted((filled.root / "result").iterdir())[:2]
-    assert [result.bits for result in report.load_results(folders)] == ["w4a6", "w3a6"]
+    assert [result.bits for result in formats.load_results(folders)] == ["w4a6", "w3a6"]
     (tmp_path / "result.json").write_text('{"method": "rtn"}')
     with pytest.raises(ValueError, match="lacks model, bits, metrics"):
-        report.load_results([tmp_path])
+        formats.load_results([tmp_path])
 
 
 def test_json_and_csv_keep_every_digit_and_protocol(filled):
     results = filled.results()
-    rows = json.loads(report.as_json(results))
+    rows = json.loads(formats.as_json(results))
     assert [row["metrics"]["psnr"]["value"] for row in rows] == [None, 48.75, 33.05, 29.44, 22.94]
     assert all(row["embedded"] and row["table"] == 0 for row in rows)
-    lines = list(csv.DictReader(report.as_csv(results).splitlines()))
+    lines = list(csv.DictReader(formats.as_csv(results).splitlines()))
     assert [line["psnr"] for line in lines] == ["", "48.75", "33.05", "29.44", "22.94"]
     assert [line["psnr_exact"] for line in lines] == ["True", *["False"] * 4]
     assert lines[1]["psnr_protocol"] == rows[1]["metrics"]["psnr"]["protocol"]
@@ -198,7 +199,7 @@ def test_names_from_a_store_command_neither_terminal_nor_markdown(bench):
     bench.job("foreign", "w4a6", 30.0, name="\x1b[2J|[red]<b>")
     shown = bench.shown()
     assert "\x1b" not in shown and "[red]<b>" in shown
-    row = next(line for line in report.as_markdown(bench.results()).splitlines() if "[red]" in line)
+    row = next(line for line in formats.as_markdown(bench.results()).splitlines() if "[red]" in line)
     assert "<b>" not in row and "\\|" in row
 
 
@@ -206,7 +207,7 @@ def test_several_seeds_have_a_line_with_their_mean(bench):
     for seed, psnr in enumerate((30.0, 31.0, 33.5)):
         bench.job("rtn", "w4a6", psnr, 4.0, seed=seed)
     bench.job("rtn", "w8a8", 50.0)
-    rows = [line.split("|")[1:-1] for line in report.as_markdown(bench.results()).splitlines() if "seeds |" in line]
+    rows = [line.split("|")[1:-1] for line in formats.as_markdown(bench.results()).splitlines() if "seeds |" in line]
     [row] = [[cell.strip() for cell in row] for row in rows]
     assert row[:3] == ["rtn", "w4a6", "3 seeds"]
     # Mean 31.5, standard deviation 1.8028, and Student's quantile 4.3027 with two degrees of freedom.
@@ -236,7 +237,7 @@ def test_a_row_made_elsewhere_says_what_is_unknown(filled):
     assert "w4a6†" in text and "as its author declares" in text
     assert re.search(r"their model: made elsewhere; unknown .*: .*sampler.*steps", text)
     assert "sampler ddim, steps 20" in text
-    assert json.loads(report.as_json(filled.results()))[-1]["label"] != "foreign"
+    assert json.loads(formats.as_json(filled.results()))[-1]["label"] != "foreign"
 
 
 def test_unknown_bits_carry_no_mark(filled):
@@ -248,7 +249,7 @@ def test_unknown_bits_carry_no_mark(filled):
 def test_metrics_of_stand_ins_never_reach_a_table(bench):
     bench.job("rtn", "w4a6", 30.0, metrics={"stand-in-fid": measured("stand-in-fid", 7.77)})
     results = bench.results()
-    for text in (bench.shown(), report.as_json(results), report.as_csv(results), report.as_latex(results)):
+    for text in (bench.shown(), formats.as_json(results), formats.as_csv(results), formats.as_latex(results)):
         assert "stand-in" not in text and "7.77" not in text
 
 
@@ -273,12 +274,12 @@ def test_differences_against_a_method_have_verdicts(rivals, capsys):
 
 def test_differences_are_in_every_format(rivals):
     results = rivals.results()
-    row = next(row for row in json.loads(report.as_json(results, "rtn")) if row["method"] == "dmq")
+    row = next(row for row in json.loads(formats.as_json(results, "rtn")) if row["method"] == "dmq")
     found = {entry["metric"]: entry for entry in row["against"]["differences"]}["psnr"]
     assert found["verdict"] == "better" and found["ci95"][0] > 0 and found["n"] == 64
-    line = next(line for line in csv.DictReader(report.as_csv(results, "rtn").splitlines()) if line["method"] == "dmq")
+    line = next(line for line in csv.DictReader(formats.as_csv(results, "rtn").splitlines()) if line["method"] == "dmq")
     assert float(line["psnr_difference"]) == found["difference"] and line["psnr_verdict"] == "better"
-    assert "against rtn" in report.as_markdown(results, "rtn") and "against rtn" in report.as_latex(results, "rtn")
+    assert "against rtn" in formats.as_markdown(results, "rtn") and "against rtn" in formats.as_latex(results, "rtn")
 
 
 def test_a_method_that_is_not_there_is_refused_in_one_line(filled, capsys):
@@ -356,7 +357,7 @@ def test_a_store_that_cannot_be_written_still_gives_the_table(filled, monkeypatc
     def refuse(path, data):
         raise PermissionError(f"cannot write {path}")
 
-    monkeypatch.setattr("dmqbench.page.document.save_atomic", refuse)
+    monkeypatch.setattr("dmqbench.results.page.document.save_atomic", refuse)
     assert report.main([str(filled.root)]) == 0
     captured = capsys.readouterr()
     assert "q_diffusion" in captured.out and "no page: cannot write" in captured.err

@@ -14,11 +14,11 @@ from dmqbench.config.ids import job_ids
 from dmqbench.config.model_facts import weights_hash
 from dmqbench.config.schema import Job
 from dmqbench.config.stage_limits import CHOICES
-from dmqbench.page.ablation import GRADIENTS, VARIED, ablation
-from dmqbench.page.dose import RUNGS, rung_of
-from dmqbench.page.findings import FindingsReader
-from dmqbench.page.precision_ablation import precision_ablation
 from dmqbench.planning import Planned, check, sweep_jobs
+from dmqbench.results.studies.dose_response import RUNGS, rung_of
+from dmqbench.results.studies.findings import FindingsReader
+from dmqbench.results.studies.precision_ablation import precision_ablation
+from dmqbench.results.studies.trajectory_ablation import GRADIENTS, VARIED, ablation
 
 NAMES = sorted(path.stem for path in SWEEPS.glob("*.yaml"))
 ABLATIONS = ("dmq_table5", "dmq_table6", "dmq_table7", "dmq_votes")

@@ -1,1 +1,1 @@
-"""What stages stand on: the loop over units with its checkpoints, captured inputs, views of layers, windows of calls."""
+"""What stages stand on: the loop over units with checkpoints, captured inputs, layer views, windows of calls."""

@@ -393,14 +393,3 @@ def variant_text(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
         shown = str(value).lower() if isinstance(value, bool) else value  # as on the command line
         words.append(f"{stage + '.' if shared else ''}{'.'.join(key)}={shown}")
     return ", ".join(words)
-
-
-def calibration_text(calibration: Mapping[str, Any]) -> str:
-    """How the calibrated plan differs from that of sampling, in a few words; "" if it does not.
-
-    Of calls at other timesteps than the calibrated ones it is said how they are matched, unless by the nearest.
-    """
-    said = {key: value for key, value in calibration.items() if key != "match" and value is not None}
-    if "steps" in said and calibration.get("match") == "interpolate":
-        said["match"] = "interpolate"
-    return ", ".join(f"calibration.{key}={value}" for key, value in said.items())

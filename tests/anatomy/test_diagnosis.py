@@ -16,9 +16,9 @@ from dmqbench.engines import lower_
 from dmqbench.models.adapter import Adapter
 from dmqbench.models.conditioning import PixelDecoder, Unconditional
 from dmqbench.models.rollout import follow, sample_chunk
-from dmqbench.proxies import load_diagnosis
 from dmqbench.quant.layers import freeze_, quant_layers
 from dmqbench.quant.spec import StepGroups
+from dmqbench.results.diagnosis import load_diagnosis
 from dmqbench.samplers.plan import State
 from dmqbench.store.files import save_json
 

@@ -14,13 +14,14 @@ from safetensors.torch import load_file
 from tiny import unet
 
 from dmqbench.cli import main
-from dmqbench.config.compose import calibration_text, compose
+from dmqbench.config.compose import compose
 from dmqbench.config.ids import job_ids
 from dmqbench.config.job import make_job
 from dmqbench.costs import calibration_costs, largest
 from dmqbench.models.rollout import chunk_name, follow
 from dmqbench.pipeline import STATE, Workshop
 from dmqbench.quant.state import activation_quantizers
+from dmqbench.results.result import calibration_text
 from dmqbench.run import run_job, show_plan
 from dmqbench.store.artifacts import Store
 

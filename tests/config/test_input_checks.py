@@ -12,7 +12,7 @@ from dmqbench.config.errors import ConfigError
 from dmqbench.config.ids import inputs_id, job_ids
 from dmqbench.config.job import make_job
 from dmqbench.config.schema import full_precision
-from dmqbench.results import comparable_tables, why_apart
+from dmqbench.results.tables import comparable_tables, why_apart
 
 WEIGHTS = "0" * 64
 EDIT = ("task_kind=edit",)
@@ -196,8 +196,8 @@ def test_the_protocol_names_the_task_only_where_there_is_one():
 def test_what_samples_were_made_from_lies_above_them_in_the_picture_and_on_the_page(tmp_path):
     from PIL import Image
 
-    from dmqbench.page.document import page
-    from dmqbench.picture import picture_of
+    from dmqbench.results.page.document import page
+    from dmqbench.results.plots.samples import picture_of
 
     bench = Bench(tmp_path / "runs")
     given = "1" * 16

@@ -6,7 +6,7 @@ import pytest
 from e2e.commands import dmqbench, result_folder
 from standins import stand_in_folder
 
-from dmqbench.report import load_results
+from dmqbench.results.formats import load_results
 
 NAMES = "metrics.names=[psnr,lpips,fid,fid2fp32,sfid,kid,is,precision,recall,clip]"
 

@@ -10,9 +10,9 @@ import pytest
 from handmade import REFERENCE, Bench, diagnosis
 from handmade_findings import POWERS, SCALING, FindingsBench, powers, scaling
 
-from dmqbench.page.document import write_page
-from dmqbench.page.dose import RUNGS
-from dmqbench.page.findings import FindingsReader
+from dmqbench.results.page.document import write_page
+from dmqbench.results.studies.dose_response import RUNGS
+from dmqbench.results.studies.findings import FindingsReader
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 

@@ -13,7 +13,7 @@ from dmqbench.cli import main
 from dmqbench.config.compose import compose
 from dmqbench.config.job import make_job
 from dmqbench.models.quantized import load, save
-from dmqbench.results import Result
+from dmqbench.results.result import Result
 from dmqbench.run import run_job
 
 STAGES = ["outlier_allocation", "weight_range", "activation_range"]

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from stages.test_trajectory_gradients import ALL, assert_close, gradients
 from saved_bytes import peak_bytes
+from stages.test_trajectory_gradients import ALL, assert_close, gradients
 from tiny import unet
 from workbench import adapter_of, sampler, set_min_max_ranges_
 

@@ -1,0 +1,1 @@
+"""What finished results say: tables, differences, figures. Imports no torch."""

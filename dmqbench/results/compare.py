@@ -1,0 +1,310 @@
+"""Which of two results is better, or that it cannot be told with this n. Imports no torch."""
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dmqbench.config.schema import PAIRED_METRICS, UNKNOWN
+from dmqbench.eval.protocol import agree, differing_entries, unknown_entries
+from dmqbench.eval.statistics import (
+    Difference,
+    Interval,
+    Replicated,
+    Verdict,
+    paired_difference,
+    replicate_difference,
+    student_interval,
+    verdict_of,
+)
+from dmqbench.results.result import Result
+
+UNITS = {"psnr": "dB", "psnr_truth": "dB"}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What the ``difference`` a − b and its 95 % interval over ``n`` samples say of a; ``reason`` says why not more.
+
+    The interval is over samples, for these two calibrations; whether another calibration would give the same order is
+    what ``over_seeds`` asks.
+    """
+
+    metric: str
+    a: str
+    b: str
+    n: int
+    difference: float | None
+    ci95: Interval | None
+    verdict: Verdict
+    reason: str | None = None
+
+    @property
+    def sentence(self) -> str:
+        samples = f"{self.n} {'pairs' if self.metric in PAIRED_METRICS else 'samples'}"
+        return _sentence(self, samples)
+
+
+@dataclass(frozen=True)
+class SeedComparison:
+    """What the ``differences`` a − b per calibration seed say of a: their mean and its Student interval over seeds.
+
+    ``comparisons`` are those within each of the ``seeds``; ``agree`` of them differ in the direction of the mean, or
+    of the verdict where exact results have no number.
+    """
+
+    metric: str
+    a: str
+    b: str
+    seeds: tuple[int, ...]
+    comparisons: tuple[Comparison, ...]
+    difference: float | None
+    ci95: Interval | None
+    agree: int
+    verdict: Verdict
+    reason: str | None = None
+
+    @property
+    def n(self) -> int:
+        return min(comparison.n for comparison in self.comparisons)
+
+    @property
+    def differences(self) -> tuple[float | None, ...]:
+        return tuple(comparison.difference for comparison in self.comparisons)
+
+    @property
+    def sentence(self) -> str:
+        count = len(self.seeds)
+        seeds = f"{count} seeds of which {self.agree} agree" if count > 1 else "1 seed"
+        return _sentence(self, seeds)
+
+
+def compare(a: Result, b: Result, metric: str) -> Comparison:
+    """Return whether a is better than b in ``metric``.
+
+    Paired metrics are compared by their values per image, statistics of whole sets by their jackknife replicates:
+    both on the same evaluation seeds. ``ValueError``, one line, if either lacks the metric or the protocols differ.
+    An entry that is unknown of foreign samples does not count as a difference; the reason names it.
+    """
+    ours, theirs = _record(a, metric), _record(b, metric)
+    unknown = _unknown_entries(a, b, metric)
+    found, reason = _judged(a, b, metric)
+    if unknown:
+        reason = "; ".join(filter(None, [reason, f"not all of the protocol is known ({', '.join(unknown)})"]))
+    label_a, label_b = _labels(a, b)
+    return Comparison(
+        metric, label_a, label_b, min(ours["n"], theirs["n"]), found.mean, found.ci95, found.verdict, reason
+    )
+
+
+def over_seeds(a: Sequence[Result], b: Sequence[Result], metric: str) -> SeedComparison:
+    """Return whether method a is better than method b over calibration seeds.
+
+    Results pair by seed; one full-precision result pairs with every seed. The Student interval is over seeds, for the
+    same evaluation noise; with one seed there is none and no verdict. ``ValueError``, one line, if either side holds
+    several methods or bit widths, a seed twice, or none that the other has.
+    """
+    ours, theirs = _by_seed(a, "the first"), _by_seed(b, "the second")
+    seeds = tuple(sorted(_shared_seeds(ours, theirs)))
+    if not seeds:
+        raise ValueError(
+            f"{metric}: no calibration seed in common: {_listed(ours)} against {_listed(theirs)}; run the same seeds"
+        )
+    comparisons = tuple(compare(_at(ours, seed), _at(theirs, seed), metric) for seed in seeds)
+    known = [comparison.difference for comparison in comparisons if comparison.difference is not None]
+    mean = float(np.mean(known)) if len(known) == len(comparisons) else None
+    verdict, interval, reason = _over_seeds(comparisons, mean, _direction(a[0], b[0], metric))
+    if mean is None:
+        agreeing = max(Counter(comparison.verdict for comparison in comparisons).values())
+    else:
+        agreeing = sum(difference * mean > 0 for difference in known)
+    names = (comparisons[0].a, comparisons[0].b)
+    return SeedComparison(metric, *names, seeds, comparisons, mean, interval, agreeing, verdict, reason)
+
+
+def _judged(a: Result, b: Result, metric: str) -> tuple[Difference, str | None]:
+    ours, theirs = _record(a, metric), _record(b, metric)
+    exact = (bool(ours.get("exact")), bool(theirs.get("exact")))
+    if any(exact):
+        verdict: Verdict = "cannot tell" if all(exact) else "better" if exact[0] else "worse"
+        said = "both are" if all(exact) else "the first is" if exact[0] else "the second is"
+        return Difference(None, None, 0, 0, verdict), f"{said} identical to the reference"
+    difference, reason = _difference(a, b, metric)
+    if reason is None and ours.get("higher_is_better") is None:
+        reason = "which direction is better is not recorded"
+    if reason is None and metric in PAIRED_METRICS and _at_floor(ours) and _at_floor(theirs):
+        reason = "both at the numerical floor"
+    if reason is not None:
+        return Difference(difference.mean, difference.ci95, difference.n, difference.left_out, "cannot tell"), reason
+    if difference.mean == 0 and difference.ci95 == (0, 0):
+        return difference, "identical"
+    if difference.left_out:
+        return _with_identical_pairs(difference, a.per_image[metric], b.per_image[metric])
+    return difference, None if difference.ci95 else "an interval needs two pairs"
+
+
+def _difference(a: Result, b: Result, metric: str) -> tuple[Difference, str | None]:
+    """Return the difference, with its interval where the results hold what gives one, else with the reason."""
+    ours, theirs = _record(a, metric), _record(b, metric)
+    higher = bool(ours.get("higher_is_better"))
+    bare = Difference(ours["value"] - theirs["value"], None, ours["n"], 0, "cannot tell")
+    values = [result.per_image.get(metric, []) for result in (a, b)]
+    if all(len(one) == record["n"] for one, record in zip(values, (ours, theirs), strict=True)):
+        return paired_difference(*values, higher_is_better=higher), None
+    sets = [_replicated(record) for record in (ours, theirs)]
+    if sets[0] is None or sets[1] is None:
+        kept = "values per image" if metric in PAIRED_METRICS else "values without each group of samples"
+        return bare, f"the {kept} are not kept"
+    if (sets[0].n, len(sets[0].replicates)) != (sets[1].n, len(sets[1].replicates)):
+        return bare, "the groups of samples differ"
+    return replicate_difference(sets[0], sets[1], higher_is_better=higher), None
+
+
+def _replicated(record: Mapping[str, Any]) -> Replicated | None:
+    extra = record.get("extra", {})
+    if "replicates" not in extra:
+        return None
+    return Replicated(record["value"], record["n"], tuple(extra["replicates"]), tuple(extra.get("pairs", ())))
+
+
+def _with_identical_pairs(
+    difference: Difference, ours: Sequence[float | None], theirs: Sequence[float | None]
+) -> tuple[Difference, str | None]:
+    """Pairs in which one side equals the reference have no number, yet they speak for that side."""
+    alone = [(x is None) - (y is None) for x, y in zip(ours, theirs, strict=True)]
+    for_us, for_them = alone.count(1), alone.count(-1)
+    left_out = f"{difference.left_out} pairs left out: identical to the reference in one or both"
+    favoured = {"better": for_us - for_them, "worse": for_them - for_us, "cannot tell": 0}[difference.verdict]
+    if favoured < 0:
+        contradicted = Difference(difference.mean, difference.ci95, difference.n, difference.left_out, "cannot tell")
+        return contradicted, f"{left_out}, which speak against the others"
+    return difference, left_out
+
+
+def _at_floor(record: Mapping[str, Any]) -> bool:
+    """Whether the value is no worse than the floor, or within the floor's interval."""
+    floor = record.get("floor") or {}
+    if floor.get("kind") != "numerical" or floor.get("value") is None:
+        return False
+    ends = floor.get("ci95") or [floor["value"]]
+    return record["value"] >= min(ends) if record["higher_is_better"] else record["value"] <= max(ends)
+
+
+def _over_seeds(
+    comparisons: Sequence[Comparison], mean: float | None, higher_is_better: bool | None
+) -> tuple[Verdict, Interval | None, str | None]:
+    if len(comparisons) == 1:
+        return "cannot tell", None, "a claim of order needs several calibration seeds"
+    if mean is None:
+        first, exact = comparisons[0].verdict, "some are identical to the reference, so there is no mean"
+        return (first if all(one.verdict == first for one in comparisons) else "cannot tell"), None, exact
+    differences = [comparison.difference for comparison in comparisons]
+    if len(set(differences)) == 1:
+        same = "identical" if mean == 0 else "the calibration seed changes neither: compare them over samples"
+        return "cannot tell", None, same
+    interval = student_interval(np.array(differences, dtype=np.float64))
+    if higher_is_better is None:
+        return "cannot tell", interval, "which direction is better is not recorded"
+    floors = [one for one in comparisons if one.reason and "numerical floor" in one.reason]
+    if len(floors) == len(comparisons):
+        return "cannot tell", interval, floors[0].reason
+    return verdict_of(interval, higher_is_better), interval, None
+
+
+def _record(result: Result, metric: str) -> Mapping[str, Any]:
+    if metric not in result.metrics:
+        raise ValueError(f"{_name(result)} has no {metric}; it has {', '.join(result.metrics) or 'none'}")
+    return result.metrics[metric]
+
+
+def _direction(a: Result, b: Result, metric: str) -> bool | None:
+    return next(
+        (higher for one in (a, b) if (higher := _record(one, metric).get("higher_is_better")) is not None), None
+    )
+
+
+def _unknown_entries(a: Result, b: Result, metric: str) -> tuple[str, ...]:
+    """Return the entries that not both protocols know; ``ValueError`` names those in which the protocols differ.
+
+    Nothing is quantized in full precision, so it has neither scope nor engine.
+    """
+    if a.model != b.model:
+        raise ValueError(f"{metric}: results of different models do not compare (model: {a.model} | {b.model})")
+    ours, theirs = (_record(result, metric)["protocol"] for result in (a, b))
+    absent = ("scope", "engine") if a.full_precision or b.full_precision else ()
+    unknown = tuple(dict.fromkeys((*unknown_entries(ours), *unknown_entries(theirs))))
+    if agree(ours, theirs, absent):
+        return unknown
+    differing = {key: seen for key, seen in differing_entries((ours, theirs)).items() if key not in (*absent, *unknown)}
+    shown = "; ".join(f"{key}: {' | '.join(seen)}" for key, seen in differing.items())
+    part = shown or "in a part that only the hash shows"
+    raise ValueError(f"{metric}: values of different protocols do not compare ({part})")
+
+
+def _by_seed(results: Sequence[Result], which: str) -> dict[int | None, Result]:
+    """Return the results by calibration seed; ``None`` stands for every seed."""
+    names = sorted({_name(result) for result in results})
+    if len(names) != 1:
+        raise ValueError(
+            f"over_seeds: {which} results must be of one method and bits, got {', '.join(names) or 'none'}"
+        )
+    found: dict[int | None, Result] = {}
+    for result in results:
+        seed = None if result.full_precision else result.seed
+        if found.get(seed, result) != result:
+            raise ValueError(f"over_seeds: {names[0]} has calibration seed {seed} twice: choose one")
+        found[seed] = result
+    return found
+
+
+def _shared_seeds(ours: Mapping[int | None, Result], theirs: Mapping[int | None, Result]) -> set[int]:
+    if None in ours and None in theirs:
+        return {0}
+    shared = ours.keys() if None in theirs else theirs.keys() if None in ours else ours.keys() & theirs.keys()
+    return {seed for seed in shared if seed is not None}
+
+
+def _at(results: Mapping[int | None, Result], seed: int) -> Result:
+    return results[seed] if seed in results else results[None]
+
+
+def _listed(results: Mapping[int | None, Result]) -> str:
+    return ", ".join(str(seed) for seed in sorted(seed for seed in results if seed is not None))
+
+
+def _name(result: Result) -> str:
+    return result.label if result.bits == UNKNOWN else f"{result.label} {result.bits}"
+
+
+def _labels(a: Result, b: Result) -> tuple[str, str]:
+    """Name both by label and bits, and by what else tells them apart."""
+    names = [_name(result) for result in (a, b)]
+    for entry in ("ranges", "seed"):
+        values = [getattr(result, entry) for result in (a, b)]
+        if names[0] == names[1] and values[0] != values[1]:
+            names = [f"{name} {entry} {value}" for name, value in zip(names, values, strict=True)]
+    return names[0], names[1]
+
+
+def _sentence(found: Comparison | SeedComparison, over: str) -> str:
+    if found.verdict == "cannot tell":
+        claim = f"cannot tell {found.a} from {found.b} in {found.metric} with {over}"
+    else:
+        claim = f"{found.a} {found.verdict} than {found.b} in {found.metric}"
+    number = None if found.difference is None else _number(found.difference, found.ci95, UNITS.get(found.metric))
+    told = over if found.verdict != "cannot tell" else None
+    return f"{claim}: {', '.join(part for part in (number, told, found.reason) if part)}"
+
+
+def _number(value: float, interval: Interval | None, unit: str | None) -> str:
+    """Show as many decimals as the interval has meaning, and enough to tell its ends from zero."""
+    ends = interval or Interval(value, value)
+    scales = [abs(number) for number in ((ends.high - ends.low) / 2, *ends, value) if number]
+    decimals = max(0, -math.floor(math.log10(min(scales)))) if scales else 0
+    shown = [f"{number:.{min(decimals, 12)}f}" for number in (value, *ends)]
+    sign = "+" if value > 0 else ""
+    bracket = f" [{shown[1]}, {shown[2]}]" if interval else ""
+    return f"{sign}{shown[0]}{f' {unit}' if unit else ''}{bracket}"

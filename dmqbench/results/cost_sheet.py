@@ -1,0 +1,82 @@
+"""What calibration took, job by job: network calls, seconds, memory. Imports no torch."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from dmqbench.results.result import Result, printable
+from dmqbench.results.sheets import Cell, Line, Sheet, bits_text, number_text, title_of, varying
+from dmqbench.results.tables import Table
+
+REFERENCE = "q_diffusion"
+"""The method whose time others are compared with: some papers claim to take less."""
+
+_RATIO = f"seconds / {REFERENCE}"
+_PEAKS = {"peak MiB": "peak_memory_mib", "peak GPU MiB": "peak_device_memory_mib"}
+
+
+def cost_sheet(table: Table) -> Sheet | None:
+    """Return one line per job that was calibrated; None where there is none."""
+    rows = [row for row in table.rows if row.calibration_calls]
+    if not rows:
+        return None
+    extra = varying(table)
+    ratios = [_ratio(row, rows) for row in rows]
+    compared = any(ratios)
+    peaks = tuple(name for name, key in _PEAKS.items() if any(_peak(row, key) for row in rows))
+    words = ("method", "bits", *extra)
+    lines = []
+    for number, (row, ratio) in enumerate(zip(rows, ratios, strict=True)):
+        cells = [printable(row.label), bits_text(row), *(printable(getattr(row, name)) for name in extra)]
+        cells += [f"{row.calibration_calls:,}", number_text(seconds(row), 3)]
+        cells += [_count(_peak(row, _PEAKS[name])) for name in peaks]
+        cells += [ratio or "–"] if compared else []
+        section = number > 0 and row.bits != rows[number - 1].bits
+        lines.append(Line(tuple(map(Cell, cells)), section, row=row))
+    notes = (
+        "network calls: of batch 1 in full precision, a backward pass counts as two; trajectories are included",
+        "seconds and peak memory: of the run that made each part; jobs share parts",
+    )
+    against = f"seconds over those of {REFERENCE} with the same bits, budget, seed and device"
+    return Sheet(
+        title=f"{title_of(table)} · calibration cost",
+        columns=(*words, "network calls", "seconds", *peaks, *((_RATIO,) if compared else ())),
+        lefts=len(words),
+        lines=tuple(lines),
+        notes=(*notes, *((f"{_RATIO}: {against}",) if compared else ())),
+    )
+
+
+def seconds(row: Result) -> float:
+    """What calibration and its trajectories took."""
+    timing = row.record.get("timing") or {}
+    return (timing.get("trajectories_s") or 0.0) + (timing.get("calibrate_s") or 0.0)
+
+
+def _peak(row: Result, key: str) -> int | None:
+    """The largest peak of all parts, where each is known."""
+    peaks = [part.get(key) for part in row.record.get("calibration") or ()]
+    return None if None in peaks else max(peaks, default=None)
+
+
+def _count(value: int | None) -> str:
+    return "–" if value is None else f"{value:,}"
+
+
+def _ratio(row: Result, rows: list[Result]) -> str:
+    """The time of ``row`` over that of the reference, of equal or else of shared ranges if it has them; "" if none."""
+    rivals = [other for other in _references(rows) if _setting(other) == _setting(row)]
+    rivals.sort(key=lambda other: (other.ranges != row.ranges, other.ranges != "shared"))
+    if not rivals or not seconds(rivals[0]):
+        return ""
+    return number_text(seconds(row) / seconds(rivals[0]), 3)
+
+
+def _references(rows: list[Result]) -> Iterator[Result]:
+    return (row for row in rows if row.method == REFERENCE and not row.record.get("variant"))
+
+
+def _setting(row: Result) -> tuple[Any, ...]:
+    """What two jobs share whose times can be compared."""
+    config, environment = row.record.get("config") or {}, row.record.get("environment") or {}
+    device = environment.get("device"), (config.get("trainer") or {}).get("accelerator")
+    return row.bits, row.seed, row.budget_sizes, row.calibration, device

@@ -1,0 +1,317 @@
+"""Figures of the page as plotly's JSON, without colours of the page itself, which follow its light or dark theme.
+
+Every trace's ``meta`` says what it is; ``customdata`` holds job ids, so that a click on a point opens its job.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from dmqbench.results.correlations import ProxyCorrelation
+from dmqbench.results.page.axes import Figure, calls_axis, log_axis, plain, plain_axis, positive, rounded, short_name
+from dmqbench.results.result import Result
+from dmqbench.results.sheets import bits_text
+from dmqbench.results.studies.colours import GREY, PALETTE
+from dmqbench.results.studies.findings import CHOSEN_ON
+from dmqbench.results.tables import Table
+
+MAX_LINES = 24
+"""Trajectories drawn over each other in one plot."""
+
+_DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
+_SYMBOLS = ("circle", "square", "diamond", "cross", "x", "triangle-up", "triangle-down", "star")
+_UNITS = {
+    **{"psnr": "PSNR (dB)", "psnr_truth": "PSNR to the truth (dB)", "ssim": "SSIM"},
+    **{"mse": "MSE of the final state", "lpips": "LPIPS"},
+}
+
+
+class Axis(NamedTuple):
+    """What a plot may have along x: ``value`` of a result is None where it is not known."""
+
+    key: str
+    title: str
+    logarithmic: bool
+
+
+AXES = (Axis("size", "size (MiB)", False), Axis("bops", "BOPs per image and call (10⁹)", True))
+
+
+def cost(row: Result, axis: str) -> float | None:
+    """Return the size in MiB, or 10⁹ bit operations of one network call on one image."""
+    if axis == "size":
+        return row.size_mib
+    bops = row.record.get("cost", {}).get("bops")
+    return None if bops is None else bops / 1e9
+
+
+def colours(tables: Iterable[Table]) -> dict[str, str]:
+    """Give each method one colour on the whole page; full precision is grey."""
+    labels = dict.fromkeys(row.label for table in tables for row in table.rows if not row.full_precision)
+    return {label: PALETTE[number % len(PALETTE)] for number, label in enumerate(labels)}
+
+
+def frontier(points: Iterable[tuple[float, float]], higher_is_better: bool) -> list[tuple[float, float]]:
+    """Return the points (cost, quality) that no other point beats in one and equals or beats in the other, by cost."""
+    sign = -1 if higher_is_better else 1
+    best: list[tuple[float, float]] = []
+    for x, y in sorted(set(points), key=lambda point: (point[0], sign * point[1])):
+        if not best or sign * y < sign * best[-1][1]:
+            best.append((x, y))
+    return best
+
+
+def trade_off(table: Table, metric: str, axis: Axis, palette: Mapping[str, str]) -> Figure:
+    """Plot ``metric`` against a cost: a trace per method with intervals, and the line of the best at each cost."""
+    measured = [(row, row.metrics[metric]) for row in table.rows if metric in row.metrics]
+    known = [(row, record) for row, record in measured
+             if record.get("value") is not None and cost(row, axis.key) is not None]  # fmt: skip
+    higher = next((record.get("higher_is_better") for _, record in known), None)
+    logarithmic = _is_error(metric, known)
+    shown = [(row, record) for row, record in known if not logarithmic or record["value"] > 0]
+    named = _named_points(shown)
+    traces = [_methods_trace(label, [pair for pair in shown if pair[0].label == label], axis, palette, named)
+              for label in dict.fromkeys(row.label for row, _ in shown)]  # fmt: skip
+    if higher is not None and len(shown) > 1:
+        line = frontier([(cost(row, axis.key) or 0.0, record["value"]) for row, record in shown], higher)
+        traces.insert(0, _frontier_trace(line))
+    arrow = "" if higher is None else " · higher is better" if higher else " · lower is better"
+    left_out = len(measured) - len(shown)
+    y_title = f"{_UNITS.get(metric, plain(metric))}{arrow}"
+    y_axis = log_axis(y_title, [record["value"] for _, record in shown]) if logarithmic else plain_axis(y_title)
+    x_axis = plain_axis(axis.title)
+    if axis.logarithmic:
+        x_axis = log_axis(axis.title, [cost(row, axis.key) for row, _ in shown])
+    note = f"{left_out} without a point: identical to full precision, or of unknown cost" if left_out else ""
+    return {"data": traces, "layout": {"xaxis": x_axis, "yaxis": y_axis}, "note": note}
+
+
+def trajectories(
+    jobs: Sequence[tuple[Result, Mapping[str, Any]]],
+    palette: Mapping[str, str],
+    boundaries: Mapping[str, Sequence[int]],
+) -> Figure:
+    """Plot how far each job's trajectory has left that of full precision, before each call and at the end.
+
+    Colours are methods, line styles are bits. ``boundaries`` are, by job, the states between groups of calls over which
+    it was calibrated; they are marked by dots.
+    """
+    shown = jobs[:MAX_LINES]
+    dashes = {bits: _DASHES[n % len(_DASHES)] for n, bits in enumerate(dict.fromkeys(row.bits for row, _ in shown))}
+    traces, named = [], set()
+    for row, diagnosis in shown:
+        accumulated, marked = diagnosis["steps"]["accumulated"], boundaries.get(_job(row), ())
+        traces.append(
+            {
+                "type": "scatter",
+                "mode": "lines+markers" if marked else "lines",
+                "marker": {"size": [7 * (place in marked) for place in range(len(accumulated))]},
+                "name": plain(row.label),
+                "legendgroup": plain(row.label),
+                "showlegend": row.label not in named,
+                "x": list(range(len(accumulated))),
+                "y": [positive(value) for value in accumulated],
+                "line": {"color": palette.get(row.label, GREY), "dash": dashes[row.bits], "width": 2},
+                "customdata": [_job(row)] * len(accumulated),
+                "text": [_name(row)] * len(accumulated),
+                "hovertemplate": "%{text}<br>before call %{x}: %{y:.3g}<extra></extra>",
+            }
+        )
+        named.add(row.label)
+    values = [value for trace in traces for value in trace["y"]]
+    notes = [f"the first {MAX_LINES} of {len(jobs)} jobs"] if len(jobs) > MAX_LINES else []
+    notes += [CHOSEN_ON] if any(_job(row) in boundaries for row, _ in shown) else []
+    calls = max(len(trace["x"]) for trace in traces)
+    layout = {"xaxis": calls_axis(calls), "yaxis": log_axis("mean squared difference", values)}
+    return {"data": [*traces, *_dash_legend(dashes)], "layout": layout, "note": "; ".join(notes)}
+
+
+def _dash_legend(dashes: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Traces without points, whose entries in the legend say which line style means which bits."""
+    return [
+        {
+            "type": "scatter",
+            "mode": "lines",
+            "name": plain(bits),
+            "x": [None],
+            "y": [None],
+            "line": {"color": GREY, "dash": dash, "width": 2},
+        }
+        for bits, dash in dashes.items()
+    ]
+
+
+def steps_of(diagnosis: Mapping[str, Any]) -> Figure:
+    """Plot one job's errors: of the states above, and of the network's output at each step below."""
+    steps, timesteps = diagnosis["steps"], diagnosis["timesteps"]
+    lines = (
+        ("accumulated", "accumulated", "#4477aa", "solid", "y"),
+        ("of it a shift of brightness", "shift", "#66ccee", "dash", "y"),
+        ("injected by the step alone", "injected", "#ee6677", "solid", "y"),
+        ("of the output, relative", "local", "#228833", "solid", "y2"),
+    )
+    times = [f"t = {step}" for step in timesteps] + ["the end"]
+    traces = [
+        {
+            "type": "scatter",
+            "mode": "lines+markers" if len(timesteps) <= 60 else "lines",
+            "name": name,
+            "x": list(range(len(steps[key]))),
+            "y": [positive(value) for value in steps[key]],
+            "yaxis": axis,
+            "text": times[: len(steps[key])],
+            "line": {"color": colour, "dash": dash, "width": 2},
+            "marker": {"size": 5},
+            "hovertemplate": f"{name}<br>call %{{x}}, %{{text}}: %{{y:.3g}}<extra></extra>",
+        }
+        for name, key, colour, dash, axis in lines
+    ]
+    states = [value for trace in traces[:3] for value in trace["y"]]
+    layout = {
+        "xaxis": calls_axis(len(times)) | {"anchor": "y2"},
+        "yaxis": log_axis("state, MSE", states) | {"domain": [0.42, 1]},
+        "yaxis2": log_axis("relative", traces[3]["y"]) | {"domain": [0, 0.34]},
+        "height": 470,
+    }
+    return {"data": traces, "layout": layout, "note": ""}
+
+
+def layers_of(diagnosis: Mapping[str, Any]) -> Figure:
+    """Plot each quantized layer's relative error over the calls, on a logarithmic colour scale."""
+    layers, timesteps = diagnosis["layers"], diagnosis["timesteps"]
+    marks = (" · skip" if skip else "" for skip in layers["skip"])
+    names = [f"{plain(name)}{mark}" for name, mark in zip(layers["names"], marks, strict=True)]
+    errors = [[round(math.log10(value), 2) if value else None for value in row] for row in layers["error"]]
+    return {
+        "data": [
+            {
+                "type": "heatmap",
+                "x": [f"t = {timesteps[call]}" for call in layers["calls"]],
+                "y": names,
+                "z": errors,
+                "colorscale": "Viridis",
+                "colorbar": {"title": {"text": "log₁₀ error", "side": "right"}, "thickness": 12, "outlinewidth": 0},
+                "hovertemplate": "%{y}<br>%{x}: 10^%{z:.2f}<extra></extra>",
+            }
+        ],
+        "layout": {
+            "xaxis": {"type": "category", "showgrid": False},
+            "yaxis": {
+                "type": "category",
+                "autorange": "reversed",
+                "tickmode": "array",
+                "tickvals": names,
+                "ticktext": [short_name(name) for name in names],
+                "showgrid": False,
+            },
+            "height": max(300, 90 + 13 * len(names)),
+        },
+        "note": "",
+    }
+
+
+def proxy_scatter(found: ProxyCorrelation, palette: Mapping[str, str]) -> Figure:
+    """Plot the metric of every job against its proxy."""
+    by_label: dict[str, list[Any]] = {}
+    for point in found.points:
+        by_label.setdefault(point.label.rpartition(" ")[0], []).append(point)
+    traces = [
+        {
+            "type": "scatter",
+            "mode": "markers",
+            "name": plain(label),
+            "x": [rounded(point.proxy) for point in points],
+            "y": [rounded(point.metric) for point in points],
+            "text": [plain(point.label) for point in points],
+            "marker": {"size": 10, "color": palette.get(label, GREY)},
+            "hovertemplate": "%{text}<br>%{x:.3f} → %{y:.4g}<extra></extra>",
+        }
+        for label, points in by_label.items()
+    ]
+    return {
+        "data": traces,
+        "layout": {
+            "xaxis": plain_axis(f"log₁₀ {found.proxy.replace('_', ' ')}"),
+            "yaxis": plain_axis(_UNITS.get(found.metric, plain(found.metric))),
+        },
+        "note": correlation_text(found),
+    }
+
+
+def correlation_text(found: ProxyCorrelation) -> str:
+    """Say how far the proxy predicts the metric, with the interval and the number of jobs."""
+    left_out = "".join(f"; {count} {reason}" for reason, count in found.left_out.items())
+    if found.pearson is None or found.spearman is None or found.ci95 is None:
+        return f"{found.n} jobs: too few, or too equal, to correlate{left_out}"
+    interval = f"[{found.ci95.low:.2f}, {found.ci95.high:.2f}]"
+    numbers = f"Pearson {found.pearson:.2f} {interval}, Spearman {found.spearman:.2f}"
+    return f"{numbers} over {found.n} jobs: {found.verdict}{left_out}"
+
+
+def _named_points(points: Sequence[tuple[Result, Mapping[str, Any]]]) -> set[str]:
+    """Return the jobs whose points carry their bits: the topmost of each, for more would cover each other."""
+    top: dict[str, tuple[float, str]] = {}
+    for row, record in points:
+        top[row.bits] = max(top.get(row.bits, (-math.inf, "")), (record["value"], _job(row)))
+    return {job for _, job in top.values()}
+
+
+def _methods_trace(
+    label: str,
+    points: Sequence[tuple[Result, Mapping[str, Any]]],
+    axis: Axis,
+    palette: Mapping[str, str],
+    named: set[str],
+) -> dict[str, Any]:
+    return {
+        "type": "scatter",
+        "mode": "markers+text",
+        "name": plain(label),
+        "x": [rounded(cost(row, axis.key)) for row, _ in points],
+        "y": [rounded(record["value"]) for _, record in points],
+        "error_y": {"type": "data", "array": [_half(record) for _, record in points], "thickness": 1.2, "width": 3},
+        "text": [plain(bits_text(row)) if _job(row) in named else "" for row, _ in points],
+        "hovertext": [plain(bits_text(row)) for row, _ in points],
+        "textposition": "middle right",
+        "cliponaxis": False,
+        "marker": {"size": 10, "color": palette.get(label, GREY), "symbol": _symbol(label, palette)},
+        "customdata": [_job(row) for row, _ in points],
+        "hovertemplate": "%{fullData.name} %{hovertext}<br>%{x:.4g}, %{y:.4g}<extra></extra>",
+    }
+
+
+def _frontier_trace(line: Sequence[tuple[float, float]]) -> dict[str, Any]:
+    return {
+        "type": "scatter",
+        "mode": "lines",
+        "name": "frontier",
+        "x": [rounded(x) for x, _ in line],
+        "y": [rounded(y) for _, y in line],
+        "line": {"color": GREY, "dash": "dot", "width": 1.5, "shape": "hv"},
+        "hoverinfo": "skip",
+        "meta": "frontier",
+    }
+
+
+def _is_error(metric: str, known: Sequence[tuple[Result, Mapping[str, Any]]]) -> bool:
+    """Whether values span so many orders, as errors and distances do, that a linear axis would hide most."""
+    values = [record["value"] for _, record in known if record["value"] > 0]
+    return len(values) > 1 and max(values) > 30 * min(values)
+
+
+def _symbol(label: str, palette: Mapping[str, str]) -> str:
+    """Colours alone do not tell methods apart for everybody, nor on paper."""
+    return _SYMBOLS[list(palette).index(label) % len(_SYMBOLS)] if label in palette else "circle-open"
+
+
+def _half(record: Mapping[str, Any]) -> float | None:
+    interval = record.get("ci95")
+    return None if not interval else rounded((interval[1] - interval[0]) / 2)
+
+
+def _name(row: Result) -> str:
+    return plain(f"{row.label} {row.bits}") + (f" seed {row.seed}" if row.seed else "")
+
+
+def _job(row: Result) -> str:
+    return row.folder.name

@@ -1,0 +1,252 @@
+"""Pictures of an anatomy: PNG files drawn from ``anatomy.json`` alone, without a display. Imports no torch."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dmqbench.results.plots.canvas import (
+    FAINT,
+    MAIN,
+    SECOND,
+    label_rows,
+    label_times,
+    new_figure,
+    new_panels,
+    positive,
+    save,
+    tall,
+)
+from dmqbench.results.plots.low_bits import activation_codes, features, row_histograms, weight_rows
+
+Record = Mapping[str, Any]
+
+_PANELS = 6
+
+
+def draw(record: Record, folder: Path) -> list[Path]:
+    """Draw every picture that ``record`` has data for into ``folder`` and return their paths."""
+    drawn = []
+    for name, picture in PICTURES.items():
+        figure = picture(record)
+        if figure is not None:
+            path = folder / f"{name}.png"
+            drawn.append(save(figure, path))
+    return drawn
+
+
+def activation_ranges(record: Record) -> Any:
+    """Heat map: largest magnitude of every layer's input at every call."""
+    layers = record["layers"]
+    values = np.array([layer["steps"]["absmax"] for layer in layers], dtype=float)
+    return _heat_map(
+        values,
+        [layer["name"] for layer in layers],
+        record["timesteps"],
+        title=f"{record['model']}: range of every layer's input over the steps, full precision",
+        unit="largest |x| of the input",
+    )
+
+
+def layer_errors(record: Record) -> Any:
+    """Heat map: relative output error of every quantized layer at the measured calls."""
+    quantized = record["quantized"]
+    if quantized is None or quantized["layers"] is None:
+        return None
+    layers = quantized["layers"]
+    names = [name + (" (skip)" if skip else "") for name, skip in zip(layers["names"], layers["skip"], strict=True)]
+    return _heat_map(
+        np.array(layers["error"], dtype=float),
+        names,
+        [record["timesteps"][call] for call in layers["calls"]],
+        title=f"{record['model']}, {record['method']} {record['bits'].upper()}: output error of each layer by itself",
+        unit="relative squared error of the output",
+    )
+
+
+def step_errors(record: Record) -> Any:
+    """Curves: the error at each call by itself, and what has added up before it."""
+    quantized = record["quantized"]
+    if quantized is None:
+        return None
+    steps, times = quantized["steps"], quantized["timesteps"]
+    figure = new_figure(8.0, 6.4)
+    top, bottom = figure.subplots(2, 1, sharex=True)
+    title = f"{record['model']}, {record['method']} {record['bits'].upper()}: errors over the trajectory"
+    top.set_title(f"{title} ({quantized['trajectories']} trajectories)", fontsize=11)
+    calls = np.arange(len(times))
+    top.plot(calls, positive(steps["local"]), color=MAIN, marker="o", markersize=3)
+    top.set_ylabel("relative squared error of the\nnetwork's output, on states\nof full precision")
+    states = np.arange(len(times) + 1)
+    dots = {"marker": "o", "markersize": 3}
+    bottom.plot(states, positive(steps["accumulated"]), color=MAIN, label="all", **dots)
+    bottom.plot(states, positive(steps["shift"]), color=SECOND, label="one shift of brightness per image", **dots)
+    added = "added by the last call alone"
+    bottom.plot(calls + 1, positive(steps["injected"]), color=FAINT, linestyle="--", label=added)
+    bottom.set_ylabel("mean squared difference\nof the state from\nfull precision")
+    bottom.legend(frameon=False, fontsize=9)
+    label_times(bottom, [*times, "image"])
+    bottom.set_xlabel("timestep of the call, from noise to image")
+    for axes in (top, bottom):
+        axes.set_yscale("log")
+        axes.grid(alpha=0.25)
+    return figure
+
+
+def sensitivity(record: Record) -> Any:
+    """Curves: what an equal error at each call does to the final state, and the PSNR of the image that it leaves."""
+    found = record["sensitivity"]
+    times = found["timesteps"]
+    places = np.arange(len(times))
+    figure = new_figure(8.0, 6.4)
+    top, bottom = figure.subplots(2, 1, sharex=True)
+    count, share = found["trajectories"], 100 * found["relative_rms"]
+    top.set_title(
+        f"{record['model']}, {record['sampler']}: an error of {share:g} % of the prediction at one call alone, "
+        f"full precision ({count} trajectories)",
+        fontsize=11,
+    )
+    dots = {"marker": "o", "markersize": 3}
+    for values in zip(*found["per_trajectory"]["mse"], strict=True):
+        top.plot(places, positive(values), color=MAIN, linewidth=0.6, alpha=0.25)
+    top.plot(places, positive(found["mse"]), color=MAIN, label="of the final state", **dots)
+    label = "of the state right after the call"
+    top.plot(places, positive(found["injected"]), color=SECOND, linestyle="--", label=label, **dots)
+    top.set_yscale("log")
+    top.set_ylabel("mean squared error")
+    top.legend(frameon=False, fontsize=9)
+    for values in zip(*found["per_trajectory"]["psnr"], strict=True):
+        bottom.plot(places, np.array(values, dtype=float), color=MAIN, linewidth=0.6, alpha=0.25)
+    bottom.plot(places, np.array(found["psnr"], dtype=float), color=MAIN, **dots)
+    bottom.set_ylabel("PSNR of the final image (dB)")
+    bottom.set_xlabel("timestep of the call that was off, from noise to image")
+    label_times(bottom, times)
+    for axes in (top, bottom):
+        axes.grid(alpha=0.25)
+    return figure
+
+
+def channel_absmax(record: Record) -> Any:
+    """Profiles: largest magnitude per input channel of the layers in which one channel stands out most."""
+    chosen = _most_extreme(record["layers"])
+    if not chosen:
+        return None
+    figure, panels = new_panels(len(chosen), height=2.6)
+    figure.suptitle(
+        f"{record['model']}: layers in which one input channel stands out most, full precision", fontsize=11
+    )
+    for axes, layer in zip(panels, chosen, strict=False):
+        values = np.array(layer["channels"]["absmax"], dtype=float)
+        axes.bar(np.arange(len(values)), values, width=1.0, color=MAIN)
+        median = float(np.median(values))
+        axes.axhline(median, color=SECOND, linewidth=1, label=f"median; largest is {values.max() / median:.1f}×")
+        for cut in layer["boundaries"]:
+            axes.axvline(cut - 0.5, color="black", linewidth=1, linestyle=":", label="skip begins")
+        axes.set_title(layer["name"], fontsize=9)
+        axes.set_xlabel("input channel")
+        axes.set_ylabel("largest |x|")
+        axes.set_ylim(0, values.max() * 1.3)
+        axes.legend(frameon=False, fontsize=8, loc="upper right")
+    return figure
+
+
+def kurtosis(record: Record) -> Any:
+    """Dots: kurtosis of every layer's input and weight; heavy tails waste codes."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    layers = record["layers"]
+    figure = new_figure(8.6, tall(len(layers)))
+    axes = figure.subplots()
+    rows = np.arange(len(layers))
+    for key, colour, marker in (("input", MAIN, "o"), ("weight", SECOND, "s")):
+        values = np.array([layer[key]["kurtosis"] for layer in layers], dtype=float)
+        axes.plot(values, rows, marker, color=colour, markersize=4, label=key)
+    axes.axvline(3, color=FAINT, linestyle="--", linewidth=1, label="a Gaussian (3)")
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel("kurtosis")
+    axes.set_title(f"{record['model']}: tails of inputs and weights, full precision", fontsize=11)
+    label_rows(axes, [layer["name"] for layer in layers])
+    axes.set_ylim(len(layers) - 0.4, -0.6)
+    axes.grid(axis="x", alpha=0.25)
+    axes.legend(frameon=False, fontsize=9)
+    return figure
+
+
+def skip_halves(record: Record) -> Any:
+    """Curves: standard deviation and range of the parts of concatenated inputs over the steps."""
+    skips = [layer for layer in record["layers"] if layer["skip"] is not None]
+    if not skips:
+        return None
+    skips.sort(key=lambda layer: -max(layer["skip"]["range_ratio"]))
+    chosen = skips[:_PANELS]
+    figure, panels = new_panels(len(chosen), height=2.8)
+    figure.suptitle(
+        f"{record['model']}: parts of concatenated inputs, full precision ({len(chosen)} of {len(skips)} layers)",
+        fontsize=11,
+    )
+    for axes, layer in zip(panels, chosen, strict=False):
+        for number, part in enumerate(layer["skip"]["parts"]):
+            label, colour = ("main", MAIN) if number == 0 else ("skip", SECOND)
+            calls = np.arange(len(part["std"]))
+            low, high = np.array(part["min"], dtype=float), np.array(part["max"], dtype=float)
+            axes.fill_between(calls, low, high, color=colour, alpha=0.18, label=f"{label}: range")
+            mean, std = np.array(part["mean"], dtype=float), np.array(part["std"], dtype=float)
+            axes.plot(calls, mean + std, color=colour, linewidth=1.2, label=f"{label}: mean ± std")
+            axes.plot(calls, mean - std, color=colour, linewidth=1.2)
+        axes.set_title(f"{layer['name']}  (ranges up to {max(layer['skip']['range_ratio']):.1f} : 1)", fontsize=9)
+        axes.set_xlabel("timestep of the call")
+        axes.set_ylabel("x")
+        label_times(axes, record["timesteps"], at_most=6)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize=9)
+    return figure
+
+
+PICTURES: Mapping[str, Callable[[Record], Any]] = {
+    "activation_ranges": activation_ranges,
+    "channel_absmax": channel_absmax,
+    "kurtosis": kurtosis,
+    "skip_halves": skip_halves,
+    "sensitivity": sensitivity,
+    "layer_errors": layer_errors,
+    "step_errors": step_errors,
+    "weight_rows": weight_rows,
+    "row_histograms": row_histograms,
+    "activation_codes": activation_codes,
+    "features": features,
+}
+"""File name → what draws it: a record to a figure, or None where there is nothing to draw."""
+
+
+def _heat_map(values: Any, names: Sequence[str], times: Sequence[int], *, title: str, unit: str) -> Any:
+    from matplotlib.colors import LogNorm
+
+    figure = new_figure(9.0, tall(len(names)))
+    axes = figure.subplots()
+    positive = values[values > 0]
+    norm = LogNorm(positive.min(), positive.max()) if positive.size and np.ptp(positive) > 0 else None
+    shown = np.ma.masked_less_equal(values, 0)
+    image = axes.imshow(shown, aspect="auto", cmap="viridis", norm=norm, interpolation="none")
+    shrink = min(1.0, 5.0 / tall(len(names)))
+    figure.colorbar(image, ax=axes, label=unit, shrink=shrink, anchor=(0.0, 1.0))
+    label_rows(axes, names)
+    label_times(axes, times)
+    axes.set_xlabel("timestep of the call, from noise to image")
+    figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def _most_extreme(layers: Sequence[Record]) -> list[Record]:
+    """The layers whose largest channel exceeds the median channel most; one with a median of 0 has no measure."""
+
+    def ratio(layer: Record) -> float:
+        values = np.array(layer["channels"]["absmax"], dtype=float)
+        median = float(np.median(values))
+        return float(values.max()) / median if median > 0 and len(values) > 1 else 0.0
+
+    ranked = sorted(layers, key=ratio, reverse=True)
+    return [layer for layer in ranked[:_PANELS] if ratio(layer) > 0]

@@ -1,0 +1,68 @@
+"""What pictures drawn with matplotlib have in common: figures without a display, labels, colours. Imports no torch."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dmqbench.results.result import printable
+from dmqbench.store.files import replacing
+
+MAIN, SECOND, FAINT = "#2b5fa8", "#d1662c", "#8a8a90"
+
+_DPI = 110
+_MAX_ROWS = 160
+"""Layers up to which every one has its label; beyond, rows get thinner and labels fewer."""
+
+
+def text(name: str) -> str:
+    """Return a name from a store as matplotlib shows it letter by letter, for it reads mathematics between dollars."""
+    return printable(name).replace("$", r"\$")
+
+
+def save(figure: Any, path: Path) -> Path:
+    """Write ``figure`` to the PNG file ``path``, whole or not at all, and return it."""
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=_DPI)
+    return path
+
+
+def new_figure(width: float, height: float) -> Any:
+    """A figure that belongs to no window and no global state."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def new_panels(count: int, height: float) -> tuple[Any, list[Any]]:
+    """A figure with two columns of ``count`` panels."""
+    columns = min(2, count)
+    rows = -(-count // columns)
+    figure = new_figure(5.4 * columns, height * rows + 0.4)
+    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for spare in panels[count:]:
+        spare.set_visible(False)
+    return figure, panels
+
+
+def tall(rows: int) -> float:
+    """Height in inches at which the labels of ``rows`` can be read."""
+    return 1.4 + 0.155 * min(max(rows, 8), _MAX_ROWS)
+
+
+def label_rows(axes: Any, names: Sequence[str]) -> None:
+    stride = -(-len(names) // _MAX_ROWS)
+    axes.set_yticks(range(0, len(names), stride), names[::stride], fontsize=7)
+
+
+def label_times(axes: Any, times: Sequence[Any], at_most: int = 12) -> None:
+    stride = -(-len(times) // at_most)
+    ticks = range((len(times) - 1) % stride, len(times), stride)  # the last call has a label, whatever the stride
+    axes.set_xticks(ticks, [str(times[tick]) for tick in ticks], fontsize=8)
+
+
+def positive(values: Sequence[float]) -> Any:
+    """Values on a logarithmic axis: zeros are left out."""
+    numbers = np.array(values, dtype=float)
+    return np.where(numbers > 0, numbers, np.nan)

@@ -1,0 +1,118 @@
+"""How the errors of several methods add up over a trajectory, side by side, from the diagnoses of a store's jobs.
+
+Imports no torch.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from statistics import geometric_mean
+from typing import Any
+
+from dmqbench.results.diagnosis import diagnosis_of
+from dmqbench.results.result import Result
+from dmqbench.results.seeds import same_but_seed
+from dmqbench.results.studies.colours import PALETTE
+from dmqbench.results.studies.findings import FindingsReader, boundaries_of
+from dmqbench.results.studies.trajectory_ablation import told_apart
+
+MAX_LINES = len(PALETTE)
+MAX_PANELS = 12
+
+
+@dataclass(frozen=True)
+class Line:
+    """One method: mean squared difference of the states from full precision's, before each call and at the end, [T+1].
+
+    Of several calibration ``seeds`` it is the geometric mean; ``boundaries`` are the states between groups of calls
+    over which the method was calibrated.
+    """
+
+    name: str
+    errors: tuple[float, ...]
+    of_seeds: tuple[tuple[float, ...], ...]
+    boundaries: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """The methods of one model and bit-width, with the same network calls."""
+
+    title: str
+    lines: tuple[Line, ...]
+    left_out: int
+
+
+def error_panels(rows: Iterable[Result], reader: FindingsReader) -> tuple[Panel, ...]:
+    """Return one panel per bit-width, at most ``MAX_PANELS``, of all jobs that have a sound diagnosis."""
+    panels: dict[Any, dict[Any, dict[int, tuple[Result, tuple[float, ...]]]]] = defaultdict(lambda: defaultdict(dict))
+    for row in rows:
+        diagnosis = diagnosis_of(row)
+        if not isinstance(diagnosis, str) and not row.full_precision:
+            place = row.model, row.bits, row.scope, tuple(diagnosis["timesteps"]), row.task, _sampler(row)
+            panels[place][same_but_seed(row)].setdefault(row.seed, (row, tuple(diagnosis["steps"]["accumulated"])))
+    shown = list(panels.items())[:MAX_PANELS]
+    parts = [
+        {
+            "model": model,
+            "bits": bits,
+            "scope": f"scope {scope}",
+            "calls": f"{len(timesteps)} calls",
+            "task": task or "",
+            "sampler": sampler,
+        }
+        for (model, bits, scope, timesteps, task, sampler), _ in shown
+    ]
+    if not parts:
+        return ()
+    shared, apart = told_apart(parts)
+    said = [value for key, value in shared.items() if key != "sampler"]  # named only where panels differ in it
+    titles = [", ".join(filter(None, (*said, name))) for name in apart]
+    return tuple(
+        _panel(title, [list(seeds.values()) for seeds in groups.values()], reader)
+        for title, (_, groups) in zip(titles, shown, strict=True)
+    )
+
+
+def _sampler(row: Result) -> str:
+    """What errors add up along, as far as timesteps do not say it."""
+    sampler = (row.record.get("config") or {}).get("sampler") or {}
+    settings = [f"{key} {sampler[key]:g}" for key in ("eta", "guidance", "clip_sample") if sampler.get(key) is not None]
+    return ", ".join([str(sampler.get("name", "")), *settings])
+
+
+def _panel(title: str, groups: list[list[tuple[Result, tuple[float, ...]]]], reader: FindingsReader) -> Panel:
+    """Methods as their YAML has them come first, then variants."""
+    shown = sorted(groups, key=lambda members: bool(members[0][0].record.get("variant")))[:MAX_LINES]
+    names = _names([members[0][0] for members in shown])
+    lines = [_line(name, members, reader) for name, members in zip(names, shown, strict=True)]
+    return Panel(title, tuple(lines), len(groups) - len(shown))
+
+
+def _names(rows: Sequence[Result]) -> list[str]:
+    """Labels; where several are equal, with the ranges and budget that set them apart, or else with the job."""
+    names = [row.label for row in rows]
+    details = [{"ranges": f"ranges {row.ranges}", "budget": f"budget {_budget(row)}"} for row in rows]
+    for label in {name for name in names if names.count(name) > 1}:
+        alike = [place for place, name in enumerate(names) if name == label]
+        _, apart = told_apart([details[place] for place in alike])
+        for place, words in zip(alike, apart, strict=True):
+            own = words if words and apart.count(words) == 1 else f"job {rows[place].folder.name[:8]}"
+            names[place] = f"{label}, {own}"
+    return names
+
+
+def _budget(row: Result) -> str | None:
+    return ((row.record.get("config") or {}).get("budget") or {}).get("name")
+
+
+def _line(name: str, members: list[tuple[Result, tuple[float, ...]]], reader: FindingsReader) -> Line:
+    trajectory = reader.of(members[0][0]).trajectory
+    of_seeds = tuple(errors for _, errors in members)
+    seeds = f" ({len(members)} seeds)" if len(members) > 1 else ""
+    return Line(
+        name + seeds,
+        tuple(geometric_mean(values) if all(values) else 0.0 for values in zip(*of_seeds, strict=True)),
+        of_seeds,
+        () if trajectory is None else tuple(boundaries_of(trajectory, len(of_seeds[0]) - 1)),
+    )

@@ -1,0 +1,96 @@
+"""What each part of MPQ-DM does: its variants against EfficientDM, from the jobs of a store. Imports no torch."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from dmqbench.results.compare import Comparison, compare
+from dmqbench.results.result import Result
+from dmqbench.store.files import canonical_json
+
+BASELINE, METHOD = "efficient_dm", "mpq_dm"
+
+UNITS = {
+    "psnr": "dB, more is better",
+    "ssim": "more is better",
+    "fid2fp32": "less is better",
+    "fd2fp32_digits": "less is better",
+}
+"""The metrics that are shown, where all jobs have them."""
+
+_FREE = ("task", "diagnose", "method", "metrics", "tracker", "trainer", "evaluate", "budget")
+"""Parts of a configuration that may differ; of the budget its sizes are compared."""
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One variant, and by metric how it compares with the baseline."""
+
+    row: Result
+    over_baseline: Mapping[str, Comparison]
+
+    @property
+    def name(self) -> str:
+        return self.row.label
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """Variants of one setting, those of most PSNR first; all differ from the baseline in their method alone."""
+
+    setting: str
+    baseline: Result
+    metrics: tuple[str, ...]
+    bars: tuple[Bar, ...]
+    left_out: int
+
+    @property
+    def sentences(self) -> list[str]:
+        """What is held equal, and what the bars are."""
+        values = ", ".join(f"{name} {self.baseline.metrics[name]['value']:.4g}" for name in self.metrics)
+        said = [self.setting, f"over {BASELINE} ({values}), paired, 95 % intervals over samples of this calibration"]
+        return said + ([f"{self.left_out} more settings: --sweep chooses"] if self.left_out else [])
+
+
+def precision_ablation(rows: Iterable[Result]) -> Ablation | None:
+    """Return the setting with most variants; None where there are fewer than two beside the baseline."""
+    groups: dict[str, list[Result]] = defaultdict(list)
+    for row in rows:
+        if row.method in (BASELINE, METHOD) and _has_value(row, "psnr"):
+            groups[_setting(row)].append(row)
+    found = [one for members in groups.values() if (one := _ablation(members)) is not None]
+    if not found:
+        return None
+    best = max(found, key=lambda one: len(one.bars))
+    return Ablation(best.setting, best.baseline, best.metrics, best.bars, len(found) - 1)
+
+
+def _ablation(rows: Iterable[Result]) -> Ablation | None:
+    members = list({row.label: row for row in rows}.values())
+    baseline = next((row for row in members if row.label == BASELINE), None)
+    others = [row for row in members if row is not baseline]
+    if baseline is None or len(others) < 2:
+        return None
+    metrics = tuple(name for name in UNITS if all(_has_value(row, name) for row in members))
+    bars = []
+    for row in others:
+        try:
+            bars.append(Bar(row, {name: compare(row, baseline, name) for name in metrics}))
+        except ValueError:  # another protocol: nothing to subtract
+            return None
+    bars.sort(key=lambda bar: -bar.row.metrics["psnr"]["value"])
+    budget = baseline.budget_sizes["name"]
+    parts = (baseline.model, baseline.bits, f"ranges {baseline.ranges}", budget and f"budget {budget}")
+    setting = ", ".join(filter(None, (*parts, f"seed {baseline.seed}")))
+    return Ablation(setting, baseline, metrics, tuple(bars), 0)
+
+
+def _has_value(row: Result, metric: str) -> bool:
+    return row.metrics.get(metric, {}).get("value") is not None
+
+
+def _setting(row: Result) -> str:
+    config: Mapping[str, Any] = row.record.get("config") or {}
+    shared = {key: value for key, value in config.items() if key not in _FREE}
+    return canonical_json([row.model, row.bits, row.scope, row.ranges, row.seed, row.task, row.budget_sizes, shared])
