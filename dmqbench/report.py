@@ -102,7 +102,7 @@ def _of_sweep(root: Path, results: Sequence[Result], words: Sequence[str]) -> tu
     ``words`` are the sweep's name and the overrides with which it was run. ConfigError or ModelError: they are wrong.
     """
     from dmqbench.config.errors import ConfigError
-    from dmqbench.planning import SWEEP_KEY, plan
+    from dmqbench.launch.sweeps import SWEEP_KEY, plan
 
     name, *overrides = words
     for word in words[1:]:

@@ -21,7 +21,7 @@ from dmqbench.anatomy.statistics import Moments, input_statistics, short, weight
 from dmqbench.calibration.capture import capture_inputs
 from dmqbench.cli import parse_arguments
 from dmqbench.config.ids import JobIds
-from dmqbench.planning import plan
+from dmqbench.launch.sweeps import plan
 from dmqbench.results.plots import low_bits
 from dmqbench.results.plots.anatomy import PICTURES, draw
 

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from dmqbench import cli, planning
+from dmqbench import cli
 from dmqbench.config.compose import SWEEPS
 from dmqbench.config.schema import DIAGNOSIS, METRICS
+from dmqbench.launch import sweeps
 from dmqbench.store.artifacts import Store
 
 ROOT = Path(__file__).parents[1]
@@ -76,7 +77,7 @@ def stub(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "dmqbench.run", stub)
     monkeypatch.setitem(sys.modules, "dmqbench.report", report)
     monkeypatch.setattr(cli, "launch", remembering)
-    monkeypatch.setattr(planning, "_hash_once", lambda model: "0" * 64)
+    monkeypatch.setattr(sweeps, "_hash_once", lambda model: "0" * 64)
     monkeypatch.setenv("DMQBENCH_RUNS", str(tmp_path / "runs"))
     monkeypatch.chdir(tmp_path)
     before = signal.getsignal(signal.SIGTERM)
@@ -199,8 +200,8 @@ def test_the_demo_is_the_list_of_the_contract(stub):
 
 @pytest.mark.parametrize("path", sorted(SWEEPS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_job_of_every_sweep_is_valid(stub, path):
-    for overrides in planning.sweep_jobs(path.stem):
-        assert planning.check(overrides).result
+    for overrides in sweeps.sweep_jobs(path.stem):
+        assert sweeps.check(overrides).result
 
 
 def test_the_command_line_wins_over_a_sweep_and_multiplies_it(stub):

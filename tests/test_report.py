@@ -7,7 +7,7 @@ import pytest
 from handmade import Bench, measured
 
 from dmqbench import report
-from dmqbench.planning import check, sweep_jobs
+from dmqbench.launch.sweeps import check, sweep_jobs
 from dmqbench.results import formats
 from dmqbench.results.tables import comparable_tables, why_apart
 

@@ -14,7 +14,7 @@ from dmqbench.config.ids import job_ids
 from dmqbench.config.model_facts import weights_hash
 from dmqbench.config.schema import Job
 from dmqbench.config.stage_limits import CHOICES
-from dmqbench.planning import Planned, check, sweep_jobs
+from dmqbench.launch.sweeps import Planned, check, sweep_jobs
 from dmqbench.results.studies.dose_response import RUNGS, rung_of
 from dmqbench.results.studies.findings import FindingsReader
 from dmqbench.results.studies.precision_ablation import precision_ablation

@@ -12,7 +12,7 @@ import pytest
 
 from dmqbench.config.ids import JobIds, job_ids
 from dmqbench.config.model_facts import weights_hash
-from dmqbench.planning import check
+from dmqbench.launch.sweeps import check
 
 PINNED = Path(__file__).with_name("pinned_ids.json")
 CPU = "trainer.accelerator=cpu"  # the kind of device is part of an id

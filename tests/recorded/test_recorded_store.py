@@ -11,7 +11,8 @@ import pytest
 
 from dmqbench import report
 from dmqbench.cli import main
-from dmqbench.planning import check, is_answered
+from dmqbench.launch.answered import is_answered
+from dmqbench.launch.sweeps import check
 
 SIZES = (
     *("model=ladder_1", "metrics.samples=16", "metrics.pairs=8", "sampler.steps=4", "sampler.chunk=8"),

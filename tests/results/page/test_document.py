@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 
 from dmqbench.config.compose import compose
 from dmqbench.config.job import make_job
-from dmqbench.planning import check
+from dmqbench.launch.sweeps import check
 from dmqbench.results.page import gallery
 from dmqbench.results.page.document import page
 from dmqbench.results.page.gallery import gallery_of
