@@ -13,9 +13,9 @@ from pathlib import Path
 
 from dmqbench.config.compose import compose
 from dmqbench.config.job import make_job
-from dmqbench.run import run_job
 from dmqbench.store.artifacts import Store
 from dmqbench.store.files import json_text, load_json, short_hash
+from dmqbench.tasks.run import carry_out as run_job
 
 RESULTS = 200
 START = "import sys; from dmqbench.report import main; sys.exit(main())"

@@ -11,7 +11,7 @@ from typing import Any
 
 from dmqbench.config.compose import compose
 from dmqbench.config.job import make_job
-from dmqbench.run import run_job
+from dmqbench.tasks.run import carry_out as run_job
 from dmqbench.tracking.record import Record
 from dmqbench.tracking.tracker import Tracker
 

@@ -32,13 +32,14 @@ from dmqbench.models.folders import CONFIG, SCHEDULER_CONFIG, ModelError
 from dmqbench.models.quantized import NETWORK, Description, exchange_, load, save, without_origin
 from dmqbench.models.sources import NetworkSpec, example_inputs
 from dmqbench.models.topology import trace
-from dmqbench.pipeline import PLAN, STATE, Workshop
 from dmqbench.quant.serving import is_quantized
 from dmqbench.quant.spec import FULL_PRECISION, StepGroups, group_size
 from dmqbench.samplers.schedule import NoiseSchedule
 from dmqbench.samplers.spec import PREDICTIONS
 from dmqbench.store.artifacts import Store
 from dmqbench.store.files import TEMPORARY_PREFIX, load_json, save_json
+from dmqbench.tasks.calibrate import calibrated
+from dmqbench.tasks.workshop import PLAN, STATE, Workshop
 
 __all__ = ["ConfigError", "ModelError", "load", "quantize_", "save"]
 
@@ -119,7 +120,7 @@ def quantize_(
         job = _job(config, folder)
         shop = Workshop(job, run_store)
         with shop.record:
-            last = shop.calibrated()[-1]
+            last = calibrated(shop)[-1]
         exchange_(network, _description(network, shop, load_json(last.path / PLAN)), load_file(last.path / STATE))
 
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from dmqbench.launch.launcher import ACTIONS, MEASURING, Outcome, complain, launch
+from dmqbench.config.schema import TASKS
+from dmqbench.launch.launcher import MEASURING, Outcome, complain, launch
 
 if TYPE_CHECKING:
     from dmqbench.launch.sweeps import Planned
@@ -99,7 +100,7 @@ def help_text() -> str:
     package = Path(__file__).parent
     root = package if (package / "conf").is_dir() else package.parent
     groups = "\n".join(f"  {group:<12} {_names(root / 'conf' / group)}" for group in GROUP_NAMES)
-    return HELP.format(groups=groups, sweeps=_names(root / "sweeps"), tasks=" ".join(ACTIONS))
+    return HELP.format(groups=groups, sweeps=_names(root / "sweeps"), tasks=" ".join(TASKS))
 
 
 def _names(folder: Path) -> str:

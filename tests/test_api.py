@@ -30,11 +30,13 @@ from dmqbench.config.errors import ConfigError
 from dmqbench.config.job import make_job
 from dmqbench.models.folders import ModelError
 from dmqbench.models.quantized import DESCRIPTION, WEIGHTS, load, save
-from dmqbench.pipeline import Workshop
 from dmqbench.quant.serving import ServingError
 from dmqbench.store.artifacts import Store
 from dmqbench.store.files import load_json, save_json, short_hash
 from dmqbench.store.manifest import Entry
+from dmqbench.tasks import calibrate, trajectories
+from dmqbench.tasks.sample import frozen
+from dmqbench.tasks.workshop import Workshop
 
 STEPS = 4
 TINY = (
@@ -125,7 +127,7 @@ def test_it_computes_what_the_benchmark_samples_from(tmp_path, method, bits, sco
         f"store.root={tmp_path / 'a'}",
     )
     job = make_job(compose([*local, *names, *TINY, "trainer=cpu"]))
-    adapter = Workshop(job, Store(job.store_root)).frozen()
+    adapter = frozen(Workshop(job, Store(job.store_root)))
     x = torch.randn(3, *adapter.sample_shape, generator=torch.Generator().manual_seed(1))
     expected = adapter.denoise(x, 500, {}, torch.tensor([1, 1, 1]))
 
@@ -158,8 +160,8 @@ def never(*_):
 
 
 def test_the_second_time_it_answers_from_the_store(store, shared, monkeypatch):
-    monkeypatch.setattr(Workshop, "_run_stage", never)
-    monkeypatch.setattr(Workshop, "_make_trajectories", never)
+    monkeypatch.setattr(calibrate, "_run_stage", never)
+    monkeypatch.setattr(trajectories, "_follow_all", never)
     assert torch.equal(draw(quantized(store)), draw(shared))
     with pytest.raises(AssertionError, match="computed again"):
         quantized(store, pipeline(seed=1))
@@ -168,7 +170,7 @@ def test_the_second_time_it_answers_from_the_store(store, shared, monkeypatch):
 
 def test_the_same_model_from_another_place_is_the_same(store, shared, tmp_path, monkeypatch):
     pipeline().save_pretrained(tmp_path / "elsewhere")
-    monkeypatch.setattr(Workshop, "_run_stage", never)
+    monkeypatch.setattr(calibrate, "_run_stage", never)
     pipe = quantized(store, DDIMPipeline.from_pretrained(tmp_path / "elsewhere"))
     assert torch.equal(draw(pipe), draw(shared))
 

@@ -29,15 +29,15 @@ ENTRIES = {
 
 
 class Stub(types.ModuleType):
-    """Stands in for ``dmqbench.run``: remembers jobs, and publishes results or raises what ``fail`` says."""
+    """Stands in for ``dmqbench.tasks.run``: remembers jobs, and publishes results or raises what ``fail`` says."""
 
     def __init__(self) -> None:
-        super().__init__("dmqbench.run")
+        super().__init__("dmqbench.tasks.run")
         self.jobs = []
         self.missing_weights = []
         self.fail = lambda job: None
 
-    def run_job(self, job):
+    def carry_out(self, job):
         self.jobs.append(job)
         if error := self.fail(job):
             raise error
@@ -57,10 +57,6 @@ class Stub(types.ModuleType):
         files = {"result.json": json.dumps(result), **({DIAGNOSIS: "{}"} if job.diagnose else {})}
         return store.replace_files("result", planned.result, files).path
 
-    def show_plan(self, job):
-        self.jobs.append(job)
-        print("a plan")
-
 
 @pytest.fixture
 def stub(monkeypatch, tmp_path):
@@ -72,10 +68,13 @@ def stub(monkeypatch, tmp_path):
         stub.planned = planned
         return launch(planned)
 
-    report = types.ModuleType("dmqbench.report")
+    report = types.ModuleType("dmqbench.results.formats")
     report.print_results = lambda folders: print(f"table of {len(folders)}")  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "dmqbench.run", stub)
-    monkeypatch.setitem(sys.modules, "dmqbench.report", report)
+    plan = types.ModuleType("dmqbench.tasks.plan")
+    plan.carry_out = lambda job: (stub.jobs.append(job), print("a plan"))[1]  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "dmqbench.tasks.run", stub)
+    monkeypatch.setitem(sys.modules, "dmqbench.tasks.plan", plan)
+    monkeypatch.setitem(sys.modules, "dmqbench.results.formats", report)
     monkeypatch.setattr(cli, "launch", remembering)
     monkeypatch.setattr(sweeps, "_hash_once", lambda model: "0" * 64)
     monkeypatch.setenv("DMQBENCH_RUNS", str(tmp_path / "runs"))
@@ -391,14 +390,15 @@ def test_completion_offers_options(tmp_path):
 def test_a_signal_ends_the_command_with_130_within_five_seconds(tmp_path, number):
     code = (
         "import sys, types, time\n"
-        "run = types.ModuleType('dmqbench.run')\n"
-        "def run_job(job):\n"
+        "run = types.ModuleType('dmqbench.tasks.run')\n"
+        "def carry_out(job):\n"
         "    print('started', flush=True)\n"
         "    time.sleep(60)\n"
-        "run.run_job = run_job\n"
-        "sys.modules['dmqbench.run'] = run\n"
-        "from dmqbench import cli, planning\n"
-        "planning._hash_once = lambda model: '0' * 64\n"
+        "run.carry_out = carry_out\n"
+        "sys.modules['dmqbench.tasks.run'] = run\n"
+        "from dmqbench import cli\n"
+        "from dmqbench.launch import sweeps\n"
+        "sweeps._hash_once = lambda model: '0' * 64\n"
         "sys.exit(cli.main(['method=rtn']))"
     )
     process = subprocess.Popen(

@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -12,25 +13,41 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 TORCH_ONLY = ("quant", "samplers", "engines")
 MAY_IMPORT = {
     "diffusers": ("models/", "api.py", "zoo/"),
-    "wandb": ("tracking.py",),
-    "hydra": ("cli.py", "config.py", "run.py"),
+    "wandb": ("tracking/",),
+    "hydra": ("cli.py", "config/compose.py", "launch/launcher.py"),
 }
 """zoo/ trains the embedded models and is a tool of its own."""
 
-LAYERS = (
-    ("cli",),
-    ("planning",),
-    ("scoring", "anatomy", "api"),
-    ("run",),
-    ("costs", "packed_size", "feature_cache"),
-    ("pipeline",),
-    ("methods", "eval"),
-    ("data", "models"),
-    ("engines", "samplers"),
-    ("quant",),
+FLOORS = (
+    ("api",),
+    ("cli", "report", "tasks", "zoo"),
+    ("launch", "results", "anatomy", "methods", "doctor"),
+    ("stages", "eval"),
+    ("calibration", "config"),
+    ("models",),
+    ("engines", "tracking"),
+    ("quant", "samplers", "data", "store"),
 )
-"""From top to bottom: a module imports its own layer and those below. Data and models share one: the bank
-follows trajectories through an adapter, whose conditions are drawn as the bank's noise is."""
+"""From top to bottom: a module imports its own room and the floors below it."""
+
+WALLS = {
+    "results": ("tasks", "zoo"),
+    "eval": ("tasks", "zoo"),
+    "methods": ("tasks", "results", "eval"),
+    "stages": ("tasks", "results", "eval"),
+}
+"""Room → rooms that it must not import, though a floor would allow some."""
+
+WITHOUT_TORCH = (
+    *("cli", "report", "doctor", "tracking.tracker", "tracking.push", "tracking.dashboards", "results.page"),
+    *(
+        f"{room}.{path.stem}"
+        for room in ("launch", "config", "store", "results")
+        for path in sorted((PACKAGE / room).glob("*.py"))
+        if path.stem != "__init__"
+    ),
+)
+"""What answers without computing."""
 
 
 def imported(module: Path) -> set[str]:
@@ -45,17 +62,29 @@ def imported(module: Path) -> set[str]:
     return names
 
 
+def needed(module: Path) -> set[str]:
+    """Dotted names of all imports but those under ``if TYPE_CHECKING``."""
+    tree = ast.parse(module.read_text())
+    typing = [node for node in ast.walk(tree) if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
+    hidden = {id(child) for node in typing for child in ast.walk(node)}
+    return {
+        name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and id(node) not in hidden
+        for name in (f"{node.module}.{alias.name}" for alias in node.names)
+    }
+
+
 def place(module: Path) -> str:
     return module.relative_to(PACKAGE).as_posix()
 
 
-def layer_of(part: str) -> int | None:
-    return next((number for number, names in enumerate(LAYERS) if part in names), None)
+def room_of(module: Path) -> str:
+    return place(module).removesuffix(".py").partition("/")[0]
 
 
-def own_layer(module: Path) -> int | None:
-    """None for what every layer may use: files, images, schema, store."""
-    return layer_of(place(module).removesuffix(".py").partition("/")[0])
+def floor_of(room: str) -> int:
+    return next(number for number, rooms in enumerate(FLOORS) if room in rooms)
 
 
 @pytest.mark.parametrize("module", MODULES, ids=place)
@@ -74,36 +103,46 @@ def test_the_core_needs_torch_only(module):
     assert own <= {*TORCH_ONLY}
 
 
-@pytest.mark.parametrize("module", [module for module in MODULES if own_layer(module) is not None], ids=place)
+@pytest.mark.parametrize("module", [module for module in MODULES if room_of(module) != "__init__"], ids=place)
 def test_imports_point_downwards(module):
-    mine = own_layer(module)
-    for name in imported(module):
-        if name.startswith("dmqbench."):
-            theirs = layer_of(name.split(".")[1])
-            assert theirs is None or theirs >= mine, f"{place(module)} imports {name}"
+    mine = room_of(module)
+    theirs = {name.split(".")[1] for name in imported(module) if name.startswith("dmqbench.")} - {mine}
+    for room in theirs:
+        assert floor_of(room) > floor_of(mine), f"{place(module)} imports {room}, which is not below it"
+    assert not theirs & {*WALLS.get(mine, ())}
 
 
-@pytest.mark.parametrize(
-    "module",
-    [
-        "cli",
-        "planning",
-        "config",
-        "store",
-        "tracking",
-        "report",
-        "doctor",
-        "proxies",
-        "page",
-        "record",
-        "points",
-        "replay",
-        "dashboards",
-    ],
-)
-def test_what_answers_without_computing_imports_no_torch(module):
-    code = f"import sys, dmqbench.{module}; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+def test_no_modules_import_each_other_in_a_circle():
+    """Imports inside functions count; those for types alone do not."""
+    names = {
+        f"dmqbench.{place(module).removesuffix('.py').replace('/', '.').removesuffix('.__init__')}": module
+        for module in MODULES
+    }
+    graph = {
+        name: {
+            part
+            for full in needed(module)
+            for part in (full, full.rpartition(".")[0])
+            if part in names and part != name
+        }
+        for name, module in names.items()
+    }
+    tuple(TopologicalSorter(graph).static_order())  # raises CycleError, which names the circle
+
+
+def test_a_newcomer_finds_few_modules_at_the_top():
+    assert len([path for path in PACKAGE.glob("*.py") if path.stem != "__init__"]) <= 5
+
+
+def test_what_answers_without_computing_imports_no_torch():
+    code = f"""
+import importlib, sys
+for name in {WITHOUT_TORCH!r}:
+    importlib.import_module("dmqbench." + name)
+    assert "torch" not in sys.modules, name
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_no_pickle_and_no_code_from_data():

@@ -10,11 +10,9 @@ from typing import Any
 from dmqbench.config.errors import ConfigError
 from dmqbench.config.model_facts import image_shape
 from dmqbench.config.schema import (
-    FOREIGN,
     OWN_IMAGES,
     TASK_KINDS,
     TO_COME,
-    UNKNOWN,
     EditConfig,
     EvaluateConfig,
     Job,
@@ -92,10 +90,6 @@ def _times(shape: tuple[int, ...]) -> str:
     return "×".join(map(str, shape))
 
 
-UNKNOWN_OF_SAMPLES = (*("scope", "engine", "seed", "sampler", "timesteps", "eta", "guidance", "clip", "chunk", "base"),)
-"""Entries of a protocol that nobody knows of images made elsewhere."""
-
-COST_KEYS = ("parameters", "quantized_layers", "skip_layers", "full_precision_layers", "macs", "attention_macs", "bops")
 LARGEST_PROMPTS = 64 * 2**20
 _BITS = re.compile(r"w\d+a\d+")
 _LONGEST_NAME = 80
@@ -192,29 +186,3 @@ def read_prompts(path: str) -> tuple[str, ...]:
 
 def _times(shape: tuple[int, ...]) -> str:
     return "×".join(map(str, shape))
-
-
-def label_of(evaluate: EvaluateConfig) -> str:
-    """How the row is called: as its author says, otherwise as the file."""
-    if evaluate.name is not None:
-        return evaluate.name
-    path = Path(evaluate.samples or "").resolve()
-    return path.name if path.is_dir() else path.stem
-
-
-def foreign_entries(name: str, bits: str | None, size_mib: float | None = None) -> dict[str, Any]:
-    """Entries of ``result.json`` that speak of what was made elsewhere; what only its author says is ``declared``."""
-    return {
-        "method": FOREIGN,
-        "name": name,
-        "bits": bits or UNKNOWN,
-        "scope": UNKNOWN,
-        "ranges": None,
-        "declared": ["bits"] if bits else [],
-        "cost": {
-            **dict.fromkeys(COST_KEYS),
-            "size_mib": {"all_layers": None, "paper_code": None, "packed": size_mib},
-            "full_precision_names": None,
-            "simulated": None,
-        },
-    }

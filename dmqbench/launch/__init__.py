@@ -1,1 +1,1 @@
-"""TODO room"""
+"""From a command line to finished jobs: sweeps expanded, answered from the store, or launched."""

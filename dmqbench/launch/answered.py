@@ -1,4 +1,4 @@
-"""TODO launch.answered"""
+"""Whether the store holds the verified result of a job, with all that it asks for."""
 
 from collections.abc import Mapping
 from dataclasses import asdict

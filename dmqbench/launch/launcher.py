@@ -1,9 +1,9 @@
-"""TODO launch.launcher"""
+"""Jobs given to Hydra's launcher; a failure is one line, a file in the result folder, and no end of the others."""
 
 import logging
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from importlib import import_module
@@ -11,18 +11,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dmqbench.launch.sweeps import Planned
-
-ACTIONS = {
-    "run": "run.run_job",
-    "trajectories": "run.make_trajectories",
-    "calibrate": "run.calibrate",
-    "sample": "run.sample",
-    "evaluate": "scoring.evaluate",
-    "plan": "run.show_plan",
-    "cost": "costs.show_cost",
-    "anatomy": "anatomy.make_anatomy",
-}
-"""Module and function behind every task; it returns a folder, or None if it printed all."""
 
 MEASURING = ("run", "evaluate")
 """Tasks that end with a result."""
@@ -92,9 +80,8 @@ def attempt(one: "Planned") -> Outcome:
         if one.folder is not None and one.job.task in MEASURING:
             with suppress(OSError):
                 (one.folder / ERROR_FILE).unlink(missing_ok=True)
-        module, _, function = ACTIONS[one.job.task].partition(".")
-        action: Callable[..., Path | None] = getattr(import_module(f"dmqbench.{module}"), function)
-        path = action(one.job)
+        task = import_module(f"dmqbench.tasks.{one.job.task}")  # torch is needed from here on
+        path: Path | None = task.carry_out(one.job)
     except SystemExit:
         # This is how Lightning leaves a fit into which a signal came.
         raise KeyboardInterrupt from None

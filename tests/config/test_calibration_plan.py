@@ -17,13 +17,15 @@ from dmqbench.cli import main
 from dmqbench.config.compose import compose
 from dmqbench.config.ids import job_ids
 from dmqbench.config.job import make_job
-from dmqbench.costs import calibration_costs, largest
 from dmqbench.models.rollout import chunk_name, follow
-from dmqbench.pipeline import STATE, Workshop
 from dmqbench.quant.state import activation_quantizers
 from dmqbench.results.result import calibration_text
-from dmqbench.run import run_job, show_plan
 from dmqbench.store.artifacts import Store
+from dmqbench.tasks.plan import carry_out as show_plan
+from dmqbench.tasks.result import calibration_costs, largest
+from dmqbench.tasks.run import carry_out as run_job
+from dmqbench.tasks.sample import frozen
+from dmqbench.tasks.workshop import STATE, Workshop
 
 STEP = ("bits.ranges=step", "calibration.steps=10")
 NEAREST = (*STEP, "calibration.match=nearest")
@@ -194,14 +196,14 @@ def test_samples_are_drawn_with_the_rows_of_the_nearest_calibrated_calls(store, 
     shop = Workshop(made, Store(store))
     drawn = load_file(Store(store).path("samples", shop.ids.samples) / chunk_name(0))["state"]
     assert (shop.plan.timesteps, shop.calibration_plan.timesteps) == ((666, 333, 0), (500, 0))
-    network = shop.frozen().network
+    network = frozen(shop).network
     stored = load_file(Store(store).path("quantized", shop.ids.quantized) / STATE)
     for name, quantizer in activation_quantizers(network).items():
         assert quantizer.row_of_call.tolist() == [0, 0, 1]
         assert torch.equal(quantizer.scale, stored[f"{name}.scale"]) and len(quantizer.scale) == 2
     again = follow(shop.adapter, shop.plan, stream="eval", seed=0, indices=range(32), guidance=1.0)
     assert torch.equal(again.x[:, -1], drawn)
-    as_calibrated = activation_quantizers(shop.frozen(shop.calibration_plan).network).values()
+    as_calibrated = activation_quantizers(frozen(shop, shop.calibration_plan).network).values()
     assert {tuple(quantizer.row_of_call.tolist()) for quantizer in as_calibrated} == {(0, 1)}
 
 
@@ -228,7 +230,7 @@ def test_samples_are_drawn_with_ranges_interpolated_between_calibrated_calls(tmp
 
     shop = shop_of("interpolate")
     assert json.loads((run_job(shop.job) / "result.json").read_text())["metrics"]["psnr"]["n"] == 4
-    network, calls = shop.frozen().network, shop.calibration_plan.timesteps
+    network, calls = frozen(shop).network, shop.calibration_plan.timesteps
     stored = load_file(Store(tmp_path).path("quantized", shop.ids.quantized) / STATE)
     for name, quantizer in activation_quantizers(network).items():
         assert quantizer.row_of_call.tolist() == list(range(sampled))

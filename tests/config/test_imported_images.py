@@ -13,11 +13,12 @@ from tiny import autoencoder, save_pipeline, unet
 
 from dmqbench.config.compose import compose
 from dmqbench.config.ids import foreign_ids, images_id, job_ids
-from dmqbench.config.input_checks import ForeignError, check_foreign, foreign_entries, label_of, read_prompts
+from dmqbench.config.input_checks import ForeignError, check_foreign, read_prompts
 from dmqbench.config.job import images_job, make_job
 from dmqbench.config.model_facts import image_shape, weights_hash
 from dmqbench.config.schema import EvaluateConfig, ModelConfig, full_precision
 from dmqbench.data.archives import ArchiveError
+from dmqbench.tasks.result import foreign_entries, label_of
 
 DIGITS = ModelConfig("digits", "embedded", sample_shape=(1, 16, 16), classes=10, datasets=("digits",))
 
@@ -228,7 +229,7 @@ def test_what_only_the_author_knows_is_unknown_or_declared():
 
 
 def test_refusing_needs_no_torch():
-    code = "import sys, dmqbench.foreign; sys.exit('torch' in sys.modules)"
+    code = "import sys, dmqbench.config.input_checks; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

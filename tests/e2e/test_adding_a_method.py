@@ -7,7 +7,7 @@ from e2e.commands import SMALL
 import dmqbench.methods
 from dmqbench.config.compose import compose, search_path
 from dmqbench.config.job import make_job
-from dmqbench.run import run_job
+from dmqbench.tasks.run import carry_out as run_job
 
 METHOD = '''
 import torch

@@ -14,7 +14,7 @@ from dmqbench.config.compose import compose
 from dmqbench.config.job import make_job
 from dmqbench.models.quantized import load, save
 from dmqbench.results.result import Result
-from dmqbench.run import run_job
+from dmqbench.tasks.run import carry_out as run_job
 
 STAGES = ["outlier_allocation", "weight_range", "activation_range"]
 TINY = (

@@ -7,7 +7,7 @@ from e2e.commands import SMALL
 
 from dmqbench.config.compose import compose
 from dmqbench.config.job import make_job
-from dmqbench.run import run_job
+from dmqbench.tasks.run import carry_out as run_job
 
 TINY = (
     *SMALL,

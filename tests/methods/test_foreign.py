@@ -14,8 +14,8 @@ from dmqbench.config.job import make_job
 from dmqbench.config.model_facts import weights_hash
 from dmqbench.eval.protocol import entries_of
 from dmqbench.models.folders import CONFIG, EMBEDDED, WEIGHTS
-from dmqbench.run import run_job
 from dmqbench.store.artifacts import Store
+from dmqbench.tasks.run import carry_out as run_job
 
 SMALL = [
     *("sampler.steps=2", "sampler.chunk=10", "metrics.samples=10", "metrics.pairs=10"),

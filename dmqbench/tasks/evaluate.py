@@ -1,41 +1,37 @@
-"""Scoring images that another program sampled, in the table of our own results."""
+"""``task=evaluate``: images that another program sampled, or samples in the store, measured as our own are."""
 
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 
 from dmqbench.config.ids import images_id, job_ids
-from dmqbench.config.input_checks import UNKNOWN_OF_SAMPLES, foreign_entries, label_of, read_prompts
-from dmqbench.config.model_facts import is_of_model
-from dmqbench.config.schema import UNKNOWN, Job, full_precision
+from dmqbench.config.input_checks import read_prompts
+from dmqbench.config.model_facts import weights_hash
+from dmqbench.config.schema import Job, full_precision
 from dmqbench.data.archives import inspect, read_batches
-from dmqbench.eval.evaluate import Evaluation, Evaluator, SampleSet
+from dmqbench.eval.evaluate import Evaluator, SampleSet
 from dmqbench.eval.feature_cache import feature_source, floor_source
 from dmqbench.eval.protocol import Protocol
 from dmqbench.models.rollout import chunk_count, chunk_name
-from dmqbench.pipeline import Workshop
-from dmqbench.run import (
-    evaluate_stored,
-    make_evaluator,
-    open_workshop,
-    show_in_tracker,
-    tell_job,
-    tell_location,
-    tracker,
-    write_result,
-)
 from dmqbench.store.artifacts import Store
-from dmqbench.tracking.environment import environment, peak_memory_mib
+from dmqbench.tasks import run
+from dmqbench.tasks.evaluator import make_evaluator
+from dmqbench.tasks.mirror import show_in_tracker, tell_job, tell_location, tracker
+from dmqbench.tasks.result import foreign_result, names_of_images, write_result
+from dmqbench.tasks.workshop import Workshop, open_workshop
 
 CHUNK = 64
 """Images in a file of an imported artifact: the same for every job, so that they share it."""
 
 
-def evaluate(job: Job) -> Path:
+UNKNOWN_OF_SAMPLES = (*("scope", "engine", "seed", "sampler", "timesteps", "eta", "guidance", "clip", "chunk", "base"),)
+"""Entries of a protocol that nobody knows of images made elsewhere."""
+
+
+def carry_out(job: Job) -> Path:
     """Measure images made elsewhere, or samples that are in the store; return the result folder."""
     return evaluate_stored(job) if job.evaluate.samples is None else evaluate_foreign(job)
 
@@ -106,7 +102,7 @@ def foreign_evaluator(shop: Workshop) -> Evaluator:
         protocol=_unknown(job),
         full_precision=theirs,
         full_precision_id=theirs.id,
-        dataset=_names(job)["dataset"],
+        dataset=names_of_images(job)["dataset"],
         pairs=job.metrics.pairs,
         settings=job.metrics,
         features=feature_source(shop.store, job.device_type),
@@ -121,15 +117,6 @@ def _against_ours(shop: Workshop, prompts: tuple[str, ...] | None) -> Evaluator:
     evaluator = make_evaluator(shop)
     pairs = 0 if shop.job.evaluate.fp_samples is None else evaluator.pairs
     return replace(evaluator, protocol=_unknown(shop.job), pairs=pairs, captions=prompts)
-
-
-def _names(job: Job) -> dict[str, Any]:
-    """Model and dataset of the result: those that the job names, where the images can be of that model."""
-    if is_of_model(job.evaluate, job.model):
-        embedded = job.model.source == "embedded"
-        return {"model": job.model.name, "dataset": job.dataset.name, "embedded": embedded}
-    dataset = "none" if job.dataset.reference is None else UNKNOWN
-    return {"model": UNKNOWN, "dataset": dataset, "embedded": False}
 
 
 def _unknown(job: Job) -> Protocol:
@@ -164,28 +151,14 @@ def _is_stored(shop: Workshop, id: str, images: SampleSet) -> bool:
     return torch.equal(stored, images.images)
 
 
-def foreign_result(shop: Workshop, reference: str, evaluation: Evaluation, seconds: float) -> dict[str, Any]:
-    """The content of ``result.json`` (design section 5); what nobody told this program is null or "unknown"."""
-    job, evaluate = shop.job, shop.job.evaluate
-    paths = [path for path in (evaluate.samples, evaluate.fp_samples) if path is not None]
-    return {
-        **foreign_entries(label_of(evaluate), evaluate.bits),
-        "job_id": shop.ids.result,
-        **_names(job),
-        "seed": job.seed,
-        "config": job.config,
-        "samples": {"quantized": shop.ids.samples, "fp": reference},
-        "notes": [note for path in paths if (note := inspect(path).note) is not None],
-        "metrics": {name: found.to_json() for name, found in evaluation.measurements.items()},
-        "unavailable": evaluation.unavailable,
-        "missing_weights": evaluation.missing_weights,
-        "timing": {
-            "trajectories_s": None,
-            "calibrate_s": None,
-            "sample_s": None,
-            "evaluate_s": round(seconds, 3),
-            "unet_forwards_calibration": None,
-            "peak_memory_mib": peak_memory_mib(),
-        },
-        "environment": environment(job.device_type),
-    }
+def evaluate_stored(job: Job) -> Path:
+    """Measure samples that are in the store, and return the result folder.
+
+    Raises:
+        LookupError: they are not all there.
+    """
+    names = [chunk_name(number) for number in range(chunk_count(job.metrics.samples, job.sampler.chunk))]
+    present = Store(job.store_root).verified_files("samples", job_ids(job, weights_hash(job.model)).samples)
+    if not set(names) <= present.keys():
+        raise LookupError(f"{len(present)} of {len(names)} chunks of its samples are in the store; use task=run")
+    return run.carry_out(job)

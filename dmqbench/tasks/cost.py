@@ -1,7 +1,7 @@
 """What a job's denoiser costs: size, MACs, BOPs, by counting; needs no weights (``task=cost``)."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,12 +13,11 @@ from dmqbench.config.schema import UNCALIBRATED, UNKNOWN, Job, scope_of
 from dmqbench.models.foreign import foreign_facts
 from dmqbench.models.sources import meta_topology
 from dmqbench.models.topology import LayerInfo
-from dmqbench.packed_size import packed_size
 from dmqbench.quant.allocation import moved_rows, row_bits
 from dmqbench.quant.cost import Cost, CountedLayer, count_cost
 from dmqbench.quant.plan import PrecisionPlan, uniform_plan
 from dmqbench.quant.spec import BitWidth, Scope
-from dmqbench.store.artifacts import Artifact
+from dmqbench.tasks.packed_size import packed_size
 
 
 def describe_cost(job: Job, reached: PrecisionPlan | None = None, state: Path | None = None) -> dict[str, Any]:
@@ -107,7 +106,7 @@ def _cost_of_files(job: Job) -> dict[str, Any]:
     return {**dict.fromkeys(unknown), "size_mib": {"all_layers": None, "paper_code": None, "packed": packed}}
 
 
-def show_cost(job: Job) -> None:
+def carry_out(job: Job) -> None:
     """Print the cost as a table and, as the last line, one JSON object."""
     from rich.console import Console
     from rich.table import Table
@@ -123,29 +122,6 @@ def show_cost(job: Job) -> None:
         table.add_row(f"size_mib: {rule}", f"not known: {unknown}" if size is None else f"{size:.2f}")
     Console().print(table)
     print(json.dumps(cost))
-
-
-def calibration_costs(parts: Iterable[tuple[str, Artifact]]) -> list[dict[str, Any]]:
-    """Seconds, network calls of batch 1 and peaks of memory of every part of a calibration, by name and artifact.
-
-    A peak is None in artifacts that were made before it was measured, and on a device that the part did not use.
-    """
-    return [
-        {
-            "stage": name,
-            "seconds": round(artifact.facts["seconds"], 3),
-            "network_forwards": round(artifact.facts["network_forwards"]),
-            **{peak: artifact.facts.get(peak) for peak in ("peak_memory_mib", "peak_device_memory_mib")},
-        }
-        for name, artifact in parts
-    ]
-
-
-def largest(peaks: Iterable[float | None]) -> float | None:
-    """The largest, or None where one is not known, or there is none."""
-    listed = list(peaks)
-    known = [peak for peak in listed if peak is not None]
-    return max(known) if known and len(known) == len(listed) else None
 
 
 def said_of_quantization(job: Job) -> dict[str, Any]:

@@ -17,16 +17,19 @@ from dmqbench.anatomy.statistics import InputStatistics, input_statistics, short
 from dmqbench.anatomy.weight_rows import row_histograms, row_statistics
 from dmqbench.config.ids import JobIds
 from dmqbench.config.schema import Job
-from dmqbench.costs import said_of_quantization
 from dmqbench.data.bank import TrajectoryBank
 from dmqbench.models.adapter import Adapter
 from dmqbench.models.topology import LayerInfo, Topology
-from dmqbench.pipeline import OUTCOME, Workshop
 from dmqbench.quant.layers import quantization
 from dmqbench.quant.spec import FULL_PRECISION
 from dmqbench.results.plots.anatomy import draw
 from dmqbench.store.artifacts import Store
 from dmqbench.store.files import save_json, short_hash
+from dmqbench.tasks.calibrate import calibrated
+from dmqbench.tasks.cost import said_of_quantization
+from dmqbench.tasks.sample import frozen
+from dmqbench.tasks.trajectories import bank_of
+from dmqbench.tasks.workshop import OUTCOME, Workshop
 from dmqbench.tracking.progress import Meter
 
 KIND = "anatomy"
@@ -51,7 +54,7 @@ def anatomy_id(ids: JobIds, method: str) -> str:
     return short_hash({"kind": KIND, "version": VERSION, "trajectories": ids.trajectories, "quantized": quantized})
 
 
-def make_anatomy(job: Job) -> Path:
+def carry_out(job: Job) -> Path:
     """Make the anatomy of the job's model, unless it is in the store; return its folder."""
     store = Store(job.store_root)
     store.check_writable()
@@ -70,7 +73,7 @@ def make_anatomy(job: Job) -> Path:
 
 def examine(shop: Workshop) -> dict[str, Any]:
     """Return the content of ``anatomy.json``: numbers of six digits, ``None`` where one is not defined."""
-    job, topology, bank = shop.job, shop.topology, shop.bank()
+    job, topology, bank = shop.job, shop.topology, bank_of(shop)
     inputs = _full_precision_inputs(shop, bank, topology)
     disturbed = _sensitivity(shop, bank)
     modules = dict(shop.adapter.network.named_modules())
@@ -163,8 +166,8 @@ def _sensitivity(shop: Workshop, bank: TrajectoryBank) -> dict[str, Any]:
 def _quantized(shop: Workshop) -> Adapter:
     """The quantized model, ready to follow the calibrated plan."""
     with shop.record:
-        shop.calibrated()
-    return shop.frozen(shop.calibration_plan)
+        calibrated(shop)
+    return frozen(shop, shop.calibration_plan)
 
 
 def _diagnosis(shop: Workshop, quantized: Adapter, bank: TrajectoryBank) -> dict[str, Any]:

@@ -14,12 +14,12 @@ from dmqbench.config.compose import compose
 from dmqbench.config.ids import job_ids
 from dmqbench.config.job import make_job
 from dmqbench.config.schema import FURTHER_SCOPE, PAPER_SCOPE, ModelConfig
-from dmqbench.costs import describe_cost
 from dmqbench.models.sources import NetworkSpec, example_inputs, meta_model, meta_topology
 from dmqbench.models.topology import trace
 from dmqbench.quant.cost import CountedLayer, count_cost
 from dmqbench.quant.plan import uniform_plan
 from dmqbench.quant.spec import BitWidth, Scope
+from dmqbench.tasks.cost import describe_cost
 
 MIB = 2**20
 LDM4 = "model=ldm4_imagenet"

@@ -7,12 +7,12 @@ from tiny import unet
 from dmqbench.api import quantize_
 from dmqbench.config.compose import compose
 from dmqbench.config.job import make_job
-from dmqbench.costs import describe_cost
 from dmqbench.models.quantized import DESCRIPTION, WEIGHTS, save
-from dmqbench.pipeline import PLAN, STATE
 from dmqbench.quant.plan import PrecisionPlan
 from dmqbench.store.artifacts import Store
 from dmqbench.store.files import load_json
+from dmqbench.tasks.cost import describe_cost
+from dmqbench.tasks.workshop import PLAN, STATE
 
 STEPS = 4
 TINY = (

@@ -15,9 +15,10 @@ from dmqbench.config.job import images_job, make_job
 from dmqbench.config.model_facts import weights_hash
 from dmqbench.config.schema import EvaluateConfig, full_precision
 from dmqbench.eval.protocol import entries_of
-from dmqbench.run import open_workshop, sample
-from dmqbench.scoring import CHUNK, evaluate_foreign, import_images
 from dmqbench.store.artifacts import Store
+from dmqbench.tasks.evaluate import CHUNK, evaluate_foreign, import_images
+from dmqbench.tasks.sample import sample
+from dmqbench.tasks.workshop import open_workshop
 
 SAMPLES, PAIRS = 150, 20
 SMALL = [

@@ -1,14 +1,13 @@
 """How long the file is that ``api.save`` writes of a job's network: from what calibration left, or before it ran."""
 
-from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
 from torch import nn
 
-from dmqbench.calibration.stage import StageFactory
 from dmqbench.config.model_facts import network_config, timesteps
 from dmqbench.config.schema import Job
+from dmqbench.methods import stages_of
 from dmqbench.models.attention import set_explicit_attention_
 from dmqbench.models.quantized_file import file_length, frozen_state, packed, shapes_in
 from dmqbench.models.sources import meta_model
@@ -62,6 +61,6 @@ def _outline_(network: nn.Module, job: Job, topology: Topology, plan: PrecisionP
     if scope.attention and levels is not None:
         operands = {each.name: AttentionQuantizers(context, levels, groups) for each in topology.attentions}
         set_explicit_attention_(network, operands)
-    stages: dict[str, StageFactory] = import_module(f"dmqbench.methods.{job.method.name}").STAGES
+    stages = stages_of(job.method.name)
     found = [stages[stage.name].outline_(network, stage.settings) for stage in job.method.stages]
     return next((reason for reason in found if reason is not None), None)

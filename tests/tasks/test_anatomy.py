@@ -15,8 +15,6 @@ from scipy import stats
 from tiny import dit, text_unet, unet
 from workbench import workbench
 
-from dmqbench import anatomy
-from dmqbench.anatomy import anatomy_id, make_anatomy
 from dmqbench.anatomy.statistics import Moments, input_statistics, short, weight_statistics
 from dmqbench.calibration.capture import capture_inputs
 from dmqbench.cli import parse_arguments
@@ -24,6 +22,9 @@ from dmqbench.config.ids import JobIds
 from dmqbench.launch.sweeps import plan
 from dmqbench.results.plots import low_bits
 from dmqbench.results.plots.anatomy import PICTURES, draw
+from dmqbench.tasks import anatomy
+from dmqbench.tasks.anatomy import anatomy_id
+from dmqbench.tasks.anatomy import carry_out as make_anatomy
 
 NAMES = ("mean", "std", "kurtosis", "low", "high", "absmax")
 

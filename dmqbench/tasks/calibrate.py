@@ -1,0 +1,101 @@
+"""``task=calibrate``: the stages of a job's method, each once and in order."""
+
+from functools import partial
+from pathlib import Path
+
+from safetensors.torch import load_file, save
+
+from dmqbench.calibration.stage import Stage, UnitCheckpoint, UnitProgress, Workbench, run_stage
+from dmqbench.config.schema import FINDINGS, Job, StageConfig
+from dmqbench.methods import stages_of
+from dmqbench.quant.layers import adopt_weight_bits_, plan_of_layers
+from dmqbench.quant.plan import PrecisionPlan
+from dmqbench.quant.spec import FULL_PRECISION
+from dmqbench.quant.state import load_calibration_state_
+from dmqbench.store.artifacts import Artifact
+from dmqbench.store.files import load_json, save_atomic, save_json
+from dmqbench.tasks.mirror import facts_of, tell_job, tell_location, tracker
+from dmqbench.tasks.trajectories import bank_of
+from dmqbench.tasks.workshop import OUTCOME, PLAN, STATE, Workshop, open_workshop
+from dmqbench.tracking.progress import Meter
+
+
+def carry_out(job: Job) -> Path:
+    """Run the stages of ``job``; return the folder of the last one's artifact."""
+    shop = open_workshop(job)
+    with shop.record:
+        tell_job(shop)
+        stages = calibrate_and_tell(shop)
+    return stages[-1].path if stages else shop.store.root
+
+
+def calibrate_and_tell(shop: Workshop) -> list[Artifact]:
+    """Run the stages that are not in the store, mirrored to the tracker; return the artifacts of all."""
+    with tracker(shop, "calibration") as mirror:
+        tell_location(mirror)
+        stages = calibrated(shop)
+        if shop.ids.quantized is not None:
+            mirror.made(shop.ids.quantized, **facts_of(shop.job))
+    return stages
+
+
+def calibrated(shop: Workshop) -> list[Artifact]:
+    """Return the artifacts of the method's stages in order; none for full precision."""
+    artifacts: list[Artifact] = []
+    for config, (_, id) in zip(shop.job.method.stages, shop.ids.stages, strict=True):
+        parent = artifacts[-1] if artifacts else None
+        artifacts.append(shop.made_once("quantized", id, partial(_run_stage, shop, config, id, parent)))
+    return artifacts
+
+
+def _run_stage(shop: Workshop, config: StageConfig, id: str, parent: Artifact | None) -> dict[str, float]:
+    """Run one stage from its parent's state into the work folder; return what it cost."""
+    folder = shop.store.work(id)
+    stage = _stage(shop, config, parent)
+    checkpoint = UnitCheckpoint(folder / "checkpoint.safetensors")
+    checkpoint.resume(stage)
+    title = f"{shop.job.method.name} {shop.bits.name}: {config.name}"
+    with Meter(title, len(stage.units()), stage.first_unit) as shown:
+        run_stage(stage, shop.job.trainer.accelerator, [checkpoint, UnitProgress(shown)])
+    stage.note_memory()
+    save_atomic(folder / OUTCOME / STATE, save(stage.state()))
+    # A weight-only stage is shared by all activation bit-widths: its plan must not name the first comer's.
+    reached = plan_of_layers(shop.quantized.network, shop.precision_plan)
+    plan = reached.with_activation_bits(FULL_PRECISION) if stage.weights_only else reached
+    save_json(folder / OUTCOME / PLAN, plan.to_json())
+    cost = {"seconds": stage.seconds, "network_forwards": stage.network_forwards, **stage.peaks}
+    findings = stage.findings()  # it runs the network as well, which is no calibration
+    if findings:
+        save_json(folder / OUTCOME / FINDINGS, findings)
+    return cost
+
+
+def _stage(shop: Workshop, config: StageConfig, parent: Artifact | None) -> Stage:
+    """Return the stage at its bench, the layers in the state that its parent left."""
+    job, bank = shop.job, bank_of(shop)
+    if parent is None:
+        _ = shop.quantized
+    else:
+        load_state_(shop, parent)
+    shop.memory.begin_part()
+    bench = Workbench(
+        adapter=shop.adapter,
+        topology=shop.topology,
+        bank=bank,
+        sampler=shop.calibration_plan,
+        guidance=job.calibration_sampler.guidance,
+        step_groups=shop.step_groups,
+        seed=job.seed,
+        record=shop.record,
+    )
+    stage = stages_of(job.method.name)[config.name](bench, **config.settings)
+    if stage.weights_only == ("activation" in config.uses):
+        raise ValueError(f"stage {config.name}: its YAML's uses and its class's weights_only contradict each other")
+    return stage
+
+
+def load_state_(shop: Workshop, stage: Artifact) -> None:
+    """Set the layers to what a stage has left, other weight bits included."""
+    network = shop.quantized.network
+    adopt_weight_bits_(network, PrecisionPlan.from_json(load_json(stage.path / PLAN)))
+    load_calibration_state_(network, load_file(stage.path / STATE))

@@ -1,0 +1,94 @@
+"""What a job tells its tracker."""
+
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from safetensors import SafetensorError
+
+from dmqbench.config.schema import FOREIGN, STAND_IN, UNKNOWN, Job
+from dmqbench.eval.evaluate import Evaluation
+from dmqbench.results.plots.samples import picture_of
+from dmqbench.store.artifacts import StoreError
+from dmqbench.tasks.cost import said_of_quantization
+from dmqbench.tasks.workshop import Workshop
+from dmqbench.tracking.record import Part
+from dmqbench.tracking.tracker import Tracker
+from dmqbench.tracking.wandb_client import warm_up
+
+
+def tell_job(shop: Workshop) -> None:
+    """Begin the record with what the job is."""
+    warm_up(shop.job.tracker.mode)
+    shop.record.log("job", config=shop.job.config, ids=asdict(shop.ids), tags=tags_of(shop.job))
+
+
+def tags_of(job: Job) -> tuple[str, str, str]:
+    """Method, model and bits."""
+    if job.evaluate.samples is not None:
+        return FOREIGN, job.model.name, job.evaluate.bits or UNKNOWN
+    return job.method.name, job.model.name, said_of_quantization(job)["bits"]
+
+
+def facts_of(job: Job) -> dict[str, str]:
+    method, model, bits = tags_of(job)
+    return {"method": method, "model": model, "bits": bits}
+
+
+def show_in_tracker(
+    shop: Workshop,
+    mirror: Tracker,
+    result: Mapping[str, Any],
+    evaluation: Evaluation,
+    diagnosis: Mapping[str, Any] | None,
+) -> None:
+    """Log what was found, link it with its calibration, and add what people would rather look at than read."""
+    measured = without_stand_ins(evaluation.measurements)
+    shop.record.log("metrics", **{name: each.value for name, each in measured.items() if not each.exact})
+    mirror.summarize(
+        {
+            "metrics": without_stand_ins(result["metrics"]),
+            "cost": result["cost"],
+            "timing": result["timing"],
+        }
+    )
+    if shop.ids.quantized is not None:
+        mirror.used(shop.ids.quantized, **facts_of(shop.job))
+    mirror.per_image(without_stand_ins(evaluation.per_image))
+    if diagnosis is not None:
+        mirror.diagnosis(diagnosis)
+    if mirror.location is None:
+        return
+    picture = shop.record.path.with_suffix(".png")
+    try:
+        picture_of(shop.store.root, [shop.store.path("result", shop.ids.result)], picture)
+    except (OSError, ValueError, SafetensorError, StoreError):
+        return  # damaged, or of a kind that the picture does not know; the numbers are there
+    rows = "full precision | quantized | difference"
+    mirror.image("samples", picture, f"input | {rows}" if shop.job.works_on_images else rows)
+
+
+def without_stand_ins(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values by metric, without those of made-up networks."""
+    return {name: value for name, value in values.items() if not name.startswith(STAND_IN)}
+
+
+def tracker(shop: Workshop, part: Part) -> Tracker:
+    """The wandb mirror of one half of the job."""
+    job = shop.job
+    return Tracker(
+        shop.record,
+        part,
+        mode=job.tracker.mode,
+        directory=job.store_root,
+        tags=tags_of(job),
+        config=job.config,
+        ids=asdict(shop.ids),
+    )
+
+
+def tell_location(mirror: Tracker) -> None:
+    """Say where a wandb run lies, if there is one."""
+    if mirror.location is not None:
+        print(f"wandb {mirror.part}: {mirror.location}", file=sys.stderr)

@@ -1,0 +1,69 @@
+"""``task=run``: one job, as a recipe: what it needs is looked up or made, then measured and written down."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from dmqbench.anatomy.diagnosis import diagnose
+from dmqbench.config.schema import (
+    DIAGNOSIS,
+    DIAGNOSIS_VERSION,
+    Job,
+)
+from dmqbench.store.files import load_json
+from dmqbench.tasks.calibrate import calibrate_and_tell
+from dmqbench.tasks.evaluator import make_evaluator
+from dmqbench.tasks.mirror import show_in_tracker, tell_job, tell_location, tracker
+from dmqbench.tasks.result import compose_result, write_result
+from dmqbench.tasks.sample import draw_samples, frozen
+from dmqbench.tasks.trajectories import bank_of
+from dmqbench.tasks.workshop import Workshop, open_workshop
+
+
+def carry_out(job: Job) -> Path:
+    """Make everything that ``job`` needs, measure it, and return its result folder."""
+    shop = open_workshop(job)
+    with shop.record:
+        tell_job(shop)
+        evaluator = make_evaluator(shop)
+        stages = calibrate_and_tell(shop)
+        diagnosis = known_diagnosis(shop)
+        samples = draw_samples(shop)
+        diagnose_seconds = 0.0
+        if diagnosis is None and job.diagnosed:
+            started = time.perf_counter()
+            diagnosis = make_diagnosis(shop)
+            diagnose_seconds = time.perf_counter() - started
+        with tracker(shop, "evaluation") as mirror:
+            tell_location(mirror)
+            started = time.perf_counter()
+            evaluation = evaluator.evaluate(samples, job.metrics.names)
+            seconds = time.perf_counter() - started
+            result = compose_result(shop, evaluation, stages, seconds, diagnose_seconds)
+            folder = write_result(shop.store, result, evaluation, diagnosis)
+            show_in_tracker(shop, mirror, result, evaluation, diagnosis)
+    return folder
+
+
+def known_diagnosis(shop: Workshop) -> dict[str, Any] | None:
+    """What an earlier run of the job found on the same trajectories, if the store has it."""
+    before = shop.store.verified("result", shop.ids.result)
+    if before is None or DIAGNOSIS not in before.files:
+        return None
+    found = load_json(before.files[DIAGNOSIS])
+    current = (found.get("version"), found.get("bank")) == (DIAGNOSIS_VERSION, shop.ids.trajectories)
+    return found if current else None
+
+
+def make_diagnosis(shop: Workshop) -> dict[str, Any]:
+    """Measure errors per step and layer on the validation trajectories."""
+    job = shop.job
+    found = diagnose(
+        frozen(shop),
+        shop.plan,
+        bank_of(shop).val,
+        seed=job.seed,
+        guidance=job.sampler.guidance,
+        chunk=job.sampler.chunk,
+    )
+    return {**found.to_json(), "bank": shop.ids.trajectories}

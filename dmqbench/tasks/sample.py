@@ -1,0 +1,130 @@
+"""``task=sample``: images of a job's model, chunk by chunk, each kept as soon as it is drawn."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save
+
+from dmqbench.config.ids import inputs_id
+from dmqbench.config.schema import Job
+from dmqbench.engines import lower_
+from dmqbench.eval.evaluate import SampleSet
+from dmqbench.models.adapter import Adapter
+from dmqbench.models.image_tasks import OfImages
+from dmqbench.models.rollout import chunk_count, chunk_name, sample_chunk
+from dmqbench.quant.layers import freeze_, set_quantization_
+from dmqbench.quant.spec import nearest_calls, neighbouring_calls
+from dmqbench.quant.state import follow_calls_, interpolate_calls_
+from dmqbench.samplers.plan import SamplerPlan
+from dmqbench.tasks.calibrate import calibrated, load_state_
+from dmqbench.tasks.workshop import Workshop, open_workshop
+from dmqbench.tracking.progress import Meter
+
+INPUTS_SHOWN = 32
+"""So many of the images that samples start from are kept for pictures."""
+
+
+def carry_out(job: Job) -> Path:
+    """Draw the samples of ``job``; return their folder."""
+    shop = open_workshop(job)
+    with shop.record:
+        draw_samples(shop)
+    return shop.store.path("samples", shop.ids.samples)
+
+
+def draw_samples(shop: Workshop) -> SampleSet:
+    """Return the samples of this job's model."""
+    job = shop.job
+    return samples(shop, shop.ids.samples, job.metrics.samples, job.title, lambda: frozen(shop), seed=job.metrics.seed)
+
+
+def frozen(shop: Workshop, plan: SamplerPlan | None = None) -> Adapter:
+    """Return the model of this job, ready to follow ``plan``, by default that of sampling: full precision, foreign, or
+    frozen and lowered to the engine. A call of another plan than the calibrated one has the activation parameters
+    of the calibrated call at the nearest timestep, or between those of the two calls around it."""
+    if shop.job.foreign:
+        return shop.foreign
+    stages = calibrated(shop)
+    if not stages:
+        return shop.adapter
+    network = shop.quantized.network
+    load_state_(shop, stages[-1])
+    followed, of_stages = (plan or shop.plan).timesteps, shop.calibration_plan.timesteps
+    if followed != of_stages and shop.job.calibration.match == "interpolate":
+        interpolate_calls_(network, neighbouring_calls(of_stages, followed))
+    elif followed != of_stages:
+        follow_calls_(network, nearest_calls(of_stages, followed))
+    freeze_(network)
+    lower_(network, shop.job.engine)
+    return shop.quantized
+
+
+def full_precision_model(shop: Workshop) -> Adapter:
+    """Return the model with all quantization off."""
+    set_quantization_(shop.adapter.network, weight=False, activation=False)
+    return shop.adapter
+
+
+def samples(
+    shop: Workshop,
+    id: str,
+    count: int,
+    title: str,
+    model: Callable[[], Adapter],
+    *,
+    seed: int,
+    perturbation: float = 0.0,
+) -> SampleSet:
+    """Return the first ``count`` samples of the artifact ``id``; missing chunks are drawn from ``model()``."""
+    names = [chunk_name(number) for number in range(chunk_count(count, shop.job.sampler.chunk))]
+    present = shop.store.verified_files("samples", id)
+    missing = [number for number, name in enumerate(names) if name not in present]
+    if missing:
+        adapter = model()
+        started = time.perf_counter()
+        with Meter(f"samples of {title}", len(names), len(names) - len(missing)) as shown:
+            for number in missing:
+                _draw_chunk(shop, id, number, adapter, seed, perturbation)
+                shown.advance()
+        seconds = time.perf_counter() - started
+        shop.sample_seconds[id] = seconds
+        shop.record.log("samples", id=id, drawn=len(missing), seconds=seconds)
+        present = shop.store.verified_files("samples", id)
+    parts = [load_file(present[name]) for name in names]
+    images, state = (torch.cat([part[key] for part in parts])[:count] for key in ("images", "state"))
+    return SampleSet(id, images, state)
+
+
+def _draw_chunk(shop: Workshop, id: str, number: int, adapter: Adapter, seed: int, perturbation: float) -> None:
+    """Draw one chunk into the store, unless another process did so meanwhile."""
+    store, sampler, name = shop.store, shop.job.sampler, chunk_name(number)
+    with store.lock("samples", id, part=name):
+        if name in store.verified_files("samples", id):
+            return
+        drawn = sample_chunk(
+            adapter,
+            shop.plan,
+            number,
+            chunk=sampler.chunk,
+            seed=seed,
+            guidance=sampler.guidance,
+            perturbation=perturbation,
+        )
+        content = save(drawn.to_tensors())
+        store.append_file("samples", id, name, lambda path: path.write_bytes(content))
+
+
+def shown_inputs(shop: Workshop) -> str | None:
+    """Return the id of the samples that hold what the first samples start from; None where that is noise alone."""
+    if not shop.job.works_on_images:
+        return None
+    id, store = inputs_id(shop.job), shop.store
+    name = chunk_name(0)
+    if name not in store.verified_files("samples", id):
+        conditioner = shop.adapter.conditioner
+        assert isinstance(conditioner, OfImages)
+        content = save({"images": conditioner.shown(range(INPUTS_SHOWN)).contiguous()})
+        store.append_file("samples", id, name, lambda path: path.write_bytes(content))
+    return id

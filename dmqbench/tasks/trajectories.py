@@ -1,0 +1,63 @@
+"""``task=trajectories``: the calibration and validation trajectories of a job, followed batch by batch."""
+
+import time
+from pathlib import Path
+
+from safetensors.torch import load_file, save
+
+from dmqbench.config.schema import Job
+from dmqbench.data.bank import Trajectories, TrajectoryBank, join
+from dmqbench.data.noise import Stream
+from dmqbench.models.rollout import follow
+from dmqbench.quant.layers import quantization
+from dmqbench.store.files import save_atomic
+from dmqbench.tasks.workshop import OUTCOME, Workshop, open_workshop
+from dmqbench.tracking.environment import memory_facts
+from dmqbench.tracking.progress import Meter
+
+
+def carry_out(job: Job) -> Path:
+    """Make the trajectory bank of ``job``; return its folder."""
+    shop = open_workshop(job)
+    bank_of(shop)
+    return shop.store.path("trajectories", shop.ids.trajectories)
+
+
+def bank_of(shop: Workshop) -> TrajectoryBank:
+    """Return the calibration and validation trajectories, from the store or made now."""
+    artifact = shop.made_once("trajectories", shop.ids.trajectories, lambda: _follow_all(shop))
+
+    def stream(name: Stream) -> Trajectories:
+        parts = [path for file, path in sorted(artifact.files.items()) if file.startswith(name)]
+        return join([Trajectories.from_tensors(load_file(path)) for path in parts])
+
+    return TrajectoryBank(stream("cal"), stream("val"), shop.job.seed)
+
+
+def _follow_all(shop: Workshop) -> dict[str, float]:
+    """Follow the trajectories batch by batch into the work folder; batches that a killed run left are kept."""
+    job, folder = shop.job, shop.store.work(shop.ids.trajectories) / OUTCOME
+    plan, guidance, batch = shop.calibration_plan, job.calibration_sampler.guidance, job.sampler.chunk
+    counts: dict[Stream, int] = {"cal": job.budget.trajectories, "val": job.budget.validation}
+    starts: list[tuple[Stream, int]] = [
+        (stream, start) for stream, count in counts.items() for start in range(0, count, batch)
+    ]
+    adapter = shop.untouched
+    shop.memory.begin_part()
+    started = time.perf_counter()
+    with (
+        Meter(f"trajectories of {job.model.name}", len(starts)) as shown,
+        quantization(adapter.network, weight=False, activation=False),
+    ):
+        for stream, start in starts:
+            path = folder / f"{stream}_{start // batch:05d}.safetensors"
+            if not path.exists():
+                indices = range(start, min(start + batch, counts[stream]))
+                part = follow(adapter, plan, stream=stream, seed=job.seed, indices=indices, guidance=guidance)
+                save_atomic(path, save(part.to_tensors()))
+            shown.advance()
+    return {
+        "seconds": time.perf_counter() - started,
+        "network_forwards": sum(counts.values()) * plan.network_calls * (1 if guidance == 1.0 else 2),
+        **memory_facts(job.device_type),
+    }

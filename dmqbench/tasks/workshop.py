@@ -1,0 +1,150 @@
+"""The tools and materials of one job. The model is loaded once, and only when something must be computed."""
+
+from collections.abc import Callable
+from functools import cached_property
+
+import torch
+
+from dmqbench.config.ids import job_ids
+from dmqbench.config.model_facts import weights_hash
+from dmqbench.config.schema import Job, SamplerConfig, scope_of
+from dmqbench.data.image_streams import OWN_STREAMS, ImageStreams, file_streams
+from dmqbench.models.adapter import Adapter, load_adapter
+from dmqbench.models.attention import attach_attention_quantizers_
+from dmqbench.models.foreign import load_foreign_adapter
+from dmqbench.models.image_tasks import edit_images_, restore_images_
+from dmqbench.models.topology import Topology
+from dmqbench.quant.layers import adopt_weight_bits_, quantize_layers_
+from dmqbench.quant.plan import PrecisionPlan, uniform_plan
+from dmqbench.quant.spec import BitWidth, Scope, StepGroups, group_size
+from dmqbench.samplers.plan import SamplerPlan, build_plan
+from dmqbench.store.artifacts import Artifact, Store
+from dmqbench.tracking.environment import PeakMemory
+from dmqbench.tracking.record import Record
+
+STATE = "state.safetensors"
+PLAN = "plan.json"
+OUTCOME = "outcome"
+"""Folder inside a work area that becomes the artifact; beside it may lie a checkpoint, which does not."""
+
+
+def compute_in_float32() -> None:
+    """Compute in float32 throughout: TF32 would not be what ids and results say."""
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.deterministic = True
+
+
+class Workshop:
+    """What the tasks of one job work with: its store and record, its model, its plans."""
+
+    def __init__(self, job: Job, store: Store) -> None:
+        self.job = job
+        self.weights = weights_hash(job.model)  # once: it reads every byte of the checkpoint
+        self.ids = job_ids(job, self.weights)
+        self.store = store
+        self.record = Record.of_job(job.store_root, self.ids.result)
+        self.sample_seconds: dict[str, float] = {}
+        """Time spent so far on drawing samples that were not in the store, by the id of their artifact."""
+        self.memory = PeakMemory()
+
+    # ---- what the job says, as objects
+
+    @property
+    def scope(self) -> Scope:
+        return scope_of(self.job)
+
+    @property
+    def bits(self) -> BitWidth:
+        return BitWidth(self.job.bits.weight, self.job.bits.activation)
+
+    @property
+    def step_groups(self) -> StepGroups:
+        size = group_size(self.job.bits.ranges)
+        return StepGroups.shared() if size is None else StepGroups.of_size(self.calibration_plan.network_calls, size)
+
+    @cached_property
+    def images(self) -> ImageStreams:
+        """What is restored or edited."""
+        path = self.job.inputs.images
+        return OWN_STREAMS[self.job.dataset.name]() if path is None else file_streams(path)
+
+    @cached_property
+    def plan(self) -> SamplerPlan:
+        """The sampler's plan."""
+        return self._plan_of(self.job.sampler)
+
+    @cached_property
+    def calibration_plan(self) -> SamplerPlan:
+        """The plan of the trajectories, which the stages work on."""
+        return self._plan_of(self.job.calibration_sampler)
+
+    def _plan_of(self, sampler: SamplerConfig) -> SamplerPlan:
+        spec = sampler.spec(self.adapter.prediction, self.job.strength)
+        return build_plan(spec, self.adapter.schedule)
+
+    # ---- the model
+
+    @cached_property
+    def adapter(self) -> Adapter:
+        """The full-precision model; once ``quantized`` was asked for, the same with its layers exchanged."""
+        return self._load_adapter()
+
+    @property
+    def untouched(self) -> Adapter:
+        """The model whose layers nobody has exchanged: with quantization off the last bits are others."""
+        return self._load_adapter() if "quantized" in self.__dict__ else self.adapter
+
+    def _load_adapter(self) -> Adapter:
+        compute_in_float32()
+        adapter, model = load_adapter(self.job.model.checkpoint, self.job.device_type), self.job.model
+        if self.job.task_kind == "restore":
+            assert model.condition_factor is not None
+            restore_images_(adapter, self.images, model.condition_factor, model.classes)
+        elif self.job.task_kind == "edit":
+            edit_images_(adapter, self.images, model.classes)
+        return adapter
+
+    @cached_property
+    def topology(self) -> Topology:
+        return self.adapter.topology()
+
+    @cached_property
+    def precision_plan(self) -> PrecisionPlan:
+        return uniform_plan(self.topology.layers, self.bits, self.scope)
+
+    @cached_property
+    def quantized(self) -> Adapter:
+        """``adapter`` with quantizable layers; with their switches off it is still the full-precision model."""
+        topology, plan = self.topology, self.precision_plan  # traced before layers are exchanged
+        quantize_layers_(self.adapter.network, plan, self.adapter.context, self.step_groups)
+        if self.job.plan is not None:
+            adopt_weight_bits_(self.adapter.network, self.job.plan.plan)
+        if self.scope.attention and self.bits.activation_levels is not None:
+            attach_attention_quantizers_(self.adapter, topology, self.bits, self.step_groups)
+        return self.adapter
+
+    @cached_property
+    def foreign(self) -> Adapter:
+        """The network of ``method.path`` in the place of the model's own."""
+        return load_foreign_adapter(str(self.job.method.path), self.adapter)
+
+    # ---- artifacts
+
+    def made_once(self, kind: str, id: str, make: Callable[[], dict]) -> Artifact:
+        """Return the verified artifact; if there is none, let ``make`` fill its work folder, and publish that."""
+        artifact = self.store.verified(kind, id)
+        if artifact is None:
+            with self.store.lock(kind, id):
+                artifact = self.store.verified(kind, id)
+                if artifact is None:
+                    facts = make()
+                    artifact = self.store.publish(kind, id, self.store.work(id) / OUTCOME, facts)
+        return artifact
+
+
+def open_workshop(job: Job) -> Workshop:
+    """Return the workshop of ``job`` over its store, which must be writable."""
+    compute_in_float32()
+    store = Store(job.store_root)
+    store.check_writable()
+    return Workshop(job, store)
