@@ -92,6 +92,13 @@ def quantize_(
             group of steps, unless ``match`` says otherwise.
         sampler: whose trajectories it is calibrated on. None, or its scheduler's own: with the scheduler's spacing,
             offset and clipping; another: with that sampler's defaults.
+        eta: noise that the sampler adds, 0 to 1, while calibrating.
+        guidance: classifier-free guidance while calibrating; 1 is none.
+        seed: of calibration.
+        budget: calibration sizes and iteration counts.
+        scope: what is quantized: ``"common"``, or ``"paper"``, what the method's paper quantizes.
+        ranges: network calls that share activation ranges: ``"shared"``, ``"step"``, ``"group5"`` and its like, or
+            ``"method"``, as the method was published.
         match: what a call at a timestep that was not calibrated does where that matters: ``"refuse"`` raises
             ``ServingError``, ``"nearest"`` takes the ranges of the nearest calibrated timestep, ``"interpolate"``
             those between the two around it.

@@ -98,6 +98,11 @@ def save(pipe: DiffusionPipeline, folder: str | os.PathLike[str], overwrite: boo
     Quantized weights are stored as integer codes, packed to the bits of their rows, with their scales and zero-points,
     never in full precision.
 
+    Args:
+        pipe: a pipeline whose network ``quantize_`` quantized.
+        folder: where it is written.
+        overwrite: replace a pipeline that was saved there before.
+
     Raises:
         ModelError: the pipeline was not quantized by ``quantize_``, or a part of it cannot be saved.
         FileExistsError: the folder is not empty; with ``overwrite``, if it is not a saved pipeline.
@@ -178,6 +183,8 @@ def load(
     """Return the pipeline that ``save`` wrote: on the same device it computes the same bits. Needs no run store.
 
     Args:
+        folder: where ``save`` wrote it.
+        device: where the pipeline is put.
         pipeline: the class, where it is not one of diffusers' own.
 
     Raises:
