@@ -343,7 +343,7 @@ def test_a_pipeline_class_of_ones_own_is_given_to_load(shared, tmp_path):
         ({"sampler": "pndm", "ranges": "step"}, r"bits.ranges=step needs one network call per timestep"),
         ({"sampler": "pndm", "ranges": "group2"}, r"bits.ranges=group2 needs one network call per timestep"),
         ({"ranges": "group02"}, r"bits.ranges=group02 is not known; nearest: group2"),
-        ({"match": "closest"}, r"calibration.match=closest is not known; nearest: "),
+        ({"match": "closest"}, r"calibration.match=closest is not known \(allowed: refuse, nearest, interpolate\)"),
     ],
 )
 def test_wrong_names_are_one_line_and_the_pipeline_is_untouched(tmp_path, options, message):

@@ -106,7 +106,7 @@ def in_a_process(*arguments: str, cwd: Path, **more) -> subprocess.CompletedProc
     ("arguments", "words"),
     [
         (["method=rnt"], ["method=rnt", "nearest: rtn"]),
-        (["bits=w9z3"], ["bits=w9z3", "nearest: w"]),
+        (["bits=w8z8"], ["bits=w8z8", "nearest: w8a8"]),
         (["bits.weight=0"], ["bits.weight=0", "nearest: 1"]),
         (["metrics.names=[psrn]"], ["metrics.names=psrn", "nearest: psnr"]),
         (["sampler.stepz=3"], ["sampler.stepz=3", "nearest: sampler.steps"]),

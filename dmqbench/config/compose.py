@@ -221,7 +221,7 @@ def _check_choice(choice: Override, hydra_own: list[str]) -> None:
     if value in options:
         return
     if value in TO_COME.get(group, ()):
-        raise ConfigError(group, value, options, "is not built yet")
+        raise ConfigError(group, value, options, "is not built yet", nearest=None)
     raise ConfigError(group, value, options)
 
 

@@ -1,15 +1,21 @@
 """What is said of a wrong configuration: one line. Imports neither torch nor Hydra."""
 
 import difflib
+import os
 from collections.abc import Iterable, Sequence
 from typing import Any
+
+SIMILAR = 0.65
+"""Similarity of two names, 0 to 1, from which on one may be a typo of the other."""
+
+_BY_VALUE = object()
 
 
 class ConfigError(Exception):
     """The configuration is wrong. ``str`` is one line: key, value, problem, nearest allowed, all allowed.
 
     Args:
-        nearest: what to try instead, if it is not the one of ``allowed`` that is most like the value.
+        nearest: what to try instead, if it is not the one of ``allowed`` that is most like the value; None: nothing.
     """
 
     def __init__(
@@ -18,10 +24,10 @@ class ConfigError(Exception):
         value: Any,
         allowed: Iterable[Any] = (),
         problem: str = "is not known",
-        nearest: Any = None,
+        nearest: Any = _BY_VALUE,
     ) -> None:
         self.key, self.value, self.allowed, self.problem = key, value, tuple(allowed), problem
-        self.nearest = closest(value, self.allowed) if nearest is None else nearest
+        self.nearest = closest(value, self.allowed) if nearest is _BY_VALUE else nearest
         super().__init__(" ".join(self._line().split()))
 
     def __reduce__(self):
@@ -41,21 +47,31 @@ def _shown(value: Any) -> str:
 
 
 def closest(value: Any, allowed: Sequence[Any]) -> Any:
-    """The one of ``allowed`` that is most like ``value``: the nearest number, or the most similar name."""
-    if not allowed:
-        return None
+    """Return what ``value`` may have been meant to be: the nearest number, a similar name, or the only one; else None."""
+    if len(allowed) < 2:
+        return next(iter(allowed), None)
     numbers = (int, float)
     if isinstance(value, numbers) and all(isinstance(name, numbers) for name in allowed):
         return min(allowed, key=lambda number: abs(number - value))
-    by_name = {str(name): name for name in allowed}
-    return by_name[difflib.get_close_matches(str(value), by_name, n=1, cutoff=0.0)[0]]
+    best = max(allowed, key=lambda name: _similarity(str(value), str(name)))
+    return best if _similarity(str(value), str(best))[0] >= SIMILAR else None
 
 
-def require_one_of(
-    key: str, value: Any, allowed: Sequence[Any], to_come: Sequence[Any] = (), problem: str = "is not known"
-) -> None:
+def _similarity(one: str, other: str) -> tuple[float, int]:
+    """Return how alike two names are, 0 to 1, and how many letters they begin with in common.
+
+    What dotted names begin with in common does not count.
+    """
+    ours, theirs = one.split("."), other.split(".")
+    while len(ours) > 1 and len(theirs) > 1 and ours[0] == theirs[0]:
+        ours, theirs = ours[1:], theirs[1:]
+    ratio = difflib.SequenceMatcher(None, ".".join(theirs), ".".join(ours)).ratio()
+    return ratio, len(os.path.commonprefix([one, other]))
+
+
+def require_one_of(key: str, value: Any, allowed: Sequence[Any], problem: str = "is not known") -> None:
     if value not in allowed:
-        raise ConfigError(key, value, allowed, "is not built yet" if value in to_come else problem)
+        raise ConfigError(key, value, allowed, problem)
 
 
 def require_at_least(key: str, value: float, least: float) -> None:

@@ -237,6 +237,12 @@ def test_a_wrong_value_is_named_with_the_nearest_allowed_one(override, key, valu
     assert f"nearest: {nearest}" in error
 
 
+@pytest.mark.parametrize("override", ["model=sd14x", "method=smoothquantize", "bits=w9z3", "sampler.zzz=1"])
+def test_where_nothing_is_near_only_what_is_allowed_is_named(override):
+    error = str(refused(override))
+    assert "nearest" not in error and "allowed: " in error
+
+
 @pytest.mark.parametrize("hidden", ["bits=base_bits", "model=base_model", "sampler=base_sampler"])
 def test_schemas_are_no_options(hidden):
     error = refused(hidden)
