@@ -13,6 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from dmqbench.config.plugins import known_names, plugins, usable
 from dmqbench.config.schema import TASKS
 from dmqbench.launch.launcher import MEASURING, Outcome, complain, launch
 
@@ -97,14 +98,22 @@ def _main(arguments: list[str]) -> int:
 
 def help_text() -> str:
     """The help, with the options of every group; from file names alone, so that it comes at once."""
-    package = Path(__file__).parent
-    root = package if (package / "conf").is_dir() else package.parent
-    groups = "\n".join(f"  {group:<12} {_names(root / 'conf' / group)}" for group in GROUP_NAMES)
-    return HELP.format(groups=groups, sweeps=_names(root / "sweeps"), tasks=" ".join(TASKS))
+    groups = "\n".join(f"  {group:<12} {_names(group)}" for group in GROUP_NAMES)
+    text = HELP.format(groups=groups, sweeps=_names("sweeps"), tasks=" ".join(TASKS))
+    return text + "".join(f"{line}\n" for line in ["", "Plug-ins:", *plugin_lines()] if plugins())
 
 
-def _names(folder: Path) -> str:
-    return " ".join(sorted(path.stem for path in folder.glob("*.yaml")))
+def _names(group: str) -> str:
+    return " ".join(sorted(known_names(group)))
+
+
+def plugin_lines() -> list[str]:
+    """Return one line about every plug-in: what it brings, why it is left out, or which of its options is wrong."""
+    if not usable():  # nothing to compose
+        return [f"  {plugin.title}: {plugin.summary}" for plugin in plugins()]
+    from dmqbench.config.compose import wrong_options
+
+    return [f"  {plugin.title}: {'; '.join([plugin.summary, *wrong_options(plugin)])}" for plugin in plugins()]
 
 
 def parse_arguments(arguments: Sequence[str]) -> Namespace:
@@ -137,7 +146,8 @@ def hand_to_hydra(arguments: Sequence[str]) -> int:
     """Let Hydra show a configuration or complete a word; return its exit status."""
     import hydra
 
-    from dmqbench.config.compose import CONF, ROOT
+    from dmqbench.config.compose import ROOT
+    from dmqbench.config.places import CONF
 
     sys.argv = [sys.argv[0], *arguments]
     try:

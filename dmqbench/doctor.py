@@ -17,6 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from dmqbench.config.job import cuda_expected
+from dmqbench.config.plugins import plugins
 from dmqbench.config.schema import ACCELERATORS, EMBEDDED_METRICS, METRICS, PAIRED_METRICS, MetricsConfig
 from dmqbench.eval.protocol import MetricUnavailable
 from dmqbench.eval.weights import (
@@ -88,6 +89,7 @@ def findings(weights: str | None = None) -> list[Finding]:
     checks: dict[str, Check] = {
         "machine": _machine,
         "packages": _packages,
+        "plug-ins": _plugins,
         "metrics": lambda: _metrics(settings),
         "weights": lambda: _weights(settings),
         "models": _models,
@@ -203,6 +205,17 @@ def _wrong(requirement: Any) -> str | None:
     if requirement.specifier.contains(found, prereleases=True):
         return None
     return f"{requirement.name} is {found}, needed is {requirement.specifier}"
+
+
+def _plugins() -> Iterator[Finding]:
+    """Every declared plug-in: what it brings, and what of it cannot be used."""
+    from dmqbench.config.compose import wrong_options
+
+    for plugin in plugins():
+        facts = {"distribution": plugin.distribution, "version": plugin.version, "brings": plugin.brings}
+        wrong = "; ".join(wrong_options(plugin))
+        advice = f"tell the makers of {plugin.distribution}, or uninstall it" if wrong or plugin.problem else ""
+        yield Finding("plug-ins", plugin.title, ABSENT if advice else OK, wrong or plugin.summary, advice, facts)
 
 
 # ---- metrics and their weights

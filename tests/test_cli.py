@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from dmqbench import cli
-from dmqbench.config.compose import SWEEPS
+from dmqbench.config.places import SWEEPS
 from dmqbench.config.schema import DIAGNOSIS, METRICS
 from dmqbench.launch import sweeps
 from dmqbench.store.artifacts import Store

@@ -12,15 +12,20 @@ from typing import Any
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
+from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, ListConfig, Node, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from dmqbench.config.errors import ConfigError, closest
+from dmqbench.config.places import CONF
+from dmqbench.config.plugins import Plugin, left_out_with, usable
 from dmqbench.config.schema import (
     ABOUT_STAGE,
     GROUPS,
@@ -31,15 +36,6 @@ from dmqbench.config.schema import (
     RootConfig,
 )
 
-
-def shipped(name: str) -> Path:
-    """A folder that lies beside the package in a checkout and inside it in a wheel."""
-    package = Path(__file__).parents[1]
-    return package / name if (package / name).is_dir() else package.parent / name
-
-
-CONF = shipped("conf")
-SWEEPS = shipped("sweeps")
 ROOT = "config"
 HIDDEN = "base_"
 """Prefix of schemas, which are no options."""
@@ -79,7 +75,17 @@ def _make_writable(node: DictConfig) -> None:
             _make_writable(child)
 
 
+class PluginPaths(SearchPathPlugin):
+    """Tells Hydra where plug-ins have their YAMLs, wherever it composes this project's configuration."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        if str(CONF) in {element.path.removeprefix("file://") for element in search_path.get_path()}:
+            for plugin in usable():
+                search_path.append(f"plug-in {plugin.name}", f"file://{plugin.conf}")
+
+
 register_schemas()
+Plugins.instance().register(PluginPaths)
 
 
 def search_path(config_dirs: Sequence[str]) -> list[str]:
@@ -93,6 +99,10 @@ def search_path(config_dirs: Sequence[str]) -> list[str]:
             raise ConfigError("--config-dir", folder, problem="is not a folder")
     paths = [f"'file://{Path(folder).resolve()}'" for folder in config_dirs]
     return [f"hydra.searchpath=[{','.join(paths)}]"] if paths else []
+
+
+def _own_folders() -> list[Path]:
+    return [CONF, *(plugin.conf for plugin in usable())]
 
 
 def _folders(hydra_own: Sequence[str]) -> list[Path]:
@@ -123,7 +133,7 @@ def compose(overrides: Sequence[str]) -> DictConfig:
         try:
             config = hydra_compose(ROOT, [*hydra_own, *(choice.input_line or "" for choice in choices)])
         except (HydraException, OmegaConfBaseException) as error:
-            raise _translated(error, [CONF, *_folders(hydra_own)]) from None
+            raise _translated(error, [*_own_folders(), *_folders(hydra_own)]) from None
     _check_method_yaml(config.method)
     values = [
         (key, value)
@@ -143,6 +153,18 @@ def compose(overrides: Sequence[str]) -> DictConfig:
     else:
         _refuse_resolvers(OmegaConf.to_container(config, resolve=False), "")
     return config
+
+
+def wrong_options(plugin: Plugin) -> list[str]:
+    """Return what is wrong with options of a usable plug-in, one line each; such a one is refused where it is used."""
+    chosen = [f"{group}={name}" for group in (_METHOD_GROUP, *GROUPS) for name in plugin.names(group)]
+    problems = []
+    for option in chosen if plugin.problem is None else ():
+        try:
+            compose([option])
+        except ConfigError as error:
+            problems.append(f"{option} cannot be used: {error}")
+    return problems
 
 
 def _preset(method: DictConfig, values: Sequence[tuple[str, Any]]) -> list[tuple[str, Any]]:
@@ -220,6 +242,8 @@ def _check_choice(choice: Override, hydra_own: list[str]) -> None:
     options = [name for name in found if not name.startswith(HIDDEN)]
     if value in options:
         return
+    if (plugin := left_out_with(group, str(value))) is not None:
+        raise ConfigError(group, value, options, f"is of the plug-in {plugin.name}, {plugin.summary}")
     if value in TO_COME.get(group, ()):
         raise ConfigError(group, value, options, "is not built yet", nearest=None)
     raise ConfigError(group, value, options)
@@ -347,8 +371,8 @@ def _is_stage(node: Any) -> bool:
 def _check_stage_yaml(stage: str, node: Any) -> None:
     if not isinstance(node, DictConfig):
         raise ConfigError("method.stages", stage, problem="has no settings of that name in the method's YAML")
-    path = CONF / "stage" / f"{stage}.yaml"
-    known = list(OmegaConf.load(path)) if path.is_file() else list(node)
+    paths = (folder / "stage" / f"{stage}.yaml" for folder in _own_folders())
+    known = next((list(OmegaConf.load(path)) for path in paths if path.is_file()), list(node))
     for key in node:
         if key not in known:
             name = f"method.{stage}.{key}"

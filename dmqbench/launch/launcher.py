@@ -37,7 +37,8 @@ def launch(planned: Sequence["Planned"]) -> list[Outcome]:
     from hydra.core.plugins import Plugins
     from hydra.types import HydraContext, RunMode
 
-    from dmqbench.config.compose import CONF, ROOT
+    from dmqbench.config.compose import ROOT
+    from dmqbench.config.places import CONF
 
     first = planned[0]
     # Hydra writes nothing but a launcher's own files, and those beside the results.

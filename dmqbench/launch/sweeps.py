@@ -10,11 +10,13 @@ from typing import Any, NamedTuple
 from omegaconf import OmegaConf
 from yaml import YAMLError
 
-from dmqbench.config.compose import SWEEPS, compose, expand, parse, search_path
+from dmqbench.config.compose import compose, expand, parse, search_path
 from dmqbench.config.errors import ConfigError, closest
 from dmqbench.config.ids import job_ids
 from dmqbench.config.job import cuda_expected, make_job
 from dmqbench.config.model_facts import weights_hash
+from dmqbench.config.places import SWEEPS
+from dmqbench.config.plugins import left_out_with, usable
 from dmqbench.config.schema import Job
 from dmqbench.store.artifacts import Store
 from dmqbench.store.files import canonical_json
@@ -79,15 +81,18 @@ def _divided(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
 def sweep_jobs(name: str, config_dirs: Sequence[str] = ()) -> list[list[str]]:
     """Read a sweep: ``jobs``, a list of lists of overrides, and ``overrides``, which come before each.
 
-    It lies in ``sweeps/<name>.yaml``, of this project or of a folder given by ``--config-dir``.
+    It lies in ``sweeps/<name>.yaml``, of this project, a plug-in or a folder given by ``--config-dir``.
 
     Raises:
         ConfigError: there is no such sweep, or it is something else.
     """
-    folders = [SWEEPS, *(Path(folder) / "sweeps" for folder in config_dirs)]
+    plugged = (plugin.conf.parent / "sweeps" for plugin in usable())
+    folders = [SWEEPS, *plugged, *(Path(folder) / "sweeps" for folder in config_dirs)]
     files = {path.stem: path for folder in folders for path in sorted(folder.glob("*.yaml"))}
     if name not in files:
-        raise ConfigError("sweeps", name, files)
+        plugin = left_out_with("sweeps", name)
+        problem = "is not known" if plugin is None else f"is of the plug-in {plugin.name}, {plugin.summary}"
+        raise ConfigError("sweeps", name, files, problem)
     try:
         content = OmegaConf.to_container(OmegaConf.load(files[name]))
     except (YAMLError, OSError) as error:

@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from dmqbench.config import schema
-from dmqbench.config.compose import CONF, compose, expand, search_path
+from dmqbench.config.compose import compose, expand, search_path
 from dmqbench.config.errors import ConfigError
 from dmqbench.config.ids import JobIds, job_ids
 from dmqbench.config.job import cuda_expected, make_job
 from dmqbench.config.model_facts import timesteps, weights_hash
+from dmqbench.config.places import CONF
 from dmqbench.models.folders import EMBEDDED, ModelError
 from dmqbench.store.files import canonical_json, short_hash
 
@@ -529,19 +530,22 @@ def test_no_cuda_is_expected_where_it_is_hidden_or_not_built(monkeypatch, visibl
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    monkeypatch.setattr(job, "version", lambda name: built)
+    monkeypatch.setattr("dmqbench.config.job.version", lambda name: built)
     assert cuda_expected() == expected
 
 
 def test_composing_and_hashing_import_no_torch(tmp_path):
     code = (
         "import sys\n"
-        "from dmqbench.config.compose import compose, job_ids, make_job, weights_hash\n"
+        "from dmqbench.config.compose import compose\n"
+        "from dmqbench.config.ids import job_ids\n"
+        "from dmqbench.config.job import make_job\n"
+        "from dmqbench.config.model_facts import weights_hash\n"
         "job = make_job(compose(['method=q_diffusion']))\n"
         "job_ids(job, weights_hash(job.model))\n"
         "sys.exit(any(name in sys.modules for name in ('torch', 'diffusers', 'pytorch_lightning', 'wandb')))"
     )
-    path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": path}
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=False)
     assert done.returncode == 0

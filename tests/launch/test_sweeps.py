@@ -9,9 +9,9 @@ import pytest
 import yaml
 from handmade_findings import FindingsBench
 
-from dmqbench.config.compose import CONF, SWEEPS
 from dmqbench.config.ids import job_ids
 from dmqbench.config.model_facts import weights_hash
+from dmqbench.config.places import CONF, SWEEPS
 from dmqbench.config.schema import Job
 from dmqbench.config.stage_limits import CHOICES
 from dmqbench.launch.sweeps import Planned, check, sweep_jobs

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from dmqbench import methods
-from dmqbench.config.compose import CONF, compose
+from dmqbench.config.compose import compose
 from dmqbench.config.job import make_job
+from dmqbench.config.places import CONF
 from dmqbench.models.folders import EMBEDDED
 
 METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
