@@ -8,9 +8,10 @@ from contextlib import suppress
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from dmqbench.launch.sweeps import Planned
+if TYPE_CHECKING:
+    from dmqbench.launch.sweeps import Planned
 
 MEASURING = ("run", "evaluate")
 """Tasks that end with a result."""
