@@ -188,7 +188,7 @@ def _draw(root: Path, results: Iterable[Result], beside: Path) -> Iterator[Path]
 
     sharing: dict[str, list[Result]] = {}
     for result in results:
-        sharing.setdefault(result.record.get("samples", {}).get("fp") or "", []).append(result)
+        sharing.setdefault(result.samples.fp or "", []).append(result)
     for reference, group in sharing.items():
         suffix = "" if len(sharing) == 1 else f"-{safe_name(group[0].model)}-{reference[:8]}"
         path = beside.with_name(f"{beside.stem}{suffix}.png")

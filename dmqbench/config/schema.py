@@ -102,6 +102,13 @@ TO_COME = {
 """Options that are planned and refused as such until their YAML exists."""
 
 
+def model_label(name: str, path: str | None) -> str:
+    """How a model is called: a folder or repository of one's own by its own name, others by that of their YAML."""
+    if path is None or name not in ("local", "hub"):
+        return name
+    return (Path(path).name if name == "local" else path) or name
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """``datasets``: what it can be compared with; ``sample_shape``: (C, H, W), or empty: read from it.
@@ -120,6 +127,10 @@ class ModelConfig:
     condition: Optional[str] = None
     condition_channels: Optional[int] = None
     condition_factor: Optional[int] = None
+
+    @property
+    def label(self) -> str:
+        return model_label(self.name, self.path)
 
     @property
     def shapes_only(self) -> bool:
@@ -482,12 +493,12 @@ class Job:
     @property
     def title(self) -> str:
         if self.evaluate.samples is not None:
-            return f"{self.evaluate.name or Path(self.evaluate.samples).stem} {self.model.name}"
+            return f"{self.evaluate.name or Path(self.evaluate.samples).stem} {self.model.label}"
         if self.foreign:
-            return f"{Path(str(self.method.path)).name} {self.model.name}"
+            return f"{Path(str(self.method.path)).name} {self.model.label}"
         words = ", ".join(filter(None, (self.method.variant, self.plan and self.plan.name)))
         variant = f" ({words})" if words else ""
-        return f"{self.method.name} {self.model.name}{self._task_word} {self.bits.name}{variant}"
+        return f"{self.method.name} {self.model.label}{self._task_word} {self.bits.name}{variant}"
 
     @property
     def _task_word(self) -> str:

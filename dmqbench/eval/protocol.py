@@ -131,13 +131,20 @@ class Floor:
     n: int
     ci95: tuple[float, float] | None = None
 
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> "Floor":
+        return cls(record["kind"], record["value"], record["n"], _as_interval(record.get("ci95")))
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self) | {"ci95": _as_list(self.ci95)}
+
 
 @dataclass(frozen=True)
 class Measurement:
     """One metric value with its 95 % interval, the number of images, and its protocol id.
 
     ``exact`` means that all pairs are identical; ``value`` is then ``None`` where the metric is infinite.
-    ``extra`` holds further JSON numbers ("identical", "debiased").
+    ``extra`` holds further JSON numbers ("identical", "debiased"); ``further`` entries that only other versions know.
     """
 
     value: float | None
@@ -148,6 +155,7 @@ class Measurement:
     higher_is_better: bool | None = None
     floor: Floor | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
+    further: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not _ID.fullmatch(self.protocol):
@@ -171,23 +179,34 @@ class Measurement:
         if self.higher_is_better is not None:
             record["higher_is_better"] = self.higher_is_better
         if self.floor is not None:
-            record["floor"] = asdict(self.floor) | {"ci95": _as_list(self.floor.ci95)}
-        return record | ({"extra": dict(self.extra)} if self.extra else {})
+            record["floor"] = self.floor.to_json()
+        return {**record, **({"extra": dict(self.extra)} if self.extra else {}), **self.further}
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> "Measurement":
-        """Return the measurement that ``to_json`` wrote."""
+        """Return the measurement that ``to_json`` wrote, or an older version of it."""
         floor = record.get("floor")
+        known = {entry.name for entry in fields(cls)}
         return cls(
             value=record["value"],
-            ci95=_as_interval(record["ci95"]),
+            ci95=_as_interval(record.get("ci95")),
             n=record["n"],
             protocol=record["protocol"],
             exact=record.get("exact", False),
             higher_is_better=record.get("higher_is_better"),
-            floor=None if floor is None else Floor(**{**floor, "ci95": _as_interval(floor.get("ci95"))}),
+            floor=None if floor is None else Floor.from_json(floor),
             extra=record.get("extra", {}),
+            further={key: value for key, value in record.items() if key not in known},
         )
+
+    @property
+    def score(self) -> float | None:
+        """The value so that more is better, infinite for identical images; None where the direction is unknown."""
+        if self.exact:
+            return math.inf
+        if self.higher_is_better is None or self.value is None:
+            return None
+        return self.value if self.higher_is_better else -self.value
 
 
 def metric_of(protocol: str) -> str:

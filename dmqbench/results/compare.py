@@ -4,12 +4,11 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from dmqbench.config.schema import PAIRED_METRICS, UNKNOWN
-from dmqbench.eval.protocol import agree, differing_entries, unknown_entries
+from dmqbench.eval.protocol import Measurement, agree, differing_entries, unknown_entries
 from dmqbench.eval.statistics import (
     Difference,
     Interval,
@@ -89,15 +88,13 @@ def compare(a: Result, b: Result, metric: str) -> Comparison:
     both on the same evaluation seeds. ``ValueError``, one line, if either lacks the metric or the protocols differ.
     An entry that is unknown of foreign samples does not count as a difference; the reason names it.
     """
-    ours, theirs = _record(a, metric), _record(b, metric)
+    ours, theirs = _measured(a, metric), _measured(b, metric)
     unknown = _unknown_entries(a, b, metric)
     found, reason = _judged(a, b, metric)
     if unknown:
         reason = "; ".join(filter(None, [reason, f"not all of the protocol is known ({', '.join(unknown)})"]))
     label_a, label_b = _labels(a, b)
-    return Comparison(
-        metric, label_a, label_b, min(ours["n"], theirs["n"]), found.mean, found.ci95, found.verdict, reason
-    )
+    return Comparison(metric, label_a, label_b, min(ours.n, theirs.n), found.mean, found.ci95, found.verdict, reason)
 
 
 def over_seeds(a: Sequence[Result], b: Sequence[Result], metric: str) -> SeedComparison:
@@ -126,14 +123,15 @@ def over_seeds(a: Sequence[Result], b: Sequence[Result], metric: str) -> SeedCom
 
 
 def _judged(a: Result, b: Result, metric: str) -> tuple[Difference, str | None]:
-    ours, theirs = _record(a, metric), _record(b, metric)
-    exact = (bool(ours.get("exact")), bool(theirs.get("exact")))
-    if any(exact):
-        verdict: Verdict = "cannot tell" if all(exact) else "better" if exact[0] else "worse"
-        said = "both are" if all(exact) else "the first is" if exact[0] else "the second is"
-        return Difference(None, None, 0, 0, verdict), f"{said} identical to the reference"
+    ours, theirs = _measured(a, metric), _measured(b, metric)
+    if ours.exact and theirs.exact:
+        return Difference(None, None, 0, 0, "cannot tell"), "both are identical to the reference"
+    if ours.exact:
+        return Difference(None, None, 0, 0, "better"), "the first is identical to the reference"
+    if theirs.exact:
+        return Difference(None, None, 0, 0, "worse"), "the second is identical to the reference"
     difference, reason = _difference(a, b, metric)
-    if reason is None and ours.get("higher_is_better") is None:
+    if reason is None and ours.higher_is_better is None:
         reason = "which direction is better is not recorded"
     if reason is None and metric in PAIRED_METRICS and _at_floor(ours) and _at_floor(theirs):
         reason = "both at the numerical floor"
@@ -148,13 +146,14 @@ def _judged(a: Result, b: Result, metric: str) -> tuple[Difference, str | None]:
 
 def _difference(a: Result, b: Result, metric: str) -> tuple[Difference, str | None]:
     """Return the difference, with its interval where the results hold what gives one, else with the reason."""
-    ours, theirs = _record(a, metric), _record(b, metric)
-    higher = bool(ours.get("higher_is_better"))
-    bare = Difference(ours["value"] - theirs["value"], None, ours["n"], 0, "cannot tell")
+    ours, theirs = _measured(a, metric), _measured(b, metric)
+    assert ours.value is not None and theirs.value is not None  # only exact results have none
+    higher = bool(ours.higher_is_better)
+    bare = Difference(ours.value - theirs.value, None, ours.n, 0, "cannot tell")
     values = [result.per_image.get(metric, []) for result in (a, b)]
-    if all(len(one) == record["n"] for one, record in zip(values, (ours, theirs), strict=True)):
+    if all(len(one) == found.n for one, found in zip(values, (ours, theirs), strict=True)):
         return paired_difference(*values, higher_is_better=higher), None
-    sets = [_replicated(record) for record in (ours, theirs)]
+    sets = [_replicated(found) for found in (ours, theirs)]
     if sets[0] is None or sets[1] is None:
         kept = "values per image" if metric in PAIRED_METRICS else "values without each group of samples"
         return bare, f"the {kept} are not kept"
@@ -163,11 +162,11 @@ def _difference(a: Result, b: Result, metric: str) -> tuple[Difference, str | No
     return replicate_difference(sets[0], sets[1], higher_is_better=higher), None
 
 
-def _replicated(record: Mapping[str, Any]) -> Replicated | None:
-    extra = record.get("extra", {})
-    if "replicates" not in extra:
+def _replicated(found: Measurement) -> Replicated | None:
+    extra = found.extra
+    if "replicates" not in extra or found.value is None:
         return None
-    return Replicated(record["value"], record["n"], tuple(extra["replicates"]), tuple(extra.get("pairs", ())))
+    return Replicated(found.value, found.n, tuple(extra["replicates"]), tuple(extra.get("pairs", ())))
 
 
 def _with_identical_pairs(
@@ -184,13 +183,13 @@ def _with_identical_pairs(
     return difference, left_out
 
 
-def _at_floor(record: Mapping[str, Any]) -> bool:
+def _at_floor(found: Measurement) -> bool:
     """Whether the value is no worse than the floor, or within the floor's interval."""
-    floor = record.get("floor") or {}
-    if floor.get("kind") != "numerical" or floor.get("value") is None:
+    floor = found.floor
+    if floor is None or floor.kind != "numerical" or floor.value is None or found.value is None:
         return False
-    ends = floor.get("ci95") or [floor["value"]]
-    return record["value"] >= min(ends) if record["higher_is_better"] else record["value"] <= max(ends)
+    ends = floor.ci95 or (floor.value,)
+    return found.value >= min(ends) if found.higher_is_better else found.value <= max(ends)
 
 
 def _over_seeds(
@@ -214,16 +213,15 @@ def _over_seeds(
     return verdict_of(interval, higher_is_better), interval, None
 
 
-def _record(result: Result, metric: str) -> Mapping[str, Any]:
-    if metric not in result.metrics:
-        raise ValueError(f"{_name(result)} has no {metric}; it has {', '.join(result.metrics) or 'none'}")
-    return result.metrics[metric]
+def _measured(result: Result, metric: str) -> Measurement:
+    if metric not in result.measurements:
+        raise ValueError(f"{_name(result)} has no {metric}; it has {', '.join(result.measurements) or 'none'}")
+    return result.measurements[metric]
 
 
 def _direction(a: Result, b: Result, metric: str) -> bool | None:
-    return next(
-        (higher for one in (a, b) if (higher := _record(one, metric).get("higher_is_better")) is not None), None
-    )
+    directions = (_measured(one, metric).higher_is_better for one in (a, b))
+    return next((higher for higher in directions if higher is not None), None)
 
 
 def _unknown_entries(a: Result, b: Result, metric: str) -> tuple[str, ...]:
@@ -233,7 +231,7 @@ def _unknown_entries(a: Result, b: Result, metric: str) -> tuple[str, ...]:
     """
     if a.model != b.model:
         raise ValueError(f"{metric}: results of different models do not compare (model: {a.model} | {b.model})")
-    ours, theirs = (_record(result, metric)["protocol"] for result in (a, b))
+    ours, theirs = (_measured(result, metric).protocol for result in (a, b))
     absent = ("scope", "engine") if a.full_precision or b.full_precision else ()
     unknown = tuple(dict.fromkeys((*unknown_entries(ours), *unknown_entries(theirs))))
     if agree(ours, theirs, absent):
@@ -263,7 +261,8 @@ def _by_seed(results: Sequence[Result], which: str) -> dict[int | None, Result]:
 def _shared_seeds(ours: Mapping[int | None, Result], theirs: Mapping[int | None, Result]) -> set[int]:
     if None in ours and None in theirs:
         return {0}
-    shared = ours.keys() if None in theirs else theirs.keys() if None in ours else ours.keys() & theirs.keys()
+    of_all_seeds = None in ours or None in theirs
+    shared = ours.keys() | theirs.keys() if of_all_seeds else ours.keys() & theirs.keys()
     return {seed for seed in shared if seed is not None}
 
 

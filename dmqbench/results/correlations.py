@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from scipy import stats
 
+from dmqbench.eval.protocol import Measurement
 from dmqbench.eval.statistics import Interval
 from dmqbench.results.diagnosis import sound_diagnosis
 from dmqbench.results.result import Result
@@ -78,23 +79,23 @@ def _correlation(proxy: str, metric: str, found: list[tuple[Result, dict[str, An
     points: list[ProxyPoint] = []
     left_out: dict[str, int] = {}
     for result, diagnosis in found:
-        measured = result.metrics.get(metric)
+        measured = result.measurements.get(metric)
         value = None if diagnosis is None else diagnosis["proxies"].get(proxy)
         reason = _reason(measured, diagnosis, value)
         if reason is not None:
             left_out[reason] = left_out.get(reason, 0) + 1
-        elif measured is not None and value is not None:
-            points.append(ProxyPoint(_label(result), value, measured["value"]))
+        elif measured is not None and measured.value is not None and value is not None:
+            points.append(ProxyPoint(_label(result), value, measured.value))
     numbers = correlate((point.proxy for point in points), (point.metric for point in points))
     pearson, spearman, ci95 = (None, None, None) if numbers is None else numbers
     return ProxyCorrelation(proxy, metric, pearson, spearman, ci95, tuple(points), left_out)
 
 
-def _reason(measured: Mapping[str, Any] | None, diagnosis: Mapping[str, Any] | None, value: float | None) -> str | None:
+def _reason(measured: Measurement | None, diagnosis: Mapping[str, Any] | None, value: float | None) -> str | None:
     """Why a job has no point, or ``None`` if it has one."""
     if measured is None:
         return "without the metric"
-    if measured.get("exact") or measured.get("value") is None:
+    if measured.exact or measured.value is None:
         return "identical to full precision"
     if diagnosis is None:
         return "without a diagnosis"

@@ -1,8 +1,9 @@
 """What calibration took, job by job: network calls, seconds, memory. Imports no torch."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
+from dmqbench.results.record import CalibrationPart
 from dmqbench.results.result import Result, printable
 from dmqbench.results.sheets import Cell, Line, Sheet, bits_text, number_text, title_of, varying
 from dmqbench.results.tables import Table
@@ -11,7 +12,10 @@ REFERENCE = "q_diffusion"
 """The method whose time others are compared with: some papers claim to take less."""
 
 _RATIO = f"seconds / {REFERENCE}"
-_PEAKS = {"peak MiB": "peak_memory_mib", "peak GPU MiB": "peak_device_memory_mib"}
+_PEAKS: dict[str, Callable[[CalibrationPart], int | None]] = {
+    "peak MiB": lambda part: part.peak_memory_mib,
+    "peak GPU MiB": lambda part: part.peak_device_memory_mib,
+}
 
 
 def cost_sheet(table: Table) -> Sheet | None:
@@ -22,7 +26,7 @@ def cost_sheet(table: Table) -> Sheet | None:
     extra = varying(table)
     ratios = [_ratio(row, rows) for row in rows]
     compared = any(ratios)
-    peaks = tuple(name for name, key in _PEAKS.items() if any(_peak(row, key) for row in rows))
+    peaks = tuple(name for name, of in _PEAKS.items() if any(_peak(row, of) for row in rows))
     words = ("method", "bits", *extra)
     lines = []
     for number, (row, ratio) in enumerate(zip(rows, ratios, strict=True)):
@@ -48,14 +52,14 @@ def cost_sheet(table: Table) -> Sheet | None:
 
 def seconds(row: Result) -> float:
     """What calibration and its trajectories took."""
-    timing = row.record.get("timing") or {}
-    return (timing.get("trajectories_s") or 0.0) + (timing.get("calibrate_s") or 0.0)
+    return (row.timing.trajectories_s or 0.0) + (row.timing.calibrate_s or 0.0)
 
 
-def _peak(row: Result, key: str) -> int | None:
+def _peak(row: Result, of: Callable[[CalibrationPart], int | None]) -> int | None:
     """The largest peak of all parts, where each is known."""
-    peaks = [part.get(key) for part in row.record.get("calibration") or ()]
-    return None if None in peaks else max(peaks, default=None)
+    peaks = [of(part) for part in row.calibration]
+    known = [peak for peak in peaks if peak is not None]
+    return max(known, default=None) if len(known) == len(peaks) else None
 
 
 def _count(value: int | None) -> str:
@@ -72,11 +76,10 @@ def _ratio(row: Result, rows: list[Result]) -> str:
 
 
 def _references(rows: list[Result]) -> Iterator[Result]:
-    return (row for row in rows if row.method == REFERENCE and not row.record.get("variant"))
+    return (row for row in rows if row.method == REFERENCE and not row.variant)
 
 
 def _setting(row: Result) -> tuple[Any, ...]:
     """What two jobs share whose times can be compared."""
-    config, environment = row.record.get("config") or {}, row.record.get("environment") or {}
-    device = environment.get("device"), (config.get("trainer") or {}).get("accelerator")
-    return row.bits, row.seed, row.budget_sizes, row.calibration, device
+    device = row.environment.get("device"), row.settings("trainer").get("accelerator")
+    return row.bits, row.seed, row.budget_sizes, row.settings("calibration"), device

@@ -16,7 +16,7 @@ def diagnosis_of(row: Result) -> Diagnosis | str:
     try:
         found = load_diagnosis(row.folder)
         if found is None:
-            return f"no diagnosis: {printable(row.record.get('undiagnosed') or 'this job was run without one')}"
+            return f"no diagnosis: {printable(row.undiagnosed or 'this job was run without one')}"
         _check(found)
         return found
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -131,4 +131,4 @@ def _alike(row: Result, other: Result) -> bool:
 
 
 def _shared(row: Result, partner: Result) -> Sequence[str]:
-    return [metric for metric in row.metrics if metric in partner.metrics]
+    return [metric for metric in row.measurements if metric in partner.measurements]

@@ -14,8 +14,9 @@ from rich.console import Console
 from dmqbench.results.cost_sheet import cost_sheet
 from dmqbench.results.differences import Contrast, contrasts, difference_sheet
 from dmqbench.results.latex import PREAMBLE, latex
-from dmqbench.results.result import Result, load_store, printable
+from dmqbench.results.result import Result, printable
 from dmqbench.results.sheets import Sheet, fitted, markdown, rich_table, sheet_of
+from dmqbench.results.stored import load_store
 from dmqbench.results.tables import Table, comparable_tables, why_apart
 
 
@@ -57,16 +58,18 @@ def as_latex(results: Iterable[Result], against: str | None = None) -> str:
 
 def as_json(results: Iterable[Result], against: str | None = None) -> str:
     """Return a list with one object per result; results with the same ``table`` compare."""
-    keys = ("job_id", "method", "model", "dataset", "bits", "declared", "scope", "ranges", "seed")
+    keys = ("job_id", "method", "dataset", "bits", "declared", "scope", "ranges", "seed")
     rows = []
     for number, table in enumerate(comparable_tables(results)):
         found = _contrasts_by_row(table, against)
         for result in table.rows:
             row = {"table": number, "label": result.label, "embedded": result.embedded, "size_mib": result.size_mib}
-            row |= {key: result.record.get(key) for key in keys}
-            row |= {"task": result.task, "metrics": dict(result.metrics)}
-            row |= {key: result.record.get(key, {}) for key in ("unavailable", "cost", "timing")}
-            row |= {"calibration": result.record.get("calibration", [])}
+            content: dict[str, Any] = dict.fromkeys(keys) | result.to_json()
+            row |= {"model": result.model, **{key: content[key] for key in keys}}
+            row |= {"task": result.task}
+            row |= {"metrics": {name: content["metrics"][name] for name in result.measurements}}
+            row |= {key: content[key] for key in ("unavailable", "cost", "timing")}
+            row |= {"calibration": [part.to_json() for part in result.calibration]}
             if id(result) in found:
                 row["against"] = {"method": against, "differences": [_as_object(one) for one in found[id(result)]]}
             rows.append(row)
@@ -161,18 +164,13 @@ def _flat(number: int, result: Result) -> dict[str, Any]:
         "size_mib": result.size_mib,
         "calibrate_s": result.calibration_seconds,
         "calibration_calls": result.calibration_calls,
-        "calibration_peak_memory_mib": result.record.get("timing", {}).get("calibration_peak_memory_mib"),
-        "job_id": result.record.get("job_id"),
+        "calibration_peak_memory_mib": result.timing.calibration_peak_memory_mib,
+        "job_id": result.job_id,
     }
-    for name, record in result.metrics.items():
-        low, high = record.get("ci95") or (None, None)
-        row |= {
-            name: record.get("value"),
-            f"{name}_low": low,
-            f"{name}_high": high,
-            f"{name}_n": record.get("n"),
-        }
-        row |= {f"{name}_exact": record.get("exact", False), f"{name}_protocol": record["protocol"]}
+    for name, found in result.measurements.items():
+        low, high = found.ci95 or (None, None)
+        row |= {name: found.value, f"{name}_low": low, f"{name}_high": high, f"{name}_n": found.n}
+        row |= {f"{name}_exact": found.exact, f"{name}_protocol": found.protocol}
     return row
 
 

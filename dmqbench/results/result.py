@@ -1,97 +1,204 @@
-"""Finished results as a store keeps them, and which of them share a table. Imports no torch."""
+"""A finished result: what one job says of itself and of its samples. Imports no torch."""
 
-import math
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-from safetensors import safe_open
-
-from dmqbench.config.schema import STAND_IN, UNKNOWN, plan_name
-from dmqbench.store.artifacts import Store
+from dmqbench.config.schema import STAND_IN, UNKNOWN, model_label, plan_name
+from dmqbench.eval.protocol import Measurement
+from dmqbench.results.record import (
+    QUANTIZATION_KEYS,
+    RUN_KEYS,
+    CalibrationPart,
+    Cost,
+    Quantization,
+    Run,
+    Samples,
+    Timing,
+)
 from dmqbench.store.files import load_json
-from dmqbench.store.manifest import Manifest, Verifier
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Result:
-    """One job's ``result.json`` and the folder in which it lies."""
+    """What one job found, as ``result.json`` has it (design, section 5), and the folder in which that lies.
 
-    folder: Path
-    record: Mapping[str, Any]
+    model_name: of its YAML; ``model`` is how it is called. measured: the latest value of every metric; records: all
+    that were ever measured of these samples, by metric and protocol id. missing_weights: those of the unavailable
+    metrics that may become available. run: None where the samples were made elsewhere; notes: what was seen in their
+    files. further: entries that only other versions know.
+    """
+
+    job_id: str
+    method: str
+    model_name: str
+    quantization: Quantization
+    dataset: str | None = None
+    seed: int = 0
+    embedded: bool = False
+    config: Mapping[str, Any] = field(default_factory=dict)
+    samples: Samples = field(default_factory=Samples)
+    measured: Mapping[str, Measurement] = field(default_factory=dict)
+    records: Mapping[tuple[str, str], Measurement] = field(default_factory=dict)
+    unavailable: Mapping[str, str] = field(default_factory=dict)
+    missing_weights: tuple[str, ...] = ()
+    cost: Cost = field(default_factory=Cost)
+    timing: Timing = field(default_factory=Timing)
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    run: Run | None = None
+    notes: tuple[str, ...] | None = None
+    further: Mapping[str, Any] = field(default_factory=dict)
+    folder: Path = field(default=Path(), compare=False)
 
     @classmethod
     def load(cls, folder: Path) -> "Result":
         """Read a result folder; ``ValueError`` or ``OSError`` say in one line why it cannot be read."""
-        record = load_json(folder / "result.json")
+        path = folder / "result.json"
+        record = load_json(path)
+        try:
+            return cls.from_json(record, folder)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is no result ({type(error).__name__}: {error})") from None
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any], folder: Path = Path()) -> "Result":
+        """Return what ``to_json`` wrote, or another version of it: the only place that forgives what is absent."""
         absent = [key for key in ("method", "model", "bits", "metrics") if key not in record]
         if absent:
-            raise ValueError(f"{folder / 'result.json'} lacks {', '.join(absent)}")
-        return cls(folder, record)
+            raise ValueError(f"it lacks {', '.join(absent)}")
+        measured = {name: Measurement.from_json(found) for name, found in record["metrics"].items()}
+        unavailable = record.get("unavailable") or {}
+        notes = record.get("notes")
+        return cls(
+            job_id=record.get("job_id") or folder.name,
+            method=record["method"],
+            model_name=record["model"],
+            quantization=Quantization.from_json(record),
+            dataset=record.get("dataset"),
+            seed=record.get("seed", 0),
+            embedded=record.get("embedded", False),
+            config=record.get("config") or {},
+            samples=Samples.from_json(record.get("samples") or {}),
+            measured=measured,
+            records=_records(record["records"]) if "records" in record else records_of(measured),
+            unavailable=unavailable,
+            missing_weights=tuple(record.get("missing_weights", unavailable)),
+            cost=Cost.from_json(record.get("cost") or {}),
+            timing=Timing.from_json(record.get("timing") or {}),
+            environment=record.get("environment") or {},
+            run=Run.from_json(record) if record.keys() & {*RUN_KEYS} else None,
+            notes=None if notes is None else tuple(notes),
+            further={key: value for key, value in record.items() if key not in _KEYS},
+            folder=folder,
+        )
 
-    @property
-    def method(self) -> str:
-        return self.record["method"]
+    def to_json(self) -> dict[str, Any]:
+        """Return the content of ``result.json``."""
+        return {
+            "job_id": self.job_id,
+            "method": self.method,
+            "model": self.model_name,
+            **self.quantization.to_json(),
+            "dataset": self.dataset,
+            "seed": self.seed,
+            "embedded": self.embedded,
+            "config": dict(self.config),
+            "samples": self.samples.to_json(),
+            "metrics": {name: found.to_json() for name, found in self.measured.items()},
+            "records": [{"metric": metric, **found.to_json()} for (metric, _), found in self.records.items()],
+            "unavailable": dict(self.unavailable),
+            "missing_weights": list(self.missing_weights),
+            "cost": self.cost.to_json(),
+            "timing": self.timing.to_json(),
+            "environment": dict(self.environment),
+            **({} if self.run is None else self.run.to_json()),
+            **({} if self.notes is None else {"notes": list(self.notes)}),
+            **self.further,
+        }
 
     @property
     def label(self) -> str:
         """How the row is called: what the author of foreign samples said, otherwise the method and its variant, the
         precision plan that it was given, and what it was calibrated on, if that is not what it is sampled with."""
         plan = f"({plan_name(self.given_plan)})" if self.given_plan else None
-        words = self.method, self.record.get("variant"), plan, calibration_text(self.calibration)
-        return self.record.get("name") or " ".join(filter(None, words))
+        words = self.method, self.variant, plan, calibration_text(self.settings("calibration"))
+        return self.quantization.name or " ".join(filter(None, words))
+
+    @property
+    def variant(self) -> str | None:
+        return self._run.variant
 
     @property
     def given_plan(self) -> str | None:
         """Hash of the precision plan that the job was given; None where it had none, or found its own."""
-        asked = ((self.record.get("config") or {}).get("bits") or {}).get("plan")
-        return (self.record.get("plan") or {}).get("hash") if asked else None
+        plan = self._run.plan
+        return plan.hash if plan is not None and self.settings("bits").get("plan") else None
 
-    @property
-    def calibration(self) -> Mapping[str, Any]:
-        """How the calibrated plan differs from that of sampling, as it was configured."""
-        return (self.record.get("config") or {}).get("calibration") or {}
+    def settings(self, group: str) -> Mapping[str, Any]:
+        """Return a group of the job's configuration; empty where it is not known."""
+        return self.config.get(group) or {}
+
+    def stage_settings(self, stage: str) -> Mapping[str, Any]:
+        """Return the settings of one stage of its method; empty where they are not known."""
+        return self.settings("method").get(stage) or {}
 
     @property
     def budget_sizes(self) -> dict[str, Any]:
         """Name and sizes of its budget. Iterations stand in the method's settings: a key that a later method needed is
         no difference between results that do not use it."""
-        budget = (self.record.get("config") or {}).get("budget") or {}
+        budget = self.settings("budget")
         return {key: budget.get(key) for key in ("name", "trajectories", "validation", "samples", "batch")}
 
     @property
     def model(self) -> str:
-        return self.record["model"]
-
-    @property
-    def dataset(self) -> str | None:
-        return self.record.get("dataset")
+        """How the model is called: of folders and repositories of one's own, each by its own name."""
+        return model_label(self.model_name, self.settings("model").get("path"))
 
     @property
     def task(self) -> str | None:
         """What was done to given images, such as "edit strength 0.5"; None where samples come from noise alone."""
-        kind, strength = self.record.get("task_kind") or "generate", self.record.get("strength")
+        kind, strength = self._run.task_kind, self._run.strength
         if kind == "generate":
             return None
         return kind if strength is None else f"{kind} strength {strength:g}"
 
     @property
+    def input_images(self) -> int | None:
+        """How many images the samples start from, in turn; None where they start from noise, or it is not known."""
+        return self._run.input_images
+
+    @property
+    def undiagnosed(self) -> str | None:
+        """Why there is no diagnosis, if one was asked for."""
+        return self._run.undiagnosed
+
+    @property
+    def stages(self) -> tuple[tuple[str, str], ...] | None:
+        """Name and id of every stage, in order; None where their list is damaged."""
+        return self._run.artifacts.stages
+
+    @property
+    def calibration(self) -> tuple[CalibrationPart, ...]:
+        """What each part of the calibration took."""
+        return self._run.calibration
+
+    @property
+    def _run(self) -> Run:
+        return Run() if self.run is None else self.run
+
+    @property
     def bits(self) -> str:
-        return self.record["bits"]
+        return self.quantization.bits
 
     @property
-    def seed(self) -> int:
-        return self.record.get("seed", 0)
-
-    @property
-    def embedded(self) -> bool:
-        """Whether this project trained the model: its numbers then say nothing about a paper's."""
-        return self.record.get("embedded", False)
+    def declared_bits(self) -> bool:
+        """Whether the author of the samples said the bits, and nothing here has seen them."""
+        return "bits" in self.quantization.declared and self.bits != UNKNOWN
 
     @property
     def full_precision(self) -> bool:
@@ -100,37 +207,40 @@ class Result:
     @property
     def foreign(self) -> bool:
         """Whether samples or model were made elsewhere, so that not all of the protocol is known."""
-        return self.record.get("scope") == UNKNOWN
+        return self.quantization.scope == UNKNOWN
 
     @property
     def scope(self) -> str | None:
         """``None`` for the full-precision model, in which nothing is quantized."""
-        return None if self.full_precision else self.record.get("scope")
+        return None if self.full_precision else self.quantization.scope
 
     @property
     def ranges(self) -> str | None:
-        return None if self.full_precision else self.record.get("ranges")
+        return None if self.full_precision else self.quantization.ranges
 
     @cached_property
-    def metrics(self) -> Mapping[str, Mapping[str, Any]]:
-        """Records by metric, without those that a stand-in for a feature network gave."""
-        return {name: record for name, record in self.record["metrics"].items() if not name.startswith(STAND_IN)}
+    def measurements(self) -> Mapping[str, Measurement]:
+        """Values by metric, without those that a stand-in for a feature network gave."""
+        return {name: found for name, found in self.measured.items() if not name.startswith(STAND_IN)}
+
+    def value(self, metric: str) -> float | None:
+        """Return the value of a metric; None where it has none or was not measured."""
+        found = self.measurements.get(metric)
+        return None if found is None else found.value
 
     @property
     def size_mib(self) -> float | None:
         """Every weight at its bits, in MiB: one rule for all rows; ``None`` where the bits are not known."""
-        sizes = self.record.get("cost", {}).get("size_mib") or {}
-        return sizes.get("all_layers")
+        return self.cost.size_mib.all_layers
 
     @property
     def calibration_seconds(self) -> float | None:
-        nothing = self.full_precision or self.foreign
-        return None if nothing else self.record.get("timing", {}).get("calibrate_s")
+        return None if self.full_precision or self.foreign else self.timing.calibrate_s
 
     @property
     def calibration_calls(self) -> int:
         """What calibration and its trajectories took, in network calls of batch 1; 0 where nothing was calibrated."""
-        return (self.record.get("timing") or {}).get("unet_forwards_calibration") or 0
+        return self.timing.unet_forwards_calibration or 0
 
     @property
     def rank(self) -> tuple[Any, ...]:
@@ -146,39 +256,24 @@ class Result:
         return load_json(path) if path.exists() else {}
 
 
-def load_store(root: Path, on_damage: Callable[[str], None]) -> list[Result]:
-    """Return the finished results of the run store ``root``, sorted by ``Result.rank``.
-
-    Only what a manifest vouches for is read; ``on_damage`` gets one line for each result that is left out.
-    Nothing is moved or written, so a read-only store will do.
-    """
-    store, verifier = Store(root), Verifier()
-    results = []
-    for id in store.ids("result"):
-        folder = store.path("result", id)
-        try:
-            manifest = Manifest.load(folder, "result", id)
-            problems = [f"{name} {problem}" for name, entry in manifest.files.items()
-                        if (problem := verifier.problem(folder, name, entry))]  # fmt: skip
-            if problems:
-                raise ValueError(problems[0])
-            results.append(Result.load(folder))
-        except (OSError, ValueError) as error:
-            on_damage(f"result {id} is left out: {error}")
-    return sorted(results, key=lambda result: result.rank)
+_KEYS = {
+    *("job_id", "method", "model", "dataset", "seed", "embedded", "config", "samples", "metrics", "records"),
+    *("unavailable", "missing_weights", "cost", "timing", "environment", "notes", *QUANTIZATION_KEYS, *RUN_KEYS),
+}
+"""Entries of ``result.json`` that this version knows."""
 
 
-def score(record: Mapping[str, Any]) -> float | None:
-    """Return the value so that more is better; ``None`` where it is absent or its direction unknown.
+def records_of(measured: Mapping[str, Measurement]) -> dict[tuple[str, str], Measurement]:
+    """Return the values by metric and protocol id."""
+    return {(name, found.protocol): found for name, found in measured.items()}
 
-    Identical images, which have no value, count as perfect.
-    """
-    if record.get("exact"):
-        return math.inf
-    higher, value = record.get("higher_is_better"), record.get("value")
-    if higher is None or value is None:
-        return None
-    return value if higher else -value
+
+def _records(listed: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], Measurement]:
+    records = {}
+    for record in listed:
+        found = Measurement.from_json({key: value for key, value in record.items() if key != "metric"})
+        records[record["metric"], found.protocol] = found
+    return records
 
 
 def _natural(text: str) -> list[str | int]:
@@ -195,22 +290,6 @@ def calibration_text(calibration: Mapping[str, Any]) -> str:
     if "steps" in said and calibration.get("match") == "interpolate":
         said["match"] = "interpolate"
     return ", ".join(f"calibration.{key}={value}" for key, value in said.items())
-
-
-Pixels = NDArray[np.uint8]
-
-
-def first_images(store: Store, id: str, count: int) -> Pixels:
-    """Read the first ``count`` images of a samples artifact, and no more chunks than that takes."""
-    parts: list[Pixels] = []
-    for chunk in sorted(store.path("samples", id).glob("chunk_*.safetensors")):
-        if sum(len(part) for part in parts) >= count:
-            break
-        with safe_open(chunk, framework="numpy") as tensors:
-            parts.append(tensors.get_tensor("images"))
-    if not parts:
-        raise ValueError(f"the store holds no samples {id}")
-    return np.concatenate(parts)[:count]
 
 
 def printable(text: str) -> str:

@@ -26,8 +26,8 @@ class SeedGroup:
 
     def spread(self, metric: str) -> Spread | None:
         """Return the mean over the seeds; ``None`` where a seed has no value."""
-        values = [row.metrics.get(metric, {}).get("value") for row in self.rows]
-        known = [float(value) for value in values if value is not None]
+        values = [row.value(metric) for row in self.rows]
+        known = [value for value in values if value is not None]
         return spread(known) if len(known) == len(values) else None
 
 
@@ -50,6 +50,5 @@ def seed_groups(rows: Sequence[Result]) -> list[SeedGroup]:
 
 def same_but_seed(row: Result) -> tuple[Any, ...]:
     """What two results share that differ in nothing but their seed."""
-    config = row.record.get("config", {})
-    settings = canonical_json([config.get("method"), row.budget_sizes])
+    settings = canonical_json([row.config.get("method"), row.budget_sizes])
     return row.label, row.method, row.bits, str(row.scope), str(row.ranges), settings

@@ -12,10 +12,10 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from dmqbench.config.schema import UNKNOWN
-from dmqbench.eval.protocol import entries_of, unknown_entries
+from dmqbench.eval.protocol import Floor, Measurement, entries_of, unknown_entries
 from dmqbench.results.compare import compare
 from dmqbench.results.correlations import correlations
-from dmqbench.results.result import Result, printable, score
+from dmqbench.results.result import Result, printable
 from dmqbench.results.seeds import SeedGroup, Spread, seed_groups
 from dmqbench.results.tables import Table
 
@@ -173,7 +173,7 @@ def title_of(table: Table) -> str:
 
 def bits_text(row: Result) -> str:
     """Return the bits, marked where somebody said them and nothing here has seen them."""
-    return printable(row.bits) + (_DECLARED if "bits" in row.record.get("declared", ()) and row.bits != UNKNOWN else "")
+    return printable(row.bits) + (_DECLARED if row.declared_bits else "")
 
 
 def number_text(value: float, digits: int) -> str:
@@ -237,14 +237,15 @@ def best_of(table: Table) -> Best:
 def _best(table: Table, metric: str) -> frozenset[int]:
     rivals: dict[tuple[str, int], list[int]] = defaultdict(list)
     for place, row in enumerate(table.rows):
-        if not row.foreign and metric in row.metrics and score(row.metrics[metric]) is not None:
+        found = row.measurements.get(metric)
+        if not row.foreign and found is not None and found.score is not None:
             rivals[row.bits, row.seed].append(place)
-    found: set[int] = set()
+    chosen: set[int] = set()
     for places in (places for places in rivals.values() if len(places) > 1):
-        best = max(places, key=lambda place: score(table.rows[place].metrics[metric]) or 0.0)
+        best = max(places, key=lambda place: table.rows[place].measurements[metric].score or 0.0)
         others = (place for place in places if place != best)
-        found.update((best, *(place for place in others if _cannot_tell(table.rows[place], table.rows[best], metric))))
-    return frozenset(found)
+        chosen.update((best, *(place for place in others if _cannot_tell(table.rows[place], table.rows[best], metric))))
+    return frozenset(chosen)
 
 
 def _cannot_tell(row: Result, best: Result, metric: str) -> bool:
@@ -252,21 +253,21 @@ def _cannot_tell(row: Result, best: Result, metric: str) -> bool:
     found = compare(row, best, metric)
     if found.ci95 is not None or found.difference is None:
         return found.verdict == "cannot tell"
-    interval, value = row.metrics[metric].get("ci95"), best.metrics[metric].get("value")
-    return bool(interval) and value is not None and interval[0] <= value <= interval[1]
+    interval, value = row.measurements[metric].ci95, best.value(metric)
+    return interval is not None and value is not None and interval[0] <= value <= interval[1]
 
 
 def _metric_cell(row: Result, metric: str, best: bool, compact: bool) -> Cell:
-    record = row.metrics.get(metric)
-    if record is None:
-        return Cell("n/a" if metric in row.record.get("unavailable", {}) else "–")
-    return Cell(_value(record, compact, with_interval=not compact or metric == "psnr"), best)
+    found = row.measurements.get(metric)
+    if found is None:
+        return Cell("n/a" if metric in row.unavailable else "–")
+    return Cell(_value(found, compact, with_interval=not compact or metric == "psnr"), best)
 
 
-def _value(record: Mapping[str, Any], compact: bool, with_interval: bool) -> str:
-    value, interval = record.get("value"), record.get("ci95")
+def _value(found: Measurement, compact: bool, with_interval: bool) -> str:
+    value, interval = found.value, found.ci95
     if value is None:
-        return "identical" if record.get("exact") else "–"
+        return "identical"
     text = number_text(value, 3 if compact else 4)
     if not interval or not value or not with_interval or interval[0] == interval[1]:
         return text
@@ -280,8 +281,9 @@ def _value(record: Mapping[str, Any], compact: bool, with_interval: bool) -> str
 def _size(mib: float | None, compact: bool) -> str:
     if mib is None:
         return "–"
-    decimals = 0 if mib >= 100 else 1 if compact and mib >= 1 else 2
-    return f"{mib:.{decimals}f}"
+    if mib >= 100:
+        return f"{mib:.0f}"
+    return f"{mib:.1f}" if compact and mib >= 1 else f"{mib:.2f}"
 
 
 def _duration(seconds: float | None) -> str:
@@ -299,54 +301,54 @@ def _word(value: Any) -> str:
 
 def _floor_lines(table: Table, words: int, compact: bool) -> Iterable[Line]:
     """Return one line per kind of floor: what the metrics read where nothing was quantized."""
-    floors: dict[str, dict[str, Mapping[str, Any]]] = defaultdict(dict)
+    floors: dict[str, dict[str, Floor]] = defaultdict(dict)
     for row in table.rows:
-        for metric, record in row.metrics.items():
-            if floor := record.get("floor"):
-                floors[floor.get("kind", "")].setdefault(metric, floor)
+        for metric, found in row.measurements.items():
+            if found.floor is not None:
+                floors[found.floor.kind].setdefault(metric, found.floor)
     for number, (kind, by_metric) in enumerate(floors.items()):
-        label = f"{kind.replace('_', ' ')} floor".strip()
+        label = f"{kind.replace('_', ' ')} floor"
         values = (Cell(_floor_value(by_metric.get(metric), compact)) for metric in table.metrics)
         blanks = (Cell("") for _ in range(words))
         cells = (Cell(label), *list(blanks)[1:], Cell(""), *values, Cell(""))
         yield Line(cells, number == 0, "floor")
 
 
-def _floor_value(floor: Mapping[str, Any] | None, compact: bool) -> str:
+def _floor_value(floor: Floor | None, compact: bool) -> str:
     if floor is None:
         return ""
-    value = floor["value"]
-    if value is None:
+    if floor.value is None:
         return "identical"
-    return number_text(value, 4 if not compact else 3 if abs(value) >= 1e-3 else 2)
+    short = 3 if abs(floor.value) >= 1e-3 else 2
+    return number_text(floor.value, short if compact else 4)
 
 
 def _notes(table: Table, compared: bool) -> Iterable[str]:
     counts: dict[int, list[str]] = defaultdict(list)
     for metric in table.metrics:
-        counts[next(row.metrics[metric]["n"] for row in table.rows if metric in row.metrics)].append(metric)
+        counts[next(row.measurements[metric].n for row in table.rows if metric in row.measurements)].append(metric)
     setting = _setting(table)
     sizes = ", ".join(f"{n} ({' '.join(names)})" for n, names in counts.items())
     yield f"n: {sizes}" + (f"; {setting}" if setting else "")
     legend = "; bold: best of its bits, and what the intervals cannot tell from it (paired where they can be)"
     yield "±: half the 95 % interval" + (legend if compared else "")
-    floors = {record["floor"].get("kind") for row in table.rows for record in row.metrics.values() if "floor" in record}
+    floors = {found.floor.kind for row in table.rows for found in row.measurements.values() if found.floor}
     if "other_seed" in floors:
         yield "other seed floor: two sets of full precision that share no noise; sets that do can lie below it"
     if seed_groups(table.rows):
         yield "seeds: mean over the calibration seeds ± half of its 95 % interval (Student's)"
-    if any(row.record.get("cost", {}).get("simulated") for row in table.rows if not row.full_precision):
+    if any(row.cost.simulated for row in table.rows if not row.full_precision):
         yield SIMULATED
     yield from _input_notes(table, max(counts, default=0))
     yield from _foreign_notes(table)
     yield from _proxy_notes(table)
-    reasons = {(name, why) for row in table.rows for name, why in row.record.get("unavailable", {}).items()}
+    reasons = {(name, why) for row in table.rows for name, why in row.unavailable.items()}
     yield from (printable(f"{name} not available: {why}") for name, why in sorted(reasons))
 
 
 def _input_notes(table: Table, most: int) -> Iterator[str]:
     """Intervals take samples for independent, which those of one image are not quite."""
-    known = [count for row in table.rows if (count := row.record.get("input_images")) is not None]
+    known = [count for row in table.rows if (count := row.input_images) is not None]
     fewest = min(known, default=most)
     if fewest < most:
         yield f"samples start from {fewest} images, in turn: where n is larger, intervals take repeats for independent"
@@ -364,13 +366,13 @@ def _foreign_notes(table: Table) -> Iterator[str]:
     """Say what nobody told this program about rows made elsewhere."""
     open_entries: dict[tuple[str, ...], list[str]] = defaultdict(list)
     for row in table.rows:
-        unknown = {entry for record in row.metrics.values() for entry in unknown_entries(record["protocol"])}
+        unknown = {entry for found in row.measurements.values() for entry in unknown_entries(found.protocol)}
         if unknown:
             open_entries[tuple(sorted(unknown))].append(printable(row.label))
     for entries, labels in open_entries.items():
         names = ", ".join(dict.fromkeys(labels))
         yield f"{names}: made elsewhere; unknown and taken as the table's: {', '.join(entries)}"
-    if any(bits_text(row).endswith(_DECLARED) for row in table.rows):
+    if any(row.declared_bits for row in table.rows):
         yield f"{_DECLARED} bits as its author declares them: they cannot be seen in images"
 
 

@@ -23,7 +23,7 @@ class Table:
     def metrics(self) -> tuple[str, ...]:
         """Names of the metrics that any row has, in the order of ``schema.METRICS``."""
         known = list(METRICS)
-        found = dict.fromkeys(chain.from_iterable(row.metrics for row in self.rows))
+        found = dict.fromkeys(chain.from_iterable(row.measurements for row in self.rows))
         return tuple(sorted(found, key=lambda name: known.index(name) if name in known else len(known)))
 
     @property
@@ -38,7 +38,7 @@ class Table:
     def protocols(self, metric: str) -> tuple[str, ...]:
         """Distinct protocol ids of one column; those that leave something open come last."""
         rows = sorted(self.rows, key=_leaves_open)
-        return tuple(dict.fromkeys(row.metrics[metric]["protocol"] for row in rows if metric in row.metrics))
+        return tuple(dict.fromkeys(row.measurements[metric].protocol for row in rows if metric in row.measurements))
 
 
 def comparable_tables(results: Iterable[Result]) -> list[Table]:
@@ -104,6 +104,6 @@ def _comparable(a: Result, b: Result) -> bool:
     scope_free = a.full_precision or b.full_precision
     if not scope_free and a.scope != b.scope and UNKNOWN not in (a.scope, b.scope):
         return False
-    shared = a.metrics.keys() & b.metrics.keys()
-    pairs = ((a.metrics[name]["protocol"], b.metrics[name]["protocol"]) for name in shared)
+    shared = a.measurements.keys() & b.measurements.keys()
+    pairs = ((a.measurements[name].protocol, b.measurements[name].protocol) for name in shared)
     return all(agree(ours, theirs, _FULL_PRECISION_FREE if scope_free else ()) for ours, theirs in pairs)

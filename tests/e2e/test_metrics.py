@@ -57,8 +57,8 @@ def test_added_metrics_cost_neither_calibration_nor_sampling_and_stand_ins_reach
     assert lpips["n"] == 32
     assert "stand-in" not in output
     [shown] = load_results([folder])
-    assert not any(name.startswith("stand-in") for name in shown.metrics)
-    assert {"psnr", "fd_digits"} <= shown.metrics.keys()
+    assert not any(name.startswith("stand-in") for name in shown.measurements)
+    assert {"psnr", "fd_digits"} <= shown.measurements.keys()
 
 
 def test_the_result_keeps_every_value_by_its_protocol(store):

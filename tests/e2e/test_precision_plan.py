@@ -43,7 +43,7 @@ class Bench:
         return Result.load(run_job(make_job(compose(self.overrides(*more)))))
 
     def stage(self, result, number):
-        return self.store / "quantized" / result.record["artifacts"]["stages"][number][1]
+        return self.store / "quantized" / result.stages[number][1]
 
     def last_stage(self, result):
         return self.stage(result, -1)
@@ -73,13 +73,13 @@ def test_the_plan_that_was_found_is_that_of_every_stage_and_of_what_was_computed
 
 
 def test_the_result_says_so(bench):
-    plan = bench.found.record["plan"]
+    plan = bench.found.run.plan
     rows = {name: len(bits) for name, bits in bits_of(bench.plan).items()}
     state = load_file(bench.model / "unet" / "diffusion_pytorch_model.safetensors")
     sizes = {name: state[f"{name}.weight"].numel() for name in rows}
     bits = sum(sum(bits) / rows[name] * sizes[name] for name, bits in bits_of(bench.plan).items())
-    assert plan["mean_weight_bits"] == pytest.approx(bits / sum(sizes.values()), abs=1e-6)
-    assert 2 < plan["mean_weight_bits"] < 2.1
+    assert plan.mean_weight_bits == pytest.approx(bits / sum(sizes.values()), abs=1e-6)
+    assert 2 < plan.mean_weight_bits < 2.1
     assert (bench.found.label, bench.found.given_plan) == ("mpq_dm no low_rank_tuning, plus=true", None)
 
 
@@ -93,15 +93,15 @@ def test_another_method_runs_under_it(bench, method):
         assert state[f"{name}.weight_quantizer.levels"].tolist() == [2**width for width in bits]
         codes = state.get(f"{name}.weight_quantizer.codes")
         assert codes is None or (codes.flatten(1).amax(1) < state[f"{name}.weight_quantizer.levels"]).all()
-    plan = bench.found.record["plan"]
-    assert given.record["plan"] == plan
-    assert given.label == f"{method} (plan {plan['hash'][:8]})"
+    plan = bench.found.run.plan
+    assert given.run.plan == plan
+    assert given.label == f"{method} (plan {plan.hash[:8]})"
     plain = bench.run(f"method={method}")
-    assert (plain.record["plan"], plain.label) == (None, method)
-    assert given.metrics["mse"]["value"] != plain.metrics["mse"]["value"]
+    assert (plain.run.plan, plain.label) == (None, method)
+    assert given.value("mse") != plain.value("mse")
     for rule in ("all_layers", "paper_code"):
-        assert given.record["cost"]["size_mib"][rule] > plain.record["cost"]["size_mib"][rule]
-    assert given.record["cost"]["bops"] == bench.found.record["cost"]["bops"] > plain.record["cost"]["bops"]
+        assert getattr(given.cost.size_mib, rule) > getattr(plain.cost.size_mib, rule)
+    assert given.cost.bops == bench.found.cost.bops > plain.cost.bops
 
 
 def test_a_killed_job_goes_on_under_the_plan_that_it_found(bench):
@@ -120,7 +120,7 @@ def test_a_pipeline_of_ones_own_is_quantized_under_it_and_saved(bench, tmp_path)
     overrides = [*(each for each in TINY if each.startswith("budget")), f"bits.plan={bench.last_stage(bench.found)}"]
     quantize_(pipe, method="rtn", bits="w2a4", steps=4, store=tmp_path / "store", overrides=overrides)
     assert bits_of(pipe.unet.dmqbench.plan) == bits_of(bench.plan)
-    assert pipe.unet.dmqbench.bits["plan"] == bench.found.record["plan"]["hash"]
+    assert pipe.unet.dmqbench.bits["plan"] == bench.found.run.plan.hash
     save(pipe, tmp_path / "saved")
     again = load(tmp_path / "saved")
     assert torch.equal(draw(pipe), draw(again))

@@ -24,7 +24,7 @@ OPPOSITE = {"better": "worse", "worse": "better", "cannot tell": "cannot tell"}
 
 def result(metrics: dict, method: str = "rtn", per_image: dict | None = None, **entries) -> Result:
     record = {"method": method, "model": "digits", "bits": "w4a6", "metrics": metrics, "scope": "common", **entries}
-    made = Result(Path("nowhere"), record)
+    made = Result.from_json(record, Path("nowhere"))
     made.__dict__["per_image"] = per_image or {}  # a cached property: what per_image.json would hold
     return made
 
@@ -83,7 +83,7 @@ def test_without_values_or_replicates_nothing_can_be_told():
     assert found.difference == pytest.approx(10)
     assert "+10" in found.sentence and found.sentence.endswith("the values per image are not kept")
     old = of_set(noise())
-    del old.metrics["fd_digits"]["extra"]
+    old.measurements["fd_digits"] = replace(old.measurements["fd_digits"], extra={})
     assert compare(old, of_set(noise()), "fd_digits").reason == "the values without each group of samples are not kept"
     assert compare(of_set(noise(), groups=4), of_set(noise()), "fd_digits").reason == "the groups of samples differ"
 
@@ -250,7 +250,7 @@ def test_it_reads_a_store_without_torch(tmp_path):
         folder = tmp_path / name
         folder.mkdir()
         made = paired((level + noise()).tolist(), name)
-        (folder / "result.json").write_text(json.dumps(made.record))
+        (folder / "result.json").write_text(json.dumps(made.to_json()))
         (folder / "per_image.json").write_text(json.dumps(made.per_image))
     code = (
         "import sys, pathlib; from dmqbench.results.compare import compare; "

@@ -24,8 +24,10 @@ def result(folder, value, found=None, **record) -> Result:
     folder.mkdir()
     if found is not None:
         (folder / "diagnosis.json").write_text(json.dumps(found))
-    metrics = {} if value is ... else {"psnr": {"value": value, "protocol": "p", "exact": value is None}}
-    return Result(folder, {"method": "rtn", "model": "digits", "bits": "w4a6", "metrics": metrics} | record)
+    measured = {"value": value, "ci95": None, "n": 4, "protocol": "psnr/1 #00000000", "exact": value is None}
+    metrics = {} if value is ... else {"psnr": measured}
+    entries = {"method": "rtn", "model": "digits", "bits": "w4a6", "metrics": metrics}
+    return Result.from_json(entries | record, folder)
 
 
 def jobs(tmp_path, proxies, values) -> list[Result]:

@@ -29,7 +29,7 @@ from dmqbench.results.page.jobs import jobs_data
 from dmqbench.results.page.precision_figures import ablation as precision_figure
 from dmqbench.results.page.scaling_figures import dose, samples_against_votes
 from dmqbench.results.page.trajectory_figures import ablation as ablation_figure
-from dmqbench.results.result import Result, printable, score
+from dmqbench.results.result import Result, printable
 from dmqbench.results.sheets import Line, Sheet, bits_text, sheet_of
 from dmqbench.results.studies.dose_response import dose_curve
 from dmqbench.results.studies.findings import FindingsReader, boundaries_of
@@ -220,10 +220,10 @@ def _bits_rank(row: Result) -> int:
 
 
 def _metric_rank(row: Result, metric: str) -> float | None:
-    record = row.metrics.get(metric)
-    if record is None:
+    found = row.measurements.get(metric)
+    if found is None:
         return None
-    return record["value"] if record.get("value") is not None else score(record) or math.inf
+    return math.inf if found.value is None else found.value
 
 
 def _parts(results: Sequence[Result], reader: FindingsReader) -> dict[str, Figure]:
@@ -251,8 +251,8 @@ def _boundaries(
 
 
 def _galleries(root: Path, rows: Iterable[Result]) -> dict[str, Any]:
-    samples = [row.record.get("samples") or {} for row in rows]
-    wanted = [id for kind in ("fp", "quantized", "input") for entry in samples if (id := entry.get(kind))]
+    samples = [row.samples.ids for row in rows]
+    wanted = [id for kind in ("fp", "quantized", "input") for ids in samples if (id := ids[kind])]
     found = gallery_of(root, wanted)
     note = f"reduced to {LONGEST_SIDE} pixels" if found.reduced else ""
     return {

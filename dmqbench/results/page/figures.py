@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from dmqbench.eval.protocol import Measurement
 from dmqbench.results.correlations import ProxyCorrelation
 from dmqbench.results.page.axes import Figure, calls_axis, log_axis, plain, plain_axis, positive, rounded, short_name
 from dmqbench.results.result import Result
@@ -41,8 +42,7 @@ def cost(row: Result, axis: str) -> float | None:
     """Return the size in MiB, or 10⁹ bit operations of one network call on one image."""
     if axis == "size":
         return row.size_mib
-    bops = row.record.get("cost", {}).get("bops")
-    return None if bops is None else bops / 1e9
+    return None if row.cost.bops is None else row.cost.bops / 1e9
 
 
 def colours(tables: Iterable[Table]) -> dict[str, str]:
@@ -63,25 +63,25 @@ def frontier(points: Iterable[tuple[float, float]], higher_is_better: bool) -> l
 
 def trade_off(table: Table, metric: str, axis: Axis, palette: Mapping[str, str]) -> Figure:
     """Plot ``metric`` against a cost: a trace per method with intervals, and the line of the best at each cost."""
-    measured = [(row, row.metrics[metric]) for row in table.rows if metric in row.metrics]
-    known = [(row, record) for row, record in measured
-             if record.get("value") is not None and cost(row, axis.key) is not None]  # fmt: skip
-    higher = next((record.get("higher_is_better") for _, record in known), None)
-    logarithmic = _is_error(metric, known)
-    shown = [(row, record) for row, record in known if not logarithmic or record["value"] > 0]
+    measured = [(row, row.measurements[metric]) for row in table.rows if metric in row.measurements]
+    known = [(row, found, found.value) for row, found in measured
+             if found.value is not None and cost(row, axis.key) is not None]  # fmt: skip
+    higher = next((found.higher_is_better for _, found, _ in known), None)
+    logarithmic = _is_error(known)
+    shown = [(row, found, value) for row, found, value in known if not logarithmic or value > 0]
     named = _named_points(shown)
     traces = [_methods_trace(label, [pair for pair in shown if pair[0].label == label], axis, palette, named)
-              for label in dict.fromkeys(row.label for row, _ in shown)]  # fmt: skip
+              for label in dict.fromkeys(row.label for row, _, _ in shown)]  # fmt: skip
     if higher is not None and len(shown) > 1:
-        line = frontier([(cost(row, axis.key) or 0.0, record["value"]) for row, record in shown], higher)
+        line = frontier([(cost(row, axis.key) or 0.0, value) for row, _, value in shown], higher)
         traces.insert(0, _frontier_trace(line))
     arrow = "" if higher is None else " · higher is better" if higher else " · lower is better"
     left_out = len(measured) - len(shown)
     y_title = f"{_UNITS.get(metric, plain(metric))}{arrow}"
-    y_axis = log_axis(y_title, [record["value"] for _, record in shown]) if logarithmic else plain_axis(y_title)
+    y_axis = log_axis(y_title, [value for _, _, value in shown]) if logarithmic else plain_axis(y_title)
     x_axis = plain_axis(axis.title)
     if axis.logarithmic:
-        x_axis = log_axis(axis.title, [cost(row, axis.key) for row, _ in shown])
+        x_axis = log_axis(axis.title, [cost(row, axis.key) for row, _, _ in shown])
     note = f"{left_out} without a point: identical to full precision, or of unknown cost" if left_out else ""
     return {"data": traces, "layout": {"xaxis": x_axis, "yaxis": y_axis}, "note": note}
 
@@ -248,17 +248,21 @@ def correlation_text(found: ProxyCorrelation) -> str:
     return f"{numbers} over {found.n} jobs: {found.verdict}{left_out}"
 
 
-def _named_points(points: Sequence[tuple[Result, Mapping[str, Any]]]) -> set[str]:
+Point = tuple[Result, Measurement, float]
+"""A result, what was measured, and its value."""
+
+
+def _named_points(points: Sequence[Point]) -> set[str]:
     """Return the jobs whose points carry their bits: the topmost of each, for more would cover each other."""
     top: dict[str, tuple[float, str]] = {}
-    for row, record in points:
-        top[row.bits] = max(top.get(row.bits, (-math.inf, "")), (record["value"], _job(row)))
+    for row, _, value in points:
+        top[row.bits] = max(top.get(row.bits, (-math.inf, "")), (value, _job(row)))
     return {job for _, job in top.values()}
 
 
 def _methods_trace(
     label: str,
-    points: Sequence[tuple[Result, Mapping[str, Any]]],
+    points: Sequence[Point],
     axis: Axis,
     palette: Mapping[str, str],
     named: set[str],
@@ -267,15 +271,15 @@ def _methods_trace(
         "type": "scatter",
         "mode": "markers+text",
         "name": plain(label),
-        "x": [rounded(cost(row, axis.key)) for row, _ in points],
-        "y": [rounded(record["value"]) for _, record in points],
-        "error_y": {"type": "data", "array": [_half(record) for _, record in points], "thickness": 1.2, "width": 3},
-        "text": [plain(bits_text(row)) if _job(row) in named else "" for row, _ in points],
-        "hovertext": [plain(bits_text(row)) for row, _ in points],
+        "x": [rounded(cost(row, axis.key)) for row, _, _ in points],
+        "y": [rounded(value) for _, _, value in points],
+        "error_y": {"type": "data", "array": [_half(found) for _, found, _ in points], "thickness": 1.2, "width": 3},
+        "text": [plain(bits_text(row)) if _job(row) in named else "" for row, _, _ in points],
+        "hovertext": [plain(bits_text(row)) for row, _, _ in points],
         "textposition": "middle right",
         "cliponaxis": False,
         "marker": {"size": 10, "color": palette.get(label, GREY), "symbol": _symbol(label, palette)},
-        "customdata": [_job(row) for row, _ in points],
+        "customdata": [_job(row) for row, _, _ in points],
         "hovertemplate": "%{fullData.name} %{hovertext}<br>%{x:.4g}, %{y:.4g}<extra></extra>",
     }
 
@@ -293,9 +297,9 @@ def _frontier_trace(line: Sequence[tuple[float, float]]) -> dict[str, Any]:
     }
 
 
-def _is_error(metric: str, known: Sequence[tuple[Result, Mapping[str, Any]]]) -> bool:
+def _is_error(known: Sequence[Point]) -> bool:
     """Whether values span so many orders, as errors and distances do, that a linear axis would hide most."""
-    values = [record["value"] for _, record in known if record["value"] > 0]
+    values = [value for _, _, value in known if value > 0]
     return len(values) > 1 and max(values) > 30 * min(values)
 
 
@@ -304,9 +308,8 @@ def _symbol(label: str, palette: Mapping[str, str]) -> str:
     return _SYMBOLS[list(palette).index(label) % len(_SYMBOLS)] if label in palette else "circle-open"
 
 
-def _half(record: Mapping[str, Any]) -> float | None:
-    interval = record.get("ci95")
-    return None if not interval else rounded((interval[1] - interval[0]) / 2)
+def _half(found: Measurement) -> float | None:
+    return None if found.ci95 is None else rounded((found.ci95[1] - found.ci95[0]) / 2)
 
 
 def _name(row: Result) -> str:

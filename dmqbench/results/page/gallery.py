@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors import SafetensorError
 
-from dmqbench.results.result import first_images
+from dmqbench.results.stored import first_images
 from dmqbench.store.artifacts import Store, StoreError
 
 MOST_IMAGES, FEWEST_IMAGES = 24, 4

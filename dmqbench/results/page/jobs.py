@@ -5,6 +5,7 @@ import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from dmqbench.eval.protocol import Measurement
 from dmqbench.results.diagnosis import Diagnosis
 from dmqbench.results.page.axes import Figure
 from dmqbench.results.page.figures import layers_of, steps_of
@@ -67,18 +68,16 @@ def _left_out(what: str) -> str:
 
 def job_facts(row: Result, diagnosis: Diagnosis | str) -> dict[str, Any]:
     """Return what the page holds of one job, as JSON."""
-    record = row.record
-    samples = record.get("samples") or {}
     return {
         "label": printable(f"{row.label} {row.bits}"),
         "facts": list(_facts(row)),
-        "metrics": {name: _metric(found) for name, found in row.metrics.items()},
-        "unavailable": {name: printable(why) for name, why in record.get("unavailable", {}).items()},
-        "samples": {kind: samples.get(kind) for kind in ("fp", "quantized", "input")},
+        "metrics": {name: _metric(found) for name, found in row.measurements.items()},
+        "unavailable": {name: printable(why) for name, why in row.unavailable.items()},
+        "samples": row.samples.ids,
         "problem": diagnosis if isinstance(diagnosis, str) else "",
-        "config": json_text(redact(record.get("config", {}))),
-        "environment": json_text(redact(record.get("environment", {}))),
-        "command": command_of(record),
+        "config": json_text(redact(row.config)),
+        "environment": json_text(redact(row.environment)),
+        "command": command_of(row.config),
     }
 
 
@@ -123,12 +122,11 @@ def layer_numbers(diagnosis: Diagnosis) -> int:
     return sum(map(len, diagnosis["layers"]["error"])) if diagnosis["layers"] else 0
 
 
-def command_of(record: Mapping[str, Any]) -> str:
+def command_of(config: Mapping[str, Any]) -> str:
     """Return the command that runs this job again; ``""`` where its configuration is not known.
 
     It names the groups' options and every setting beside them, for defaults may change.
     """
-    config = record.get("config", {})
     if not all(config.get(group, {}).get("name") for group in _GROUPS):
         return ""
     words = [f"{key}={config[key]}" for key in ("task", "task_kind", "engine", "seed") if key in config]
@@ -145,36 +143,32 @@ def command_of(record: Mapping[str, Any]) -> str:
 
 
 def _facts(row: Result) -> Iterator[str]:
-    record = row.record
-    cost, timing = record.get("cost") or {}, record.get("timing") or {}
+    cost, timing = row.cost, row.timing
     yield f"job {row.folder.name}"
     if row.size_mib is not None:
         yield f"{number_text(row.size_mib, 4)} MiB"
-    if cost.get("bops") is not None:
-        yield f"{number_text(cost['bops'] / 1e9, 4)}·10⁹ BOPs per call"
-    if cost.get("quantized_layers") is not None:
-        full = cost.get("full_precision_layers")
-        yield f"{cost['quantized_layers']} layers quantized, {full} in full precision"
-    names = {"calibrate_s": "calibration", "sample_s": "sampling", "evaluate_s": "evaluation"}
-    yield from (f"{name} {number_text(timing[key], 3)} s" for key, name in names.items() if timing.get(key))
-    if timing.get("peak_memory_mib"):
-        yield f"peak memory {timing['peak_memory_mib']:.0f} MiB"
+    if cost.bops is not None:
+        yield f"{number_text(cost.bops / 1e9, 4)}·10⁹ BOPs per call"
+    if cost.quantized_layers is not None:
+        yield f"{cost.quantized_layers} layers quantized, {cost.full_precision_layers} in full precision"
+    seconds = {"calibration": timing.calibrate_s, "sampling": timing.sample_s, "evaluation": timing.evaluate_s}
+    yield from (f"{name} {number_text(value, 3)} s" for name, value in seconds.items() if value)
+    if timing.peak_memory_mib:
+        yield f"peak memory {timing.peak_memory_mib:.0f} MiB"
 
 
-def _metric(found: Mapping[str, Any]) -> dict[str, Any]:
+def _metric(found: Measurement) -> dict[str, Any]:
     """A metric as the page shows it: the value in words, and the lines of its details."""
-    value, interval, floor = found.get("value"), found.get("ci95"), found.get("floor")
+    interval, floor = found.ci95, found.floor
     lines = [] if interval is None else [f"95 % interval {_number(interval[0])} to {_number(interval[1])}"]
-    lines.append(f"n = {found.get('n')}")
-    if floor:
-        kind = str(floor.get("kind", "")).replace("_", " ")
-        lines.append(f"{kind} floor {_number(floor.get('value'))} (n = {floor.get('n')})")
-    extra = found.get("extra", {})
-    lines += [f"{key} {_number(inner)}" for key, inner in extra.items() if isinstance(inner, int | float)]
+    lines.append(f"n = {found.n}")
+    if floor is not None:
+        lines.append(f"{floor.kind.replace('_', ' ')} floor {_number(floor.value)} (n = {floor.n})")
+    lines += [f"{key} {_number(inner)}" for key, inner in found.extra.items() if isinstance(inner, int | float)]
     return {
-        "value": _number(value),
+        "value": _number(found.value),
         "lines": [printable(line) for line in lines],
-        "protocol": printable(found["protocol"]),
+        "protocol": printable(found.protocol),
     }
 
 

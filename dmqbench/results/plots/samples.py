@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from dmqbench.config.schema import UNKNOWN
-from dmqbench.results.result import Pixels, Result, first_images
+from dmqbench.results.result import Result
+from dmqbench.results.stored import Pixels, first_images
 from dmqbench.store.artifacts import Store
 from dmqbench.store.files import replacing
 
@@ -108,15 +109,14 @@ def picture_of(store_root: Path, folders: Sequence[Path], path: Path, columns: i
     ``ValueError`` if the jobs do not share their full-precision samples, or the store does not hold them.
     """
     results = sorted((Result.load(folder) for folder in folders), key=lambda result: result.rank)
-    references = {result.record.get("samples", {}).get("fp") for result in results}
-    if len(references) != 1 or None in references:
+    reference = results[0].samples.fp if results else None
+    if reference is None or any(result.samples.fp != reference for result in results):
         raise ValueError(f"{len(results)} results do not share one set of full-precision samples")
     store = Store(store_root)
-    [reference] = references
     quantized = [result for result in results if not result.full_precision]
     top = next((result for result in results if result.full_precision), None)
     varying = [name for name in ("scope", "ranges", "seed") if len({getattr(job, name) for job in quantized}) > 1]
-    given = {result.record.get("samples", {}).get("input") for result in results} - {None}
+    given = {result.samples.input for result in results if result.samples.input is not None}
     rows = [
         Row(
             "full precision",
@@ -125,7 +125,7 @@ def picture_of(store_root: Path, folders: Sequence[Path], path: Path, columns: i
         )
     ]
     for result in quantized:
-        images = first_images(store, result.record["samples"]["quantized"], columns)
+        images = first_images(store, str(result.samples.quantized), columns)
         bits = "" if result.bits == UNKNOWN else result.bits.upper()
         rows.append(Row(f"{result.label}  {bits}".rstrip(), _caption(result, varying), images))
     width = rows[0].images.shape[3]
@@ -137,7 +137,7 @@ def picture_of(store_root: Path, folders: Sequence[Path], path: Path, columns: i
 
 def _caption(result: Result, varying: Sequence[str]) -> str:
     """Return PSNR and size, and what tells rows of the same method and bits apart."""
-    psnr = result.metrics.get("psnr", {}).get("value")
+    psnr = result.value("psnr")
     parts = [] if psnr is None else [f"{psnr:.1f} dB"]
     parts += [] if result.size_mib is None else [f"{result.size_mib:.2f} MiB"]
     parts += [f"{name} {value}" for name in varying if (value := getattr(result, name)) is not None]

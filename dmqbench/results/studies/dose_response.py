@@ -155,15 +155,14 @@ def _ladders(rows: Iterable[Result]) -> list[Ladder]:
     plain: dict[str, Ladder] = defaultdict(lambda: defaultdict(dict))
     scaled: dict[str, dict[str, Ladder]] = defaultdict(lambda: defaultdict(lambda: defaultdict(dict)))
     for row in rows:
-        config = row.record.get("config") or {}
-        rung = rung_of(config)
-        if rung is None or row.full_precision or METRIC not in row.metrics:
+        rung = rung_of(row.config)
+        if rung is None or row.full_precision or METRIC not in row.measurements:
             continue
-        shared = _shared_settings(row, config)
+        shared = _shared_settings(row)
         if rung in (BASE, "reconstruction"):
             plain[shared][row.model].setdefault(rung, row)
         else:
-            scaled[shared][_scale_settings(config)][row.model].setdefault(rung, row)
+            scaled[shared][_scale_settings(row)][row.model].setdefault(rung, row)
     return [
         {model: plain[shared].get(model, {}) | rungs for model, rungs in ladder.items()}
         for shared, ladders in scaled.items()
@@ -171,18 +170,17 @@ def _ladders(rows: Iterable[Result]) -> list[Ladder]:
     ]
 
 
-def _shared_settings(row: Result, config: Mapping[str, Any]) -> str:
-    method = config["method"]
-    stages = {name: method.get(name) for name in _WEIGHTS}
-    groups = {name: config.get(name) for name in _SHARED}
-    sampler = {name: (config.get("sampler") or {}).get(name) for name in _SHARED_SAMPLER}
+def _shared_settings(row: Result) -> str:
+    stages = {name: row.settings("method").get(name) for name in _WEIGHTS}
+    groups = {name: row.config.get(name) for name in _SHARED}
+    sampler = {name: row.settings("sampler").get(name) for name in _SHARED_SAMPLER}
     return canonical_json([row.bits, row.scope, row.ranges, groups, sampler, stages])
 
 
-def _scale_settings(config: Mapping[str, Any]) -> str:
+def _scale_settings(row: Result) -> str:
     """All settings of equivalent scaling but the weighting, which rungs differ in."""
-    settings = {key: value for key, value in config["method"][SCALING].items() if key != "weighting"}
-    return canonical_json([settings, config["method"].get("faithful")])
+    settings = {key: value for key, value in row.stage_settings(SCALING).items() if key != "weighting"}
+    return canonical_json([settings, row.settings("method").get("faithful")])
 
 
 def _curve(ladder: Ladder, reader: FindingsReader) -> DoseCurve:
@@ -201,7 +199,7 @@ def _curve(ladder: Ladder, reader: FindingsReader) -> DoseCurve:
                 left_out[model] = str(error)
     points.sort(key=lambda point: point.disparity)
     some = next(iter(next(iter(ladder.values())).values()))
-    budget = (some.record["config"].get("budget") or {}).get("name")
+    budget = some.budget_sizes["name"]
     return DoseCurve(tuple(points), f"{some.bits}, ranges {some.ranges}, budget {budget}, seed {some.seed}", left_out)
 
 

@@ -76,14 +76,14 @@ def error_panels(rows: Iterable[Result], reader: FindingsReader) -> tuple[Panel,
 
 def _sampler(row: Result) -> str:
     """What errors add up along, as far as timesteps do not say it."""
-    sampler = (row.record.get("config") or {}).get("sampler") or {}
+    sampler = row.settings("sampler")
     settings = [f"{key} {sampler[key]:g}" for key in ("eta", "guidance", "clip_sample") if sampler.get(key) is not None]
     return ", ".join([str(sampler.get("name", "")), *settings])
 
 
 def _panel(title: str, groups: list[list[tuple[Result, tuple[float, ...]]]], reader: FindingsReader) -> Panel:
     """Methods as their YAML has them come first, then variants."""
-    shown = sorted(groups, key=lambda members: bool(members[0][0].record.get("variant")))[:MAX_LINES]
+    shown = sorted(groups, key=lambda members: bool(members[0][0].variant))[:MAX_LINES]
     names = _names([members[0][0] for members in shown])
     lines = [_line(name, members, reader) for name, members in zip(names, shown, strict=True)]
     return Panel(title, tuple(lines), len(groups) - len(shown))
@@ -92,7 +92,7 @@ def _panel(title: str, groups: list[list[tuple[Result, tuple[float, ...]]]], rea
 def _names(rows: Sequence[Result]) -> list[str]:
     """Labels; where several are equal, with the ranges and budget that set them apart, or else with the job."""
     names = [row.label for row in rows]
-    details = [{"ranges": f"ranges {row.ranges}", "budget": f"budget {_budget(row)}"} for row in rows]
+    details = [{"ranges": f"ranges {row.ranges}", "budget": f"budget {row.budget_sizes['name']}"} for row in rows]
     for label in {name for name in names if names.count(name) > 1}:
         alike = [place for place, name in enumerate(names) if name == label]
         _, apart = told_apart([details[place] for place in alike])
@@ -100,10 +100,6 @@ def _names(rows: Sequence[Result]) -> list[str]:
             own = words if words and apart.count(words) == 1 else f"job {rows[place].folder.name[:8]}"
             names[place] = f"{label}, {own}"
     return names
-
-
-def _budget(row: Result) -> str | None:
-    return ((row.record.get("config") or {}).get("budget") or {}).get("name")
 
 
 def _line(name: str, members: list[tuple[Result, tuple[float, ...]]], reader: FindingsReader) -> Line:

@@ -60,11 +60,9 @@ class FindingsReader:
 
     def of(self, row: Result) -> Findings:
         """Return what the store holds of the job's stages; a stage without findings, or gone, is no problem."""
-        try:
-            stages = _stages_of(row.record)
-        except (TypeError, ValueError) as error:
-            return Findings(problem=f"no findings: the list of stages is damaged ({error})")
-        found = {name: self._stage(name, id) for name, id in stages.items() if name in _CHECKS}
+        if row.stages is None:
+            return Findings(problem="no findings: the list of stages is damaged")
+        found = {name: self._stage(name, id) for name, id in dict(row.stages).items() if name in _CHECKS}
         problems = [value for value in found.values() if isinstance(value, str)]
         sound = {name: value for name, value in found.items() if not isinstance(value, str)}
         shown = (sound.get(name) for name in (SCALING, POWERS, TRAJECTORY, ALLOCATION, TUNING))
@@ -221,13 +219,6 @@ def tuning_note(tuning: Found) -> str:
         f"rank {settings['rank']}{distilled if tuning['distilled_error_before'] else ''}; best state after iteration "
         f"{tuning['best_iteration']}, chosen on the validation trajectories, on which these errors were measured"
     )
-
-
-def _stages_of(record: Mapping[str, Any]) -> dict[str, str]:
-    artifacts = record.get("artifacts") or {}
-    if not isinstance(artifacts, Mapping):
-        raise TypeError("artifacts are not names and ids")
-    return {str(name): str(id) for name, id in artifacts.get("stages") or []}
 
 
 def _check_scaling(found: Found) -> None:

@@ -3,7 +3,6 @@
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from dmqbench.results.compare import Comparison, compare
 from dmqbench.results.result import Result
@@ -48,7 +47,7 @@ class Ablation:
     @property
     def sentences(self) -> list[str]:
         """What is held equal, and what the bars are."""
-        values = ", ".join(f"{name} {self.baseline.metrics[name]['value']:.4g}" for name in self.metrics)
+        values = ", ".join(f"{name} {self.baseline.value(name):.4g}" for name in self.metrics)
         said = [self.setting, f"over {BASELINE} ({values}), paired, 95 % intervals over samples of this calibration"]
         return said + ([f"{self.left_out} more settings: --sweep chooses"] if self.left_out else [])
 
@@ -57,7 +56,7 @@ def precision_ablation(rows: Iterable[Result]) -> Ablation | None:
     """Return the setting with most variants; None where there are fewer than two beside the baseline."""
     groups: dict[str, list[Result]] = defaultdict(list)
     for row in rows:
-        if row.method in (BASELINE, METHOD) and _has_value(row, "psnr"):
+        if row.method in (BASELINE, METHOD) and row.value("psnr") is not None:
             groups[_setting(row)].append(row)
     found = [one for members in groups.values() if (one := _ablation(members)) is not None]
     if not found:
@@ -72,25 +71,20 @@ def _ablation(rows: Iterable[Result]) -> Ablation | None:
     others = [row for row in members if row is not baseline]
     if baseline is None or len(others) < 2:
         return None
-    metrics = tuple(name for name in UNITS if all(_has_value(row, name) for row in members))
+    metrics = tuple(name for name in UNITS if all(row.value(name) is not None for row in members))
     bars = []
     for row in others:
         try:
             bars.append(Bar(row, {name: compare(row, baseline, name) for name in metrics}))
         except ValueError:  # another protocol: nothing to subtract
             return None
-    bars.sort(key=lambda bar: -bar.row.metrics["psnr"]["value"])
+    bars.sort(key=lambda bar: -(bar.row.value("psnr") or 0.0))
     budget = baseline.budget_sizes["name"]
     parts = (baseline.model, baseline.bits, f"ranges {baseline.ranges}", budget and f"budget {budget}")
     setting = ", ".join(filter(None, (*parts, f"seed {baseline.seed}")))
     return Ablation(setting, baseline, metrics, tuple(bars), 0)
 
 
-def _has_value(row: Result, metric: str) -> bool:
-    return row.metrics.get(metric, {}).get("value") is not None
-
-
 def _setting(row: Result) -> str:
-    config: Mapping[str, Any] = row.record.get("config") or {}
-    shared = {key: value for key, value in config.items() if key not in _FREE}
+    shared = {key: value for key, value in row.config.items() if key not in _FREE}
     return canonical_json([row.model, row.bits, row.scope, row.ranges, row.seed, row.task, row.budget_sizes, shared])

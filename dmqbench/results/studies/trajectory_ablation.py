@@ -61,7 +61,7 @@ class Trial:
 
     @property
     def value(self) -> float | None:
-        return self.row.metrics[METRIC].get("value")
+        return self.row.value(METRIC)
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class Ablation:
         """Return how far the 95 % interval of the ``gain`` reaches below and above it."""
         if self.compared and trial.over_untuned:
             return halves(trial.over_untuned)
-        interval, value = trial.row.metrics[METRIC].get("ci95"), trial.value
+        interval, value = trial.row.measurements[METRIC].ci95, trial.value
         return (None, None) if interval is None or value is None else (value - interval[0], interval[1] - value)
 
     @property
@@ -134,7 +134,7 @@ def ablation(rows: Iterable[Result], reader: FindingsReader, varied: Varied) -> 
     untuned: dict[str, Result] = {}
     sets: dict[tuple[str, str], dict[int | str, tuple[Result, Found]]] = defaultdict(dict)
     for row in rows:
-        if METRIC not in row.metrics or row.full_precision:
+        if METRIC not in row.measurements or row.full_precision:
             continue
         before, own = _settings(row)
         if own is None:
@@ -173,21 +173,18 @@ def _order(place: int | str) -> tuple[int, str]:
     return (GRADIENTS.index(place), "") if place in GRADIENTS else (len(GRADIENTS), place)
 
 
-def _settings(row: Result) -> tuple[str, dict[str, Any] | None]:
+def _settings(row: Result) -> tuple[str, Mapping[str, Any] | None]:
     """What a job shares with its un-tuned one, and the settings of calibration over several steps, if it has any."""
-    config: Mapping[str, Any] = row.record.get("config") or {}
-    method = config.get("method") or {}
+    method = row.settings("method")
     stages = method.get("stages") or []
     before = [[name, method.get(name)] for name in stages if name != TRAJECTORY]
-    shared = {key: value for key, value in config.items() if key not in _FREE} | {"budget": row.budget_sizes}
-    own = (method.get(TRAJECTORY) or {}) if TRAJECTORY in stages else None
+    shared = {key: value for key, value in row.config.items() if key not in _FREE} | {"budget": row.budget_sizes}
+    own = row.stage_settings(TRAJECTORY) if TRAJECTORY in stages else None
     return canonical_json([row.model, row.bits, row.scope, row.ranges, row.seed, shared, before]), own
 
 
 def _parts(row: Result, found: Found, held: str) -> dict[str, str]:
-    config = row.record.get("config") or {}
-    own = (config.get("method") or {}).get(TRAJECTORY) or {}
-    budget = (config.get("budget") or {}).get("name")
+    own, budget = row.stage_settings(TRAJECTORY), row.budget_sizes["name"]
     parts = {
         "model": row.model,
         "bits": row.bits,

@@ -7,7 +7,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -76,10 +76,9 @@ def selection_curves(rows: Iterable[Result], reader: FindingsReader) -> Selectio
 
 
 def _shared_settings(row: Result) -> str:
-    config: Mapping[str, Any] = row.record.get("config") or {}
-    method = {key: value for key, value in (config.get("method") or {}).items() if key != "variant"}  # it names both
-    method[POWERS] = {key: value for key, value in (method.get(POWERS) or {}).items() if key not in _VARIED}
-    return canonical_json([{name: config.get(name) for name in _SHARED}, row.bits, row.scope, row.ranges, method])
+    method = {key: value for key, value in row.settings("method").items() if key != "variant"}  # it names both
+    method[POWERS] = {key: value for key, value in row.stage_settings(POWERS).items() if key not in _VARIED}
+    return canonical_json([{name: row.config.get(name) for name in _SHARED}, row.bits, row.scope, row.ranges, method])
 
 
 def _curves(members: list[tuple[Result, Found]], left_out: int) -> SelectionCurves | None:

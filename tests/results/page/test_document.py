@@ -107,7 +107,7 @@ def test_every_row_stands_in_the_page_with_its_protocols_and_what_was_not_availa
     for result in bench.results():
         job = data["jobs"][result.folder.name]
         assert {name: found["protocol"] for name, found in job["metrics"].items()} == {
-            name: record["protocol"] for name, record in result.metrics.items()
+            name: found.protocol for name, found in result.measurements.items()
         }
     job = data["jobs"][f"{2:016x}"]
     assert job["unavailable"] == {"fid": "weights not found"}
@@ -251,7 +251,7 @@ def test_layer_maps_are_bounded(bench, monkeypatch):
 )
 def test_the_command_runs_the_same_job_again(overrides):
     config = json.loads(json.dumps(make_job(compose(overrides)).config))
-    command = shlex.split(command_of({"config": config}))
+    command = shlex.split(command_of(config))
     assert command[0] == "dmqbench"
     again = check(command[1:])
     assert again.result == check(overrides).result
@@ -259,7 +259,7 @@ def test_the_command_runs_the_same_job_again(overrides):
 
 
 def test_no_configuration_no_command():
-    assert command_of({}) == "" and command_of({"config": {"method": {}}}) == ""
+    assert command_of({}) == "" and command_of({"method": {}}) == ""
 
 
 def test_secrets_of_a_configuration_stay_out(bench):
