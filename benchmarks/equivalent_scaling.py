@@ -18,7 +18,7 @@ from dmqbench.calibration.stage import Workbench
 from dmqbench.data.bank import TrajectoryBank
 from dmqbench.models.adapter import load_adapter
 from dmqbench.models.folders import ModelSource
-from dmqbench.models.rollout import follow
+from dmqbench.models.rollout import Denoising
 from dmqbench.quant.layers import quantize_layers_
 from dmqbench.quant.plan import uniform_plan
 from dmqbench.quant.spec import BitWidth, Scope, StepGroups
@@ -59,13 +59,14 @@ def workbench(trajectories: int = 64) -> Workbench:
     adapter = load_adapter(ModelSource("embedded", "digits", classes=10))
     plan = build_plan(SamplerSpec("ddim", 20), adapter.schedule)
     topology, steps = adapter.topology(), StepGroups.per_step(plan.network_calls)
+    denoising = Denoising(adapter, plan)
     bank = TrajectoryBank(
-        follow(adapter, plan, stream="cal", seed=0, indices=range(trajectories), guidance=1.0),
-        follow(adapter, plan, stream="val", seed=0, indices=range(16), guidance=1.0),
+        denoising.follow(stream="cal", seed=0, indices=range(trajectories)),
+        denoising.follow(stream="val", seed=0, indices=range(16)),
         seed=0,
     )
     quantize_layers_(adapter.network, uniform_plan(topology.layers, BitWidth(4, 4), Scope()), adapter.context, steps)
-    return Workbench(adapter, topology, bank, plan, 1.0, steps, 0, Silent())
+    return Workbench(denoising, topology, bank, steps, 0, Silent())
 
 
 # ---- time to quality

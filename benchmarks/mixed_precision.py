@@ -15,7 +15,7 @@ from dmqbench.calibration.stage import Workbench, run_stage
 from dmqbench.data.bank import TrajectoryBank
 from dmqbench.models.adapter import load_adapter
 from dmqbench.models.folders import ModelSource
-from dmqbench.models.rollout import follow
+from dmqbench.models.rollout import Denoising
 from dmqbench.quant.functional import affine_parameters, fake_quantize
 from dmqbench.quant.layers import quantization, quantize_layers_
 from dmqbench.quant.plan import uniform_plan
@@ -155,13 +155,14 @@ def workbench() -> Workbench:
     adapter = load_adapter(ModelSource("embedded", "digits", classes=10))
     plan = build_plan(SamplerSpec("ddim", CALLS), adapter.schedule)
     topology, steps = adapter.topology(), StepGroups.per_step(CALLS)
+    denoising = Denoising(adapter, plan)
     bank = TrajectoryBank(
-        follow(adapter, plan, stream="cal", seed=0, indices=range(TRAJECTORIES), guidance=1.0),
-        follow(adapter, plan, stream="val", seed=0, indices=range(2), guidance=1.0),
+        denoising.follow(stream="cal", seed=0, indices=range(TRAJECTORIES)),
+        denoising.follow(stream="val", seed=0, indices=range(2)),
         seed=0,
     )
     quantize_layers_(adapter.network, uniform_plan(topology.layers, BitWidth(2, 4), Scope()), adapter.context, steps)
-    bench = Workbench(adapter, topology, bank, plan, 1.0, steps, 0, Silent())
+    bench = Workbench(denoising, topology, bank, steps, 0, Silent())
     run_stage(WeightRange(bench, "min_max", 80, 2.4), "cpu", [])
     settings = {"observer": "min_max", "candidates": 80, "exponent": 2.4}
     run_stage(ActivationRange(bench, **settings, samples=40, batch=8, values_per_row=100_000), "cpu", [])
@@ -181,7 +182,7 @@ def tuning_step() -> None:
     @torch.no_grad()
     def forward() -> None:
         with quantization(bench.network, weight=False, activation=False):
-            bench.adapter.denoise(inputs.x, inputs.timestep, inputs.cond, inputs.step, guidance=1.0)
+            bench.denoising.predict(inputs)
 
     runs: dict[str, Callable[[], object]] = {"full-precision forward pass": forward}
     runs |= {

@@ -16,7 +16,7 @@ from dmqbench.calibration.stage import Workbench, run_stage
 from dmqbench.data.bank import TrajectoryBank
 from dmqbench.models.adapter import load_adapter
 from dmqbench.models.folders import ModelSource
-from dmqbench.models.rollout import follow, rollout
+from dmqbench.models.rollout import Denoising
 from dmqbench.quant.layers import quantization, quantize_layers_
 from dmqbench.quant.plan import uniform_plan
 from dmqbench.quant.spec import BitWidth, Scope, StepGroups
@@ -52,13 +52,14 @@ def workbench(trajectories: int) -> Workbench:
     adapter = load_adapter(ModelSource("embedded", "digits", classes=10))
     plan = build_plan(SamplerSpec("ddim", CALLS), adapter.schedule)
     topology, steps = adapter.topology(), StepGroups.of_size(CALLS, HORIZON)
+    denoising = Denoising(adapter, plan)
     bank = TrajectoryBank(
-        follow(adapter, plan, stream="cal", seed=0, indices=range(trajectories), guidance=1.0),
-        follow(adapter, plan, stream="val", seed=0, indices=range(1), guidance=1.0),
+        denoising.follow(stream="cal", seed=0, indices=range(trajectories)),
+        denoising.follow(stream="val", seed=0, indices=range(1)),
         seed=0,
     )
     quantize_layers_(adapter.network, uniform_plan(topology.layers, BitWidth(4, 6), Scope()), adapter.context, steps)
-    bench = Workbench(adapter, topology, bank, plan, 1.0, steps, 0, Silent())
+    bench = Workbench(denoising, topology, bank, steps, 0, Silent())
     run_stage(WeightRange(bench, "min_max", 80, 2.4), "cpu", [])
     settings = {"observer": "min_max", "candidates": 80, "exponent": 2.4}
     run_stage(ActivationRange(bench, **settings, samples=40, batch=8, values_per_row=100_000), "cpu", [])
@@ -146,7 +147,7 @@ def timing() -> None:
 
     def forward() -> None:
         with quantization(bench.network, weight=True, activation=True):
-            visits = rollout(bench.adapter, bench.sampler, stream="cal", seed=0, indices=range(BATCH), guidance=1.0)
+            visits = bench.denoising.rollout(stream="cal", seed=0, indices=range(BATCH))
             for _ in itertools.islice(visits, HORIZON):
                 pass
 

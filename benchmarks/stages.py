@@ -14,7 +14,7 @@ from dmqbench.calibration.stage import UnitCheckpoint, Workbench, run_stage
 from dmqbench.data.bank import TrajectoryBank
 from dmqbench.models.adapter import load_adapter
 from dmqbench.models.folders import ModelSource
-from dmqbench.models.rollout import follow
+from dmqbench.models.rollout import Denoising
 from dmqbench.quant.layers import quantize_layers_
 from dmqbench.quant.plan import uniform_plan
 from dmqbench.quant.spec import BitWidth, Scope, StepGroups
@@ -41,14 +41,15 @@ def workbench() -> Workbench:
     adapter = load_adapter(ModelSource("embedded", "digits", classes=10))
     plan = build_plan(SamplerSpec("ddim", 20), adapter.schedule)
     topology = adapter.topology()
+    denoising = Denoising(adapter, plan)
     bank = TrajectoryBank(
-        follow(adapter, plan, stream="cal", seed=0, indices=range(16), guidance=1.0),
-        follow(adapter, plan, stream="val", seed=0, indices=range(8), guidance=1.0),
+        denoising.follow(stream="cal", seed=0, indices=range(16)),
+        denoising.follow(stream="val", seed=0, indices=range(8)),
         seed=0,
     )
     layers = uniform_plan(topology.layers, BitWidth(4, 32), Scope())
     quantize_layers_(adapter.network, layers, adapter.context)
-    return Workbench(adapter, topology, bank, plan, 1.0, StepGroups.shared(), 0, Silent())
+    return Workbench(denoising, topology, bank, StepGroups.shared(), 0, Silent())
 
 
 def through_lightning(bench: Workbench) -> float:

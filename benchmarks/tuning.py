@@ -20,11 +20,11 @@ from dmqbench.eval.paired import psnr
 from dmqbench.methods.q_diffusion import STAGES
 from dmqbench.models.adapter import Adapter, load_adapter
 from dmqbench.models.folders import ModelSource
-from dmqbench.models.rollout import follow, sample_chunk
+from dmqbench.models.rollout import Denoising
 from dmqbench.quant.layers import freeze_, quantize_layers_
 from dmqbench.quant.plan import uniform_plan
 from dmqbench.quant.spec import BitWidth, Scope, StepGroups
-from dmqbench.samplers.plan import SamplerPlan, build_plan
+from dmqbench.samplers.plan import build_plan
 from dmqbench.samplers.spec import SamplerSpec
 
 BITS = (BitWidth(4, 6), BitWidth(3, 6))
@@ -52,10 +52,8 @@ def settings(weight_rate: float, activation_rate: float) -> dict[str, dict]:
     }
 
 
-def images(adapter: Adapter, plan: SamplerPlan) -> Tensor:
-    drawn = [
-        sample_chunk(adapter, plan, number, chunk=CHUNK, seed=0, guidance=1.0, stream="val") for number in range(CHUNKS)
-    ]
+def images(denoising: Denoising) -> Tensor:
+    drawn = [denoising.sample_chunk(number, chunk=CHUNK, seed=0, stream="val") for number in range(CHUNKS)]
     return torch.cat([chunk.images for chunk in drawn])
 
 
@@ -63,21 +61,22 @@ def main() -> None:
     torch.set_num_threads(1)
     adapter = load_adapter(ModelSource("embedded", "digits", classes=10))
     plan, topology = build_plan(SamplerSpec("ddim", 20), adapter.schedule), adapter.topology()
+    denoising = Denoising(adapter, plan)
     bank = TrajectoryBank(
-        follow(adapter, plan, stream="cal", seed=0, indices=range(64), guidance=1.0),
-        follow(adapter, plan, stream="val", seed=0, indices=range(16), guidance=1.0),
+        denoising.follow(stream="cal", seed=0, indices=range(64)),
+        denoising.follow(stream="val", seed=0, indices=range(16)),
         seed=0,
     )
-    full_precision, network = images(adapter, plan), adapter.network
+    full_precision, network = images(denoising), adapter.network
     print("| bits | weight rate | activation rate | PSNR on val, dB |\n|---|---|---|---|", flush=True)
     for bits, weight_rate, activation_rate in itertools.product(BITS, WEIGHT_RATES, ACTIVATION_RATES):
         adapter.network = quantizable(network, topology.layers, bits, adapter)
-        bench = Workbench(adapter, topology, bank, plan, 1.0, StepGroups.shared(), 0, Silent())
+        bench = Workbench(denoising, topology, bank, StepGroups.shared(), 0, Silent())
         for name, arguments in settings(weight_rate, activation_rate).items():
             run_stage(STAGES[name](bench, **arguments), "cpu", [])
         freeze_(adapter.network)
         lower_(adapter.network, "simulate")
-        values = [value for value in psnr(images(adapter, plan), full_precision) if value is not None]
+        values = [value for value in psnr(images(denoising), full_precision) if value is not None]
         mean = sum(values) / len(values)
         print(f"| {bits.name} | {weight_rate} | {activation_rate} | {mean:.2f} |", flush=True)
 

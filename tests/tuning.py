@@ -68,7 +68,11 @@ def held_out_errors(bench) -> list[float]:
         step = torch.full((len(val),), call)
         with torch.no_grad(), quantization(bench.network, weight=True, activation=True):
             output = bench.adapter.denoise(
-                val.x[:, call], torch.full_like(step, val.timesteps[call]), val.cond, step, guidance=bench.guidance
+                val.x[:, call],
+                torch.full_like(step, val.timesteps[call]),
+                val.cond,
+                step,
+                guidance=bench.denoising.guidance,
             )
         errors.append(float((output - val.output[:, call]).square().mean()))
     return errors
@@ -135,7 +139,7 @@ class Plain:
     def window(self, trajectories, one, calls) -> tuple[list[Tensor], list[tuple[Tensor, ...]]]:
         """(Sum of squared errors of every call's prediction, per branch (student's, teacher's) averaged feature)."""
         errors = []
-        guidance, conditioner = self.bench.guidance, self.bench.adapter.conditioner
+        guidance, conditioner = self.bench.denoising.guidance, self.bench.adapter.conditioner
         cond = {name: value[one : one + 1] for name, value in trajectories.cond.items()}
         branches = [cond] if guidance == 1 else [conditioner.null(cond), cond]
         kept: list[list[tuple[Tensor, Tensor]]] = [[] for _ in branches]

@@ -9,7 +9,7 @@ from dmqbench.calibration.stage import Workbench
 from dmqbench.data.bank import TrajectoryBank
 from dmqbench.models.adapter import Adapter
 from dmqbench.models.conditioning import ClassConditioner, PixelDecoder, TextConditioner
-from dmqbench.models.rollout import follow
+from dmqbench.models.rollout import Denoising
 from dmqbench.quant.functional import affine_parameters
 from dmqbench.quant.layers import quant_layers, quantization, quantize_layers_
 from dmqbench.quant.plan import uniform_plan
@@ -75,14 +75,15 @@ def workbench(
     """A network with quantizable layers, all switched off, and a bank of its trajectories, four-step by default."""
     adapter = adapter_of(unet() if network is None else network)
     plan, topology = plan or sampler(), adapter.topology()
+    denoising = Denoising(adapter, plan, guidance)
     bank = TrajectoryBank(
-        follow(adapter, plan, stream="cal", seed=seed, indices=range(trajectories), guidance=guidance),
-        follow(adapter, plan, stream="val", seed=seed, indices=range(4), guidance=guidance),
+        denoising.follow(stream="cal", seed=seed, indices=range(trajectories)),
+        denoising.follow(stream="val", seed=seed, indices=range(4)),
         seed,
     )
     steps = steps or StepGroups.shared()
     quantize_layers_(adapter.network, uniform_plan(topology.layers, bits, scope), adapter.context, steps)
-    return Workbench(adapter, topology, bank, plan, guidance, steps, seed, Log())
+    return Workbench(denoising, topology, bank, steps, seed, Log())
 
 
 @torch.no_grad()

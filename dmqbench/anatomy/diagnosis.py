@@ -17,9 +17,7 @@ from dmqbench.anatomy.recorded import batches, predict
 from dmqbench.config.schema import DIAGNOSIS_VERSION
 from dmqbench.data.bank import Trajectories
 from dmqbench.data.noise import Stream
-from dmqbench.models.adapter import Adapter
-from dmqbench.models.rollout import follow
-from dmqbench.samplers.plan import SamplerPlan
+from dmqbench.models.rollout import Denoising
 
 STREAM: Stream = "val"
 
@@ -82,15 +80,7 @@ class Diagnosis:
         }
 
 
-def diagnose(
-    adapter: Adapter,
-    plan: SamplerPlan,
-    trajectories: Trajectories,
-    *,
-    seed: int,
-    guidance: float,
-    chunk: int,
-) -> Diagnosis:
+def diagnose(denoising: Denoising, trajectories: Trajectories, *, seed: int, chunk: int) -> Diagnosis:
     """Diagnose a network that is ready to sample: frozen and lowered, or quantized by another program.
 
     Args:
@@ -103,31 +93,23 @@ def diagnose(
         ValueError: the trajectories follow another plan.
         FloatingPointError: an output, a state or a layer's output of the quantized network is not finite.
     """
-    steps = step_errors(adapter, plan, trajectories, seed=seed, guidance=guidance, chunk=chunk)
-    layers = layer_errors(adapter, trajectories, guidance=guidance, chunk=chunk)
+    steps = step_errors(denoising, trajectories, seed=seed, chunk=chunk)
+    layers = layer_errors(denoising, trajectories, chunk=chunk)
     return Diagnosis(trajectories.timesteps, len(trajectories), steps, layers)
 
 
 @torch.no_grad()
-def step_errors(
-    adapter: Adapter,
-    plan: SamplerPlan,
-    trajectories: Trajectories,
-    *,
-    seed: int,
-    guidance: float,
-    chunk: int,
-) -> StepErrors:
+def step_errors(denoising: Denoising, trajectories: Trajectories, *, seed: int, chunk: int) -> StepErrors:
     """Run the quantized network 2·N·T times (samples × calls) and compare; see ``diagnose``."""
-    if trajectories.timesteps != plan.timesteps:
+    if trajectories.timesteps != denoising.sampler.timesteps:
         raise ValueError("the trajectories follow another sampler than the plan")
     local: list[Tensor] = []
     own: list[Tensor] = []
     for batch in batches(len(trajectories), chunk):
-        outputs = [predict(adapter, trajectories, batch, call, guidance).cpu() for call in range(trajectories.calls)]
+        outputs = [predict(denoising, trajectories, batch, call).cpu() for call in range(trajectories.calls)]
         local.append(torch.stack(outputs, dim=1))
-        own.append(follow(adapter, plan, stream=STREAM, seed=seed, indices=batch, guidance=guidance).x)
-    return compare(trajectories, torch.cat(local), torch.cat(own), plan.gains)
+        own.append(denoising.follow(stream=STREAM, seed=seed, indices=batch).x)
+    return compare(trajectories, torch.cat(local), torch.cat(own), denoising.sampler.gains)
 
 
 def compare(trajectories: Trajectories, outputs: Tensor, states: Tensor, gains: Sequence[float]) -> StepErrors:

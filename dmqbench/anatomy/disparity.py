@@ -12,7 +12,7 @@ from statistics import geometric_mean
 
 from dmqbench.anatomy.statistics import input_statistics
 from dmqbench.data.bank import Trajectories
-from dmqbench.models.adapter import Adapter
+from dmqbench.models.rollout import Denoising
 from dmqbench.models.topology import LayerInfo, Topology
 from dmqbench.quant.layers import quantization
 from dmqbench.quant.scaling import channel_disparity
@@ -35,17 +35,17 @@ def skip_layers(topology: Topology) -> tuple[LayerInfo, ...]:
 
 
 def measure_disparity(
-    adapter: Adapter, trajectories: Trajectories, *, members: int, guidance: float = 1.0, chunk: int = 32
+    denoising: Denoising, trajectories: Trajectories, *, members: int, chunk: int = 32
 ) -> dict[str, float]:
     """Return the disparity of every skip layer of the full-precision network, by name; empty if it has none.
 
     Largest magnitudes are taken over all recorded calls of the first ``members`` trajectories. Quantizers, where the
     network has any, are off meanwhile. Memory: one batch of ``chunk`` states.
     """
-    with quantization(adapter.network, weight=False, activation=False):
-        topology = adapter.topology()
+    with quantization(denoising.adapter.network, weight=False, activation=False):
+        topology = denoising.adapter.topology()
         skips = replace(topology, layers=skip_layers(topology))
         if not skips.layers:
             return {}
-        inputs = input_statistics(adapter, skips, trajectories, members=members, guidance=guidance, chunk=chunk)
+        inputs = input_statistics(denoising, skips, trajectories, members=members, chunk=chunk)
     return {name: channel_disparity(statistics.channels.absmax) for name, statistics in inputs.items()}

@@ -16,6 +16,7 @@ from dmqbench.anatomy.recorded import batches, predict
 from dmqbench.anatomy.statistics import short
 from dmqbench.data.bank import Trajectories
 from dmqbench.models.adapter import Adapter
+from dmqbench.models.rollout import Denoising
 from dmqbench.models.topology import Topology, feature_module
 from dmqbench.quant.functional import quantize
 from dmqbench.quant.layers import QuantLayer, quant_layers, quantization
@@ -90,20 +91,19 @@ _NUMBERS = ("relative_error", "cosine", "change", "change_quantized")
 
 @torch.no_grad()
 def feature_statistics(
-    quantized: Adapter,
-    full_precision: Adapter,
+    quantized: Denoising,
+    full_precision: Denoising,
     topology: Topology,
     trajectories: Trajectories,
     *,
     members: int,
-    guidance: float,
     chunk: int,
     advance: Callable[[], None] = lambda: None,
 ) -> FeatureStatistics:
     """Compare the features of two networks on the recorded states of the first ``members`` trajectories.
 
     ``quantized`` is ready to sample: frozen and lowered, or quantized by another program. ``full_precision`` may be
-    the same adapter; its quantization is off while it serves as such. Under guidance both branches count as
+    the same; its quantization is off while it serves as such. Under guidance both branches count as
     trajectories. ``advance`` is called after each batch at one call. Memory: two features of both networks.
 
     Raises:
@@ -112,16 +112,16 @@ def feature_statistics(
     count = min(members, len(trajectories))
     rows: list[list[Tensor]] = [[] for _ in range(trajectories.calls)]
     with ExitStack() as hooks:
-        codes = _Codes(quantized.network, topology, trajectories.calls, hooks)
-        reference, own = (_Feature(adapter, topology, hooks) for adapter in (full_precision, quantized))
+        codes = _Codes(quantized.adapter.network, topology, trajectories.calls, hooks)
+        reference, own = (_Feature(of.adapter, topology, hooks) for of in (full_precision, quantized))
         for batch in batches(count, chunk):
             before: tuple[Tensor, Tensor] | None = None
             for call in range(trajectories.calls):
-                with quantization(full_precision.network, weight=False, activation=False):
-                    predict(full_precision, trajectories, batch, call, guidance)
+                with quantization(full_precision.adapter.network, weight=False, activation=False):
+                    predict(full_precision, trajectories, batch, call)
                     exact = reference.taken()
                 with codes.counted(call):
-                    predict(quantized, trajectories, batch, call, guidance)
+                    predict(quantized, trajectories, batch, call)
                 now = (exact, own.taken())
                 rows[call].append(_compared(now, before))
                 before = now

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dmqbench.anatomy.recorded import batches, predict, spread_calls
 from dmqbench.data.bank import Trajectories
-from dmqbench.models.adapter import Adapter
+from dmqbench.models.rollout import Denoising
 from dmqbench.quant.layers import QuantLayer, quant_layers, quantization
 
 TRAJECTORIES = 8
@@ -59,14 +59,9 @@ def relative_error(error: Tensor, power: Tensor) -> Tensor:
 
 @torch.no_grad()
 def layer_errors(
-    adapter: Adapter,
-    trajectories: Trajectories,
-    *,
-    guidance: float,
-    chunk: int,
-    members: int = TRAJECTORIES,
+    denoising: Denoising, trajectories: Trajectories, *, chunk: int, members: int = TRAJECTORIES
 ) -> LayerErrors | None:
-    """Measure every quantizable layer of ``adapter`` on the first ``members`` trajectories.
+    """Measure every quantizable layer of the network on the first ``members`` trajectories.
 
     The layers may be calibrated, frozen or lowered to an engine; their switches are as before when this returns. All
     calls are measured, or 20 of them spread evenly. None for a network without quantizable layers.
@@ -74,6 +69,7 @@ def layer_errors(
     Raises:
         FloatingPointError: an error is not finite, for example because a range was never calibrated.
     """
+    adapter = denoising.adapter
     found = quant_layers(adapter.network)
     with quantization(adapter.network, weight=False, activation=False):
         traced = [layer for layer in adapter.topology().layers if layer.name in found]
@@ -88,7 +84,7 @@ def layer_errors(
             for column, call in enumerate(calls):
                 sums.column = column
                 for batch in batches(min(members, len(trajectories)), chunk):
-                    predict(adapter, trajectories, batch, call, guidance)
+                    predict(denoising, trajectories, batch, call)
     error = relative_error(sums.error, sums.power).cpu()
     broken = [name for name, row in zip(names, error.isfinite().all(dim=1), strict=True) if not row]
     if broken:

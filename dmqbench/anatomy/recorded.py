@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dmqbench.data.bank import Trajectories
-from dmqbench.models.adapter import Adapter
+from dmqbench.models.rollout import Denoising
 
 MAX_CALLS = 20
 
@@ -24,14 +24,9 @@ def spread_calls(calls: int, at_most: int = MAX_CALLS) -> tuple[int, ...]:
 
 
 @torch.no_grad()
-def predict(adapter: Adapter, trajectories: Trajectories, members: Sequence[int], call: int, guidance: float) -> Tensor:
+def predict(denoising: Denoising, trajectories: Trajectories, members: Sequence[int], call: int) -> Tensor:
     """Return what the network predicts at the recorded states before ``call``, [B, C, H, W] on its device.
 
     ``members`` are indices of trajectories. Guidance is included, as in the recorded outputs.
     """
-    inputs = trajectories.at(torch.tensor(members) * trajectories.calls + call)
-    device = adapter.device
-    cond = {name: value.to(device) for name, value in inputs.cond.items()}
-    return adapter.denoise(
-        inputs.x.to(device), inputs.timestep.to(device), cond, inputs.step.to(device), guidance=guidance
-    )
+    return denoising.predict(trajectories.at(torch.tensor(members) * trajectories.calls + call))

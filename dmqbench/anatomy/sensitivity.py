@@ -17,9 +17,8 @@ from dmqbench.anatomy.recorded import batches, spread_calls
 from dmqbench.data.bank import Trajectories
 from dmqbench.data.noise import Stream, generator
 from dmqbench.eval.paired import psnr
-from dmqbench.models.adapter import Adapter
-from dmqbench.models.rollout import rollout_from, step_on
-from dmqbench.samplers.plan import SamplerPlan, State
+from dmqbench.models.rollout import Denoising
+from dmqbench.samplers.plan import State
 
 STREAM: Stream = "val"
 RELATIVE_RMS = 0.1
@@ -69,12 +68,10 @@ class Sensitivity:
 
 @torch.no_grad()
 def sensitivity(
-    adapter: Adapter,
-    plan: SamplerPlan,
+    denoising: Denoising,
     trajectories: Trajectories,
     *,
     seed: int,
-    guidance: float,
     chunk: int,
     members: int | None = None,
     calls: Sequence[int] | None = None,
@@ -88,7 +85,7 @@ def sensitivity(
     all T calls, T (T − 1) / 2 of them per batch.
 
     Args:
-        adapter: the full-precision network, or one whose quantizers are off.
+        denoising: of the full-precision network, or one whose quantizers are off.
         trajectories: its recorded trajectories of the stream ``val``, indices 0..N−1, made in batches of ``chunk``.
         seed: with which they were made.
         members: how many of them, all by default.
@@ -100,6 +97,7 @@ def sensitivity(
         ValueError: the trajectories follow another plan, or a call is not in it.
         FloatingPointError: a final state is not finite.
     """
+    plan = denoising.sampler
     calls = spread_calls(plan.network_calls) if calls is None else tuple(calls)
     if trajectories.timesteps != plan.timesteps:
         raise ValueError("the trajectories follow another sampler than the plan")
@@ -112,13 +110,13 @@ def sensitivity(
     mse: dict[int, list[float]] = {call: [] for call in calls}
     decibels: dict[int, list[float | None]] = {call: [] for call in calls}
     for batch in batches(count, chunk):
-        run = _Batch(adapter, plan, trajectories, batch, seed, guidance)
+        run = _Batch(denoising, trajectories, batch, seed)
         for call, state in run.states_before(calls):
             after = run.disturbed(state, call, relative_rms)
             injected[call] += run.errors(after, call + 1)
             last = run.finished(after, call + 1)
             mse[call] += run.errors(last, plan.network_calls)
-            decibels[call] += psnr(adapter.decoder.decode(last.x).cpu(), run.image)
+            decibels[call] += psnr(denoising.adapter.decoder.decode(last.x).cpu(), run.image)
             advance()
     return Sensitivity(
         relative_rms,
@@ -133,21 +131,12 @@ def sensitivity(
 class _Batch:
     """Trajectories that are followed together, on the network's device."""
 
-    def __init__(
-        self,
-        adapter: Adapter,
-        plan: SamplerPlan,
-        trajectories: Trajectories,
-        members: Sequence[int],
-        seed: int,
-        guidance: float,
-    ) -> None:
-        rows = torch.tensor(members)
-        self.adapter, self.plan, self.members = adapter, plan, members
-        self.seed, self.guidance = seed, guidance
-        self.x, self.output = (values[rows].to(adapter.device) for values in (trajectories.x, trajectories.output))
-        self.cond = {name: value[rows].to(adapter.device) for name, value in trajectories.cond.items()}
-        self.image = adapter.decoder.decode(self.x[:, -1]).cpu()
+    def __init__(self, denoising: Denoising, trajectories: Trajectories, members: Sequence[int], seed: int) -> None:
+        rows, device = torch.tensor(members), denoising.device
+        self.denoising, self.members, self.seed = denoising, members, seed
+        self.x, self.output = (values[rows].to(device) for values in (trajectories.x, trajectories.output))
+        self.cond = {name: value[rows].to(device) for name, value in trajectories.cond.items()}
+        self.image = denoising.adapter.decoder.decode(self.x[:, -1]).cpu()
         shape = self.x.shape[2:]
         keys = [("sensitivity", STREAM, seed, index) for index in members]
         noise = torch.stack([torch.randn(shape, generator=generator(*key)) for key in keys]).to(self.x)
@@ -155,7 +144,7 @@ class _Batch:
 
     def states_before(self, calls: Sequence[int]) -> Iterator[tuple[int, State]]:
         """The full-precision states before ``calls``, with their histories, from the recorded outputs."""
-        state = self.plan.initial(self.x[:, 0])
+        state = self.denoising.sampler.initial(self.x[:, 0])
         for call in range(calls[-1] + 1):
             if call in calls:
                 yield call, state
@@ -168,10 +157,7 @@ class _Batch:
 
     def finished(self, state: State, first: int) -> State:
         """The final state, with the network at calls ``first`` and later."""
-        following = rollout_from(
-            self.adapter, self.plan, state, first, self.cond, guidance=self.guidance, **self._source
-        )
-        for visit in following:
+        for visit in self.denoising.rollout_from(state, first, self.cond, **self._source):
             state = visit.after
         if not torch.isfinite(state.x).all():
             raise FloatingPointError(f"an error at call {first - 1} made a final state that is not finite")
@@ -182,7 +168,7 @@ class _Batch:
         return (state.x.double() - self.x[:, place].double()).square().flatten(1).mean(dim=1).tolist()
 
     def _step(self, state: State, output: Tensor, call: int) -> State:
-        return step_on(self.adapter, self.plan, state, output, call, **self._source)
+        return self.denoising.step_on(state, output, call, **self._source)
 
     @property
     def _source(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from dmqbench.anatomy.recorded import batches, predict
 from dmqbench.data.bank import Trajectories
-from dmqbench.models.adapter import Adapter
+from dmqbench.models.rollout import Denoising
 from dmqbench.models.topology import LayerInfo, Topology
 
 
@@ -153,12 +153,11 @@ def channel_axis(layer: LayerInfo) -> int:
 
 @torch.no_grad()
 def input_statistics(
-    adapter: Adapter,
+    denoising: Denoising,
     topology: Topology,
     trajectories: Trajectories,
     *,
     members: int,
-    guidance: float,
     chunk: int,
     advance: Callable[[], None] = lambda: None,
 ) -> dict[str, InputStatistics]:
@@ -167,14 +166,14 @@ def input_statistics(
     The network runs as its switches say, in batches of ``chunk`` at one call; ``advance`` is called after each. Under
     guidance both branches count. Memory: one batch, and moments per layer for [C] channels and [T] calls.
     """
-    modules = dict(adapter.network.named_modules())
+    modules = dict(denoising.adapter.network.named_modules())
     seen = {layer.name: _Seen(layer) for layer in topology.layers}
     with ExitStack() as hooks:
         for name, one in seen.items():
             hooks.callback(modules[name].register_forward_pre_hook(one.look).remove)
         for call in range(trajectories.calls):
             for batch in batches(min(members, len(trajectories)), chunk):
-                predict(adapter, trajectories, batch, call, guidance)
+                predict(denoising, trajectories, batch, call)
                 advance()
             for one in seen.values():
                 one.end_call()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from dmqbench.data.bank import Trajectories
-from dmqbench.models.adapter import Adapter
+from dmqbench.models.rollout import Denoising
 
 
 class _Reached(Exception):
@@ -56,18 +56,11 @@ def _join(parts: Sequence[Any], sizes: Sequence[int]) -> Any:
     return tree_unflatten(leaves, flat[0][1])
 
 
-def run_points(
-    adapter: Adapter, trajectories: Trajectories, points: Tensor, batch: int, guidance: float
-) -> Iterator[int]:
+def run_points(denoising: Denoising, trajectories: Trajectories, points: Tensor, batch: int) -> Iterator[int]:
     """Run the network on bank points, batch by batch; hooks see the activations. Yields the size of each batch."""
-    device = next(adapter.network.parameters()).device
     for part in points.split(batch):
-        inputs = trajectories.at(part)
-        cond = {name: value.to(device) for name, value in inputs.cond.items()}
         with suppress(_Reached):
-            adapter.denoise(
-                inputs.x.to(device), inputs.timestep.to(device), cond, inputs.step.to(device), guidance=guidance
-            )
+            denoising.predict(trajectories.at(part))
         yield len(part)
 
 
@@ -82,7 +75,7 @@ def _hooks(handles: Sequence[Any]) -> Iterator[None]:
 
 @torch.no_grad()
 def capture_inputs(
-    adapter: Adapter, module: nn.Module, trajectories: Trajectories, points: Tensor, batch: int, guidance: float
+    denoising: Denoising, module: nn.Module, trajectories: Trajectories, points: Tensor, batch: int
 ) -> ModuleInputs:
     """Return the module's inputs on ``points``; each forward pass ends where the module would start."""
     parts: list[Any] = []
@@ -90,23 +83,18 @@ def capture_inputs(
 
     def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         parts.append((args, kwargs))
-        steps.append(adapter.context.step)
+        steps.append(denoising.adapter.context.step)
         raise _Reached
 
     with _hooks([module.register_forward_pre_hook(keep, with_kwargs=True)]):
-        for _ in run_points(adapter, trajectories, points, batch, guidance):
+        for _ in run_points(denoising, trajectories, points, batch):
             pass
     return ModuleInputs(_join(parts, [len(step) for step in steps]), torch.cat(steps))
 
 
 @torch.no_grad()
 def capture_outputs(
-    adapter: Adapter,
-    modules: dict[str, nn.Module],
-    trajectories: Trajectories,
-    points: Tensor,
-    batch: int,
-    guidance: float,
+    denoising: Denoising, modules: dict[str, nn.Module], trajectories: Trajectories, points: Tensor, batch: int
 ) -> dict[str, Tensor]:
     """Return the first output tensor of every module on ``points``, all from one pass."""
     found: dict[str, list[Tensor]] = {name: [] for name in modules}
@@ -115,7 +103,7 @@ def capture_outputs(
         return lambda _module, _args, output: found[name].append(first_tensor(output))
 
     with _hooks([module.register_forward_hook(keeper(name)) for name, module in modules.items()]):
-        for _ in run_points(adapter, trajectories, points, batch, guidance):
+        for _ in run_points(denoising, trajectories, points, batch):
             pass
     return {name: torch.cat(tensors) for name, tensors in found.items()}
 

@@ -97,7 +97,7 @@ class LayerViews:
         try:
             with torch.no_grad(), quantization(bench.network, weight=False, activation=False):
                 trajectories: Trajectories = getattr(bench.bank, stream)
-                for size in run_points(bench.adapter, trajectories, points, self.batch, bench.guidance):
+                for size in run_points(bench.denoising, trajectories, points, self.batch):
                     computed += size * bench.branches
         finally:
             for hook in hooks:

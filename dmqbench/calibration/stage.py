@@ -27,6 +27,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from dmqbench.data.bank import TrajectoryBank
 from dmqbench.models.adapter import Adapter
+from dmqbench.models.rollout import Denoising
 from dmqbench.models.topology import Topology
 from dmqbench.quant.spec import StepGroups
 from dmqbench.quant.state import calibration_state, load_calibration_state_
@@ -72,30 +73,35 @@ def curve_iterations(total: int) -> frozenset[int]:
 
 @dataclass(frozen=True)
 class Workbench:
-    """What a stage works on. The network inside the adapter carries the quantizable layers of the precision plan."""
+    """What a stage works on. The network carries the quantizable layers of the precision plan."""
 
-    adapter: Adapter
+    denoising: Denoising
     topology: Topology
     bank: TrajectoryBank
-    sampler: SamplerPlan
-    guidance: float
     step_groups: StepGroups
     """Which network calls share a row of activation parameters."""
     seed: int
     record: Record
 
     @property
+    def adapter(self) -> Adapter:
+        return self.denoising.adapter
+
+    @property
+    def sampler(self) -> SamplerPlan:
+        return self.denoising.sampler
+
+    @property
     def branches(self) -> int:
-        """Samples that a network call computes for each sample asked for: two under guidance."""
-        return 1 if self.guidance == 1.0 else 2
+        return self.denoising.branches
 
     @property
     def network(self) -> nn.Module:
-        return self.adapter.network
+        return self.denoising.adapter.network
 
     @property
     def device(self) -> torch.device:
-        return next(self.network.parameters()).device
+        return self.denoising.device
 
 
 class Stage(pl.LightningModule):

@@ -263,12 +263,10 @@ class LowRankTuning(Stage):
         of_stream, bench = self.trajectories[stream], self.bench
         inputs, device = windows.inputs(of_stream), bench.device
         target = windows.outputs(of_stream).to(device)
-        cond = {name: value.to(device) for name, value in inputs.cond.items()}
 
         def run(on: bool) -> tuple[Tensor, list[Tensor]]:
             with quantization(bench.network, weight=on, activation=on), self._features() as features:
-                x, timestep, step = (part.to(device) for part in (inputs.x, inputs.timestep, inputs.step))
-                return bench.adapter.denoise(x, timestep, cond, step, guidance=bench.guidance), features
+                return bench.denoising.predict(inputs), features
 
         output, students = run(True)
         noise = (output - target).square().flatten(1).mean(1).unflatten(0, (len(windows), -1))

@@ -120,7 +120,7 @@ class OutlierAllocation(Stage):
         hooks = [layer.register_forward_hook(decider(name)) for name, layer in self.layers.items()]
         try:
             with quantization(bench.network, weight=False, activation=False):
-                for size in run_points(bench.adapter, bench.bank.cal, self.points, everything, bench.guidance):
+                for size in run_points(bench.denoising, bench.bank.cal, self.points, everything):
                     self.network_forwards += size * bench.branches
         finally:
             for hook in hooks:

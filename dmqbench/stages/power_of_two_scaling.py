@@ -138,7 +138,7 @@ class PowerOfTwoScaling(Stage):
         # On average the forward passes end half-way through the network.
         self.network_forwards += len(points) * bench.branches / 2
         with quantization(bench.network, weight=True, activation=True):
-            seen = capture_inputs(bench.adapter, layer, trajectories, points, self.batch, bench.guidance)
+            seen = capture_inputs(bench.denoising, layer, trajectories, points, self.batch)
         (x, *_), _ = seen.arguments
         return x, seen.step
 

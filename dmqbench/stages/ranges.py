@@ -67,7 +67,7 @@ class ActivationPass(Stage):
         """Run the network on ``points`` while hooks or observers look at the activations."""
         bench = self.bench
         with quantization(bench.network, weight=True, activation=True):
-            for size in run_points(bench.adapter, bench.bank.cal, points, self.batch, bench.guidance):
+            for size in run_points(bench.denoising, bench.bank.cal, points, self.batch):
                 self.network_forwards += size * bench.branches
 
     def facts(self) -> dict[str, float]:

@@ -117,7 +117,7 @@ class BlockReconstruction(Stage):
         bench = self.bench
         # On average the forward passes end half-way through the network.
         self.network_forwards += len(points) * bench.branches / 2
-        return capture_inputs(bench.adapter, self.module(unit), trajectories, points, self.batch, bench.guidance)
+        return capture_inputs(bench.denoising, self.module(unit), trajectories, points, self.batch)
 
     def _capture_targets(self, first: str) -> dict[str, tuple[Tensor, Tensor]]:
         """Full-precision outputs of as many units from ``first`` on as the memory setting allows, from one pass."""
@@ -127,7 +127,7 @@ class BlockReconstruction(Stage):
 
         def outputs(modules: dict[str, nn.Module], trajectories: Trajectories, points: Tensor) -> dict[str, Tensor]:
             self.network_forwards += len(points) * bench.branches
-            return capture_outputs(bench.adapter, modules, trajectories, points, self.batch, bench.guidance)
+            return capture_outputs(bench.denoising, modules, trajectories, points, self.batch)
 
         with quantization(bench.network, weight=False, activation=False):
             probe = outputs(remaining, bench.bank.cal, self.points[:1])

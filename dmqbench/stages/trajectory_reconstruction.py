@@ -27,7 +27,6 @@ from dmqbench.calibration.windows import Span, spans_of
 from dmqbench.config.stage_limits import check_choice
 from dmqbench.data.bank import Trajectories
 from dmqbench.data.noise import Stream, draw_batch, step_noise
-from dmqbench.models.rollout import rollout_from
 from dmqbench.quant.layers import freeze_weight_, quant_layers, quantization
 from dmqbench.quant.state import activation_quantizers
 from dmqbench.samplers.adjoint import power_spectrum, recorded_states
@@ -234,16 +233,8 @@ class TrajectoryReconstruction(Stage):
                 state = bench.sampler.initial(x)
                 if 0 in firsts:
                     parts[0].append(state)
-                visits = rollout_from(
-                    bench.adapter,
-                    bench.sampler,
-                    state,
-                    0,
-                    cond,
-                    stream=stream,
-                    seed=bench.seed,
-                    indices=indices.tolist(),
-                    guidance=bench.guidance,
+                visits = bench.denoising.rollout_from(
+                    state, 0, cond, stream=stream, seed=bench.seed, indices=indices.tolist()
                 )
                 for visit in visits if max(firsts) > 0 else ():
                     self.network_forwards += len(indices) * bench.branches
@@ -258,9 +249,7 @@ class TrajectoryReconstruction(Stage):
         cond = {name: value[chosen].to(bench.device) for name, value in of_stream.cond.items()}
 
         def denoise(x: Tensor, call: int) -> Tensor:
-            step = torch.full((len(x),), call, device=x.device)
-            timestep = torch.full_like(step, bench.sampler.timesteps[call])
-            return bench.adapter.denoise(x, timestep, cond, step, guidance=bench.guidance)
+            return bench.denoising.predict_at(x, call, cond)
 
         def noise(call: int) -> Tensor | None:
             if bench.sampler.calls[call].sigma == 0:

@@ -18,7 +18,7 @@ from dmqbench.anatomy.weight_rows import row_histograms, row_statistics
 from dmqbench.config.ids import JobIds
 from dmqbench.config.schema import Job
 from dmqbench.data.bank import TrajectoryBank
-from dmqbench.models.adapter import Adapter
+from dmqbench.models.rollout import Denoising
 from dmqbench.models.topology import LayerInfo, Topology
 from dmqbench.quant.layers import quantization
 from dmqbench.quant.spec import FULL_PRECISION
@@ -92,7 +92,7 @@ def examine(shop: Workshop) -> dict[str, Any]:
         "model": job.model.name,
         "sampler": job.sampler.name,
         "guidance": job.calibration_sampler.guidance,
-        "timesteps": list(shop.calibration_plan.timesteps),
+        "timesteps": list(shop.calibration_sampler.timesteps),
         "trajectories": min(TRAJECTORIES, len(bank.cal)),
         "method": job.method.name,
         "bits": said["bits"],
@@ -129,15 +129,8 @@ def _full_precision_inputs(shop: Workshop, bank: TrajectoryBank, topology: Topol
         Meter(f"anatomy of {shop.job.model.name}", total) as shown,
         quantization(shop.adapter.network, weight=False, activation=False),
     ):
-        return input_statistics(
-            shop.adapter,
-            topology,
-            bank.cal,
-            members=members,
-            guidance=shop.job.calibration_sampler.guidance,
-            chunk=chunk,
-            advance=shown.advance,
-        )
+        denoising = shop.calibrating(shop.adapter)
+        return input_statistics(denoising, topology, bank.cal, members=members, chunk=chunk, advance=shown.advance)
 
 
 def _sensitivity(shop: Workshop, bank: TrajectoryBank) -> dict[str, Any]:
@@ -149,11 +142,9 @@ def _sensitivity(shop: Workshop, bank: TrajectoryBank) -> dict[str, Any]:
         quantization(shop.adapter.network, weight=False, activation=False),
     ):
         found = sensitivity(
-            shop.adapter,
-            shop.calibration_plan,
+            shop.calibrating(shop.adapter),
             bank.val,
             seed=bank.seed,
-            guidance=sampler.guidance,
             chunk=sampler.chunk,
             members=members,
             advance=shown.advance,
@@ -163,32 +154,28 @@ def _sensitivity(shop: Workshop, bank: TrajectoryBank) -> dict[str, Any]:
     return found | values | {"per_trajectory": each}
 
 
-def _quantized(shop: Workshop) -> Adapter:
-    """The quantized model, ready to follow the calibrated plan."""
+def _quantized(shop: Workshop) -> Denoising:
+    """The quantized model, ready to follow the calibrated trajectories."""
     with shop.record:
         calibrated(shop)
-    return frozen(shop, shop.calibration_plan)
+    return shop.calibrating(frozen(shop, shop.calibration_sampler))
 
 
-def _diagnosis(shop: Workshop, quantized: Adapter, bank: TrajectoryBank) -> dict[str, Any]:
-    sampler = shop.job.calibration_sampler
-    return diagnose(
-        quantized, shop.calibration_plan, bank.val, seed=bank.seed, guidance=sampler.guidance, chunk=sampler.chunk
-    ).to_json()
+def _diagnosis(shop: Workshop, quantized: Denoising, bank: TrajectoryBank) -> dict[str, Any]:
+    return diagnose(quantized, bank.val, seed=bank.seed, chunk=shop.job.calibration_sampler.chunk).to_json()
 
 
-def _features(shop: Workshop, quantized: Adapter, bank: TrajectoryBank) -> dict[str, Any]:
+def _features(shop: Workshop, quantized: Denoising, bank: TrajectoryBank) -> dict[str, Any]:
     """What becomes of activations and of the last feature."""
     members, sampler = min(FEATURE_TRAJECTORIES, len(bank.val)), shop.job.calibration_sampler
     total = bank.val.calls * len(batches(members, sampler.chunk))
     with Meter(f"features of {shop.job.title}", total) as shown:
         return feature_statistics(
             quantized,
-            shop.adapter,
+            shop.calibrating(shop.adapter),
             shop.topology,
             bank.val,
             members=members,
-            guidance=sampler.guidance,
             chunk=sampler.chunk,
             advance=shown.advance,
         ).to_json()

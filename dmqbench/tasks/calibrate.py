@@ -79,11 +79,9 @@ def _stage(shop: Workshop, config: StageConfig, parent: Artifact | None) -> Stag
         load_state_(shop, parent)
     shop.memory.begin_part()
     bench = Workbench(
-        adapter=shop.adapter,
+        denoising=shop.calibrating(shop.adapter),
         topology=shop.topology,
         bank=bank,
-        sampler=shop.calibration_plan,
-        guidance=job.calibration_sampler.guidance,
         step_groups=shop.step_groups,
         seed=job.seed,
         record=shop.record,

@@ -75,7 +75,7 @@ def shared_protocol(shop: Workshop, fp_id: str) -> Protocol:
         n=job.metrics.samples,
         seed=job.metrics.seed,
         sampler=job.sampler.name,
-        timesteps=shop.plan.timesteps,
+        timesteps=shop.sampler.timesteps,
         eta=job.sampler.eta,
         guidance=job.sampler.guidance,
         chunk=job.sampler.chunk,

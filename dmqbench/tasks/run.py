@@ -58,12 +58,6 @@ def known_diagnosis(shop: Workshop) -> dict[str, Any] | None:
 def make_diagnosis(shop: Workshop) -> dict[str, Any]:
     """Measure errors per step and layer on the validation trajectories."""
     job = shop.job
-    found = diagnose(
-        frozen(shop),
-        shop.plan,
-        bank_of(shop).val,
-        seed=job.seed,
-        guidance=job.sampler.guidance,
-        chunk=job.sampler.chunk,
-    )
+    denoising = shop.sampling(frozen(shop))
+    found = diagnose(denoising, bank_of(shop).val, seed=job.seed, chunk=job.sampler.chunk)
     return {**found.to_json(), "bank": shop.ids.trajectories}

@@ -13,7 +13,7 @@ from dmqbench.engines import lower_
 from dmqbench.eval.evaluate import SampleSet
 from dmqbench.models.adapter import Adapter
 from dmqbench.models.image_tasks import OfImages
-from dmqbench.models.rollout import chunk_count, chunk_name, sample_chunk
+from dmqbench.models.rollout import Denoising, chunk_count, chunk_name
 from dmqbench.quant.layers import freeze_, set_quantization_
 from dmqbench.quant.spec import nearest_calls, neighbouring_calls
 from dmqbench.quant.state import follow_calls_, interpolate_calls_
@@ -40,8 +40,8 @@ def draw_samples(shop: Workshop) -> SampleSet:
     return samples(shop, shop.ids.samples, job.metrics.samples, job.title, lambda: frozen(shop), seed=job.metrics.seed)
 
 
-def frozen(shop: Workshop, plan: SamplerPlan | None = None) -> Adapter:
-    """Return the model of this job, ready to follow ``plan``, by default that of sampling: full precision, foreign, or
+def frozen(shop: Workshop, sampler: SamplerPlan | None = None) -> Adapter:
+    """Return the model of this job, ready to follow ``sampler``, by default the job's: full precision, foreign, or
     frozen and lowered to the engine. A call of another plan than the calibrated one has the activation parameters
     of the calibrated call at the nearest timestep, or between those of the two calls around it."""
     if shop.job.foreign:
@@ -51,7 +51,7 @@ def frozen(shop: Workshop, plan: SamplerPlan | None = None) -> Adapter:
         return shop.adapter
     network = shop.quantized.network
     load_state_(shop, stages[-1])
-    followed, of_stages = (plan or shop.plan).timesteps, shop.calibration_plan.timesteps
+    followed, of_stages = (sampler or shop.sampler).timesteps, shop.calibration_sampler.timesteps
     if followed != of_stages and shop.job.calibration.match == "interpolate":
         interpolate_calls_(network, neighbouring_calls(of_stages, followed))
     elif followed != of_stages:
@@ -82,11 +82,11 @@ def samples(
     present = shop.store.verified_files("samples", id)
     missing = [number for number, name in enumerate(names) if name not in present]
     if missing:
-        adapter = model()
+        denoising = shop.sampling(model())
         started = time.perf_counter()
         with Meter(f"samples of {title}", len(names), len(names) - len(missing)) as shown:
             for number in missing:
-                _draw_chunk(shop, id, number, adapter, seed, perturbation)
+                _draw_chunk(shop, id, number, denoising, seed, perturbation)
                 shown.advance()
         seconds = time.perf_counter() - started
         shop.sample_seconds[id] = seconds
@@ -97,21 +97,13 @@ def samples(
     return SampleSet(id, images, state)
 
 
-def _draw_chunk(shop: Workshop, id: str, number: int, adapter: Adapter, seed: int, perturbation: float) -> None:
+def _draw_chunk(shop: Workshop, id: str, number: int, denoising: Denoising, seed: int, perturbation: float) -> None:
     """Draw one chunk into the store, unless another process did so meanwhile."""
-    store, sampler, name = shop.store, shop.job.sampler, chunk_name(number)
+    store, name = shop.store, chunk_name(number)
     with store.lock("samples", id, part=name):
         if name in store.verified_files("samples", id):
             return
-        drawn = sample_chunk(
-            adapter,
-            shop.plan,
-            number,
-            chunk=sampler.chunk,
-            seed=seed,
-            guidance=sampler.guidance,
-            perturbation=perturbation,
-        )
+        drawn = denoising.sample_chunk(number, chunk=shop.job.sampler.chunk, seed=seed, perturbation=perturbation)
         content = save(drawn.to_tensors())
         store.append_file("samples", id, name, lambda path: path.write_bytes(content))
 

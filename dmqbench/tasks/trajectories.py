@@ -8,7 +8,6 @@ from safetensors.torch import load_file, save
 from dmqbench.config.schema import Job
 from dmqbench.data.bank import Trajectories, TrajectoryBank, join
 from dmqbench.data.noise import Stream
-from dmqbench.models.rollout import follow
 from dmqbench.quant.layers import quantization
 from dmqbench.store.files import save_atomic
 from dmqbench.tasks.workshop import OUTCOME, Workshop, open_workshop
@@ -37,27 +36,27 @@ def bank_of(shop: Workshop) -> TrajectoryBank:
 def _follow_all(shop: Workshop) -> dict[str, float]:
     """Follow the trajectories batch by batch into the work folder; batches that a killed run left are kept."""
     job, folder = shop.job, shop.store.work(shop.ids.trajectories) / OUTCOME
-    plan, guidance, batch = shop.calibration_plan, job.calibration_sampler.guidance, job.sampler.chunk
+    batch = job.sampler.chunk
     counts: dict[Stream, int] = {"cal": job.budget.trajectories, "val": job.budget.validation}
     starts: list[tuple[Stream, int]] = [
         (stream, start) for stream, count in counts.items() for start in range(0, count, batch)
     ]
-    adapter = shop.untouched
+    denoising = shop.calibrating(shop.untouched)
     shop.memory.begin_part()
     started = time.perf_counter()
     with (
         Meter(f"trajectories of {job.model.name}", len(starts)) as shown,
-        quantization(adapter.network, weight=False, activation=False),
+        quantization(denoising.adapter.network, weight=False, activation=False),
     ):
         for stream, start in starts:
             path = folder / f"{stream}_{start // batch:05d}.safetensors"
             if not path.exists():
                 indices = range(start, min(start + batch, counts[stream]))
-                part = follow(adapter, plan, stream=stream, seed=job.seed, indices=indices, guidance=guidance)
+                part = denoising.follow(stream=stream, seed=job.seed, indices=indices)
                 save_atomic(path, save(part.to_tensors()))
             shown.advance()
     return {
         "seconds": time.perf_counter() - started,
-        "network_forwards": sum(counts.values()) * plan.network_calls * (1 if guidance == 1.0 else 2),
+        "network_forwards": sum(counts.values()) * denoising.sampler.network_calls * denoising.branches,
         **memory_facts(job.device_type),
     }

@@ -13,6 +13,7 @@ from dmqbench.models.adapter import Adapter, load_adapter
 from dmqbench.models.attention import attach_attention_quantizers_
 from dmqbench.models.foreign import load_foreign_adapter
 from dmqbench.models.image_tasks import edit_images_, restore_images_
+from dmqbench.models.rollout import Denoising
 from dmqbench.models.topology import Topology
 from dmqbench.quant.layers import adopt_weight_bits_, quantize_layers_
 from dmqbench.quant.plan import PrecisionPlan, uniform_plan
@@ -60,7 +61,7 @@ class Workshop:
     @property
     def step_groups(self) -> StepGroups:
         size = group_size(self.job.bits.ranges)
-        return StepGroups.shared() if size is None else StepGroups.of_size(self.calibration_plan.network_calls, size)
+        return StepGroups.shared() if size is None else StepGroups.of_size(self.calibration_sampler.network_calls, size)
 
     @cached_property
     def images(self) -> ImageStreams:
@@ -69,18 +70,26 @@ class Workshop:
         return OWN_STREAMS[self.job.dataset.name]() if path is None else file_streams(path)
 
     @cached_property
-    def plan(self) -> SamplerPlan:
-        """The sampler's plan."""
+    def sampler(self) -> SamplerPlan:
+        """The plan of the sampler that draws the samples."""
         return self._plan_of(self.job.sampler)
 
     @cached_property
-    def calibration_plan(self) -> SamplerPlan:
+    def calibration_sampler(self) -> SamplerPlan:
         """The plan of the trajectories, which the stages work on."""
         return self._plan_of(self.job.calibration_sampler)
 
     def _plan_of(self, sampler: SamplerConfig) -> SamplerPlan:
         spec = sampler.spec(self.adapter.prediction, self.job.strength)
         return build_plan(spec, self.adapter.schedule)
+
+    def sampling(self, adapter: Adapter) -> Denoising:
+        """How ``adapter`` draws the samples of this job."""
+        return Denoising(adapter, self.sampler, self.job.sampler.guidance)
+
+    def calibrating(self, adapter: Adapter) -> Denoising:
+        """How ``adapter`` follows the trajectories that the stages work on."""
+        return Denoising(adapter, self.calibration_sampler, self.job.calibration_sampler.guidance)
 
     # ---- the model
 

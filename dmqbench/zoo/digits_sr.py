@@ -20,11 +20,11 @@ from dmqbench.data.digits import load_split
 from dmqbench.data.image_streams import ImageStreams, digit_streams
 from dmqbench.data.images import to_signed, to_uint8
 from dmqbench.eval.paired import psnr
-from dmqbench.models.adapter import Adapter, load_adapter
+from dmqbench.models.adapter import load_adapter
 from dmqbench.models.folders import ModelSource
 from dmqbench.models.image_tasks import restore_images_
-from dmqbench.models.rollout import chunk_count, sample_chunk
-from dmqbench.samplers.plan import SamplerPlan, build_plan
+from dmqbench.models.rollout import Denoising, chunk_count
+from dmqbench.samplers.plan import build_plan
 from dmqbench.samplers.spec import SamplerSpec
 from dmqbench.zoo.denoiser import WEIGHTS, Trained, build_scheduler, run_training, save_denoiser
 from dmqbench.zoo.ladder import SHAPE as LADDER_SHAPE
@@ -49,18 +49,18 @@ def train_restorer(seed: int, steps: int = STEPS) -> Trained:
     return run_training(module, images, labels, batch=BATCH, seed=seed)
 
 
-def load_restorer(images: ImageStreams) -> tuple[Adapter, SamplerPlan]:
-    """Return the shipped network, restoring ``images``, and the plan it is measured with, DDIM in 20 steps."""
+def load_restorer(images: ImageStreams) -> Denoising:
+    """Return the shipped network, restoring ``images`` as it is measured, with DDIM in 20 steps."""
     adapter = load_adapter(ModelSource("embedded", NAME, condition_channels=SHAPE.condition_channels))
     restore_images_(adapter, images, FACTOR)
-    return adapter, build_plan(SamplerSpec("ddim", 20), adapter.schedule)
+    return Denoising(adapter, build_plan(SamplerSpec("ddim", 20), adapter.schedule))
 
 
 def restored(count: int) -> Tensor:
     """Return what the network makes of the first ``count`` held-out digits, uint8 [count, 1, 16, 16]."""
-    adapter, plan = load_restorer(digit_streams())
+    restorer = load_restorer(digit_streams())
     chunks = range(chunk_count(count, CHUNK))
-    images = [sample_chunk(adapter, plan, number, chunk=CHUNK, seed=0, guidance=1.0).images for number in chunks]
+    images = [restorer.sample_chunk(number, chunk=CHUNK, seed=0).images for number in chunks]
     return torch.cat(images)[:count]
 
 

@@ -15,10 +15,10 @@ from dmqbench.anatomy.disparity import measure_disparity, model_disparity
 from dmqbench.data.digits import CLASSES
 from dmqbench.data.images import to_signed
 from dmqbench.eval.digit_classifier import digit_classifier, recognised
-from dmqbench.models.adapter import Adapter, load_adapter
+from dmqbench.models.adapter import load_adapter
 from dmqbench.models.folders import ModelSource
-from dmqbench.models.rollout import follow, sample_chunk
-from dmqbench.samplers.plan import SamplerPlan, build_plan
+from dmqbench.models.rollout import Denoising
+from dmqbench.samplers.plan import build_plan
 from dmqbench.samplers.spec import SamplerSpec
 from dmqbench.zoo.denoiser import WEIGHTS, UNetShape, save_denoiser, train_denoiser
 from dmqbench.zoo.training import Optimizer
@@ -58,26 +58,23 @@ def rung_folder(number: int) -> Path:
     return WEIGHTS / rung_name(number)
 
 
-def load_rung(number: int) -> tuple[Adapter, SamplerPlan]:
-    """Return a shipped rung and the plan it is measured with, DDIM in 20 steps."""
+def load_rung(number: int) -> Denoising:
+    """Return a shipped rung as it is measured, with DDIM in 20 steps."""
     adapter = load_adapter(ModelSource("embedded", rung_name(number), classes=CLASSES))
-    return adapter, build_plan(SamplerSpec("ddim", 20), adapter.schedule)
+    return Denoising(adapter, build_plan(SamplerSpec("ddim", 20), adapter.schedule))
 
 
-def layer_disparities(adapter: Adapter, plan: SamplerPlan, trajectories: int, seed: int = 0) -> dict[str, float]:
+def layer_disparities(rung: Denoising, trajectories: int, seed: int = 0) -> dict[str, float]:
     """Return the disparity of every skip layer on the first ``trajectories`` of the stream ``cal``."""
-    bank = follow(adapter, plan, stream="cal", seed=seed, indices=range(trajectories), guidance=1.0)
-    return measure_disparity(adapter, bank, members=trajectories, chunk=CHUNK)
+    bank = rung.follow(stream="cal", seed=seed, indices=range(trajectories))
+    return measure_disparity(rung, bank, members=trajectories, chunk=CHUNK)
 
 
-def recognised_share(adapter: Adapter, plan: SamplerPlan, samples: int) -> float:
+def recognised_share(rung: Denoising, samples: int) -> float:
     """Return the share of samples of the stream ``val`` that the classifier takes for the digit asked for."""
-    chunks = [
-        sample_chunk(adapter, plan, number, chunk=CHUNK, seed=0, guidance=1.0, stream="val").images
-        for number in range(samples // CHUNK)
-    ]
+    chunks = [rung.sample_chunk(number, chunk=CHUNK, seed=0, stream="val").images for number in range(samples // CHUNK)]
     images = torch.cat(chunks)
-    labels = adapter.conditioner.conditions("val", 0, range(len(images)))["class_labels"]
+    labels = rung.adapter.conditioner.conditions("val", 0, range(len(images)))["class_labels"]
     return recognised(digit_classifier(), to_signed(images), labels).float().mean().item()
 
 
@@ -94,13 +91,13 @@ def train(number: int, seed: int) -> None:
         "optimizer": asdict(rung.optimizer),
     }
     save_denoiser(folder, trained, **facts)
-    adapter, plan = load_rung(number)
-    layers = layer_disparities(adapter, plan, TRAJECTORIES)
+    shipped = load_rung(number)
+    layers = layer_disparities(shipped, TRAJECTORIES)
     measured = {
         "disparity": round(model_disparity(layers), 4),
         "layers": {name: round(value, 4) for name, value in layers.items()},
         "trajectories": TRAJECTORIES,
-        "recognised": recognised_share(adapter, plan, SAMPLES),
+        "recognised": recognised_share(shipped, SAMPLES),
         "samples": SAMPLES,
     }
     record = json.loads((folder / "training.json").read_text())

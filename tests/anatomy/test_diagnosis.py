@@ -15,7 +15,7 @@ from dmqbench.data.noise import step_noise
 from dmqbench.engines import lower_
 from dmqbench.models.adapter import Adapter
 from dmqbench.models.conditioning import PixelDecoder, Unconditional
-from dmqbench.models.rollout import follow, sample_chunk
+from dmqbench.models.rollout import Denoising
 from dmqbench.quant.layers import freeze_, quant_layers
 from dmqbench.quant.spec import StepGroups
 from dmqbench.results.diagnosis import load_diagnosis
@@ -60,8 +60,8 @@ PLANS = {
 def test_a_constant_error_adds_up_as_the_sampler_says(plan):
     """The error does not depend on the state, so the difference of the trajectories follows the sampler's recursion."""
     exact, wrong, error = constant(0.5), constant(0.6), 0.1
-    full = follow(exact, plan, stream="val", seed=3, indices=range(5), guidance=1.0)
-    found = step_errors(wrong, plan, full, seed=3, guidance=1.0, chunk=2)
+    full = Denoising(exact, plan).follow(stream="val", seed=3, indices=range(5))
+    found = step_errors(Denoising(wrong, plan), full, seed=3, chunk=2)
     assert found.local == pytest.approx([(error / 0.5) ** 2] * plan.network_calls, rel=1e-5)
     assert found.injected == pytest.approx([(gain * error) ** 2 for gain in plan.gains], rel=1e-5)
 
@@ -78,10 +78,10 @@ def test_a_constant_error_adds_up_as_the_sampler_says(plan):
 
 def test_noise_of_a_stochastic_sampler_is_shared():
     plan = PLANS["ddim, eta 1"]
-    full = follow(constant(0.5), plan, stream="val", seed=3, indices=range(2), guidance=1.0)
-    same = step_errors(constant(0.5), plan, full, seed=3, guidance=1.0, chunk=2)
+    full = Denoising(constant(0.5), plan).follow(stream="val", seed=3, indices=range(2))
+    same = step_errors(Denoising(constant(0.5), plan), full, seed=3, chunk=2)
     assert set(same.accumulated) == {0.0}
-    other = step_errors(constant(0.5), plan, full, seed=4, guidance=1.0, chunk=2)
+    other = step_errors(Denoising(constant(0.5), plan), full, seed=4, chunk=2)
     assert min(other.accumulated) > 1e-3
     assert step_noise("val", 3, [0], 0, SHAPE).std() > 0.5
 
@@ -90,7 +90,7 @@ def test_noise_of_a_stochastic_sampler_is_shared():
 def test_a_network_that_is_not_quantized_has_no_error_at_all(guidance):
     """Exactly none: batches, conditions, noise and guidance are those of the bank."""
     bench = workbench(guidance=guidance)
-    found = step_errors(bench.adapter, bench.sampler, bench.bank.val, seed=0, guidance=guidance, chunk=4)
+    found = step_errors(bench.denoising, bench.bank.val, seed=0, chunk=4)
     assert {*found.local, *found.injected, *found.accumulated, *found.shift} == {0.0}
 
 
@@ -104,11 +104,11 @@ def frozen(guidance: float = 1.0):
 
 
 def run(bench):
-    return diagnose(bench.adapter, bench.sampler, bench.bank.val, seed=0, guidance=bench.guidance, chunk=4)
+    return diagnose(bench.denoising, bench.bank.val, seed=0, chunk=4)
 
 
 def drawn(bench):
-    return sample_chunk(bench.adapter, bench.sampler, 0, chunk=4, seed=0, guidance=bench.guidance)
+    return bench.denoising.sample_chunk(0, chunk=4, seed=0)
 
 
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
@@ -180,21 +180,21 @@ def test_the_file_has_the_agreed_form_and_no_undefined_number(tmp_path):
 
 def test_a_network_of_another_program_has_step_errors_and_no_layers():
     plan = PLANS["ddim"]
-    full = follow(constant(0.5), plan, stream="val", seed=0, indices=range(2), guidance=1.0)
-    found = diagnose(constant(0.6), plan, full, seed=0, guidance=1.0, chunk=2)
+    full = Denoising(constant(0.5), plan).follow(stream="val", seed=0, indices=range(2))
+    found = diagnose(Denoising(constant(0.6), plan), full, seed=0, chunk=2)
     assert found.layers is None
     assert found.proxies["layer_error"] is None
-    same = diagnose(constant(0.5), plan, full, seed=0, guidance=1.0, chunk=2)
+    same = diagnose(Denoising(constant(0.5), plan), full, seed=0, chunk=2)
     assert same.proxies == {"layer_error": None, "injected_error": None, "accumulated_error": None}
 
 
 def test_a_network_that_diverges_and_another_plan_are_refused():
     plan = PLANS["ddim"]
-    full = follow(constant(0.5), plan, stream="val", seed=0, indices=range(2), guidance=1.0)
+    full = Denoising(constant(0.5), plan).follow(stream="val", seed=0, indices=range(2))
     with pytest.raises(FloatingPointError, match="output is not finite at call 0"):
-        diagnose(constant(float("nan")), plan, full, seed=0, guidance=1.0, chunk=2)
+        diagnose(Denoising(constant(float("nan")), plan), full, seed=0, chunk=2)
     with pytest.raises(ValueError, match="another sampler"):
-        diagnose(constant(0.5), sampler("ddim", 5), full, seed=0, guidance=1.0, chunk=2)
+        diagnose(Denoising(constant(0.5), sampler("ddim", 5)), full, seed=0, chunk=2)
 
 
 @settings(max_examples=40, deadline=None)

@@ -57,7 +57,7 @@ def test_on_a_bank_it_is_what_hooks_on_the_shortcuts_see():
     bench = workbench(network=network)
     with torch.no_grad():
         bench.adapter.network.conv_in.weight[3] *= 50
-    found = measure_disparity(bench.adapter, bench.bank.cal, members=5, chunk=2)
+    found = measure_disparity(bench.denoising, bench.bank.cal, members=5, chunk=2)
     names = [name for name in quant_layers(bench.adapter.network) if name.endswith("conv_shortcut")]
     assert sorted(found) == sorted(names) and len(names) == 5
 
@@ -83,14 +83,14 @@ def test_on_a_bank_it_is_what_hooks_on_the_shortcuts_see():
 
 def test_quantizers_are_off_meanwhile_and_as_before_afterwards():
     bench = workbench()
-    expected = measure_disparity(bench.adapter, bench.bank.cal, members=4)
+    expected = measure_disparity(bench.denoising, bench.bank.cal, members=4)
     layers = quant_layers(bench.adapter.network).values()
     set_quantization_(bench.adapter.network, weight=True, activation=True)
-    assert measure_disparity(bench.adapter, bench.bank.cal, members=4) == expected
+    assert measure_disparity(bench.denoising, bench.bank.cal, members=4) == expected
     assert all(layer.weight_on and layer.activation_on for layer in layers)
 
 
 def test_a_network_without_skips_has_no_layers_to_measure():
     bench = workbench(network=dit())
     assert skip_layers(bench.topology) == ()
-    assert measure_disparity(bench.adapter, bench.bank.cal, members=2) == {}
+    assert measure_disparity(bench.denoising, bench.bank.cal, members=2) == {}

@@ -27,15 +27,15 @@ def frozen_bench(network, guidance=1.0, bits=W3A4, steps=None):
 
 
 def measured(bench, **changes):
-    given = {"members": 4, "guidance": bench.guidance, "chunk": 3} | changes
-    return feature_statistics(bench.adapter, bench.adapter, bench.topology, bench.bank.val, **given)
+    given = {"members": 4, "chunk": 3} | changes
+    return feature_statistics(bench.denoising, bench.denoising, bench.topology, bench.bank.val, **given)
 
 
 def captured(bench, module, call):
     """What goes into ``module`` on the validation states before ``call``, all four trajectories at once."""
     seen = []
     handle = module.register_forward_pre_hook(lambda _, args: seen.append(args[0].double()))
-    predict(bench.adapter, bench.bank.val, range(4), call, bench.guidance)
+    predict(bench.denoising, bench.bank.val, range(4), call)
     handle.remove()
     return seen[0]
 
@@ -139,9 +139,7 @@ def test_without_activation_codes_there_are_features_alone():
 
 def test_of_full_precision_against_itself_nothing_differs():
     bench = workbench()
-    found = feature_statistics(
-        bench.adapter, bench.adapter, bench.topology, bench.bank.val, members=2, guidance=1.0, chunk=2
-    )
+    found = feature_statistics(bench.denoising, bench.denoising, bench.topology, bench.bank.val, members=2, chunk=2)
     assert found.relative_error.max() == 0 and found.change.nan_to_num().equal(found.change_quantized.nan_to_num())
     assert float(found.cosine.min()) == pytest.approx(1) and found.codes is None
 

@@ -13,6 +13,7 @@ from dmqbench.anatomy.layer_errors import LayerErrors, layer_errors
 from dmqbench.anatomy.recorded import batches, spread_calls
 from dmqbench.calibration.capture import capture_inputs
 from dmqbench.engines import lower_
+from dmqbench.models.rollout import Denoising
 from dmqbench.quant.functional import affine_parameters, fake_quantize
 from dmqbench.quant.layers import freeze_, quant_layers, set_quantization_
 from dmqbench.quant.spec import BitWidth, StepGroups
@@ -26,7 +27,7 @@ def calibrated(bits=W3A6, **settings_):
 
 
 def measured(bench, **settings_) -> LayerErrors:
-    found = layer_errors(bench.adapter, bench.bank.val, guidance=bench.guidance, **{"chunk": 32, **settings_})
+    found = layer_errors(bench.denoising, bench.bank.val, **{"chunk": 32, **settings_})
     assert found is not None
     return found
 
@@ -44,7 +45,7 @@ def test_errors_are_those_of_the_layer_alone_on_full_precision_inputs(builder):
         layer = quant_layers(bench.network)[name]
         call = 2
         points = torch.arange(4) * 4 + call
-        module_inputs = capture_inputs(bench.adapter, layer, bench.bank.val, points, 4, 1.0)
+        module_inputs = capture_inputs(bench.denoising, layer, bench.bank.val, points, 4)
         x = module_inputs.arguments[0][0].double()
         activation = layer.activation_quantizer
         scale, zero_point = (table.double() for table in activation.tables())
@@ -144,7 +145,7 @@ def test_a_range_that_was_never_calibrated_is_named():
 @pytest.mark.parametrize("builder", [unet, text_unet, dit], ids=["unet", "text_unet", "dit"])
 def test_a_network_without_quantizable_layers_has_none(builder):
     bench = workbench(network=unet())
-    assert layer_errors(adapter_of(builder()), bench.bank.val, guidance=1.0, chunk=4) is None
+    assert layer_errors(Denoising(adapter_of(builder()), bench.sampler), bench.bank.val, chunk=4) is None
 
 
 @settings(deadline=None)

@@ -16,7 +16,7 @@ from dmqbench.data.images import to_uint8
 from dmqbench.data.noise import initial_noise, step_noise
 from dmqbench.models.adapter import Adapter
 from dmqbench.models.conditioning import PixelDecoder, Unconditional
-from dmqbench.models.rollout import follow
+from dmqbench.models.rollout import Denoising
 from dmqbench.quant.layers import quant_layers
 from dmqbench.store.files import json_text
 
@@ -65,7 +65,7 @@ PLANS = {
 
 
 def recorded(adapter: Adapter, plan, count: int = 5, guidance: float = 1.0) -> Trajectories:
-    return follow(adapter, plan, stream="val", seed=3, indices=range(count), guidance=guidance)
+    return Denoising(adapter, plan, guidance).follow(stream="val", seed=3, indices=range(count))
 
 
 def precise(plan, count: int = 5) -> Trajectories:
@@ -85,7 +85,7 @@ def precise(plan, count: int = 5) -> Trajectories:
 def test_an_error_of_a_linear_network_grows_by_the_product_of_the_steps(kind):
     """δ_end = gain_k Π_{j>k} (carry_j + gain_j slope_j) δ_k in each pixel."""
     plan, bank = PLANS[kind], precise(PLANS[kind])
-    found = sensitivity(gaussian(), plan, bank, seed=3, guidance=1.0, chunk=2, relative_rms=0.1)
+    found = sensitivity(Denoising(gaussian(), plan), bank, seed=3, chunk=2, relative_rms=0.1)
     assert found.calls == tuple(range(6)) and found.timesteps == plan.timesteps
     factors = [carry + gain * slope(timestep)
                for carry, gain, timestep in zip(plan.carries, plan.gains, plan.timesteps, strict=True)]  # fmt: skip
@@ -108,7 +108,7 @@ def test_every_sampler_is_followed_as_from_its_beginning(kind):
     plan, adapter = PLANS[kind], adapter_of(workbench().network)
     bank = recorded(adapter, plan, count=3)
     changed: list[torch.Tensor] = []
-    found = sensitivity(adapter, plan, bank, seed=3, guidance=1.0, chunk=2, relative_rms=0.3)
+    found = sensitivity(Denoising(adapter, plan), bank, seed=3, chunk=2, relative_rms=0.3)
     assert found.trajectories == 3
     directions = noise_directions(adapter.sample_shape, range(3))
     for call in range(plan.network_calls):
@@ -146,8 +146,8 @@ def test_guidance_is_followed():
     """An error of the guided prediction; with other guidance later calls would answer otherwise."""
     plan, adapter = PLANS["ddim"], adapter_of(workbench().network)
     bank = recorded(adapter, plan, count=2, guidance=3.0)
-    small = sensitivity(adapter, plan, bank, seed=3, guidance=3.0, chunk=2, relative_rms=1e-3)
-    wrong = sensitivity(adapter, plan, bank, seed=3, guidance=1.0, chunk=2, relative_rms=1e-3)
+    small = sensitivity(Denoising(adapter, plan, 3.0), bank, seed=3, chunk=2, relative_rms=1e-3)
+    wrong = sensitivity(Denoising(adapter, plan), bank, seed=3, chunk=2, relative_rms=1e-3)
     assert max(small.mse[0]) < 1e-3 * min(wrong.mse[0])
 
 
@@ -156,9 +156,9 @@ def test_what_is_asked_changes_no_value():
     plan, adapter = PLANS["dpmpp"], gaussian()
     bank = recorded(adapter, plan)
     seen: list[int] = []
-    whole = sensitivity(adapter, plan, bank, seed=3, guidance=1.0, chunk=5, advance=lambda: seen.append(1))
+    whole = sensitivity(Denoising(adapter, plan), bank, seed=3, chunk=5, advance=lambda: seen.append(1))
     assert len(seen) == 6
-    part = sensitivity(adapter, plan, bank, seed=3, guidance=1.0, chunk=2, members=3, calls=(1, 4))
+    part = sensitivity(Denoising(adapter, plan), bank, seed=3, chunk=2, members=3, calls=(1, 4))
     assert part.calls == (1, 4) and part.trajectories == 3
     for row, call in enumerate(part.calls):
         assert part.mse[row] == pytest.approx(whole.mse[call][:3], rel=1e-4)
@@ -168,9 +168,9 @@ def test_what_is_asked_changes_no_value():
 def test_means_are_over_trajectories_and_identical_images_have_no_psnr():
     plan, adapter = PLANS["ddim"], gaussian()
     bank = recorded(adapter, plan)
-    found = sensitivity(adapter, plan, bank, seed=3, guidance=1.0, chunk=2, relative_rms=1e-7).to_json()
+    found = sensitivity(Denoising(adapter, plan), bank, seed=3, chunk=2, relative_rms=1e-7).to_json()
     assert found["psnr"] == [None] * 6 and found["per_trajectory"]["psnr"] == [[None] * 5] * 6
-    found = sensitivity(adapter, plan, bank, seed=3, guidance=1.0, chunk=2).to_json()
+    found = sensitivity(Denoising(adapter, plan), bank, seed=3, chunk=2).to_json()
     for row, values in enumerate(found["per_trajectory"]["mse"]):
         assert found["mse"][row] == pytest.approx(sum(values) / 5)
     json_text(found)
@@ -178,7 +178,7 @@ def test_means_are_over_trajectories_and_identical_images_have_no_psnr():
 
 def test_the_network_is_left_as_it_was():
     bench = workbench()
-    sensitivity(bench.adapter, bench.sampler, bench.bank.val, seed=0, guidance=1.0, chunk=2)
+    sensitivity(bench.denoising, bench.bank.val, seed=0, chunk=2)
     layers = quant_layers(bench.network).values()
     assert layers and not any(itertools.chain.from_iterable((one.weight_on, one.activation_on) for one in layers))
 
@@ -197,13 +197,14 @@ def test_the_network_is_left_as_it_was():
 )
 def test_what_cannot_be_asked_is_refused_in_one_line(changes, problem):
     adapter = gaussian()
-    settings = {"plan": PLANS["ddim"], "seed": 3, "guidance": 1.0, "chunk": 2} | changes
+    settings = {"plan": PLANS["ddim"], "seed": 3, "chunk": 2} | changes
+    denoising = Denoising(adapter, settings.pop("plan"))
     bank = recorded(adapter, PLANS["ddim"], count=2)
     if problem is None:  # the same timesteps: what differs is how steps are made, which the record does not say
-        assert sensitivity(adapter, trajectories=bank, **settings).trajectories == 2
+        assert sensitivity(denoising, bank, **settings).trajectories == 2
         return
     with pytest.raises(ValueError, match=problem):
-        sensitivity(adapter, trajectories=bank, **settings)
+        sensitivity(denoising, bank, **settings)
 
 
 def test_a_final_state_that_is_not_finite_names_the_call():
@@ -215,4 +216,4 @@ def test_a_final_state_that_is_not_finite_names_the_call():
     bank = recorded(adapter, PLANS["ddim"], count=2)
     adapter.network = Broken()
     with pytest.raises(FloatingPointError, match="call 0"):
-        sensitivity(adapter, PLANS["ddim"], bank, seed=3, guidance=1.0, chunk=2)
+        sensitivity(Denoising(adapter, PLANS["ddim"]), bank, seed=3, chunk=2)

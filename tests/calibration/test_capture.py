@@ -47,8 +47,8 @@ def test_captured_inputs_and_outputs_are_those_of_full_forwards(build, name, gui
     module = bench.network.get_submodule(name)
     points = bench.bank.cal.spread(POINTS)
     expected = hooked(bench, module, points, guidance)
-    inputs = capture_inputs(bench.adapter, module, bench.bank.cal, points, BATCH, guidance)
-    outputs = capture_outputs(bench.adapter, {name: module}, bench.bank.cal, points, BATCH, guidance)[name]
+    inputs = capture_inputs(bench.denoising, module, bench.bank.cal, points, BATCH)
+    outputs = capture_outputs(bench.denoising, {name: module}, bench.bank.cal, points, BATCH)[name]
     branches = 1 if guidance == 1.0 else 2
     assert len(inputs) == len(outputs) == branches * POINTS
     assert torch.equal(outputs, torch.cat([output for _, _, output, _ in expected]))
@@ -72,7 +72,7 @@ def test_any_samples_can_be_selected_in_any_order():
     bench = workbench()
     module = bench.network.get_submodule("mid_block.resnets.0")
     points = bench.bank.cal.spread(POINTS)
-    inputs = capture_inputs(bench.adapter, module, bench.bank.cal, points, BATCH, 1.0)
+    inputs = capture_inputs(bench.denoising, module, bench.bank.cal, points, BATCH)
     index = torch.tensor([7, 0, 7])
     args, _, step = inputs.select(index)
     everything = inputs.select(torch.arange(POINTS))[0]
@@ -85,7 +85,7 @@ def test_a_forward_for_inputs_ends_where_the_module_starts():
     later = []
     bench.network.get_submodule("conv_out").register_forward_hook(lambda *_: later.append(1))
     module = bench.network.get_submodule("mid_block.resnets.0")
-    capture_inputs(bench.adapter, module, bench.bank.cal, torch.arange(3), BATCH, 1.0)
+    capture_inputs(bench.denoising, module, bench.bank.cal, torch.arange(3), BATCH)
     assert later == []
     with pytest.raises(RuntimeError, match="step is not set"):
         _ = bench.adapter.context.step
@@ -95,9 +95,9 @@ def test_no_hook_is_left_behind_even_after_an_error():
     bench = workbench()
     module = bench.network.get_submodule("mid_block.resnets.0")
     points = bench.bank.cal.spread(2)
-    capture_inputs(bench.adapter, module, bench.bank.cal, points, BATCH, 1.0)
+    capture_inputs(bench.denoising, module, bench.bank.cal, points, BATCH)
     with pytest.raises(IndexError):
-        capture_outputs(bench.adapter, {"m": module}, bench.bank.cal, torch.tensor([10**6]), BATCH, 1.0)
+        capture_outputs(bench.denoising, {"m": module}, bench.bank.cal, torch.tensor([10**6]), BATCH)
     assert not module._forward_hooks
     assert not module._forward_pre_hooks
 
@@ -109,16 +109,16 @@ def test_many_outputs_come_from_one_pass():
     bench.network.register_forward_hook(lambda *_: calls.append(1))
     modules = {name: bench.network.get_submodule(name) for name in names}
     points = bench.bank.cal.spread(POINTS)
-    together = capture_outputs(bench.adapter, modules, bench.bank.cal, points, BATCH, 1.0)
+    together = capture_outputs(bench.denoising, modules, bench.bank.cal, points, BATCH)
     assert len(calls) == 3
     for name in names:
-        alone = capture_outputs(bench.adapter, {name: modules[name]}, bench.bank.cal, points, BATCH, 1.0)
+        alone = capture_outputs(bench.denoising, {name: modules[name]}, bench.bank.cal, points, BATCH)
         assert torch.equal(together[name], alone[name])
 
 
 def test_run_points_yields_the_sizes_of_its_batches():
     bench = workbench()
-    assert list(run_points(bench.adapter, bench.bank.cal, torch.arange(10), 4, 1.0)) == [4, 4, 2]
+    assert list(run_points(bench.denoising, bench.bank.cal, torch.arange(10), 4)) == [4, 4, 2]
 
 
 @given(st.lists(st.integers(0, 50), max_size=20), st.integers(0, 120))

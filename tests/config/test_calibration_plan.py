@@ -17,7 +17,7 @@ from dmqbench.cli import main
 from dmqbench.config.compose import compose
 from dmqbench.config.ids import job_ids
 from dmqbench.config.job import make_job
-from dmqbench.models.rollout import chunk_name, follow
+from dmqbench.models.rollout import chunk_name
 from dmqbench.quant.state import activation_quantizers
 from dmqbench.results.result import calibration_text
 from dmqbench.store.artifacts import Store
@@ -195,15 +195,15 @@ def test_samples_are_drawn_with_the_rows_of_the_nearest_calibrated_calls(store, 
     made, _ = mixed
     shop = Workshop(made, Store(store))
     drawn = load_file(Store(store).path("samples", shop.ids.samples) / chunk_name(0))["state"]
-    assert (shop.plan.timesteps, shop.calibration_plan.timesteps) == ((666, 333, 0), (500, 0))
+    assert (shop.sampler.timesteps, shop.calibration_sampler.timesteps) == ((666, 333, 0), (500, 0))
     network = frozen(shop).network
     stored = load_file(Store(store).path("quantized", shop.ids.quantized) / STATE)
     for name, quantizer in activation_quantizers(network).items():
         assert quantizer.row_of_call.tolist() == [0, 0, 1]
         assert torch.equal(quantizer.scale, stored[f"{name}.scale"]) and len(quantizer.scale) == 2
-    again = follow(shop.adapter, shop.plan, stream="eval", seed=0, indices=range(32), guidance=1.0)
+    again = shop.sampling(shop.adapter).follow(stream="eval", seed=0, indices=range(32))
     assert torch.equal(again.x[:, -1], drawn)
-    as_calibrated = activation_quantizers(frozen(shop, shop.calibration_plan).network).values()
+    as_calibrated = activation_quantizers(frozen(shop, shop.calibration_sampler).network).values()
     assert {tuple(quantizer.row_of_call.tolist()) for quantizer in as_calibrated} == {(0, 1)}
 
 
@@ -230,24 +230,24 @@ def test_samples_are_drawn_with_ranges_interpolated_between_calibrated_calls(tmp
 
     shop = shop_of("interpolate")
     assert json.loads((run_job(shop.job) / "result.json").read_text())["metrics"]["psnr"]["n"] == 4
-    network, calls = frozen(shop).network, shop.calibration_plan.timesteps
+    network, calls = frozen(shop).network, shop.calibration_sampler.timesteps
     stored = load_file(Store(tmp_path).path("quantized", shop.ids.quantized) / STATE)
     for name, quantizer in activation_quantizers(network).items():
         assert quantizer.row_of_call.tolist() == list(range(sampled))
         for group, scales in enumerate(stored[f"{name}.scale"].double().log().numpy().T):
-            expected = np.interp(shop.plan.timesteps, calls[::-1], scales[::-1])
+            expected = np.interp(shop.sampler.timesteps, calls[::-1], scales[::-1])
             torch.testing.assert_close(quantizer.scale[:, group], torch.tensor(expected).exp().float())
-        for call, timestep in enumerate(shop.plan.timesteps):
+        for call, timestep in enumerate(shop.sampler.timesteps):
             if timestep in calls:
                 row = calls.index(timestep)
                 assert torch.equal(quantizer.scale[call], stored[f"{name}.scale"][row])
                 assert torch.equal(quantizer.zero_point[call], stored[f"{name}.zero_point"][row])
     drawn = load_file(Store(tmp_path).path("samples", shop.ids.samples) / chunk_name(0))["state"]
-    again = follow(shop.adapter, shop.plan, stream="eval", seed=0, indices=range(4), guidance=1.0)
+    again = shop.sampling(shop.adapter).follow(stream="eval", seed=0, indices=range(4))
     assert torch.equal(again.x[:, -1], drawn)
     nearest = shop_of("nearest")
     assert nearest.ids.quantized == shop.ids.quantized and nearest.ids.samples != shop.ids.samples
-    by_nearest = follow(nearest.frozen(), shop.plan, stream="eval", seed=0, indices=range(4), guidance=1.0)
+    by_nearest = nearest.sampling(frozen(nearest)).follow(stream="eval", seed=0, indices=range(4))
     assert torch.equal(by_nearest.x[:, -1], drawn) == (calibrated > sampled)
 
 

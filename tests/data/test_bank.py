@@ -11,7 +11,7 @@ from workbench import adapter_of, sampler
 
 from dmqbench.data.bank import Trajectories, join
 from dmqbench.data.noise import initial_noise, step_noise
-from dmqbench.models.rollout import follow
+from dmqbench.models.rollout import Denoising
 
 PLANS = {
     "ddim": sampler("ddim"),
@@ -37,7 +37,7 @@ class Calls:
 
 
 def followed(adapter, plan, guidance=1.0, indices=range(3), stream="cal"):
-    return follow(adapter, plan, stream=stream, seed=0, indices=indices, guidance=guidance)
+    return Denoising(adapter, plan, guidance).follow(stream=stream, seed=0, indices=indices)
 
 
 @plans

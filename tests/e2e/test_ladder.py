@@ -20,7 +20,7 @@ def record(number: int) -> dict:
 @cache
 def measured(number: int) -> dict[str, float]:
     """On half of the trajectories that the record was measured on, and other noise."""
-    return layer_disparities(*load_rung(number), TRAJECTORIES, seed=1)
+    return layer_disparities(load_rung(number), TRAJECTORIES, seed=1)
 
 
 @pytest.mark.parametrize("number", RUNGS)
@@ -41,7 +41,7 @@ def test_disparity_grows_from_rung_to_rung():
 def test_samples_are_digits(number):
     said = record(number)["measured"]["recognised"]
     assert said >= 0.85
-    assert abs(recognised_share(*load_rung(number), samples=64) - said) < 0.1
+    assert abs(recognised_share(load_rung(number), samples=64) - said) < 0.1
 
 
 @pytest.mark.parametrize("number", RUNGS)

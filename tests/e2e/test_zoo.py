@@ -10,7 +10,7 @@ from dmqbench.data.images import to_signed
 from dmqbench.eval.digit_classifier import CLASSIFIER, digit_classifier, recognised
 from dmqbench.models.adapter import load_adapter
 from dmqbench.models.folders import ModelSource
-from dmqbench.models.rollout import sample_chunk
+from dmqbench.models.rollout import Denoising
 from dmqbench.samplers.plan import build_plan
 from dmqbench.samplers.spec import SamplerSpec
 from dmqbench.zoo.denoiser import UNetShape, save_denoiser, train_denoiser
@@ -20,8 +20,8 @@ from dmqbench.zoo.training import Optimizer
 
 def test_samples_are_recognised_as_the_digit_that_was_asked_for():
     adapter = load_adapter(ModelSource("embedded", "digits", classes=10))
-    plan = build_plan(SamplerSpec("ddim", 20), adapter.schedule)
-    images = torch.cat([sample_chunk(adapter, plan, i, chunk=32, seed=0, guidance=1.0).images for i in range(10)])
+    denoising = Denoising(adapter, build_plan(SamplerSpec("ddim", 20), adapter.schedule))
+    images = torch.cat([denoising.sample_chunk(i, chunk=32, seed=0).images for i in range(10)])
     found = recognised(digit_classifier(), to_signed(images), torch.arange(len(images)) % 10)
     assert found.float().mean() >= 0.98
 

@@ -16,7 +16,7 @@ from dmqbench.models.conditioning import ClassConditioner, LatentDecoder, PixelD
 from dmqbench.models.folders import ModelError, ModelSource
 from dmqbench.models.foreign import load_foreign_adapter
 from dmqbench.models.image_tasks import CleanStates, OfImages, edit_images_, restore_images_
-from dmqbench.models.rollout import follow, rollout, sample_chunk
+from dmqbench.models.rollout import Denoising
 from dmqbench.models.sources import NetworkSpec
 
 FACTOR = 4
@@ -67,11 +67,12 @@ def test_a_condition_does_not_depend_on_its_batch():
 
 
 def test_the_bank_keeps_the_condition_and_the_network_sees_it_again():
-    adapter, plan = restorer(), sampler()
-    bank = follow(adapter, plan, stream="cal", seed=0, indices=range(3), guidance=1.0)
+    plan = sampler()
+    denoising = Denoising(restorer(), plan)
+    bank = denoising.follow(stream="cal", seed=0, indices=range(3))
     assert bank.cond["image"].shape == (3, 1, 8, 8)
     for call in range(plan.network_calls):
-        assert torch.allclose(predict(adapter, bank, range(3), call, 1.0), bank.output[:, call], rtol=0, atol=1e-6)
+        assert torch.allclose(predict(denoising, bank, range(3), call), bank.output[:, call], rtol=0, atol=1e-6)
 
 
 def test_layers_and_their_inputs_are_found_with_the_condition():
@@ -127,9 +128,7 @@ def test_a_foreign_network_takes_the_same_images(tmp_path):
     found = foreign.conditioner.conditions("eval", 0, [0, 1])
     assert torch.equal(found["image"], cond["image"])
     plan = sampler()
-    ours, theirs = (
-        sample_chunk(each, plan, 0, chunk=2, seed=0, guidance=1.0).state for each in (base, foreign)
-    )  # fmt: skip
+    ours, theirs = (Denoising(each, plan).sample_chunk(0, chunk=2, seed=0).state for each in (base, foreign))
     assert not torch.equal(ours, theirs)
     edited = adapter_of(unet())
     edit_images_(edited, streams(), CLASSES)
@@ -143,7 +142,7 @@ def test_a_foreign_network_takes_the_same_images(tmp_path):
 def test_editing_starts_from_the_noised_image():
     adapter, plan = adapter_of(unet()), sampler(steps=4, strength=0.5)
     edit_images_(adapter, streams(), CLASSES)
-    first = next(rollout(adapter, plan, stream="eval", seed=9, indices=[0, 1, 7], guidance=1.0))
+    first = next(Denoising(adapter, plan).rollout(stream="eval", seed=9, indices=[0, 1, 7]))
     assert len(plan.timesteps) == 2
     alpha = float(SCHEDULE.alphas_cumprod()[plan.timesteps[0]])
     noise = initial_noise("eval", 9, [0, 1, 7], (1, 8, 8))
@@ -166,7 +165,7 @@ def test_a_weaker_edit_stays_closer_to_the_image():
     clean = adapter.start("eval", range(4))
     distances = []
     for strength in (0.1, 0.5, 1.0):
-        chunk = sample_chunk(adapter, sampler(steps=10, strength=strength), 0, chunk=4, seed=0, guidance=1.0)
+        chunk = Denoising(adapter, sampler(steps=10, strength=strength)).sample_chunk(0, chunk=4, seed=0)
         distances.append(float((chunk.state - clean).square().mean()))
     assert distances == sorted(distances)
 

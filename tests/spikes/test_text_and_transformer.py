@@ -9,7 +9,7 @@ from dmqbench.calibration.stage import UnitCheckpoint, Workbench, run_stage
 from dmqbench.data.bank import TrajectoryBank
 from dmqbench.engines import lower_
 from dmqbench.models.attention import ExplicitAttention, attach_attention_quantizers_, attention_modules
-from dmqbench.models.rollout import follow
+from dmqbench.models.rollout import Denoising
 from dmqbench.quant.layers import freeze_, quant_layers, quantization, quantize_layers_
 from dmqbench.quant.plan import uniform_plan
 from dmqbench.quant.spec import BitWidth, Scope, StepGroups
@@ -27,16 +27,14 @@ def calibrated(build, bits, folder, per_step=False):
     adapter, plan = adapter_of(build()), sampler(steps=3)
     topology = adapter.topology()
     steps = StepGroups.per_step(plan.network_calls) if per_step else StepGroups.shared()
+    denoising = Denoising(adapter, plan, GUIDANCE)
     bank = TrajectoryBank(
-        *(
-            follow(adapter, plan, stream=stream, seed=0, indices=range(TRAJECTORIES), guidance=GUIDANCE)
-            for stream in ("cal", "val")
-        ),
+        *(denoising.follow(stream=stream, seed=0, indices=range(TRAJECTORIES)) for stream in ("cal", "val")),
         seed=0,
     )
     quantize_layers_(adapter.network, uniform_plan(topology.layers, bits, SCOPE), adapter.context, steps)
     attach_attention_quantizers_(adapter, topology, bits, steps)
-    bench = Workbench(adapter, topology, bank, plan, GUIDANCE, steps, 0, Log())
+    bench = Workbench(denoising, topology, bank, steps, 0, Log())
     stages = (
         WeightRange(bench, **MSE),
         ActivationRange(bench, **MSE, samples=18, batch=6, values_per_row=4096),

@@ -64,7 +64,7 @@ def expected_ranges(bench, settings):
 
             handles = [layer.register_forward_pre_hook(look) for layer in layers.values()]
             with torch.no_grad(), quantization(bench.network, weight=True, activation=True):
-                bench.adapter.denoise(batch.x, batch.timestep, batch.cond, batch.step, bench.guidance)
+                bench.adapter.denoise(batch.x, batch.timestep, batch.cond, batch.step, bench.denoising.guidance)
             for handle in handles:
                 handle.remove()
         for key, ends in state.items():

@@ -193,7 +193,7 @@ def test_deployed_ranges_are_those_of_all_calibration_points(steps):
     bench = workbench(W4A4, steps=steps)
     stage = learned(bench, ranges="deployed", iterations=2)
     learner = stage.learners[SKIP]
-    inputs = capture_inputs(bench.adapter, learner.layer, bench.bank.cal, stage.points, 8, 1.0)
+    inputs = capture_inputs(bench.denoising, learner.layer, bench.bank.cal, stage.points, 8)
     x, step = inputs.arguments[0][0], inputs.step
     assert len(x) == 24
     for row in range(steps.rows):
@@ -262,7 +262,7 @@ def test_findings_say_what_the_report_draws(joint):
 
 def test_magnitudes_and_disparity_are_those_of_the_validation_points(joint):
     inputs = capture_inputs(
-        joint.bench.adapter, joint.learners[SKIP].layer, joint.bench.bank.val, joint.views.points["val"], 8, 1.0
+        joint.bench.denoising, joint.learners[SKIP].layer, joint.bench.bank.val, joint.views.points["val"], 8
     )
     largest = inputs.arguments[0][0].abs().amax((0, 2, 3)).tolist()
     expected = max(largest) / statistics.median(largest)

@@ -52,7 +52,7 @@ def seen_by(bench, name, trajectories, points):
     for part in points.split(8):
         point = trajectories.at(part)
         with torch.no_grad(), quantization(bench.network, weight=True, activation=True):
-            bench.adapter.denoise(point.x, point.timestep, point.cond, point.step, bench.guidance)
+            bench.adapter.denoise(point.x, point.timestep, point.cond, point.step, bench.denoising.guidance)
         steps += [point.step] * bench.branches
     handle.remove()
     return torch.cat(parts), torch.cat(steps)

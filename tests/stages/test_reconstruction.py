@@ -75,12 +75,12 @@ def test_the_recorded_errors_are_those_of_the_unit_by_itself(reconstructed):
         if key.startswith(name) and key.endswith("codes"):
             del mixed[key]
     with quantization(bench.network, weight=False, activation=False):
-        target = capture_outputs(bench.adapter, {name: module}, bench.bank.val, points, 16, 1.0)[name]
+        target = capture_outputs(bench.denoising, {name: module}, bench.bank.val, points, 16)[name]
     errors = []
     for state in (mixed, learned):
         load_calibration_state_(bench.network, state)
         with quantization(bench.network, weight=True, activation=False):
-            inputs = capture_inputs(bench.adapter, module, bench.bank.val, points, 16, 1.0)
+            inputs = capture_inputs(bench.denoising, module, bench.bank.val, points, 16)
             args, kwargs, step = inputs.select(torch.arange(len(inputs)))
             with bench.adapter.context.at(step):
                 output = first_tensor(module(*args, **kwargs))

@@ -10,7 +10,7 @@ from tiny import unet
 from workbench import adapter_of, sampler, set_min_max_ranges_
 
 from dmqbench.data.noise import step_noise
-from dmqbench.models.rollout import rollout
+from dmqbench.models.rollout import Denoising
 from dmqbench.quant.layers import freeze_weight_, quantization, quantize_layers_, set_quantization_
 from dmqbench.quant.plan import uniform_plan
 from dmqbench.quant.spec import COMMON_SCOPE, BitWidth, StepGroups
@@ -28,7 +28,7 @@ class Group:
         steps = StepGroups.per_step(plan.network_calls)
         cond = adapter.conditioner.conditions("cal", 0, range(BATCH))
         topology = adapter.topology()
-        visits = list(rollout(adapter, plan, stream="cal", seed=0, indices=range(BATCH), guidance=guidance))
+        visits = list(Denoising(adapter, plan, guidance).rollout(stream="cal", seed=0, indices=range(BATCH)))
         precision = uniform_plan(topology.layers, BitWidth(4, 6), COMMON_SCOPE)
         quantize_layers_(adapter.network, precision, adapter.context, steps)
         x = visits[0].before.x

@@ -10,7 +10,6 @@ from workbench import ACTIVATION_RANGE, MSE, W3A6, sampler, set_min_max_ranges_,
 
 from dmqbench.calibration.stage import CalibrationDiverged, UnitCheckpoint, run_stage
 from dmqbench.config.stage_limits import CHOICES
-from dmqbench.models.rollout import rollout, rollout_from
 from dmqbench.quant.layers import freeze_, quant_layers, quantization
 from dmqbench.quant.spec import BitWidth, StepGroups
 from dmqbench.quant.state import activation_quantizers, calibration_state, load_calibration_state_
@@ -77,14 +76,14 @@ def run(bench, **changed):
 def accumulated(bench, first, stop, start):
     """Mean squared difference to full precision, on validation trajectories, of the state after call ``stop`` − 1 of
     the network as it is now, from full precision's state before call ``first`` or from its own first state."""
-    adapter, plan, val = bench.adapter, bench.sampler, bench.bank.val
-    options = {"stream": "val", "seed": bench.seed, "indices": range(len(val)), "guidance": bench.guidance}
-    with quantization(adapter.network, weight=False, activation=False):
-        exact = list(rollout(adapter, plan, **options))
-    with quantization(adapter.network, weight=True, activation=True):
+    denoising, val = bench.denoising, bench.bank.val
+    options = {"stream": "val", "seed": bench.seed, "indices": range(len(val))}
+    with quantization(bench.network, weight=False, activation=False):
+        exact = list(denoising.rollout(**options))
+    with quantization(bench.network, weight=True, activation=True):
         own = start == "quantized"
         at, state = (0, exact[0].before) if own else (first, exact[first].before)
-        visits = {visit.call: visit for visit in rollout_from(adapter, plan, state, at, val.cond, **options)}
+        visits = {visit.call: visit for visit in denoising.rollout_from(state, at, val.cond, **options)}
     return float((visits[stop - 1].after.x - exact[stop - 1].after.x).square().mean())
 
 

@@ -85,11 +85,10 @@ def test_statistics_of_inputs_are_those_of_the_captured_activations(builder, gui
     bench = workbench(network=builder(), trajectories=5, guidance=guidance)
     seen = []
     found = input_statistics(
-        bench.adapter,
+        bench.denoising,
         bench.topology,
         bench.bank.cal,
         members=4,
-        guidance=guidance,
         chunk=3,
         advance=lambda: seen.append(1),
     )
@@ -104,7 +103,7 @@ def test_statistics_of_inputs_are_those_of_the_captured_activations(builder, gui
         captured = []
         for call in range(4):
             points = torch.arange(4) * 4 + call
-            inputs = capture_inputs(bench.adapter, module, bench.bank.cal, points, 3, guidance)
+            inputs = capture_inputs(bench.denoising, module, bench.bank.cal, points, 3)
             x = inputs.arguments[0][0].double().numpy()
             captured.append(np.moveaxis(x, -1 if layer.kind == "linear" else 1, 0).reshape(module.weight.shape[1], -1))
         one = found[layer.name]
