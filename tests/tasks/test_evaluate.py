@@ -17,7 +17,7 @@ from dmqbench.config.schema import EvaluateConfig, full_precision
 from dmqbench.eval.protocol import entries_of
 from dmqbench.store.artifacts import Store
 from dmqbench.tasks.evaluate import CHUNK, evaluate_foreign, import_images
-from dmqbench.tasks.sample import sample
+from dmqbench.tasks.sample import carry_out as draw
 from dmqbench.tasks.workshop import open_workshop
 
 SAMPLES, PAIRS = 150, 20
@@ -46,7 +46,7 @@ def plain(store):
 @pytest.fixture(scope="module")
 def full(plain) -> np.ndarray:
     """Our own full-precision samples, uint8 [N, 1, 16, 16], which are in the store from now on."""
-    folder = sample(full_precision(plain))
+    folder = draw(full_precision(plain))
     return np.concatenate([load_file(path)["images"] for path in sorted(folder.glob("chunk_*"))])
 
 
