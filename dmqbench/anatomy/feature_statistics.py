@@ -4,8 +4,8 @@ The claim behind relation distillation (MPQ-DM) is that features of few levels j
 on the same recorded full-precision states.
 """
 
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from dmqbench.anatomy.recorded import batches, predict
 from dmqbench.anatomy.statistics import short
 from dmqbench.data.bank import Trajectories
 from dmqbench.models.adapter import Adapter
+from dmqbench.models.hooks import hooked
 from dmqbench.models.rollout import Denoising
 from dmqbench.models.topology import Topology, feature_module
 from dmqbench.quant.functional import quantize
@@ -111,9 +112,9 @@ def feature_statistics(
     """
     count = min(members, len(trajectories))
     rows: list[list[Tensor]] = [[] for _ in range(trajectories.calls)]
-    with ExitStack() as hooks:
-        codes = _Codes(quantized.adapter.network, topology, trajectories.calls, hooks)
-        reference, own = (_Feature(of.adapter, topology, hooks) for of in (full_precision, quantized))
+    codes = _Codes(quantized.adapter.network, topology, trajectories.calls)
+    reference, own = (_Feature(of.adapter, topology) for of in (full_precision, quantized))
+    with codes.hooked(), reference.hooked(), own.hooked():
         for batch in batches(count, chunk):
             before: tuple[Tensor, Tensor] | None = None
             for call in range(trajectories.calls):
@@ -150,12 +151,14 @@ def _relative(x: Tensor, other: Tensor) -> Tensor:
 class _Feature:
     """Takes a network's feature as it goes into its last projection."""
 
-    def __init__(self, adapter: Adapter, topology: Topology, hooks: ExitStack) -> None:
+    def __init__(self, adapter: Adapter, topology: Topology) -> None:
         self._seen: Tensor | None = None
-        module = feature_module(adapter.network, topology)
-        hooks.callback(module.register_forward_pre_hook(self._look).remove)
+        self._module = feature_module(adapter.network, topology)
 
-    def _look(self, _: nn.Module, args: tuple[Tensor, ...]) -> None:
+    def hooked(self) -> AbstractContextManager[None]:
+        return hooked({"": self._module}, self._look, pre=True)
+
+    def _look(self, _: str, __: nn.Module, args: tuple[Tensor, ...]) -> None:
         self._seen = args[0].detach().flatten(1).double()
 
     def taken(self) -> Tensor:
@@ -166,7 +169,7 @@ class _Feature:
 class _Codes:
     """Counts the codes of every layer's activations while it is told to."""
 
-    def __init__(self, network: nn.Module, topology: Topology, calls: int, hooks: ExitStack) -> None:
+    def __init__(self, network: nn.Module, topology: Topology, calls: int) -> None:
         found = quant_layers(network)
         layers = {layer.name: found[layer.name] for layer in topology.layers if layer.name in found}
         self._layers: Mapping[str, QuantLayer] = {
@@ -174,23 +177,23 @@ class _Codes:
         }
         self._counts: dict[str, list[Tensor | None]] = {name: [None] * calls for name in self._layers}
         self._call: int | None = None
-        for name, layer in self._layers.items():
-            hooks.callback(layer.register_forward_pre_hook(self._hook(name)).remove)
 
-    def counted(self, call: int) -> ExitStack:
-        """Return a context in which what flows is counted as that of ``call``."""
+    def hooked(self) -> AbstractContextManager[None]:
+        return hooked(self._layers, self._look, pre=True)
+
+    @contextmanager
+    def counted(self, call: int) -> Iterator[None]:
+        """Count what flows as that of ``call``."""
         self._call = call
-        stack = ExitStack()
-        stack.callback(setattr, self, "_call", None)
-        return stack
+        try:
+            yield
+        finally:
+            self._call = None
 
-    def _hook(self, name: str) -> Callable[..., None]:
-        def look(layer: QuantLayer, args: tuple[Tensor, ...]) -> None:
-            if self._call is not None and layer.activation_on:
-                counts, known = code_counts(layer, args[0]), self._counts[name][self._call]
-                self._counts[name][self._call] = counts if known is None else known + counts
-
-        return look
+    def _look(self, name: str, layer: QuantLayer, args: tuple[Tensor, ...]) -> None:
+        if self._call is not None and layer.activation_on:
+            counts, known = code_counts(layer, args[0]), self._counts[name][self._call]
+            self._counts[name][self._call] = counts if known is None else known + counts
 
     def use(self) -> CodeUse | None:
         counted = {name: counts for name, counts in self._counts.items() if counts[0] is not None}

@@ -5,8 +5,7 @@ its quantized output on the same input.
 """
 
 import math
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from dmqbench.anatomy.recorded import batches, predict, spread_calls
 from dmqbench.data.bank import Trajectories
+from dmqbench.models.hooks import hooked
 from dmqbench.models.rollout import Denoising
 from dmqbench.quant.layers import QuantLayer, quant_layers, quantization
 
@@ -77,10 +77,8 @@ def layer_errors(
             return None
         names = tuple(layer.name for layer in traced)
         calls = spread_calls(trajectories.calls)
-        sums = _Sums(len(names), len(calls), adapter.device)
-        with ExitStack() as hooks:
-            for row, name in enumerate(names):
-                hooks.callback(found[name].register_forward_hook(sums.hook(row)).remove)
+        sums = _Sums(names, len(calls), adapter.device)
+        with hooked({name: found[name] for name in names}, sums.measure):
             for column, call in enumerate(calls):
                 sums.column = column
                 for batch in batches(min(members, len(trajectories)), chunk):
@@ -96,17 +94,16 @@ def layer_errors(
 class _Sums:
     """Float64 sums of squares [L, K] of what the hooks see; ``column`` is the call in flight."""
 
-    def __init__(self, layers: int, calls: int, device: torch.device) -> None:
-        self.error = torch.zeros(layers, calls, dtype=torch.float64, device=device)
+    def __init__(self, names: Sequence[str], calls: int, device: torch.device) -> None:
+        self.row = {name: row for row, name in enumerate(names)}
+        self.error = torch.zeros(len(names), calls, dtype=torch.float64, device=device)
         self.power = torch.zeros_like(self.error)
         self.column = 0
 
-    def hook(self, row: int) -> Callable[..., None]:
-        def measure(layer: QuantLayer, args: tuple[Tensor, ...], output: Tensor) -> None:
-            layer.weight_on = layer.activation_on = True
-            quantized = layer.forward(args[0])  # past the hooks, which would call this one again
-            layer.weight_on = layer.activation_on = False
-            self.error[row, self.column] += (quantized.double() - output.double()).square().sum()
-            self.power[row, self.column] += output.double().square().sum()
-
-        return measure
+    def measure(self, name: str, layer: QuantLayer, args: tuple[Tensor, ...], output: Tensor) -> None:
+        layer.weight_on = layer.activation_on = True
+        quantized = layer.forward(args[0])  # past the hooks, which would call this one again
+        layer.weight_on = layer.activation_on = False
+        place = self.row[name], self.column
+        self.error[place] += (quantized.double() - output.double()).square().sum()
+        self.power[place] += output.double().square().sum()

@@ -5,7 +5,6 @@ No activation is stored: each batch is reduced to moments, and moments of parts 
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from itertools import pairwise
 from typing import Any
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from dmqbench.anatomy.recorded import batches, predict
 from dmqbench.data.bank import Trajectories
+from dmqbench.models.hooks import hooked
 from dmqbench.models.rollout import Denoising
 from dmqbench.models.topology import LayerInfo, Topology
 
@@ -168,16 +168,18 @@ def input_statistics(
     """
     modules = dict(denoising.adapter.network.named_modules())
     seen = {layer.name: _Seen(layer) for layer in topology.layers}
-    with ExitStack() as hooks:
-        for name, one in seen.items():
-            hooks.callback(modules[name].register_forward_pre_hook(one.look).remove)
+
+    def look(name: str, _: nn.Module, args: tuple[Tensor, ...]) -> None:
+        seen[name].look(args[0])
+
+    with hooked({name: modules[name] for name in seen}, look, pre=True):
         for call in range(trajectories.calls):
             for batch in batches(min(members, len(trajectories)), chunk):
                 predict(denoising, trajectories, batch, call)
                 advance()
-            for one in seen.values():
-                one.end_call()
-    return {name: one.statistics() for name, one in seen.items()}
+            for layer in seen.values():
+                layer.end_call()
+    return {name: layer.statistics() for name, layer in seen.items()}
 
 
 class _Seen:
@@ -190,8 +192,8 @@ class _Seen:
         """Of the call in flight, [parts]."""
         self.calls: list[Moments] = []
 
-    def look(self, _: nn.Module, args: tuple[Tensor, ...]) -> None:
-        x = args[0].movedim(channel_axis(self.layer), 0).flatten(1)
+    def look(self, x: Tensor) -> None:
+        x = x.movedim(channel_axis(self.layer), 0).flatten(1)
         channels = Moments.of(x)
         self.channels = channels.merged(self.channels)
         edges = (0, *self.layer.boundaries, len(x))

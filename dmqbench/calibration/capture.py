@@ -1,7 +1,7 @@
 """Recording what flows into and out of modules while the network runs on bank points."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from dmqbench.data.bank import Trajectories
+from dmqbench.models.hooks import hooked
 from dmqbench.models.rollout import Denoising
 
 
@@ -64,15 +65,6 @@ def run_points(denoising: Denoising, trajectories: Trajectories, points: Tensor,
         yield len(part)
 
 
-@contextmanager
-def _hooks(handles: Sequence[Any]) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
 @torch.no_grad()
 def capture_inputs(
     denoising: Denoising, module: nn.Module, trajectories: Trajectories, points: Tensor, batch: int
@@ -81,12 +73,12 @@ def capture_inputs(
     parts: list[Any] = []
     steps: list[Tensor] = []
 
-    def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def keep(_: str, __: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         parts.append((args, kwargs))
         steps.append(denoising.adapter.context.step)
         raise _Reached
 
-    with _hooks([module.register_forward_pre_hook(keep, with_kwargs=True)]):
+    with hooked({"": module}, keep, pre=True, with_kwargs=True):
         for _ in run_points(denoising, trajectories, points, batch):
             pass
     return ModuleInputs(_join(parts, [len(step) for step in steps]), torch.cat(steps))
@@ -99,10 +91,10 @@ def capture_outputs(
     """Return the first output tensor of every module on ``points``, all from one pass."""
     found: dict[str, list[Tensor]] = {name: [] for name in modules}
 
-    def keeper(name: str) -> Callable[..., None]:
-        return lambda _module, _args, output: found[name].append(first_tensor(output))
+    def keep(name: str, _: nn.Module, __: Any, output: Any) -> None:
+        found[name].append(first_tensor(output))
 
-    with _hooks([module.register_forward_hook(keeper(name)) for name, module in modules.items()]):
+    with hooked(modules, keep):
         for _ in run_points(denoising, trajectories, points, batch):
             pass
     return {name: torch.cat(tensors) for name, tensors in found.items()}

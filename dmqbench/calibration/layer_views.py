@@ -2,14 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dmqbench.calibration.capture import run_points, without_points
 from dmqbench.calibration.stage import Workbench
 from dmqbench.data.bank import Trajectories
+from dmqbench.models.hooks import hooked
 from dmqbench.quant.layers import QuantLayer, quantization
 
 
@@ -85,23 +85,19 @@ class LayerViews:
         """
         bench, computed = self.bench, 0
 
-        def watcher(name: str) -> Callable[..., None]:
-            def hook(_: Any, args: tuple[Tensor, ...], output: Tensor) -> None:
-                call = bench.adapter.context.step.cpu()
-                row, bin = self.row_of_call[call], self.bin_of_call[call]
-                see(name, LayerBatch(args[0], output, row.to(output.device), bin.to(output.device)))
+        def watch(name: str, _: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            call = bench.adapter.context.step.cpu()
+            row, bin = self.row_of_call[call], self.bin_of_call[call]
+            see(name, LayerBatch(args[0], output, row.to(output.device), bin.to(output.device)))
 
-            return hook
-
-        hooks = [self.layers[name].register_forward_hook(watcher(name)) for name in names]
-        try:
-            with torch.no_grad(), quantization(bench.network, weight=False, activation=False):
-                trajectories: Trajectories = getattr(bench.bank, stream)
-                for size in run_points(bench.denoising, trajectories, points, self.batch):
-                    computed += size * bench.branches
-        finally:
-            for hook in hooks:
-                hook.remove()
+        with (
+            hooked({name: self.layers[name] for name in names}, watch),
+            torch.no_grad(),
+            quantization(bench.network, weight=False, activation=False),
+        ):
+            trajectories: Trajectories = getattr(bench.bank, stream)
+            for size in run_points(bench.denoising, trajectories, points, self.batch):
+                computed += size * bench.branches
         return computed
 
     def show_all(self, see: See, stream: str, names: Sequence[str]) -> int:

@@ -1,6 +1,6 @@
 """What a network is made of, found by running it once: layers, skip concatenations, attentions and units."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any, Literal
@@ -13,6 +13,7 @@ from diffusers.models.unets.unet_2d_blocks import KAttentionBlock
 from torch import Tensor, nn
 
 from dmqbench.models.dataflow import ChannelCuts, ResidualSums
+from dmqbench.models.hooks import hooked
 
 Kind = Literal["conv1d", "conv2d", "linear"]
 
@@ -116,26 +117,26 @@ def trace(network: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
     A shortcut y = conv(x) + f(x) is recognised by the sum, whose other operand was made of the same input.
     """
     probe = _Probe(batch=len(args[0]))
-    handles = []
     modules = dict(network.named_modules())
-    for name, module in modules.items():
-        if isinstance(module, tuple(_KINDS)):
-            handles.append(module.register_forward_hook(probe.layer_hook(name)))
-        elif isinstance(module, Attention):
-            handles.append(module.register_forward_hook(probe.attention_hook(name), with_kwargs=True))
-    try:
-        with probe.joined, probe.sums:
-            network(*args, **kwargs)
-    finally:
-        for handle in handles:
-            handle.remove()
+    layers = {name: module for name, module in modules.items() if isinstance(module, tuple(_KINDS))}
+    attentions = {name: module for name, module in modules.items() if isinstance(module, Attention)}
+    with (
+        hooked(layers, probe.see_layer),
+        hooked(attentions, probe.see_attention, with_kwargs=True),
+        probe.joined,
+        probe.sums,
+    ):
+        network(*args, **kwargs)
     units = _units(network, list(probe.layers))
     unit_of = {layer: unit for unit in units for layer in unit.layers}
-    layers = tuple(
-        _layer_info(modules[name], seen, probe.sums, modules[unit_of[name].name]) for name, seen in probe.layers.items()
+    return Topology(
+        tuple(
+            _layer_info(modules[name], seen, probe.sums, modules[unit_of[name].name])
+            for name, seen in probe.layers.items()
+        ),
+        tuple(AttentionInfo(name, macs) for name, macs in probe.attentions.items()),
+        units,
     )
-    attentions = tuple(AttentionInfo(name, macs) for name, macs in probe.attentions.items())
-    return Topology(layers, attentions, units)
 
 
 def feature_module(network: nn.Module, topology: Topology) -> nn.Module:
@@ -167,27 +168,23 @@ class _Probe:
     layers: dict[str, _SeenLayer] = field(default_factory=dict)
     attentions: dict[str, int] = field(default_factory=dict)
 
-    def layer_hook(self, name: str) -> Callable[..., None]:
-        def record(module: Any, args: tuple[Tensor, ...], output: Tensor) -> None:
-            if name not in self.layers:
-                embedding = isinstance(module, nn.Linear) and args[0].ndim == 2
-                self.layers[name] = _SeenLayer(name, len(self.layers), self.joined.of(args[0]), embedding)
-            if not isinstance(module, nn.Linear):
-                self.sums.note_layer(name, args[0], output)
-            products_per_output = module.weight[0].numel()
-            self.layers[name].macs += output.numel() // self.batch * products_per_output
+    def see_layer(self, name: str, module: Any, args: tuple[Tensor, ...], output: Tensor) -> None:
+        if name not in self.layers:
+            embedding = isinstance(module, nn.Linear) and args[0].ndim == 2
+            self.layers[name] = _SeenLayer(name, len(self.layers), self.joined.of(args[0]), embedding)
+        if not isinstance(module, nn.Linear):
+            self.sums.note_layer(name, args[0], output)
+        products_per_output = module.weight[0].numel()
+        self.layers[name].macs += output.numel() // self.batch * products_per_output
 
-        return record
-
-    def attention_hook(self, name: str) -> Callable[..., None]:
-        def record(module: Attention, args: tuple[Any, ...], kwargs: dict[str, Any], _: Any) -> None:
-            x = args[0] if args else kwargs["hidden_states"]
-            context = args[1] if len(args) > 1 else kwargs.get("encoder_hidden_states")
-            queries = _tokens(x)
-            keys = queries if context is None else _tokens(context)
-            self.attentions[name] = self.attentions.get(name, 0) + 2 * queries * keys * module.inner_dim
-
-        return record
+    def see_attention(
+        self, name: str, module: Attention, args: tuple[Any, ...], kwargs: dict[str, Any], _: Any
+    ) -> None:
+        x = args[0] if args else kwargs["hidden_states"]
+        context = args[1] if len(args) > 1 else kwargs.get("encoder_hidden_states")
+        queries = _tokens(x)
+        keys = queries if context is None else _tokens(context)
+        self.attentions[name] = self.attentions.get(name, 0) + 2 * queries * keys * module.inner_dim
 
 
 def _tokens(x: Tensor) -> int:

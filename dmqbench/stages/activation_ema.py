@@ -1,14 +1,12 @@
 """Activation ranges as moving averages of batch ranges, as the published DMQ code (after TFMQ-DM) calibrates them."""
 
-from contextlib import ExitStack
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from dmqbench.calibration.capture import without_points
 from dmqbench.calibration.stage import Workbench
 from dmqbench.config.stage_limits import check_choice
+from dmqbench.models.hooks import hooked
 from dmqbench.quant.functional import affine_parameters
 from dmqbench.quant.observers import MovingRange
 from dmqbench.quant.quantizer import ActivationQuantizer
@@ -80,9 +78,7 @@ class ActivationEma(ActivationPass):
         if row != self.row and not (self.carry and self.row >= 0):
             self.ranges = {name: self._fresh(quantizer) for name, quantizer in self.quantizers.items()}
         self.row = row
-        with ExitStack() as hooks:
-            for name, quantizer in self.quantizers.items():
-                hooks.callback(quantizer.register_forward_pre_hook(self._updater(name)).remove)
+        with hooked(self.quantizers, self._update, pre=True):
             self.run(points)
 
     def _fresh(self, quantizer: ActivationQuantizer) -> list[MovingRange]:
@@ -90,20 +86,16 @@ class ActivationEma(ActivationPass):
         later = 0.0 if self.skip_part == "last" else self.momentum
         return [MovingRange(later if group else self.momentum) for group in range(quantizer.groups.count)]
 
-    def _updater(self, name: str) -> Any:
-        """A hook that takes a batch into the row's range just before the quantizer quantizes it."""
-
-        def update(quantizer: ActivationQuantizer, args: tuple[Tensor, ...]) -> None:
-            for group, part in enumerate(quantizer.groups.slices):
-                piece = args[0].narrow(quantizer.channel_axis, part.start, part.stop - part.start)
-                moving = self.ranges[name][group]
-                moving.update(piece.reshape(1, -1))
-                assert moving.low is not None and moving.high is not None  # update has set them
-                scale, zero_point = affine_parameters(moving.low, moving.high, quantizer.levels)
-                quantizer.scale[self.row, group] = scale[0]
-                quantizer.zero_point[self.row, group] = zero_point[0]
-
-        return update
+    def _update(self, name: str, quantizer: ActivationQuantizer, args: tuple[Tensor, ...]) -> None:
+        """Take a batch into the row's range just before the quantizer quantizes it."""
+        for group, part in enumerate(quantizer.groups.slices):
+            piece = args[0].narrow(quantizer.channel_axis, part.start, part.stop - part.start)
+            moving = self.ranges[name][group]
+            moving.update(piece.reshape(1, -1))
+            assert moving.low is not None and moving.high is not None  # update has set them
+            scale, zero_point = affine_parameters(moving.low, moving.high, quantizer.levels)
+            quantizer.scale[self.row, group] = scale[0]
+            quantizer.zero_point[self.row, group] = zero_point[0]
 
     def finish_unit(self, unit: str) -> dict[str, float]:
         self.ranges = {}

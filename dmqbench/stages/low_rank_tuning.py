@@ -23,6 +23,7 @@ from dmqbench.calibration.trained_parameters import TrainedScales, VariableOptim
 from dmqbench.calibration.windows import Windows, all_windows, draw_windows
 from dmqbench.config.stage_limits import check_choice
 from dmqbench.data.noise import Stream, generator
+from dmqbench.models.hooks import hooked
 from dmqbench.models.topology import feature_module
 from dmqbench.quant.layers import QuantLayer, quant_layers, quantization
 from dmqbench.quant.relation import relation_divergence, smoothed
@@ -292,11 +293,8 @@ class LowRankTuning(Stage):
             yield found
             return
         module = feature_module(self.bench.network, self.bench.topology)
-        handle = module.register_forward_pre_hook(lambda _, args: found.append(args[0]))
-        try:
+        with hooked({"": module}, lambda _name, _module, args: found.append(args[0]), pre=True):
             yield found
-        finally:
-            handle.remove()
 
     @torch.no_grad()
     def _held_out(self) -> dict[str, Tensor]:

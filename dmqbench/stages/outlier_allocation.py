@@ -5,7 +5,7 @@ more as of the last a bit less; how many is chosen by the layer's output error. 
 layers: each is decided when it is reached, and what it hands on is quantized as it was decided.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from dmqbench.calibration.capture import run_points
 from dmqbench.calibration.stage import Stage, Workbench
 from dmqbench.config.stage_limits import check_choice
 from dmqbench.data.noise import generator
+from dmqbench.models.hooks import hooked
 from dmqbench.quant.allocation import Allocation, allocate, blocked, moved_rows, prescale, row_kurtosis, row_order
 from dmqbench.quant.functional import affine_parameters, fake_quantize
 from dmqbench.quant.layers import QuantLayer, quant_layers, quantization
@@ -113,21 +114,14 @@ class OutlierAllocation(Stage):
 
     @torch.no_grad()
     def iterate(self, unit: str, iteration: int) -> None:
-        def decider(name: str) -> Callable[..., Tensor]:
-            return lambda layer, args, output: self._decide(name, layer, args[0], output)
-
         bench, everything = self.bench, len(self.points)
-        hooks = [layer.register_forward_hook(decider(name)) for name, layer in self.layers.items()]
-        try:
-            with quantization(bench.network, weight=False, activation=False):
-                for size in run_points(bench.denoising, bench.bank.cal, self.points, everything):
-                    self.network_forwards += size * bench.branches
-        finally:
-            for hook in hooks:
-                hook.remove()
+        with hooked(self.layers, self._decide), quantization(bench.network, weight=False, activation=False):
+            for size in run_points(bench.denoising, bench.bank.cal, self.points, everything):
+                self.network_forwards += size * bench.branches
 
-    def _decide(self, name: str, layer: QuantLayer, x: Tensor, output: Tensor) -> Tensor:
+    def _decide(self, name: str, layer: QuantLayer, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         """Decide on one layer, given its input and its full-precision output; return its quantized output."""
+        x = args[0]
         decided = name in self.chosen_from
         tried = self._set_scale(layer, x, output, self.bits[name]) if decided else 0
         weight, given = layer.scaled_weight(), layer.scaled_input(x)

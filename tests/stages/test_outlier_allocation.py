@@ -53,9 +53,9 @@ def bench_of(bits=W2A4, **settings):
 class Watched(OutlierAllocation):
     """Keeps what every layer reads, puts out in full precision, and hands on."""
 
-    def _decide(self, name, layer, x, output):
-        handed_on = super()._decide(name, layer, x, output)
-        self.seen = {**getattr(self, "seen", {}), name: (x.clone(), output.clone(), handed_on.clone())}
+    def _decide(self, name, layer, args, output):
+        handed_on = super()._decide(name, layer, args, output)
+        self.seen = {**getattr(self, "seen", {}), name: (args[0].clone(), output.clone(), handed_on.clone())}
         return handed_on
 
 
