@@ -166,6 +166,7 @@ def carry_out(planned: Sequence["Planned"]) -> int:
     from dmqbench.config.errors import ConfigError
     from dmqbench.config.precision_plans import check_layers
     from dmqbench.launch.answered import is_answered
+    from dmqbench.methods import require_stages
     from dmqbench.store.artifacts import StoreError
 
     try:
@@ -173,6 +174,7 @@ def carry_out(planned: Sequence["Planned"]) -> int:
         missing = [number for number in range(len(planned)) if number not in outcomes]
         for number in missing:
             check_layers(planned[number].job)
+            require_stages(planned[number].job.method)
         if missing:
             done = launch([planned[number] for number in missing])
             outcomes |= zip(missing, done, strict=True)

@@ -1,6 +1,7 @@
 """What every test runs under: one thread, no downloads, and only what the machine can do."""
 
 import os
+import sys
 
 # Before torch is imported: two threads on a busy machine wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -19,3 +20,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not torch.cuda.is_available():
         for item in on_gpu:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture
+def site(tmp_path, monkeypatch):
+    """A folder on the path of imports, in which tests put plug-ins."""
+    from dmqbench.config.plugin_code import plugin_sources
+    from dmqbench.config.plugins import plugins
+
+    place = tmp_path / "site"
+    place.mkdir()
+    monkeypatch.syspath_prepend(place)
+    before = set(sys.modules)
+    yield place
+    plugins.cache_clear()
+    plugin_sources.cache_clear()
+    packages = {path.name for path in place.iterdir()}
+    for name in set(sys.modules) - before:
+        if name.partition(".")[0] in packages:
+            del sys.modules[name]

@@ -1,8 +1,11 @@
 """Plug-in packages for tests: a package and the metadata that pip would write, in a folder for ``sys.path``."""
 
+import importlib
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
+
+from dmqbench.config import plugins
 
 METHOD_YAML = """
 defaults:
@@ -32,3 +35,58 @@ def install(place: Path, package: str, files: Mapping[str, str], version: str = 
     (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package.replace('_', '-')}\nVersion: {version}\n")
     (about / "entry_points.txt").write_text(f"[dmqbench.plugins]\n{package} = {package}\n")
     return place / package
+
+
+def the_one() -> plugins.Plugin:
+    """The plug-in that is installed, as a process that starts now would see it."""
+    importlib.invalidate_caches()
+    plugins.plugins.cache_clear()
+    (plugin,) = plugins.plugins()
+    return plugin
+
+
+STAGE = '''
+import torch
+
+from dmqbench.calibration.stage import Stage
+from dmqbench.quant.layers import quant_layers
+
+
+class Nudge(Stage):
+    """Change every weight scale."""
+
+    name = "nudge"
+    weights_only = True
+
+    def __init__(self, bench, strength: float) -> None:
+        super().__init__(bench)
+        self.strength = strength
+
+    def units(self):
+        return ("all",)
+
+    def iterations(self, unit):
+        return 1
+
+    @torch.no_grad()
+    def iterate(self, unit, iteration):
+        for layer in quant_layers(self.bench.network).values():
+            layer.weight_quantizer.scale.{formula}
+'''
+
+MODULE = """
+from dmqbench.stages.ranges import ActivationRange, WeightRange
+from {where} import Nudge
+
+STAGES = {{"weight_range": WeightRange, "nudge": Nudge, "activation_range": ActivationRange}}
+"""
+
+
+def method_package(place: Path, package: str, formula: str, where: str = "stages.nudge") -> Path:
+    """A plug-in that brings ``method=mine``, whose stage ``nudge`` does ``formula`` to every weight scale."""
+    files = {
+        "conf/method/mine.yaml": METHOD_YAML.format(name="mine"),
+        "methods/mine.py": MODULE.format(where=f"{package}.{where}"),
+        f"{where.replace('.', '/')}.py": STAGE.format(formula=formula),
+    }
+    return install(place, package, files)

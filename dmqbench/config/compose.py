@@ -25,6 +25,7 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from dmqbench.config.errors import ConfigError, closest
 from dmqbench.config.places import CONF
+from dmqbench.config.plugin_code import require_module
 from dmqbench.config.plugins import Plugin, left_out_with, usable
 from dmqbench.config.schema import (
     ABOUT_STAGE,
@@ -161,7 +162,7 @@ def wrong_options(plugin: Plugin) -> list[str]:
     problems = []
     for option in chosen if plugin.problem is None else ():
         try:
-            compose([option])
+            require_module(compose([option]).method.name)
         except ConfigError as error:
             problems.append(f"{option} cannot be used: {error}")
     return problems

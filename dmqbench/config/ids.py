@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from dmqbench.config.model_facts import timesteps
+from dmqbench.config.plugin_code import stage_origin
 from dmqbench.config.schema import (
     DTYPE,
     FURTHER_SCOPE,
@@ -109,6 +110,8 @@ def _stage_id(job: Job, stage: StageConfig, parent: str) -> str:
         "weight": job.bits.weight,
         **({"plan": job.plan.hash} if job.plan else {}),
     }
+    if (origin := stage_origin(job.method.name, stage.name)) is not None:
+        facts["origin"] = origin
     if "activation" in stage.uses:
         facts |= {"activation": job.bits.activation, "ranges": job.bits.ranges}
     return _id("quantized", **facts)

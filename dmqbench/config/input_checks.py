@@ -3,12 +3,12 @@
 import os
 import re
 from dataclasses import asdict
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from dmqbench.config.errors import ConfigError
 from dmqbench.config.model_facts import image_shape
+from dmqbench.config.plugin_code import method_module
 from dmqbench.config.schema import (
     OWN_IMAGES,
     TASK_KINDS,
@@ -167,8 +167,7 @@ def _check_words(evaluate: EvaluateConfig) -> None:
 
 
 def _is_method(name: str) -> bool:
-    built = name.isidentifier() and find_spec(f"dmqbench.methods.{name}") is not None
-    return built or name in TO_COME["method"]
+    return method_module(name) is not None or name in TO_COME["method"]
 
 
 def read_prompts(path: str) -> tuple[str, ...]:

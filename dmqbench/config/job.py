@@ -24,6 +24,7 @@ from dmqbench.config.method_checks import (
 )
 from dmqbench.config.model_checks import check_foreign_network, check_weights, checked_model
 from dmqbench.config.model_facts import timesteps
+from dmqbench.config.plugin_code import require_module
 from dmqbench.config.precision_plans import given_plan
 from dmqbench.config.schema import (
     GROUPS,
@@ -51,6 +52,7 @@ def make_job(config: DictConfig) -> Job:
     groups = {group: kind(**_frozen(plain[group])) for group, kind in GROUPS.items()}
     check_weights(plain["task"], groups["model"])
     method = checked_method(plain["method"], OmegaConf.to_container(config.method, resolve=False))
+    require_module(method.name)
     _check_seeds(plain)
     _check_bits(groups["bits"])
     _check_metrics(groups["metrics"])

@@ -120,16 +120,6 @@ def left_out_with(group: str, name: str) -> Plugin | None:
     return next((plugin for plugin in plugins() if plugin.problem and name in plugin.names(group)), None)
 
 
-def method_module(method: str) -> str | None:
-    """Return the name of a method's module, of this package or of a plug-in; None if nobody has it."""
-    if not method.isidentifier():
-        return None
-    if find_spec(f"dmqbench.methods.{method}") is not None:
-        return f"dmqbench.methods.{method}"
-    names = {plugin: f"{plugin.package}.methods.{method}" for plugin in usable()}
-    return next((name for plugin, name in names.items() if plugin.module_file(name) is not None), None)
-
-
 def _order(point: EntryPoint) -> tuple[str, str]:
     return (point.dist.name if point.dist else "", point.name)
 

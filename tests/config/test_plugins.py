@@ -1,43 +1,22 @@
 """What plug-ins bring is known wherever a job is composed; one of which something is wrong does no harm."""
 
-import importlib
 import subprocess
 import sys
 
 import pytest
 from e2e.commands import environment
-from plugin_packages import METHOD_YAML, install
+from plugin_packages import METHOD_YAML, install, method_package, the_one
 
 from dmqbench.config import plugins
 from dmqbench.config.compose import compose, search_path, wrong_options
 from dmqbench.config.errors import ConfigError
-from dmqbench.config.plugins import Plugin
+from dmqbench.config.ids import job_ids
+from dmqbench.config.job import make_job
+from dmqbench.config.plugin_code import plugin_sources, stage_origin
 from dmqbench.launch.sweeps import sweep_jobs
 
 BITS = "defaults: [base_bits, _self_]\nweight: 5\nactivation: 7\n"
 METHOD = METHOD_YAML.format(name="mine")
-
-
-@pytest.fixture
-def site(tmp_path, monkeypatch):
-    """A folder on the path of imports, in which tests put plug-ins."""
-    place = tmp_path / "site"
-    place.mkdir()
-    monkeypatch.syspath_prepend(place)
-    before = set(sys.modules)
-    plugins.plugins.cache_clear()
-    yield place
-    plugins.plugins.cache_clear()
-    for name in set(sys.modules) - before:
-        if name.partition(".")[0] in {path.name for path in place.iterdir()}:
-            del sys.modules[name]
-
-
-def the_one() -> Plugin:
-    importlib.invalidate_caches()
-    plugins.plugins.cache_clear()
-    (plugin,) = plugins.plugins()
-    return plugin
 
 
 def command(site, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -63,6 +42,7 @@ def test_what_a_plug_in_brings_is_composed(site):
         "mine",
         {
             "conf/method/mine.yaml": METHOD,
+            "methods/mine.py": "raise RuntimeError('nobody imports it yet')",
             "conf/bits/w5a7.yaml": BITS,
             "conf/dataset/faces.yaml": "defaults: [base_dataset, _self_]\nname: faces\n",
             "sweeps/ours.yaml": "jobs: [[bits=w5a7]]\n",
@@ -148,16 +128,16 @@ def test_a_typo_in_a_yaml_spoils_that_option_alone(site):
 
 def test_the_commands_know_them(site):
     """Help, tab completion and refusals; in processes of their own, as a user meets them."""
-    install(site, "mine", {"conf/method/mine.yaml": METHOD, "conf/bits/w5a7.yaml": BITS})
+    method_package(site, "mine", "mul_(2)")
     install(site, "broken", {"__init__.py": "import nothing_of_this_name", "conf/bits/w9a9.yaml": BITS})
     shown = command(site, "--help")
     assert shown.returncode == 0 and not shown.stderr
-    assert "\n  mine (mine 1.0): method mine; bits w5a7\n" in shown.stdout
+    assert "\n  mine (mine 1.0): method mine\n" in shown.stdout
     assert "\n  broken (broken 1.0): left out: broken cannot be imported (ModuleNotFoundError" in shown.stdout
     refused = command(site, "bits=w9a9")
     assert refused.returncode == 2 and "plug-in broken, left out" in refused.stderr
     assert len(refused.stderr.strip().splitlines()) == 1
-    assert command(site, "method=mine", "--cfg", "job").stdout.count("nudge") == 2
+    assert command(site, "method=mine", "--cfg", "job").stdout.count("nudge") >= 2
 
 
 def test_tab_completes_them(site):
@@ -173,3 +153,64 @@ def test_tab_completes_them(site):
         env=environs,
     )
     assert done.stdout.split() == ["method=mine"], done.stderr
+
+
+# ---- ids carry what computes
+
+
+def stage_ids(*overrides: str) -> list[str]:
+    the_one()
+    plugin_sources.cache_clear()
+    job = make_job(compose(["model=ladder_1", *(overrides or ["method=mine"])]))
+    return [id for _, id in job_ids(job, "0" * 64).stages]
+
+
+def test_ids_of_stages_name_the_code_that_computes_them(site):
+    package = method_package(site, "wide", "mul_(2)")
+    stage, method = package / "stages" / "nudge.py", package / "methods" / "mine.py"
+    before = stage_ids()
+    assert before[0] == stage_ids("method=mine", "method.stages=[weight_range,activation_range]")[0], "ours is shared"
+    assert before[0] == stage_ids("method=rtn")[0]
+    method.write_text(method.read_text() + "\n# what the method's list says is no formula\n")
+    assert stage_ids() == before
+    stage.write_text(stage.read_text().replace("mul_(2)", "mul_(3)"))
+    changed = stage_ids()
+    assert changed[0] == before[0] and not {*changed[1:]} & {*before}
+    stage.write_text(stage.read_text().replace("import torch", "import torch\nfrom wide.tools import factor", 1))
+    (package / "tools.py").write_text("from . import deeper\nfactor = 2\n")
+    (package / "deeper.py").write_text("value = 1\n")
+    assert stage_origin("mine", "nudge")["modules"].keys() == {"wide.stages.nudge"}  # cached, as one process is
+    with_tools = stage_ids()
+    assert stage_origin("mine", "nudge")["modules"].keys() == {"wide", "wide.stages.nudge", "wide.tools", "wide.deeper"}
+    (package / "deeper.py").write_text("value = 2\n")
+    assert stage_ids()[1] not in {with_tools[1], changed[1], before[1]}
+
+
+def test_ids_name_distribution_and_version(site):
+    method_package(site, "wide", "mul_(2)")
+    first = stage_ids()
+    about = site / "wide-1.0.dist-info" / "METADATA"
+    about.write_text(about.read_text().replace("Version: 1.0", "Version: 1.1"))
+    assert stage_ids()[1] != first[1] and stage_ids()[0] == first[0]
+
+
+def test_a_stage_within_the_module_of_its_method(site):
+    method_package(site, "wide", "mul_(2)", where="methods.within")
+    stage_ids()
+    assert stage_origin("mine", "nudge")["modules"].keys() == {"wide.methods.mine", "wide.methods.within"}
+
+
+def test_a_method_without_a_module_is_refused(site):
+    install(site, "mine", {"conf/method/mine.yaml": METHOD})
+    assert "has no module" in wrong_options(the_one())[0]
+    with pytest.raises(ConfigError, match=r"method=mine has no module methods/mine\.py \(in: dmqbench, mine\)"):
+        make_job(compose(["method=mine"]))
+
+
+def test_a_stage_that_is_no_python_is_refused(site):
+    package = method_package(site, "wide", "mul_(2)")
+    (package / "stages" / "nudge.py").write_text("def")
+    with pytest.raises(
+        ConfigError, match=r"method=mine cannot be used: plug-in wide: wide\.stages\.nudge cannot be read"
+    ):
+        stage_ids()
