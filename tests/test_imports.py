@@ -41,9 +41,9 @@ WALLS = {
 WITHOUT_TORCH = (
     *("cli", "report", "doctor", "tracking.tracker", "tracking.push", "tracking.dashboards", "results.page"),
     *(
-        f"{room}.{path.stem}"
+        ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
         for room in ("launch", "config", "store", "results")
-        for path in sorted((PACKAGE / room).glob("*.py"))
+        for path in sorted((PACKAGE / room).rglob("*.py"))
         if path.stem != "__init__"
     ),
 )

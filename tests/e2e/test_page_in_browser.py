@@ -13,6 +13,7 @@ from handmade_findings import POWERS, SCALING, FindingsBench, powers, scaling
 from dmqbench.results.page.document import write_page
 from dmqbench.results.studies.dose_response import RUNGS
 from dmqbench.results.studies.findings import FindingsReader
+from dmqbench.results.studies.trajectory_reconstruction import TrajectoryReconstruction
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
@@ -317,8 +318,8 @@ def test_calibration_over_several_steps_is_drawn(browser, tmp_path):
         titles = page.locator(f"[data-part={varied}] .ytitle, [data-part={varied}] [class^=y][class$=title]")
         assert {"dB over un-tuned", "cosine"} <= set(titles.all_text_contents())
     reader = FindingsReader(bench.root)
-    untuned = next(row for row in bench.results() if reader.of(row).trajectory is None)
-    tuned = next(row for row in bench.results() if reader.of(row).trajectory is not None)
+    untuned = next(row for row in bench.results() if reader.of(row, TrajectoryReconstruction) is None)
+    tuned = next(row for row in bench.results() if reader.of(row, TrajectoryReconstruction) is not None)
     page.locator("#jobs").select_option(tuned.folder.name)
     assert visit.points("#ends") >= 2 and visit.points("#gradients") >= 2
     page.locator("#jobs").select_option(untuned.folder.name)

@@ -5,10 +5,11 @@ from collections.abc import Iterable
 from html import escape
 from typing import Any
 
+from dmqbench.results.figure import round_ticks
 from dmqbench.results.result import printable
 
-Figure = dict[str, Any]
-
+Json = dict[str, Any]
+"""Plotly's."""
 
 _DIGITS = 5
 
@@ -18,32 +19,26 @@ def plain(text: str) -> str:
     return escape(printable(text), quote=False)
 
 
-def plain_axis(title: str) -> dict[str, Any]:
+def plain_axis(title: str) -> Json:
     return {"title": {"text": title, "standoff": 8}}
 
 
-def calls_axis(count: int) -> dict[str, Any]:
+def calls_axis(count: int) -> Json:
     return plain_axis("network calls made") | {"dtick": math.ceil(count / 12)}
 
 
-def log_axis(title: str, values: Iterable[float | None]) -> dict[str, Any]:
+def log_axis(title: str, values: Iterable[float | None]) -> Json:
     """A logarithmic axis with few labels: whole powers of ten, or 1, 2 and 5 where there is no more than one of those.
 
     Where there are fewer than two labels by either rule, plotly chooses.
     """
+    values = list(values)
     known = [value for value in values if value]
-    low, high = (min(known), max(known)) if known else (1.0, 1.0)
-    decades = math.log10(high / low)
-    if decades >= 1.5:
+    ticks = round_ticks(known)
+    if known and not ticks and (decades := math.log10(max(known) / min(known))) >= 1.5:
         return plain_axis(title) | {"type": "log", "dtick": max(1, round(decades / 5)), "exponentformat": "power"}
-    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    ticks = [tick for power in powers for step in (1, 2, 5) if low / 1.3 <= (tick := step * 10.0**power) <= high * 1.3]
-    labels = {"tickvals": ticks, "ticktext": [f"{tick:.3g}" for tick in ticks]} if len(ticks) > 1 else {}
+    labels = {"tickvals": ticks, "ticktext": [f"{tick:.3g}" for tick in ticks]} if ticks else {}
     return plain_axis(title) | {"type": "log"} | labels
-
-
-def short_name(name: str) -> str:
-    return name if len(name) <= 34 else f"…{name[-33:]}"
 
 
 def positive(value: float) -> float | None:

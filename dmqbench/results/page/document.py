@@ -22,20 +22,17 @@ from dmqbench.results.correlations import correlations
 from dmqbench.results.cost_sheet import cost_sheet
 from dmqbench.results.diagnosis import Diagnosis, diagnosis_of
 from dmqbench.results.differences import Contrast, baselines, contrasts
-from dmqbench.results.page.axes import Figure
+from dmqbench.results.figure import Figure
+from dmqbench.results.page.axes import Json
 from dmqbench.results.page.figures import AXES, colours, cost, proxy_scatter, trade_off, trajectories
 from dmqbench.results.page.gallery import LONGEST_SIDE, gallery_of
-from dmqbench.results.page.jobs import jobs_data
-from dmqbench.results.page.precision_figures import ablation as precision_figure
-from dmqbench.results.page.scaling_figures import dose, samples_against_votes
-from dmqbench.results.page.trajectory_figures import ablation as ablation_figure
+from dmqbench.results.page.jobs import figures_of_jobs, job_data
+from dmqbench.results.page.render import render
 from dmqbench.results.result import Result, printable
 from dmqbench.results.sheets import Line, Sheet, bits_text, sheet_of
-from dmqbench.results.studies.dose_response import dose_curve
-from dmqbench.results.studies.findings import FindingsReader, boundaries_of
-from dmqbench.results.studies.precision_ablation import precision_ablation
-from dmqbench.results.studies.trajectory_ablation import VARIED, ablation
-from dmqbench.results.studies.vote_selection import selection_curves
+from dmqbench.results.studies import STUDIES
+from dmqbench.results.studies.error_accumulation import boundaries_of
+from dmqbench.results.studies.findings import FindingsReader
 from dmqbench.results.tables import Table, comparable_tables, why_apart
 from dmqbench.store.files import save_atomic
 
@@ -81,7 +78,7 @@ class Section:
     against: str
     differences: tuple[Differences, ...]
     costs: Sheet | None
-    figures: dict[str, Any] = field(default_factory=dict)
+    figures: Json = field(default_factory=dict)
 
     @property
     def jobs(self) -> list[Row]:
@@ -105,6 +102,16 @@ class Section:
         return list(dict.fromkeys(row.bits for row in self.rows if row.bits))
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a figure stands on the page: whether in the whole width, and whether what is taller is scrolled."""
+
+    title: str
+    description: str
+    is_wide: bool
+    is_tall: bool
+
+
 def write_page(root: Path, results: Sequence[Result], path: Path, against: str | None = None) -> Path:
     """Write the page of ``results``, which lie in the store ``root``, to ``path`` and return it."""
     save_atomic(path, page(root, results, against))
@@ -122,12 +129,14 @@ def page(root: Path, results: Sequence[Result], against: str | None = None) -> s
     palette = colours(tables)
     boundaries = _boundaries(results, diagnoses, reader)
     sections = [_section(table, tables, palette, diagnoses, boundaries, against) for table in tables]
-    shown = [job for table in tables for job in table.rows]
+    shown = {job.folder.name: job for table in tables for job in table.rows}
+    jobs = figures_of_jobs(shown, diagnoses, reader)
+    parts = {key: figure for study in STUDIES for key, figure in study.parts(results, reader).items()}
     data = {
         "tables": [section.figures for section in sections],
-        "parts": _parts(results, reader),
-        "jobs": jobs_data({row.folder.name: row for row in shown}, diagnoses, reader),
-        "galleries": _galleries(root, shown),
+        "parts": {key: render(figure) for key, figure in parts.items()},
+        "jobs": {id: job_data(row, jobs[id]) for id, row in shown.items()},
+        "galleries": _galleries(root, shown.values()),
     }
     scripts = [get_plotlyjs(), _asset("page.js")]
     return _template().render(
@@ -140,6 +149,9 @@ def page(root: Path, results: Sequence[Result], against: str | None = None) -> s
         hashes=" ".join(f"'sha256-{_digest(script)}'" for script in scripts),
         style=Markup(_asset("page.css")),
         axes=AXES,
+        parts=_places(parts),
+        figures=_places({key: figure for job in jobs.values() for key, figure in job.figures.items()}),
+        layered=next((figure for job in jobs.values() for figure in job.layers.values()), None),
         data=data,
     )
 
@@ -181,13 +193,13 @@ def _differences(found: Iterable[Contrast]) -> tuple[Differences, ...]:
 
 def _figures(
     table: Table, palette: dict[str, str], diagnoses: dict[str, Diagnosis | str], boundaries: dict[str, list[int]]
-) -> dict[str, Any]:
+) -> Json:
     plotted = {
         f"{axis.key} {metric}": trade_off(table, metric, axis, palette) for axis in AXES for metric in table.metrics
     }
     whole = [(row, found) for row in table.rows if not isinstance(found := diagnoses[row.folder.name], str)]
     diagnosed = [(row, found) for row, found in whole if not row.full_precision]
-    proxies: dict[str, Figure] = {}
+    proxies: dict[str, Json] = {}
     if _PROXY_METRIC in table.metrics and diagnosed:
         found = correlations([row for row, _ in whole], _PROXY_METRIC)
         proxies = {entry.proxy: proxy_scatter(entry, palette) for entry in found if entry.n > 1}
@@ -226,31 +238,33 @@ def _metric_rank(row: Result, metric: str) -> float | None:
     return math.inf if found.value is None else found.value
 
 
-def _parts(results: Sequence[Result], reader: FindingsReader) -> dict[str, Figure]:
-    """What parts of a method do over many jobs; only what there are the jobs for."""
-    curve, curves = dose_curve(results, reader), selection_curves(results, reader)
-    figures = {"dose": curve and dose(curve), "samples": curves and samples_against_votes(curves)}
-    for varied in VARIED:
-        found = ablation(results, reader, varied)
-        figures[varied] = found and ablation_figure(found)
-    variants = precision_ablation(results)
-    figures["precision"] = variants and precision_figure(variants)
-    return {name: figure for name, figure in figures.items() if figure}
+def _places(figures: dict[str, Figure]) -> dict[str, Place]:
+    narrow = [key for key, figure in figures.items() if figure.narrow]
+    alone = narrow[-1:] if len(narrow) % 2 else []
+    return {
+        key: Place(
+            figure.title,
+            figure.description,
+            is_wide=key not in narrow or key in alone,
+            is_tall=any(panel.y.names for panel in figure.panels),
+        )
+        for key, figure in figures.items()
+    }
 
 
 def _boundaries(
     results: Iterable[Result], diagnoses: dict[str, Diagnosis | str], reader: FindingsReader
 ) -> dict[str, list[int]]:
     """By diagnosed job, the states between the groups of calls over which it was calibrated."""
-    found = {row.folder.name: reader.of(row).trajectory for row in results}
     return {
-        job: boundaries_of(trajectory, len(diagnosis["timesteps"]))
-        for job, trajectory in found.items()
-        if trajectory is not None and not isinstance(diagnosis := diagnoses[job], str)
+        row.folder.name: found
+        for row in results
+        if not isinstance(diagnosis := diagnoses[row.folder.name], str)
+        and (found := boundaries_of(row, len(diagnosis["timesteps"]), reader)) is not None
     }
 
 
-def _galleries(root: Path, rows: Iterable[Result]) -> dict[str, Any]:
+def _galleries(root: Path, rows: Iterable[Result]) -> Json:
     samples = [row.samples.ids for row in rows]
     wanted = [id for kind in ("fp", "quantized", "input") for ids in samples if (id := ids[kind])]
     found = gallery_of(root, wanted)

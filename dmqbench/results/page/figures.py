@@ -9,18 +9,18 @@ from typing import Any, NamedTuple
 
 from dmqbench.eval.protocol import Measurement
 from dmqbench.results.correlations import ProxyCorrelation
-from dmqbench.results.page.axes import Figure, calls_axis, log_axis, plain, plain_axis, positive, rounded, short_name
+from dmqbench.results.page.axes import Json, calls_axis, log_axis, plain, plain_axis, positive, rounded
+from dmqbench.results.page.render import SYMBOLS
 from dmqbench.results.result import Result
 from dmqbench.results.sheets import bits_text
 from dmqbench.results.studies.colours import GREY, PALETTE
-from dmqbench.results.studies.findings import CHOSEN_ON
+from dmqbench.results.studies.error_accumulation import CHOSEN_ON
 from dmqbench.results.tables import Table
 
 MAX_LINES = 24
 """Trajectories drawn over each other in one plot."""
 
 _DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
-_SYMBOLS = ("circle", "square", "diamond", "cross", "x", "triangle-up", "triangle-down", "star")
 _UNITS = {
     **{"psnr": "PSNR (dB)", "psnr_truth": "PSNR to the truth (dB)", "ssim": "SSIM"},
     **{"mse": "MSE of the final state", "lpips": "LPIPS"},
@@ -61,7 +61,7 @@ def frontier(points: Iterable[tuple[float, float]], higher_is_better: bool) -> l
     return best
 
 
-def trade_off(table: Table, metric: str, axis: Axis, palette: Mapping[str, str]) -> Figure:
+def trade_off(table: Table, metric: str, axis: Axis, palette: Mapping[str, str]) -> Json:
     """Plot ``metric`` against a cost: a trace per method with intervals, and the line of the best at each cost."""
     measured = [(row, row.measurements[metric]) for row in table.rows if metric in row.measurements]
     known = [(row, found, found.value) for row, found in measured
@@ -90,7 +90,7 @@ def trajectories(
     jobs: Sequence[tuple[Result, Mapping[str, Any]]],
     palette: Mapping[str, str],
     boundaries: Mapping[str, Sequence[int]],
-) -> Figure:
+) -> Json:
     """Plot how far each job's trajectory has left that of full precision, before each call and at the end.
 
     Colours are methods, line styles are bits. ``boundaries`` are, by job, the states between groups of calls over which
@@ -126,7 +126,7 @@ def trajectories(
     return {"data": [*traces, *_dash_legend(dashes)], "layout": layout, "note": "; ".join(notes)}
 
 
-def _dash_legend(dashes: Mapping[str, str]) -> list[dict[str, Any]]:
+def _dash_legend(dashes: Mapping[str, str]) -> list[Json]:
     """Traces without points, whose entries in the legend say which line style means which bits."""
     return [
         {
@@ -141,76 +141,7 @@ def _dash_legend(dashes: Mapping[str, str]) -> list[dict[str, Any]]:
     ]
 
 
-def steps_of(diagnosis: Mapping[str, Any]) -> Figure:
-    """Plot one job's errors: of the states above, and of the network's output at each step below."""
-    steps, timesteps = diagnosis["steps"], diagnosis["timesteps"]
-    lines = (
-        ("accumulated", "accumulated", "#4477aa", "solid", "y"),
-        ("of it a shift of brightness", "shift", "#66ccee", "dash", "y"),
-        ("injected by the step alone", "injected", "#ee6677", "solid", "y"),
-        ("of the output, relative", "local", "#228833", "solid", "y2"),
-    )
-    times = [f"t = {step}" for step in timesteps] + ["the end"]
-    traces = [
-        {
-            "type": "scatter",
-            "mode": "lines+markers" if len(timesteps) <= 60 else "lines",
-            "name": name,
-            "x": list(range(len(steps[key]))),
-            "y": [positive(value) for value in steps[key]],
-            "yaxis": axis,
-            "text": times[: len(steps[key])],
-            "line": {"color": colour, "dash": dash, "width": 2},
-            "marker": {"size": 5},
-            "hovertemplate": f"{name}<br>call %{{x}}, %{{text}}: %{{y:.3g}}<extra></extra>",
-        }
-        for name, key, colour, dash, axis in lines
-    ]
-    states = [value for trace in traces[:3] for value in trace["y"]]
-    layout = {
-        "xaxis": calls_axis(len(times)) | {"anchor": "y2"},
-        "yaxis": log_axis("state, MSE", states) | {"domain": [0.42, 1]},
-        "yaxis2": log_axis("relative", traces[3]["y"]) | {"domain": [0, 0.34]},
-        "height": 470,
-    }
-    return {"data": traces, "layout": layout, "note": ""}
-
-
-def layers_of(diagnosis: Mapping[str, Any]) -> Figure:
-    """Plot each quantized layer's relative error over the calls, on a logarithmic colour scale."""
-    layers, timesteps = diagnosis["layers"], diagnosis["timesteps"]
-    marks = (" · skip" if skip else "" for skip in layers["skip"])
-    names = [f"{plain(name)}{mark}" for name, mark in zip(layers["names"], marks, strict=True)]
-    errors = [[round(math.log10(value), 2) if value else None for value in row] for row in layers["error"]]
-    return {
-        "data": [
-            {
-                "type": "heatmap",
-                "x": [f"t = {timesteps[call]}" for call in layers["calls"]],
-                "y": names,
-                "z": errors,
-                "colorscale": "Viridis",
-                "colorbar": {"title": {"text": "log₁₀ error", "side": "right"}, "thickness": 12, "outlinewidth": 0},
-                "hovertemplate": "%{y}<br>%{x}: 10^%{z:.2f}<extra></extra>",
-            }
-        ],
-        "layout": {
-            "xaxis": {"type": "category", "showgrid": False},
-            "yaxis": {
-                "type": "category",
-                "autorange": "reversed",
-                "tickmode": "array",
-                "tickvals": names,
-                "ticktext": [short_name(name) for name in names],
-                "showgrid": False,
-            },
-            "height": max(300, 90 + 13 * len(names)),
-        },
-        "note": "",
-    }
-
-
-def proxy_scatter(found: ProxyCorrelation, palette: Mapping[str, str]) -> Figure:
+def proxy_scatter(found: ProxyCorrelation, palette: Mapping[str, str]) -> Json:
     """Plot the metric of every job against its proxy."""
     by_label: dict[str, list[Any]] = {}
     for point in found.points:
@@ -266,7 +197,7 @@ def _methods_trace(
     axis: Axis,
     palette: Mapping[str, str],
     named: set[str],
-) -> dict[str, Any]:
+) -> Json:
     return {
         "type": "scatter",
         "mode": "markers+text",
@@ -284,7 +215,7 @@ def _methods_trace(
     }
 
 
-def _frontier_trace(line: Sequence[tuple[float, float]]) -> dict[str, Any]:
+def _frontier_trace(line: Sequence[tuple[float, float]]) -> Json:
     return {
         "type": "scatter",
         "mode": "lines",
@@ -305,7 +236,7 @@ def _is_error(known: Sequence[Point]) -> bool:
 
 def _symbol(label: str, palette: Mapping[str, str]) -> str:
     """Colours alone do not tell methods apart for everybody, nor on paper."""
-    return _SYMBOLS[list(palette).index(label) % len(_SYMBOLS)] if label in palette else "circle-open"
+    return SYMBOLS[list(palette).index(label) % len(SYMBOLS)] if label in palette else "circle-open"
 
 
 def _half(found: Measurement) -> float | None:

@@ -3,18 +3,19 @@
 import re
 import shlex
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from dmqbench.eval.protocol import Measurement
 from dmqbench.results.diagnosis import Diagnosis
-from dmqbench.results.page.axes import Figure
-from dmqbench.results.page.figures import layers_of, steps_of
-from dmqbench.results.page.precision_figures import candidate_errors, row_bits, tuning_errors
-from dmqbench.results.page.scaling_figures import agreement, channel_ranges, exponent_shares, step_weights
-from dmqbench.results.page.trajectory_figures import gradient_agreement, group_errors
+from dmqbench.results.figure import Figure, calls_axis
+from dmqbench.results.page.axes import Json
+from dmqbench.results.page.render import render
 from dmqbench.results.result import Result, printable
 from dmqbench.results.sheets import number_text
-from dmqbench.results.studies.findings import Findings, FindingsReader
+from dmqbench.results.studies import STUDIES
+from dmqbench.results.studies.error_accumulation import layer_errors, step_errors
+from dmqbench.results.studies.findings import FindingsReader
 from dmqbench.store.files import json_text
 from dmqbench.tracking.record import redact
 
@@ -38,88 +39,79 @@ _PLAIN_WORD = re.compile(r"[\w./:+-]+")
 """What Hydra reads as one word; all else it needs in quotes."""
 
 
-def jobs_data(rows: dict[str, Result], diagnoses: dict[str, Diagnosis | str], reader: FindingsReader) -> dict[str, Any]:
-    """Return what the page holds of each job, with figures as far as the budgets of all of them together reach."""
-    layers_left, channels_left, jobs = LAYER_BUDGET, CHANNEL_BUDGET, {}
+@dataclass(frozen=True)
+class JobFigures:
+    """What is drawn of one job: ``figures`` by their keys, and ``layers`` of which one is shown at a time.
+
+    ``problem`` is one line on what is missing.
+    """
+
+    figures: dict[str, Figure]
+    layers: dict[str, Figure]
+    problem: str
+
+
+def figures_of_jobs(
+    rows: Mapping[str, Result], diagnoses: Mapping[str, Diagnosis | str], reader: FindingsReader
+) -> dict[str, JobFigures]:
+    """Return the figures of every job as far as the budgets of all of them together reach."""
+    cells_left, channels_left, jobs = LAYER_BUDGET, CHANNEL_BUDGET, {}
+    stages = [study.findings for study in STUDIES if study.findings is not None]
     for id, row in rows.items():
-        diagnosis, findings = diagnoses[id], reader.of(row)
-        facts = job_facts(row, diagnosis)
-        figures: dict[str, Figure] = {}
-        problems = [facts["problem"], findings.problem]
-        if not isinstance(diagnosis, str):
-            numbers = layer_numbers(diagnosis)
-            fits = numbers <= layers_left
-            figures = job_figures(diagnosis, with_layers=fits)
-            layers_left -= numbers if fits else 0
-            problems += [] if fits else [_left_out("the map of the layers is")]
-        numbers = range_numbers(findings)
-        fits = numbers <= channels_left
-        channels_left -= numbers if fits else 0
-        problems += [] if fits else [_left_out("ranges of channels are")]
-        facts["problem"] = printable("; ".join(filter(None, problems)))
-        facts["ranges"] = ranges_figures(findings) if fits else {}
-        jobs[id] = facts | {"figures": figures | findings_figures(findings)}
+        diagnosis = diagnoses[id]
+        figures = {} if isinstance(diagnosis, str) else diagnosis_figures(diagnosis)
+        problems = [diagnosis] if isinstance(diagnosis, str) else []
+        problems += dict.fromkeys(reader.problem(row, stage) for stage in stages)
+        cells = figures["layers"].size if "layers" in figures else 0
+        if cells > cells_left:
+            del figures["layers"]
+            problems.append(_left_out("the map of the layers is"))
+        cells_left -= cells if "layers" in figures else 0
+        found = [findings for stage in stages if (findings := reader.of(row, stage)) is not None]
+        layers = {name: figure for findings in found for name, figure in findings.layer_figures.items()}
+        numbers = sum(figure.size for figure in layers.values())
+        if numbers > channels_left:
+            layers, numbers = {}, 0
+            problems.append(_left_out("ranges of channels are"))
+        channels_left -= numbers
+        figures |= {key: figure for findings in found for key, figure in findings.figures.items()}
+        jobs[id] = JobFigures(figures, layers, printable("; ".join(filter(None, problems))))
     return jobs
+
+
+def diagnosis_figures(diagnosis: Diagnosis) -> dict[str, Figure]:
+    """Return the figures of one job's diagnosis."""
+    times = diagnosis["timesteps"]
+    texts = [*(f"call {call}, t = {time}" for call, time in enumerate(times)), "the end"]
+    figures = {"steps": step_errors(diagnosis["steps"], calls_axis(), texts)}
+    return figures | ({"layers": layer_errors(diagnosis["layers"], times)} if diagnosis["layers"] else {})
 
 
 def _left_out(what: str) -> str:
     return f"{what} left out to bound the page: --sweep chooses fewer jobs"
 
 
-def job_facts(row: Result, diagnosis: Diagnosis | str) -> dict[str, Any]:
+def job_data(row: Result, drawn: JobFigures) -> Json:
     """Return what the page holds of one job, as JSON."""
+    return job_facts(row) | {
+        "problem": drawn.problem,
+        "figures": {key: render(figure) for key, figure in drawn.figures.items()},
+        "ranges": {printable(name): render(figure) for name, figure in drawn.layers.items()},
+    }
+
+
+def job_facts(row: Result) -> Json:
+    """Return what the page says of one job in words."""
     return {
         "label": printable(f"{row.label} {row.bits}"),
         "facts": list(_facts(row)),
         "metrics": {name: _metric(found) for name, found in row.measurements.items()},
         "unavailable": {name: printable(why) for name, why in row.unavailable.items()},
         "samples": row.samples.ids,
-        "problem": diagnosis if isinstance(diagnosis, str) else "",
         "config": json_text(redact(row.config)),
         "environment": json_text(redact(row.environment)),
         "command": command_of(row.config),
     }
-
-
-def job_figures(diagnosis: Diagnosis, with_layers: bool) -> dict[str, Figure]:
-    """Return the figures of one job's diagnosis."""
-    figures = {"steps": steps_of(diagnosis)}
-    if with_layers and diagnosis["layers"]:
-        figures["layers"] = layers_of(diagnosis)
-    return figures
-
-
-def findings_figures(findings: Findings) -> dict[str, Figure]:
-    """Return the figures of what one job's stages found out, without those of single layers."""
-    figures: dict[str, Figure | None] = {}
-    if findings.scaling is not None and findings.scaling["weighting"]["bin_of_call"]:
-        figures["weights"] = step_weights(findings.scaling["weighting"])
-    if findings.powers is not None and findings.powers["layers"]:
-        figures |= {"exponents": exponent_shares(findings.powers), "agreement": agreement(findings.powers)}
-    if findings.trajectory is not None:
-        figures |= {"ends": group_errors(findings.trajectory), "gradients": gradient_agreement(findings.trajectory)}
-    if findings.allocation is not None:
-        figures |= {"bits": row_bits(findings.allocation), "candidates": candidate_errors(findings.allocation)}
-    if findings.tuning is not None:
-        figures["tuning"] = tuning_errors(findings.tuning)
-    return {name: figure for name, figure in figures.items() if figure is not None}
-
-
-def ranges_figures(findings: Findings) -> dict[str, Figure]:
-    """Return the figure of each layer whose channels the findings list, by the layer's name."""
-    channels = {} if findings.scaling is None else findings.scaling["channels"]
-    return {printable(name): channel_ranges(found) for name, found in channels.items()}
-
-
-def range_numbers(findings: Findings) -> int:
-    """How many numbers the figures of the ranges take: five for each channel, one of them as text."""
-    channels = {} if findings.scaling is None else findings.scaling["channels"]
-    return sum(5 * len(found["scale"]) for found in channels.values())
-
-
-def layer_numbers(diagnosis: Diagnosis) -> int:
-    """How many numbers the heat map of the layers takes."""
-    return sum(map(len, diagnosis["layers"]["error"])) if diagnosis["layers"] else 0
 
 
 def command_of(config: Mapping[str, Any]) -> str:

@@ -242,11 +242,11 @@ function showJob(id) {
   byId("facts").replaceChildren(...job.facts.map((fact) => element("span", fact)));
   byId("problem").textContent = job.problem;
   byId("problem").hidden = !job.problem;
-  for (const name of ["steps", "layers", "ends", "gradients", "bits", "candidates", "tuning", "weights", "exponents", "agreement"]) {
-    byId(`${name}-figure`).hidden = !(name in job.figures);
-    if (name in job.figures) show(byId(name), job.figures[name]);
+  for (const place of document.querySelectorAll("[data-figure]")) {
+    byId(`${place.id}-figure`).hidden = !(place.id in job.figures);
+    if (place.id in job.figures) show(place, job.figures[place.id]);
   }
-  showRanges(job);
+  if (byId("ranges")) showRanges(job);
   byId("metrics").replaceChildren(...metricsOf(job));
   for (const name of ["command", "config", "environment"]) {
     byId(name).textContent = job[name];
@@ -265,7 +265,7 @@ function showRanges(job) {
   show(byId("ranges"), job.ranges[list.value]);
 }
 
-byId("ranges-layer").addEventListener("input", () => showRanges(data.jobs[chooser.value]));
+if (byId("ranges")) byId("ranges-layer").addEventListener("input", () => showRanges(data.jobs[chooser.value]));
 
 function metricsOf(job) {
   const made = [];

@@ -1,26 +1,24 @@
 """Pictures of an anatomy: PNG files drawn from ``anatomy.json`` alone, without a display. Imports no torch."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dmqbench.results.plots.canvas import (
-    FAINT,
-    MAIN,
-    SECOND,
-    label_rows,
-    label_times,
-    new_figure,
-    new_panels,
-    positive,
-    save,
-    tall,
-)
-from dmqbench.results.plots.low_bits import activation_codes, features, row_histograms, weight_rows
+from dmqbench.results.figure import Axis, Figure, HeatMap, Panel, times_axis
+from dmqbench.results.plots.canvas import label_rows, label_times, new_figure, new_panels, positive, save, tall
+from dmqbench.results.plots.low_bits import activation_codes, features, row_histograms, title_of, weight_rows
+from dmqbench.results.plots.render import render
+from dmqbench.results.studies.colours import GREY, MAIN, SECOND
+from dmqbench.results.studies.error_accumulation import layer_errors, step_errors
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Canvas
 
 Record = Mapping[str, Any]
+"""What ``anatomy.json`` holds."""
 
 _PANELS = 6
 
@@ -36,65 +34,35 @@ def draw(record: Record, folder: Path) -> list[Path]:
     return drawn
 
 
-def activation_ranges(record: Record) -> Any:
+def activation_ranges(record: Record) -> "Canvas":
     """Heat map: largest magnitude of every layer's input at every call."""
     layers = record["layers"]
-    values = np.array([layer["steps"]["absmax"] for layer in layers], dtype=float)
-    return _heat_map(
-        values,
-        [layer["name"] for layer in layers],
-        record["timesteps"],
-        title=f"{record['model']}: range of every layer's input over the steps, full precision",
-        unit="largest |x| of the input",
-    )
+    heat = HeatMap([layer["steps"]["absmax"] for layer in layers], "largest |x| of the input", "|x|")
+    calls = Axis("timestep of the call, from noise to image", names=tuple(map(str, record["timesteps"])))
+    title = f"{record['model']}: range of every layer's input over the steps, full precision"
+    return render(Figure(title, (Panel((heat,), calls, Axis("", names=tuple(layer["name"] for layer in layers))),)))
 
 
-def layer_errors(record: Record) -> Any:
+def errors_of_layers(record: Record) -> "Canvas | None":
     """Heat map: relative output error of every quantized layer at the measured calls."""
     quantized = record["quantized"]
     if quantized is None or quantized["layers"] is None:
         return None
-    layers = quantized["layers"]
-    names = [name + (" (skip)" if skip else "") for name, skip in zip(layers["names"], layers["skip"], strict=True)]
-    return _heat_map(
-        np.array(layers["error"], dtype=float),
-        names,
-        [record["timesteps"][call] for call in layers["calls"]],
-        title=f"{record['model']}, {record['method']} {record['bits'].upper()}: output error of each layer by itself",
-        unit="relative squared error of the output",
-    )
+    figure = layer_errors(quantized["layers"], record["timesteps"])
+    return render(replace(figure, title=f"{title_of(record)}: output error of each layer by itself"))
 
 
-def step_errors(record: Record) -> Any:
+def errors_of_steps(record: Record) -> "Canvas | None":
     """Curves: the error at each call by itself, and what has added up before it."""
     quantized = record["quantized"]
     if quantized is None:
         return None
-    steps, times = quantized["steps"], quantized["timesteps"]
-    figure = new_figure(8.0, 6.4)
-    top, bottom = figure.subplots(2, 1, sharex=True)
-    title = f"{record['model']}, {record['method']} {record['bits'].upper()}: errors over the trajectory"
-    top.set_title(f"{title} ({quantized['trajectories']} trajectories)", fontsize=11)
-    calls = np.arange(len(times))
-    top.plot(calls, positive(steps["local"]), color=MAIN, marker="o", markersize=3)
-    top.set_ylabel("relative squared error of the\nnetwork's output, on states\nof full precision")
-    states = np.arange(len(times) + 1)
-    dots = {"marker": "o", "markersize": 3}
-    bottom.plot(states, positive(steps["accumulated"]), color=MAIN, label="all", **dots)
-    bottom.plot(states, positive(steps["shift"]), color=SECOND, label="one shift of brightness per image", **dots)
-    added = "added by the last call alone"
-    bottom.plot(calls + 1, positive(steps["injected"]), color=FAINT, linestyle="--", label=added)
-    bottom.set_ylabel("mean squared difference\nof the state from\nfull precision")
-    bottom.legend(frameon=False, fontsize=9)
-    label_times(bottom, [*times, "image"])
-    bottom.set_xlabel("timestep of the call, from noise to image")
-    for axes in (top, bottom):
-        axes.set_yscale("log")
-        axes.grid(alpha=0.25)
-    return figure
+    figure = step_errors(quantized["steps"], times_axis([*quantized["timesteps"], "image"]))
+    title = f"{title_of(record)}: errors over the trajectory ({quantized['trajectories']} trajectories)"
+    return render(replace(figure, title=title))
 
 
-def sensitivity(record: Record) -> Any:
+def sensitivity(record: Record) -> "Canvas":
     """Curves: what an equal error at each call does to the final state, and the PSNR of the image that it leaves."""
     found = record["sensitivity"]
     times = found["timesteps"]
@@ -127,7 +95,7 @@ def sensitivity(record: Record) -> Any:
     return figure
 
 
-def channel_absmax(record: Record) -> Any:
+def channel_absmax(record: Record) -> "Canvas | None":
     """Profiles: largest magnitude per input channel of the layers in which one channel stands out most."""
     chosen = _most_extreme(record["layers"])
     if not chosen:
@@ -151,7 +119,7 @@ def channel_absmax(record: Record) -> Any:
     return figure
 
 
-def kurtosis(record: Record) -> Any:
+def kurtosis(record: Record) -> "Canvas":
     """Dots: kurtosis of every layer's input and weight; heavy tails waste codes."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
@@ -162,7 +130,7 @@ def kurtosis(record: Record) -> Any:
     for key, colour, marker in (("input", MAIN, "o"), ("weight", SECOND, "s")):
         values = np.array([layer[key]["kurtosis"] for layer in layers], dtype=float)
         axes.plot(values, rows, marker, color=colour, markersize=4, label=key)
-    axes.axvline(3, color=FAINT, linestyle="--", linewidth=1, label="a Gaussian (3)")
+    axes.axvline(3, color=GREY, linestyle="--", linewidth=1, label="a Gaussian (3)")
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axes.xaxis.set_major_formatter("{x:g}")
@@ -176,7 +144,7 @@ def kurtosis(record: Record) -> Any:
     return figure
 
 
-def skip_halves(record: Record) -> Any:
+def skip_halves(record: Record) -> "Canvas | None":
     """Curves: standard deviation and range of the parts of concatenated inputs over the steps."""
     skips = [layer for layer in record["layers"] if layer["skip"] is not None]
     if not skips:
@@ -206,38 +174,20 @@ def skip_halves(record: Record) -> Any:
     return figure
 
 
-PICTURES: Mapping[str, Callable[[Record], Any]] = {
+PICTURES: Mapping[str, Callable[[Record], "Canvas | None"]] = {
     "activation_ranges": activation_ranges,
     "channel_absmax": channel_absmax,
     "kurtosis": kurtosis,
     "skip_halves": skip_halves,
     "sensitivity": sensitivity,
-    "layer_errors": layer_errors,
-    "step_errors": step_errors,
+    "layer_errors": errors_of_layers,
+    "step_errors": errors_of_steps,
     "weight_rows": weight_rows,
     "row_histograms": row_histograms,
     "activation_codes": activation_codes,
     "features": features,
 }
 """File name → what draws it: a record to a figure, or None where there is nothing to draw."""
-
-
-def _heat_map(values: Any, names: Sequence[str], times: Sequence[int], *, title: str, unit: str) -> Any:
-    from matplotlib.colors import LogNorm
-
-    figure = new_figure(9.0, tall(len(names)))
-    axes = figure.subplots()
-    positive = values[values > 0]
-    norm = LogNorm(positive.min(), positive.max()) if positive.size and np.ptp(positive) > 0 else None
-    shown = np.ma.masked_less_equal(values, 0)
-    image = axes.imshow(shown, aspect="auto", cmap="viridis", norm=norm, interpolation="none")
-    shrink = min(1.0, 5.0 / tall(len(names)))
-    figure.colorbar(image, ax=axes, label=unit, shrink=shrink, anchor=(0.0, 1.0))
-    label_rows(axes, names)
-    label_times(axes, times)
-    axes.set_xlabel("timestep of the call, from noise to image")
-    figure.suptitle(title, fontsize=11)
-    return figure
 
 
 def _most_extreme(layers: Sequence[Record]) -> list[Record]:

@@ -1,15 +1,18 @@
-"""What pictures drawn with matplotlib have in common: figures without a display, labels, colours. Imports no torch."""
+"""What pictures drawn with matplotlib have in common: figures without a display, labels. Imports no torch."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dmqbench.results.result import printable
 from dmqbench.store.files import replacing
 
-MAIN, SECOND, FAINT = "#2b5fa8", "#d1662c", "#8a8a90"
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _DPI = 110
 _MAX_ROWS = 160
@@ -21,21 +24,21 @@ def text(name: str) -> str:
     return printable(name).replace("$", r"\$")
 
 
-def save(figure: Any, path: Path) -> Path:
+def save(figure: "Figure", path: Path) -> Path:
     """Write ``figure`` to the PNG file ``path``, whole or not at all, and return it."""
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=_DPI)
     return path
 
 
-def new_figure(width: float, height: float) -> Any:
+def new_figure(width: float, height: float) -> "Figure":
     """A figure that belongs to no window and no global state."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def new_panels(count: int, height: float) -> tuple[Any, list[Any]]:
+def new_panels(count: int, height: float) -> "tuple[Figure, list[Axes]]":
     """A figure with two columns of ``count`` panels."""
     columns = min(2, count)
     rows = -(-count // columns)
@@ -51,18 +54,18 @@ def tall(rows: int) -> float:
     return 1.4 + 0.155 * min(max(rows, 8), _MAX_ROWS)
 
 
-def label_rows(axes: Any, names: Sequence[str]) -> None:
+def label_rows(axes: "Axes", names: Sequence[str]) -> None:
     stride = -(-len(names) // _MAX_ROWS)
     axes.set_yticks(range(0, len(names), stride), names[::stride], fontsize=7)
 
 
-def label_times(axes: Any, times: Sequence[Any], at_most: int = 12) -> None:
+def label_times(axes: "Axes", times: Sequence[int | str], at_most: int = 12) -> None:
     stride = -(-len(times) // at_most)
     ticks = range((len(times) - 1) % stride, len(times), stride)  # the last call has a label, whatever the stride
     axes.set_xticks(ticks, [str(times[tick]) for tick in ticks], fontsize=8)
 
 
-def positive(values: Sequence[float]) -> Any:
+def positive(values: Sequence[float]) -> NDArray[np.float64]:
     """Values on a logarithmic axis: zeros are left out."""
     numbers = np.array(values, dtype=float)
     return np.where(numbers > 0, numbers, np.nan)

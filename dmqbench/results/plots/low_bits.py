@@ -1,23 +1,29 @@
 """Pictures of an anatomy on what few bits meet: rows of weights with outliers, and features of few levels.
 
-These are the claims behind MPQ-DM; each picture says below in numbers what it shows. Drawn from ``anatomy.json`` alone,
+Each picture says below in numbers what it shows. Drawn from ``anatomy.json`` alone,
 without a display. Imports no torch.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dmqbench.results.plots.canvas import FAINT, MAIN, SECOND, label_rows, label_times, new_figure, positive, tall
+from dmqbench.results.plots.canvas import label_rows, label_times, new_figure, positive, tall
+from dmqbench.results.studies.colours import GREY, MAIN, SECOND, THIRD
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure as Canvas
 
 Record = Mapping[str, Any]
+"""What ``anatomy.json`` holds."""
 
-_OF_BITS = (MAIN, SECOND, "#228833")
+_OF_BITS = (MAIN, SECOND, THIRD)
 """Colours of the bits that rows are rounded to."""
 
 
-def weight_rows(record: Record) -> Any:
+def weight_rows(record: Record) -> "Canvas | None":
     """Bars: the spread of the kurtosis of every layer's rows; dots: share of the rounding error of the heaviest tenth.
 
     None where no row of any layer has a kurtosis.
@@ -35,7 +41,7 @@ def weight_rows(record: Record) -> Any:
     for number, (bits, values) in enumerate(shares.items()):
         colour = _OF_BITS[number % len(_OF_BITS)]
         right.plot(values, range(len(layers)), "o", color=colour, markersize=4, label=f"{bits} bits")
-    right.axvline(0.1, color=FAINT, linestyle="--", linewidth=1, label="a tenth")
+    right.axvline(0.1, color=GREY, linestyle="--", linewidth=1, label="a tenth")
     right.set_xlim(0, None)
     right.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     right.set_xlabel("share of the layer's squared rounding error\nin the tenth of its rows of highest kurtosis")
@@ -50,17 +56,17 @@ def weight_rows(record: Record) -> Any:
     return figure
 
 
-def _spreads(axes: Any, tails: Sequence[Any]) -> None:
+def _spreads(axes: "Axes", tails: Sequence[Any]) -> None:
     """Per layer the range of its rows' kurtosis, its quartiles and its median."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
     known = [(row, np.quantile(values, (0, 0.25, 0.5, 0.75, 1))) for row, values in enumerate(tails) if len(values)]
     rows = [row for row, _ in known]
     least, low, middle, high, most = np.array([found for _, found in known]).T
-    axes.hlines(rows, least, most, color=FAINT, linewidth=1, label="all rows")
+    axes.hlines(rows, least, most, color=GREY, linewidth=1, label="all rows")
     axes.hlines(rows, low, high, color=MAIN, linewidth=4, label="half of the rows")
     axes.plot(middle, rows, "|", color="black", markersize=6, label="median row")
-    axes.axvline(3, color=FAINT, linestyle="--", linewidth=1, label="a Gaussian (3)")
+    axes.axvline(3, color=GREY, linestyle="--", linewidth=1, label="a Gaussian (3)")
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axes.xaxis.set_major_formatter("{x:g}")
@@ -100,7 +106,7 @@ def _known(values: Sequence[Any]) -> Any:
     return numbers[np.isfinite(numbers)]
 
 
-def row_histograms(record: Record) -> Any:
+def row_histograms(record: Record) -> "Canvas | None":
     """Steps: the weights of the row of highest kurtosis of all layers, and of the median row of the same layer."""
     found = record["row_histograms"]
     if found is None:
@@ -124,7 +130,7 @@ def row_histograms(record: Record) -> Any:
     return figure
 
 
-def activation_codes(record: Record) -> Any:
+def activation_codes(record: Record) -> "Canvas | None":
     """Curves: how many activation codes layers use at every call, and how many equally frequent ones those are worth.
 
     None where no activation has codes.
@@ -138,7 +144,7 @@ def activation_codes(record: Record) -> Any:
     dots = {"marker": "o", "markersize": 3}
     axes.plot(codes["mean_used"], color=MAIN, label="codes that occur", **dots)
     axes.plot(codes["mean_effective"], color=SECOND, label="effective codes, 2^entropy", **dots)
-    axes.axhline(codes["levels"], color=FAINT, linestyle="--", linewidth=1, label=f"all {codes['levels']} codes")
+    axes.axhline(codes["levels"], color=GREY, linestyle="--", linewidth=1, label=f"all {codes['levels']} codes")
     axes.set_ylim(0, 1.08 * codes["levels"])
     axes.set_ylabel("codes, mean over layers\nweighted by their activations")
     label_times(axes, times)
@@ -151,13 +157,13 @@ def activation_codes(record: Record) -> Any:
         f"fewest in {codes['names'][poorest]} ({layers[poorest]:.3g})",
         fontsize=8,
     )
-    axes.set_title(f"{_title(record)}: codes of the activations", fontsize=11)
+    axes.set_title(f"{title_of(record)}: codes of the activations", fontsize=11)
     axes.grid(alpha=0.25)
     axes.legend(frameon=False, fontsize=9)
     return figure
 
 
-def features(record: Record) -> Any:
+def features(record: Record) -> "Canvas | None":
     """Curves: the feature before the last projection against full precision, and how much it changes from call to call.
 
     None where nothing is quantized.
@@ -182,7 +188,7 @@ def features(record: Record) -> Any:
     label_times(bottom, times)
     bottom.set_xlabel("timestep of the call, from noise to image\n\n" + _said_of_changes(found), fontsize=8)
     top.set_title(
-        f"{_title(record)}: feature before the last projection\n"
+        f"{title_of(record)}: feature before the last projection\n"
         f"on states of full precision ({found['trajectories']} trajectories)",
         fontsize=11,
     )
@@ -203,5 +209,5 @@ def _said_of_changes(found: Record) -> str:
     )
 
 
-def _title(record: Record) -> str:
+def title_of(record: Record) -> str:
     return f"{record['model']}, {record['method']} {record['bits'].upper()}"

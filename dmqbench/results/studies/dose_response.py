@@ -14,11 +14,16 @@ from typing import Any
 from dmqbench.results.compare import Comparison, compare
 from dmqbench.results.correlations import correlate
 from dmqbench.results.diagnosis import load_diagnosis
+from dmqbench.results.figure import Axis, Figure, Line, Panel, tail
 from dmqbench.results.result import Result
-from dmqbench.results.studies.findings import POWERS, SCALING, FindingsReader
+from dmqbench.results.studies.colours import PALETTE
+from dmqbench.results.studies.equivalent_scaling import EquivalentScaling
+from dmqbench.results.studies.findings import Figures, FindingsReader
+from dmqbench.results.studies.power_of_two_scaling import PowerOfTwoScaling
 from dmqbench.store.files import canonical_json
 
 METRIC = "psnr"
+SCALING, POWERS = EquivalentScaling.stage, PowerOfTwoScaling.stage
 FEWEST_MODELS = 3
 """Below, there is no curve."""
 
@@ -137,12 +142,13 @@ def disparity_of(rows: Iterable[Result], reader: FindingsReader) -> float | None
     has one is asked; None if none has, or a layer's is not finite.
     """
     for row in rows:
-        scaling = reader.of(row).scaling
+        scaling = reader.of(row, EquivalentScaling)
         skips = _skip_layers(row)
         if scaling is not None and skips:
-            found = [scaling["layers"][name]["disparity"] for name in skips if name in scaling["layers"]]
-            if found and all(found):
-                return geometric_mean(found)
+            found = [scaling.layers[name].disparity for name in skips if name in scaling.layers]
+            known = [disparity for disparity in found if disparity]
+            if known and len(known) == len(found):
+                return geometric_mean(known)
     return None
 
 
@@ -226,3 +232,49 @@ def _skip_layers(row: Result) -> list[str]:
         return [name for name, skip in zip(layers["names"], layers["skip"], strict=True) if skip]
     except (OSError, ValueError, KeyError, TypeError):
         return []
+
+
+def dose_figures(rows: Sequence[Result], reader: FindingsReader) -> Figures:
+    """Return the figure ``dose`` where there are models enough."""
+    curve = dose_curve(rows, reader)
+    return {} if curve is None else {"dose": dose(curve)}
+
+
+def dose(curve: DoseCurve) -> Figure:
+    """The gain in PSNR against disparity: over Q-Diffusion above, over the rung before below."""
+    models = {point.model: point.disparity for point in curve.points}
+    ticks = tuple((value, f"{tail(model)}: {value:.3g}") for model, value in models.items())
+    x = Axis("disparity of skip channels: largest over median", log=True, ticks=ticks)
+    axes = (
+        Axis(f"PSNR over {RUNG_NAMES[BASE]} (dB)", f"dB over {BASE}", reference=0.0),
+        Axis("PSNR over the part before (dB)", "dB over the part before", reference=0.0),
+    )
+    lines = [
+        _dose_lines(points, PALETTE[number]) for number, rung in enumerate(RUNGS[1:]) if (points := curve.of(rung))
+    ]
+    return Figure(
+        "Gain in PSNR against the disparity of skip channels",
+        tuple(Panel(marks, x, y, height=1.4) for marks, y in zip(zip(*lines, strict=True), axes, strict=True)),
+        tuple(curve.sentences),
+        description="Gain in PSNR of each part of the method against the disparity of the model's skip channels",
+    )
+
+
+def _dose_lines(points: Sequence[DosePoint], colour: str) -> tuple[Line, Line]:
+    """One rung's gain over Q-Diffusion, and over the rung before."""
+    kinds = ([point.over_base for point in points], [point.over_previous for point in points])
+    over_base, over_previous = (
+        Line(
+            RUNG_NAMES[points[0].rung],
+            [point.disparity for point in points],
+            [one.difference for one in compared],
+            colour,
+            below=[halves(one)[0] for one in compared],
+            above=[halves(one)[1] for one in compared],
+            texts=[f"{point.model}, {one.sentence}" for point, one in zip(points, compared, strict=True)],
+            precision="",
+            jobs=[point.row.folder.name for point in points],
+        )
+        for compared in kinds
+    )
+    return over_base, over_previous

@@ -4,24 +4,32 @@ Imports no torch.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import geometric_mean
 from typing import Any
 
 from dmqbench.results.diagnosis import diagnosis_of
+from dmqbench.results.figure import Axis, Figure, HeatMap, Line, Panel, calls_axis, head
 from dmqbench.results.result import Result
 from dmqbench.results.seeds import same_but_seed
-from dmqbench.results.studies.colours import PALETTE
-from dmqbench.results.studies.findings import FindingsReader, boundaries_of
+from dmqbench.results.studies.colours import LIGHT, MAIN, PALETTE, SECOND, THIRD
+from dmqbench.results.studies.findings import Figures, FindingsReader
 from dmqbench.results.studies.trajectory_ablation import told_apart
+from dmqbench.results.studies.trajectory_reconstruction import TrajectoryReconstruction
 
 MAX_LINES = len(PALETTE)
 MAX_PANELS = 12
 
+CHOSEN_ON = (
+    "measured on the validation trajectories, by which calibration over several calls chose its best state; "
+    "dots: where its groups of calls begin and end"
+)
+"""What must be said where such a method's errors stand beside others'."""
+
 
 @dataclass(frozen=True)
-class Line:
+class Method:
     """One method: mean squared difference of the states from full precision's, before each call and at the end, [T+1].
 
     Of several calibration ``seeds`` it is the geometric mean; ``boundaries`` are the states between groups of calls
@@ -35,15 +43,15 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Panel:
+class Setting:
     """The methods of one model and bit-width, with the same network calls."""
 
     title: str
-    lines: tuple[Line, ...]
+    lines: tuple[Method, ...]
     left_out: int
 
 
-def error_panels(rows: Iterable[Result], reader: FindingsReader) -> tuple[Panel, ...]:
+def error_panels(rows: Iterable[Result], reader: FindingsReader) -> tuple[Setting, ...]:
     """Return one panel per bit-width, at most ``MAX_PANELS``, of all jobs that have a sound diagnosis."""
     panels: dict[Any, dict[Any, dict[int, tuple[Result, tuple[float, ...]]]]] = defaultdict(lambda: defaultdict(dict))
     for row in rows:
@@ -81,12 +89,12 @@ def _sampler(row: Result) -> str:
     return ", ".join([str(sampler.get("name", "")), *settings])
 
 
-def _panel(title: str, groups: list[list[tuple[Result, tuple[float, ...]]]], reader: FindingsReader) -> Panel:
+def _panel(title: str, groups: list[list[tuple[Result, tuple[float, ...]]]], reader: FindingsReader) -> Setting:
     """Methods as their YAML has them come first, then variants."""
     shown = sorted(groups, key=lambda members: bool(members[0][0].variant))[:MAX_LINES]
     names = _names([members[0][0] for members in shown])
     lines = [_line(name, members, reader) for name, members in zip(names, shown, strict=True)]
-    return Panel(title, tuple(lines), len(groups) - len(shown))
+    return Setting(title, tuple(lines), len(groups) - len(shown))
 
 
 def _names(rows: Sequence[Result]) -> list[str]:
@@ -102,13 +110,93 @@ def _names(rows: Sequence[Result]) -> list[str]:
     return names
 
 
-def _line(name: str, members: list[tuple[Result, tuple[float, ...]]], reader: FindingsReader) -> Line:
-    trajectory = reader.of(members[0][0]).trajectory
+def _line(name: str, members: list[tuple[Result, tuple[float, ...]]], reader: FindingsReader) -> Method:
     of_seeds = tuple(errors for _, errors in members)
     seeds = f" ({len(members)} seeds)" if len(members) > 1 else ""
-    return Line(
+    return Method(
         name + seeds,
         tuple(geometric_mean(values) if all(values) else 0.0 for values in zip(*of_seeds, strict=True)),
         of_seeds,
-        () if trajectory is None else tuple(boundaries_of(trajectory, len(of_seeds[0]) - 1)),
+        tuple(boundaries_of(members[0][0], len(of_seeds[0]) - 1, reader) or ()),
+    )
+
+
+def boundaries_of(row: Result, calls: int, reader: FindingsReader) -> list[int] | None:
+    """Return the states between the groups of calls over which a job was calibrated; None where it was by single ones.
+
+    There are none where it was calibrated for another number of ``calls``.
+    """
+    found = reader.of(row, TrajectoryReconstruction)
+    return None if found is None else found.boundaries(calls)
+
+
+def error_figures(rows: Sequence[Result], reader: FindingsReader) -> Figures:
+    """Return the figure ``errors`` where there are diagnoses."""
+    settings = error_panels(rows, reader)
+    if not settings:
+        return {}
+    methods = [method for setting in settings for method in setting.lines]
+    names = list(dict.fromkeys(method.name for method in methods))
+    colours = {name: PALETTE[number % len(PALETTE)] for number, name in enumerate(names)}
+    panels = tuple(_errors(setting, colours) for setting in settings)
+    notes = (CHOSEN_ON,) if any(method.boundaries for method in methods) else ()
+    title = "How errors add up over a trajectory"
+    return {"errors": Figure(title, panels, notes, columns=min(2, len(panels)))}
+
+
+def _errors(setting: Setting, colours: Mapping[str, str]) -> Panel:
+    left_out = f" (without {setting.left_out} more)" if setting.left_out else ""
+    marks = tuple(mark for method in setting.lines for mark in _course(method, colours[method.name]))
+    axes = calls_axis(), Axis("mean squared error of the state", log=True)
+    return Panel(marks, *axes, title=f"{head(setting.title, 60)}{left_out}", height=1.5)
+
+
+def _course(method: Method, colour: str) -> list[Line]:
+    """The mean, behind it its seeds, and on it a dot at each boundary."""
+    states = range(len(method.errors))
+    seeds = method.of_seeds if len(method.of_seeds) > 1 else ()
+    lines = [Line("", states, errors, colour, points=False, faint=True) for errors in seeds]
+    lines.append(Line(method.name, states, method.errors, colour, points=False))
+    dots = Line("", method.boundaries, [method.errors[at] for at in method.boundaries], colour, joined=False)
+    return [*lines, *([dots] if method.boundaries else [])]
+
+
+def step_errors(steps: Mapping[str, Sequence[float]], x: Axis, texts: Sequence[str] = ()) -> Figure:
+    """One job's errors: of the states above, and of the network's output at each step below.
+
+    ``texts`` say which step comes next at each state.
+    """
+    states = (
+        ("accumulated", "accumulated", MAIN, False),
+        ("of it a shift of brightness", "shift", LIGHT, True),
+        ("injected by the step alone", "injected", SECOND, False),
+    )
+    state = Axis("mean squared difference of the state from full precision", "state, MSE", log=True)
+    output = Axis("relative squared error of the output, on states of full precision", "relative", log=True)
+    above = tuple(_step_line(name, steps[key], colour, dashed, texts) for name, key, colour, dashed in states)
+    below = _step_line("of the output, relative", steps["local"], THIRD, False, texts)
+    return Figure(
+        "Errors over the trajectory",
+        (Panel(above, x, state, height=1.4), Panel((below,), x, output, height=0.8)),
+        description="Accumulated, injected and local error over the network calls",
+    )
+
+
+def _step_line(name: str, errors: Sequence[float], colour: str, dashed: bool, texts: Sequence[str]) -> Line:
+    own, places = texts[: len(errors)], range(len(errors))
+    return Line(name, places, errors, colour, points=len(errors) <= 61, dashed=dashed, texts=own)
+
+
+def layer_errors(layers: Mapping[str, Any], times: Sequence[int]) -> Figure:
+    """Each quantized layer's relative error over the measured calls."""
+    marks = (" · skip" if skip else "" for skip in layers["skip"])
+    names = tuple(f"{name}{mark}" for name, mark in zip(layers["names"], marks, strict=True))
+    calls = Axis(
+        "timestep of the call, from noise to image", " ", names=tuple(f"t = {times[at]}" for at in layers["calls"])
+    )
+    heat = HeatMap(layers["error"], "relative squared error of the output", "error")
+    return Figure(
+        "Output error of every quantized layer",
+        (Panel((heat,), calls, Axis("", names=names)),),
+        description="Relative output error of every layer over the calls",
     )

@@ -1,11 +1,15 @@
 """What each part of MPQ-DM does: its variants against EfficientDM, from the jobs of a store. Imports no torch."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from dmqbench.results.compare import Comparison, compare
+from dmqbench.results.figure import Axis, Bars, Figure, Panel
 from dmqbench.results.result import Result
+from dmqbench.results.studies.colours import VERDICTS
+from dmqbench.results.studies.dose_response import halves
+from dmqbench.results.studies.findings import Figures, FindingsReader
 from dmqbench.store.files import canonical_json
 
 BASELINE, METHOD = "efficient_dm", "mpq_dm"
@@ -23,7 +27,7 @@ _FREE = ("task", "diagnose", "method", "metrics", "tracker", "trainer", "evaluat
 
 
 @dataclass(frozen=True)
-class Bar:
+class Variant:
     """One variant, and by metric how it compares with the baseline."""
 
     row: Result
@@ -41,7 +45,7 @@ class Ablation:
     setting: str
     baseline: Result
     metrics: tuple[str, ...]
-    bars: tuple[Bar, ...]
+    bars: tuple[Variant, ...]
     left_out: int
 
     @property
@@ -75,7 +79,7 @@ def _ablation(rows: Iterable[Result]) -> Ablation | None:
     bars = []
     for row in others:
         try:
-            bars.append(Bar(row, {name: compare(row, baseline, name) for name in metrics}))
+            bars.append(Variant(row, {name: compare(row, baseline, name) for name in metrics}))
         except ValueError:  # another protocol: nothing to subtract
             return None
     bars.sort(key=lambda bar: -(bar.row.value("psnr") or 0.0))
@@ -88,3 +92,43 @@ def _ablation(rows: Iterable[Result]) -> Ablation | None:
 def _setting(row: Result) -> str:
     shared = {key: value for key, value in row.config.items() if key not in _FREE}
     return canonical_json([row.model, row.bits, row.scope, row.ranges, row.seed, row.task, row.budget_sizes, shared])
+
+
+def precision_figures(rows: Sequence[Result], reader: FindingsReader) -> Figures:
+    """Return the figure ``precision`` where there are variants to compare."""
+    found = precision_ablation(rows)
+    return {} if found is None else {"precision": variants(found)}
+
+
+def variants(found: Ablation) -> Figure:
+    """What every variant gains over the baseline, a panel per metric: paired differences with their intervals."""
+    y = Axis("", names=tuple(bar.name for bar in found.bars))
+    panels = tuple(
+        Panel(
+            (_bars(found.bars, metric),),
+            Axis(f"{metric} over {BASELINE}\n{UNITS[metric]}", f"{metric}, {UNITS[metric]}", reference=0.0),
+            y,
+        )
+        for metric in found.metrics
+    )
+    return Figure(
+        "Parts of MPQ-DM, against EfficientDM",
+        panels,
+        (*found.sentences, "green: better, red: worse, grey: cannot tell"),
+        columns=len(panels),
+        description="Paired difference of every variant of MPQ-DM to EfficientDM, by metric",
+    )
+
+
+def _bars(bars: Sequence[Variant], metric: str) -> Bars:
+    compared = [bar.over_baseline[metric] for bar in bars]
+    return Bars(
+        "",
+        [one.difference for one in compared],
+        tuple(VERDICTS[one.verdict] for one in compared),
+        [halves(one)[0] for one in compared],
+        [halves(one)[1] for one in compared],
+        [one.sentence for one in compared],
+        "",
+        [bar.row.folder.name for bar in bars],
+    )

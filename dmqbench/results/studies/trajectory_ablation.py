@@ -5,7 +5,7 @@ Imports no torch.
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import geometric_mean, mean
 from typing import Any, Literal
@@ -14,13 +14,17 @@ from dmqbench.config.schema import ABOUT_STAGE
 from dmqbench.config.stage_limits import CHOICES
 from dmqbench.results.compare import Comparison, compare
 from dmqbench.results.correlations import correlate
+from dmqbench.results.figure import Axis, Figure, Line, Panel, ratio_axis
 from dmqbench.results.result import Result
+from dmqbench.results.studies.colours import PALETTE
 from dmqbench.results.studies.dose_response import halves
-from dmqbench.results.studies.findings import TRAJECTORY, FindingsReader, Found, agreements, end_errors
+from dmqbench.results.studies.findings import Figures, FindingsReader
+from dmqbench.results.studies.trajectory_reconstruction import TrajectoryReconstruction
 from dmqbench.store.files import canonical_json
 
 METRIC = "psnr"
 MAX_CURVES = 6
+TRAJECTORY = TrajectoryReconstruction.stage
 
 Varied = Literal["horizon", "gradient"]
 VARIED: tuple[Varied, Varied] = ("horizon", "gradient")
@@ -31,9 +35,6 @@ REFERENCE, DEFAULT = "replayed", "identity"
 
 _FREE = ("task", "diagnose", "method", "metrics", "tracker", "trainer", "evaluate")
 """Parts of a configuration that may differ: the method is compared stage by stage, the protocol when values are."""
-
-FAR_APART = 5
-"""A ratio of the largest to the smallest value from which an axis of ratios is logarithmic."""
 
 VARIED_TITLES = {"horizon": "calls that the model runs by itself (horizon)", "gradient": "gradient"}
 
@@ -132,17 +133,16 @@ def ablation(rows: Iterable[Result], reader: FindingsReader, varied: Varied) -> 
     """Return the curves over ``varied``, those of most jobs first; None where no two jobs differ in it alone."""
     [held] = [name for name in VARIED if name != varied]
     untuned: dict[str, Result] = {}
-    sets: dict[tuple[str, str], dict[int | str, tuple[Result, Found]]] = defaultdict(dict)
+    sets: dict[tuple[str, str], dict[int | str, tuple[Result, TrajectoryReconstruction]]] = defaultdict(dict)
     for row in rows:
         if METRIC not in row.measurements or row.full_precision:
             continue
         before, own = _settings(row)
         if own is None:
             untuned.setdefault(before, row)
-        elif (found := reader.of(row).trajectory) is not None:
-            settings = found["settings"]
-            others = {key: value for key, value in own.items() if key not in VARIED} | {held: settings[held]}
-            sets[before, canonical_json(others)].setdefault(settings[varied], (row, found))
+        elif (found := reader.of(row, TrajectoryReconstruction)) is not None:
+            others = {key: value for key, value in own.items() if key not in VARIED} | {held: getattr(found, held)}
+            sets[before, canonical_json(others)].setdefault(getattr(found, varied), (row, found))
     several = sorted((place for place, members in sets.items() if len(members) > 1), key=lambda one: -len(sets[one]))
     if not several:
         return None
@@ -183,7 +183,7 @@ def _settings(row: Result) -> tuple[str, Mapping[str, Any] | None]:
     return canonical_json([row.model, row.bits, row.scope, row.ranges, row.seed, shared, before]), own
 
 
-def _parts(row: Result, found: Found, held: str) -> dict[str, str]:
+def _parts(row: Result, found: TrajectoryReconstruction, held: str) -> dict[str, str]:
     own, budget = row.stage_settings(TRAJECTORY), row.budget_sizes["name"]
     parts = {
         "model": row.model,
@@ -191,17 +191,16 @@ def _parts(row: Result, found: Found, held: str) -> dict[str, str]:
         "ranges": f"ranges {row.ranges}" if row.ranges else "",
         "budget": f"budget {budget}" if budget else "",
         "seed": f"seed {row.seed}",
-        held: f"{held} {found['settings'][held]}",
+        held: f"{held} {getattr(found, held)}",
     }
     return parts | {key: f"{key} {value}" for key, value in own.items() if key not in (*VARIED, *ABOUT_STAGE)}
 
 
-def _trial(row: Result, found: Found, place: int | str, untuned: Result | None) -> Trial:
-    ratios = [after / before for before, after in zip(end_errors(found, "before"), end_errors(found, "after"),
-              strict=True) if before > 0 and after > 0]  # fmt: skip
-    gradients = list(agreements(found))
-    cosines = [cosine for _, cosine, _ in gradients if cosine is not None]
-    norms = [ratio for _, _, ratio in gradients if ratio]
+def _trial(row: Result, found: TrajectoryReconstruction, place: int | str, untuned: Result | None) -> Trial:
+    both = zip(*found.errors.values(), strict=True)
+    ratios = [after / before for before, after in both if before > 0 and after > 0]
+    cosines = [span.cosine for span in found.spans if span.cosine is not None]
+    norms = [span.ratio for span in found.spans if span.ratio]
     return Trial(
         row,
         place,
@@ -229,3 +228,75 @@ def _against_exact(curve: Curve) -> str | None:
         return None
     interval = f"[{found.ci95.low:.2f}, {found.ci95.high:.2f}]"
     return f"{DEFAULT} against {REFERENCE}: {found.difference:+.2f} dB {interval}, {found.verdict}"
+
+
+def ablation_figures(rows: Sequence[Result], reader: FindingsReader) -> Figures:
+    """Return a figure for each of ``VARIED`` of which there are jobs enough."""
+    found = {varied: ablation(rows, reader, varied) for varied in VARIED}
+    return {varied: curves_of(one) for varied, one in found.items() if one is not None}
+
+
+def ablation_pictures(rows: Sequence[Result], reader: FindingsReader) -> Figures:
+    """Return one figure ``ablation`` with a column for each that there is."""
+    figures = ablation_figures(rows, reader)
+    if not figures:
+        return {}
+    panels = tuple(panel for row in zip(*(figure.panels for figure in figures.values()), strict=True) for panel in row)
+    notes = tuple(f"by {varied}: {'; '.join(figure.notes)}" for varied, figure in figures.items())
+    return {"ablation": Figure("Calibration over several denoising steps", panels, notes, columns=len(figures))}
+
+
+def curves_of(found: Ablation) -> Figure:
+    """Against the horizon or gradient, from the top: PSNR, end-state error, cosine and norm of the gradient."""
+    trials = [trial for curve in found.curves for trial in curve.trials]
+    x = Axis(VARIED_TITLES[found.varied], names=tuple(str(place) for place in found.places))
+    gain = Axis("PSNR (dB)")
+    if found.compared:
+        gain = Axis("PSNR over un-tuned (dB)", "dB over un-tuned", reference=0.0)
+    error = ratio_axis("end-state error, after / before", "error, after / before", [trial.error for trial in trials])
+    norm = ratio_axis("gradient: norm over the exact one's", "ratio of norms", [trial.ratio for trial in trials])
+    cosine = Axis("gradient: cosine with the exact one", "cosine")
+    panels = (
+        Panel(_lines(found, found.gain, found.reach), x, gain, f"by {found.varied}", height=1.3),
+        Panel(_lines(found, lambda trial: trial.error), x, error),
+        Panel(_lines(found, lambda trial: trial.cosine), x, cosine, height=0.9),
+        Panel(_lines(found, lambda trial: trial.ratio), x, norm, height=0.8),
+    )
+    return Figure(
+        f"Calibration over several steps, by {found.varied}",
+        panels,
+        tuple(found.sentences),
+        description=f"PSNR, error of the end states and agreement with the exact gradient, by {found.varied}",
+        narrow=True,
+    )
+
+
+def _lines(
+    found: Ablation,
+    value: Callable[[Trial], float | None],
+    reach: Callable[[Trial], tuple[float | None, float | None]] | None = None,
+) -> tuple[Line, ...]:
+    """One line per curve; it has a name where there are several."""
+    lines = []
+    for number, curve in enumerate(found.curves):
+        ends = [reach(trial) for trial in curve.trials] if reach else []
+        lines.append(
+            Line(
+                curve.name if len(found.curves) > 1 else "",
+                [found.places.index(trial.place) for trial in curve.trials],
+                [value(trial) for trial in curve.trials],
+                PALETTE[number],
+                joined=found.varied == "horizon",
+                symbol=number,
+                below=[below for below, _ in ends],
+                above=[above for _, above in ends],
+                texts=[_sentence(trial) for trial in curve.trials],
+                precision=".4g",
+                jobs=[trial.row.folder.name for trial in curve.trials],
+            )
+        )
+    return tuple(lines)
+
+
+def _sentence(trial: Trial) -> str:
+    return trial.over_untuned.sentence if trial.over_untuned else f"{trial.row.label} {trial.row.bits}"

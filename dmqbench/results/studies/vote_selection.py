@@ -5,15 +5,18 @@ Imports no torch.
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
 from dmqbench.eval.statistics import Interval, student_interval
+from dmqbench.results.figure import Axis, Figure, Line, Panel
 from dmqbench.results.result import Result
-from dmqbench.results.studies.findings import POWERS, FindingsReader, Found, rows_of_steps
+from dmqbench.results.studies.colours import PALETTE
+from dmqbench.results.studies.findings import Figures, FindingsReader
+from dmqbench.results.studies.power_of_two_scaling import PowerOfTwoScaling
 from dmqbench.store.files import canonical_json
 
 _SHARED = (
@@ -63,12 +66,12 @@ class SelectionCurves:
 
 def selection_curves(rows: Iterable[Result], reader: FindingsReader) -> SelectionCurves | None:
     """Return the curves of the largest set of jobs; None where no set has two numbers of samples."""
-    sets: dict[str, list[tuple[Result, Found]]] = defaultdict(list)
+    sets: dict[str, list[tuple[Result, PowerOfTwoScaling]]] = defaultdict(list)
     for row in rows:
-        powers = reader.of(row).powers
-        if powers is not None and powers["layers"]:
+        powers = reader.of(row, PowerOfTwoScaling)
+        if powers is not None and powers.layers:
             sets[_shared_settings(row)].append((row, powers))
-    several = [members for members in sets.values() if len({powers["samples"] for _, powers in members}) > 1]
+    several = [members for members in sets.values() if len({powers.samples for _, powers in members}) > 1]
     if not several:
         return None
     chosen = max(several, key=len)
@@ -77,20 +80,21 @@ def selection_curves(rows: Iterable[Result], reader: FindingsReader) -> Selectio
 
 def _shared_settings(row: Result) -> str:
     method = {key: value for key, value in row.settings("method").items() if key != "variant"}  # it names both
-    method[POWERS] = {key: value for key, value in row.stage_settings(POWERS).items() if key not in _VARIED}
+    own = row.stage_settings(PowerOfTwoScaling.stage)
+    method[PowerOfTwoScaling.stage] = {key: value for key, value in own.items() if key not in _VARIED}
     return canonical_json([{name: row.config.get(name) for name in _SHARED}, row.bits, row.scope, row.ranges, method])
 
 
-def _curves(members: list[tuple[Result, Found]], left_out: int) -> SelectionCurves | None:
+def _curves(members: list[tuple[Result, PowerOfTwoScaling]], left_out: int) -> SelectionCurves | None:
     """Compare the layers that every job has and in which there was an error to change."""
     tables = {}
     jobs: dict[str, dict[float, str]] = defaultdict(dict)
     for row, powers in members:
-        place = powers["selection"], powers["samples"] / rows_of_steps(powers)
+        place = powers.selection, powers.samples / powers.rows
         tables[place] = {
-            name: math.log(layer["held_out_error"] / layer["held_out_error_before"])
-            for name, layer in powers["layers"].items()
-            if layer["held_out_error"] > 0 and layer["held_out_error_before"] > 0
+            name: math.log(layer.error / layer.error_before)
+            for name, layer in powers.layers.items()
+            if layer.error > 0 and layer.error_before > 0
         }
         jobs[place[0]][place[1]] = row.folder.name
     first, *others = tables.values()
@@ -110,3 +114,33 @@ def _ratio(logs: np.ndarray) -> Ratio:
     interval = student_interval(logs.tolist())
     ends = None if interval is None else Interval(math.exp(interval.low), math.exp(interval.high))
     return Ratio(math.exp(float(logs.mean())), ends)
+
+
+def sample_figures(rows: Sequence[Result], reader: FindingsReader) -> Figures:
+    """Return the figure ``samples`` where there are jobs of several numbers of samples."""
+    curves = selection_curves(rows, reader)
+    return {} if curves is None else {"samples": samples_against_votes(curves)}
+
+
+def samples_against_votes(curves: SelectionCurves) -> Figure:
+    """The held-out error that exponents leave against the samples they were chosen from, for each selection."""
+    lines = tuple(
+        Line(
+            selection,
+            list(errors),
+            [ratio.value for ratio in errors.values()],
+            PALETTE[number % len(PALETTE)],
+            precision=".4g",
+            jobs=[curves.jobs[selection][samples] for samples in errors],
+        )
+        for number, (selection, errors) in enumerate(curves.error.items())
+    )
+    samples = sorted({place for errors in curves.error.values() for place in errors})
+    ticks = tuple((place, f"{place:g}") for place in samples)
+    x = Axis("calibration samples per vote", log=True, ticks=ticks, word="samples")
+    return Figure(
+        "Exponents by vote and by squared error, against calibration samples",
+        (Panel(lines, x, Axis("held-out error, with over without"), height=1.5),),
+        tuple(curves.sentences),
+        description="Held-out error against the number of calibration samples, by vote and by squared error",
+    )

@@ -14,12 +14,12 @@ from dmqbench.results.page.figures import (
     colours,
     correlation_text,
     frontier,
-    layers_of,
     proxy_scatter,
-    steps_of,
     trade_off,
     trajectories,
 )
+from dmqbench.results.page.jobs import diagnosis_figures
+from dmqbench.results.page.render import render
 from dmqbench.results.record import Cost
 from dmqbench.results.tables import Table, comparable_tables
 
@@ -95,7 +95,7 @@ def test_boundaries_between_groups_of_calls_are_dots_on_their_line(table):
 
 
 def test_steps_show_four_errors(table):
-    figure = steps_of(diagnosis(steps=5))
+    figure = render(diagnosis_figures(diagnosis(steps=5))["steps"])
     assert [len(trace["x"]) for trace in figure["data"]] == [6, 6, 5, 5]
     assert figure["data"][0]["text"][-1] == "the end"
 
@@ -103,7 +103,7 @@ def test_steps_show_four_errors(table):
 def test_layers_are_powers_of_ten_and_zeros_are_gaps():
     found = diagnosis(1e-3)
     found["layers"]["error"] = [[0.0, 1e-2], [1e-3, 1.0], [1e-4, 1e-5]]
-    [heat] = layers_of(found)["data"]
+    [heat] = render(diagnosis_figures(found)["layers"])["data"]
     assert heat["z"] == [[None, -2.0], [-3.0, 0.0], [-4.0, -5.0]]
     assert heat["y"][0].endswith("skip") and heat["x"] == ["t = 900", "t = 870"]
 

@@ -1,8 +1,6 @@
 """Figures and pictures of calibration over several steps: their numbers, and that nothing is drawn without data."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 from handmade import diagnosis
@@ -11,16 +9,20 @@ from PIL import Image
 
 from dmqbench import report
 from dmqbench.results.page.document import page
-from dmqbench.results.page.trajectory_figures import ablation as ablation_figure
-from dmqbench.results.page.trajectory_figures import gradient_agreement, group_errors
+from dmqbench.results.page.render import render
 from dmqbench.results.plots import pictures
 from dmqbench.results.studies.findings import FindingsReader
-from dmqbench.results.studies.trajectory_ablation import ablation
+from dmqbench.results.studies.trajectory_ablation import ablation, curves_of
+from dmqbench.results.studies.trajectory_reconstruction import TrajectoryReconstruction
 
 
 @pytest.fixture
 def bench(tmp_path) -> FindingsBench:
     return FindingsBench(tmp_path / "runs")
+
+
+def figure_of(key: str, found: dict) -> dict:
+    return render(TrajectoryReconstruction.from_json(found).figures[key])
 
 
 def fill(bench: FindingsBench) -> None:
@@ -38,7 +40,7 @@ def fill(bench: FindingsBench) -> None:
 
 
 def test_errors_of_groups_lie_over_their_calls():
-    figure = group_errors(trajectory(horizon=3, calls=5))
+    figure = figure_of("ends", trajectory(horizon=3, calls=5))
     before, after = figure["data"]
     assert before["x"] == after["x"] == [0, 3, None, 3, 5, None]
     assert before["y"] == pytest.approx([0.03, 0.03, None, 0.05, 0.05, None])
@@ -50,7 +52,7 @@ def test_errors_of_groups_lie_over_their_calls():
 def test_the_agreement_of_gradients_may_be_negative_or_unknown():
     found = trajectory(cosine=-0.5)
     found["spans"][1] |= {"gradient_cosine": None, "gradient_ratio": None}
-    figure = gradient_agreement(found)
+    figure = figure_of("gradients", found)
     cosine, ratio = figure["data"]
     assert cosine["y"] == [-0.5, -0.5, None, None, None, None] and ratio["y"] == [1.2, 1.2, None, None, None, None]
     assert (cosine.get("yaxis", "y"), ratio["yaxis"]) == ("y", "y2") and "identity" in figure["note"]
@@ -63,7 +65,7 @@ def test_an_ablation_has_four_axes_with_a_trace_per_bit_width(bench, varied, pla
     fill(bench)
     found = ablation(bench.results(), FindingsReader(bench.root), varied)
     assert found is not None
-    figure = ablation_figure(found)
+    figure = render(curves_of(found))
     assert figure["layout"]["xaxis"]["categoryarray"] == places
     for axis, numbers in (("y", found.gain), ("y2", lambda one: one.error), ("y3", lambda one: one.cosine),
                           ("y4", lambda one: one.ratio)):  # fmt: skip
@@ -89,7 +91,7 @@ def test_the_page_has_the_ablations_and_what_each_job_found(bench):
     assert all(f'data-part="{name}"' in text for name in ("horizon", "gradient"))
     ids = {row.folder.name: row for row in bench.results()}
     for id, job in data["jobs"].items():
-        tuned = FindingsReader(bench.root).of(ids[id]).trajectory is not None
+        tuned = FindingsReader(bench.root).of(ids[id], TrajectoryReconstruction) is not None
         assert ({"ends", "gradients"} <= set(job["figures"])) == tuned
     lines = [trace for trace in data["tables"][0]["trajectories"]["data"] if "customdata" in trace]
     dotted = {trace["customdata"][0] for trace in lines if trace["mode"] == "lines+markers"}
@@ -134,7 +136,7 @@ def test_names_of_strangers_are_drawn_letter_by_letter(bench):
     drawn = list(pictures.draw(bench.root, bench.results(), bench.root / "report"))
     assert [path.name for path in drawn] == ["report-ablation.png", "report-errors.png"]
     found = ablation(bench.results(), FindingsReader(bench.root), "horizon")
-    assert found is not None and not any("<" in trace["name"] for trace in ablation_figure(found)["data"])
+    assert found is not None and not any("<" in trace["name"] for trace in render(curves_of(found))["data"])
 
 
 def test_a_job_of_accuquant_names_its_stage():
@@ -143,11 +145,3 @@ def test_a_job_of_accuquant_names_its_stage():
     from dmqbench.config.job import make_job
 
     assert make_job(compose(["method=accuquant"])).method.stages[-1].name == TRAJECTORY
-
-
-@pytest.mark.parametrize(
-    "module", ["trajectory_plots", "page.ablation", "page.accumulation", "page.trajectory_figures"]
-)
-def test_pictures_need_no_torch(module):
-    code = f"import sys, dmqbench.{module}; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,186 @@
+"""What a figure shows, said once: panels of marks on axes, and notes. The page and the PNG files render it.
+
+Texts are names as a store has them, letter by letter; who renders a figure makes them harmless.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+Values: TypeAlias = Sequence[float | None]
+
+FAR_APART = 5
+"""A ratio of the largest to the smallest value from which an axis of ratios is logarithmic."""
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One axis of a panel.
+
+    Attributes:
+        short: the title where there is little room.
+        whole: whether all places are whole numbers, as those of network calls are.
+        names: names of the places 0, 1, …; along y they are read downwards.
+        ticks: places with their labels; without, whoever renders the axis chooses.
+        share: whether values are shares, in percent.
+        reference: a place that is marked by a line, such as that of no gain.
+        word: what a place is called before its number.
+    """
+
+    title: str
+    short: str = ""
+    log: bool = False
+    whole: bool = False
+    names: tuple[str, ...] = ()
+    ticks: tuple[tuple[float, str], ...] = ()
+    share: bool = False
+    from_zero: bool = False
+    ends: tuple[float, float] | None = None
+    reference: float | None = None
+    word: str = ""
+
+    @property
+    def brief(self) -> str:
+        return self.short or self.title
+
+
+@dataclass(frozen=True)
+class Line:
+    """Points (x, y), joined or not; None is a gap.
+
+    Attributes:
+        name: its entry in the legend, the same in every panel; "" for none.
+        faint: whether it stands behind a line that sums it up.
+        below: how far the interval reaches below each y, and ``above`` above it; empty without intervals.
+        texts: what is said of each point; without ``precision`` it says the value too.
+        jobs: the job of each point.
+    """
+
+    name: str
+    x: Values
+    y: Values
+    colour: str
+    joined: bool = True
+    points: bool = True
+    dashed: bool = False
+    stepped: bool = False
+    faint: bool = False
+    symbol: int = 0
+    below: Values = ()
+    above: Values = ()
+    texts: Sequence[str] = ()
+    precision: str = ".3g"
+    jobs: Sequence[str] = ()
+
+    @property
+    def size(self) -> int:
+        return len(self.y)
+
+
+@dataclass(frozen=True)
+class Bars:
+    """One bar along x for each name of the panel's y axis; bars of several marks follow each other."""
+
+    name: str
+    lengths: Values
+    colours: tuple[str, ...]
+    """One for all, or one for each."""
+    below: Values = ()
+    above: Values = ()
+    texts: Sequence[str] = ()
+    precision: str = ".3g"
+    jobs: Sequence[str] = ()
+
+    @property
+    def size(self) -> int:
+        return len(self.lengths)
+
+
+@dataclass(frozen=True)
+class HeatMap:
+    """A value for each name of y (outer) and x (inner), on a logarithmic scale of colours or ``reach`` around 1."""
+
+    values: Sequence[Values]
+    title: str
+    short: str
+    reach: float | None = None
+    texts: Sequence[Sequence[str]] = ()
+
+    @property
+    def size(self) -> int:
+        return sum(map(len, self.values))
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Marks on two axes; ``height`` is relative to that of other panels."""
+
+    marks: tuple[Line | Bars | HeatMap, ...]
+    x: Axis
+    y: Axis
+    title: str = ""
+    height: float = 1.0
+
+
+@dataclass(frozen=True)
+class Figure:
+    """Panels in rows of ``columns``; those of a column or row that hold the same ``Axis`` share it.
+
+    Attributes:
+        description: what is seen, for who cannot see it.
+        narrow: whether half the width of the page is enough.
+    """
+
+    title: str
+    panels: tuple[Panel, ...]
+    notes: tuple[str, ...] = ()
+    columns: int = 1
+    description: str = ""
+    narrow: bool = False
+
+    @property
+    def size(self) -> int:
+        """How many numbers its marks hold."""
+        return sum(mark.size for panel in self.panels for mark in panel.marks)
+
+
+def calls_axis() -> Axis:
+    return Axis("network calls made", whole=True, word="call")
+
+
+def times_axis(times: Sequence[int | str], title: str = "timestep of the call, from noise to image") -> Axis:
+    """An axis of network calls that is labelled with their timesteps."""
+    return Axis(title, ticks=thinned([str(time) for time in times]))
+
+
+def thinned(labels: Sequence[str], at_most: int = 12) -> tuple[tuple[float, str], ...]:
+    """Return places with their labels; the last one has a label, whatever the stride."""
+    stride = max(1, -(-len(labels) // at_most))
+    return tuple((at, labels[at]) for at in range((len(labels) - 1) % stride, len(labels), stride))
+
+
+def ratio_axis(title: str, short: str, values: Iterable[float | None]) -> Axis:
+    """An axis of ratios with a line at 1, logarithmic where values would otherwise lie on each other."""
+    known = [value for value in values if value]
+    return Axis(title, short, log=bool(known) and max(known) > FAR_APART * min(known), reference=1.0)
+
+
+def round_ticks(values: Iterable[float | None]) -> list[float]:
+    """Return 1, 2 and 5 times powers of ten for a logarithmic axis that spans less than one and a half of them."""
+    known = [value for value in values if value and value > 0]
+    low, high = (min(known), max(known)) if known else (1.0, 1.0)
+    if math.log10(high / low) >= 1.5:
+        return []
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    ticks = [tick for power in powers for step in (1, 2, 5) if low / 1.3 <= (tick := step * 10.0**power) <= high * 1.3]
+    return ticks if len(ticks) > 1 else []
+
+
+def tail(name: str, letters: int = 34) -> str:
+    """Return the last letters of a layer's name, which tell it from its neighbours."""
+    return name if len(name) <= letters else f"…{name[1 - letters :]}"
+
+
+def head(name: str, letters: int = 44) -> str:
+    return name if len(name) <= letters else f"{name[: letters - 1]}…"
