@@ -6,7 +6,9 @@ A wrong configuration is a ``ConfigError``: one line with the key, the value and
 import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import fields, is_dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -128,13 +130,9 @@ def compose(overrides: Sequence[str]) -> DictConfig:
     for override in own:
         _check_form(override)
     choices = [override for override in own if override.key_or_group in (*GROUPS, _METHOD_GROUP)]
-    with _hydra():
-        for choice in choices:
-            _check_choice(choice, hydra_own)
-        try:
-            config = hydra_compose(ROOT, [*hydra_own, *(choice.input_line or "" for choice in choices)])
-        except (HydraException, OmegaConfBaseException) as error:
-            raise _translated(error, [*_own_folders(), *_folders(hydra_own)]) from None
+    texts = tuple(choice.input_line or "" for choice in choices)
+    others = hydra_own or usable()  # YAMLs of others may change while the process lives
+    config = _composed(tuple(hydra_own), texts) if others else deepcopy(_of_package(texts))
     _check_method_yaml(config.method)
     values = [
         (key, value)
@@ -154,6 +152,21 @@ def compose(overrides: Sequence[str]) -> DictConfig:
     else:
         _refuse_resolvers(OmegaConf.to_container(config, resolve=False), "")
     return config
+
+
+def _composed(hydra_own: tuple[str, ...], choices: tuple[str, ...]) -> DictConfig:
+    """Compose choices of groups with Hydra."""
+    with _hydra():
+        for choice in parse(choices):
+            _check_choice(choice, list(hydra_own))
+        try:
+            return hydra_compose(ROOT, [*hydra_own, *choices])
+        except (HydraException, OmegaConfBaseException) as error:
+            raise _translated(error, [*_own_folders(), *_folders(hydra_own)]) from None
+
+
+_of_package = lru_cache(maxsize=256)(partial(_composed, ()))
+"""Choices among the package's own YAMLs, composed once a process: the jobs of a sweep share a few."""
 
 
 def wrong_options(plugin: Plugin) -> list[str]:
