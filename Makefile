@@ -6,7 +6,7 @@ DOCS := .venv/.docs
 # Two threads on a busy two-core machine wait for each other; one per process does not.
 ONE_THREAD := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
-.PHONY: demo test test-slow lint types bench docs clean
+.PHONY: demo test test-slow coverage lint types bench docs clean
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -21,7 +21,11 @@ test: $(READY)
 	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 -m 'not slow and not gpu and not network'
 
 test-slow: $(READY)
-	$(ONE_THREAD) $(BIN)/python -m pytest -m 'slow and not gpu and not network'
+	PROPERTY_EXAMPLES=2000 $(ONE_THREAD) $(BIN)/python -m pytest -n 2 --timeout 7200 \
+		-m '(slow or hypothesis) and not gpu and not network'
+
+coverage: $(READY)
+	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 -m 'not slow and not gpu and not network' --cov --cov-report=term:skip-covered
 
 lint: $(READY)
 	$(BIN)/ruff check .

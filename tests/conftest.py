@@ -8,6 +8,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
+from examples import EXAMPLES
+from hypothesis import settings
+
+# A busy machine is slow, which is no mistake of what is tested.
+settings.register_profile("dmqbench", max_examples=EXAMPLES, deadline=None)
+settings.load_profile("dmqbench")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from examples import costly
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from workbench import SCHEDULE, W3A6, sampler, set_min_max_ranges_, workbench
@@ -197,7 +198,7 @@ def test_a_network_that_diverges_and_another_plan_are_refused():
         diagnose(Denoising(constant(0.5), sampler("ddim", 5)), full, seed=0, chunk=2)
 
 
-@settings(max_examples=40, deadline=None)
+@costly(40)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 4), st.integers(1, 5), st.floats(0.1, 10.0))
 def test_laws_of_the_arithmetic(seed, images, calls, factor):
     """A shift is part of the error; errors grow with the square of a difference; nothing is negative."""

@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tiny import dit, text_unet, unet
 from workbench import BUILDERS, W3A6, adapter_of, set_min_max_ranges_, workbench
@@ -148,7 +148,6 @@ def test_a_network_without_quantizable_layers_has_none(builder):
     assert layer_errors(Denoising(adapter_of(builder()), bench.sampler), bench.bank.val, chunk=4) is None
 
 
-@settings(deadline=None)
 @given(st.integers(1, 400), st.integers(2, 40))
 def test_spread_calls_are_distinct_even_and_reach_both_ends(calls, at_most):
     chosen = spread_calls(calls, at_most)

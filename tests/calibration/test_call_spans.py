@@ -3,7 +3,7 @@
 from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dmqbench.calibration.windows import spans_of
@@ -31,7 +31,6 @@ def test_calls_are_cut_into_groups_and_groups_that_share_a_row_are_joined(argume
 
 
 @given(st.integers(1, 40), st.integers(1, 45), st.integers(1, 45), st.booleans())
-@settings(deadline=None, max_examples=200)
 def test_spans_cover_all_calls_in_order_and_share_no_row(calls, horizon, size, together):
     rows = StepGroups.of_size(calls, size).row_of_call
     spans = spans_of(calls, horizon, rows, together)

@@ -4,7 +4,8 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from examples import costly
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -72,7 +73,7 @@ def moved(trained, key=0):
 
 
 @given(LAYERS)
-@settings(deadline=None, max_examples=80)
+@costly(80)
 def test_at_first_the_layer_computes_with_the_codes_that_it_has(layer):
     """For any bits, groups, clipping and rounding, and to the bit."""
     codes, scale, weight = (
@@ -89,7 +90,7 @@ def test_at_first_the_layer_computes_with_the_codes_that_it_has(layer):
 
 
 @given(LAYERS, st.integers(0, 100))
-@settings(deadline=None, max_examples=60)
+@costly(60)
 def test_what_is_settled_is_what_was_shown_to_the_bit(layer, key):
     trained = TrainedWeights({"one": layer})
     moved(trained, key)
@@ -103,7 +104,7 @@ def test_what_is_settled_is_what_was_shown_to_the_bit(layer, key):
 
 
 @given(LAYERS, st.integers(0, 100))
-@settings(deadline=None, max_examples=60)
+@costly(60)
 def test_codes_stay_on_the_grid_and_move_by_one_at_most(layer, key):
     quantizer = layer.weight_quantizer
     before = quantizer.codes.int()
@@ -153,7 +154,7 @@ def test_a_weight_half_way_between_two_codes_turns_first_and_one_on_a_grid_point
 
 
 @given(LAYERS, st.integers(0, 100))
-@settings(deadline=None, max_examples=40)
+@costly(40)
 def test_gradients_are_those_of_integers_times_scales_with_rounding_passed_through(layer, key):
     """∂L/∂latent = ∂L/∂w · s and ∂L/∂gain = Σ ∂L/∂w · w over the weights of a scale, weight by weight."""
     trained = TrainedWeights({"one": layer})
@@ -269,7 +270,7 @@ def test_a_network_without_activation_quantizers_has_nothing_to_train():
 
 
 @given(LAYERS, st.integers(0, 100))
-@settings(deadline=None, max_examples=30)
+@costly(30)
 def test_scales_of_weights_are_trained_as_those_of_activations(layer, key):
     """Under weights that are rounded anew at every look, as adapters need it."""
     quantizer = layer.weight_quantizer

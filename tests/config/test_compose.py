@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
@@ -474,7 +474,6 @@ def test_the_device_is_part_of_what_is_sampled():
 
 
 @given(st.dictionaries(st.text(), st.integers() | st.text() | st.booleans() | st.lists(st.integers())))
-@settings(deadline=None)
 def test_a_hash_depends_on_the_value_and_not_on_the_order(value):
     assert short_hash(value) == short_hash(dict(reversed(value.items())))
     assert len(short_hash(value)) == 16 and int(short_hash(value), 16) >= 0

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from examples import costly
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.lib import format as npy
 from PIL import Image
@@ -84,7 +85,7 @@ def test_an_archive_gives_the_pixels_that_were_saved(tmp_path, channels, save, l
     assert archive_hash(tmp_path / "x.npz") == content_hash(images)
 
 
-@settings(max_examples=30, deadline=None)
+@costly(30)
 @given(
     st.integers(1, 9), st.sampled_from([1, 3]), st.integers(4, 9), st.integers(4, 9), st.integers(1, 12), st.booleans()
 )

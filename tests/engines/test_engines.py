@@ -5,7 +5,8 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from examples import costly
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from torch.overrides import TorchFunctionMode
@@ -115,7 +116,6 @@ def written_out_sum(torch_layer, weight: np.ndarray, integers: np.ndarray) -> np
 
 
 @given(frozen_cases())
-@settings(max_examples=100)
 def test_accumulators_are_the_sums_of_the_definition(case):
     network, layer, context, x, step = case
     expected_input = written_out_input(layer, x, step)
@@ -132,7 +132,6 @@ def test_accumulators_are_the_sums_of_the_definition(case):
 
 
 @given(frozen_cases())
-@settings(max_examples=100)
 def test_simulation_equals_the_integers_and_both_the_trained_layer(case):
     network, layer, context, x, step = case
     with context.at(step), torch.no_grad():
@@ -159,7 +158,7 @@ def fused_and_unfused(layer, quantizer, scaled, x):
 
 
 @given(frozen_cases())
-@settings(max_examples=50)
+@costly(50)
 def test_without_an_equivalent_scale_the_fused_integers_are_the_trained_layer_s(case):
     network, layer, context, x, step = case
     if layer.equivalent_scale is None:
@@ -168,7 +167,6 @@ def test_without_an_equivalent_scale_the_fused_integers_are_the_trained_layer_s(
 
 
 @given(frozen_cases())
-@settings(max_examples=100)
 def test_the_input_is_divided_once_by_one_cached_vector_per_row(case):
     """codes = round(x / (τ · s · 2^e)) with that very product; nothing else touches the input."""
     _, layer, context, x, step = case
@@ -203,7 +201,6 @@ class Divisions(TorchFunctionMode):
 
 
 @given(frozen_cases())
-@settings(max_examples=100)
 def test_shifted_weights_give_the_same_sums_from_plain_codes(case):
     """For kernels that know no exponents: one weight per row of steps, against int64 loops over the definition."""
     network, layer, context, x, step = case
@@ -223,7 +220,7 @@ def test_shifted_weights_give_the_same_sums_from_plain_codes(case):
 
 
 @given(frozen_cases())
-@settings(max_examples=50)
+@costly(50)
 def test_a_sample_does_not_depend_on_who_shares_its_batch(case):
     _, layer, context, x, step = case
     run = simulate(layer)

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 from cleanfid.fid import frechet_distance as cleanfid_distance
-from hypothesis import given, settings
+from examples import costly
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import ortho_group
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
@@ -54,7 +55,7 @@ def test_rank_deficient_covariances_give_a_real_exact_distance():
     assert found == pytest.approx(9 + 4 - 2 * abs(float(u @ v)), abs=1e-9)
 
 
-@settings(max_examples=25, deadline=None)
+@costly(25)
 @given(st.integers(0, 1000), st.integers(1, 12), st.floats(1e-3, 1e3))
 def test_laws_of_the_distance(seed, d, scale):
     a, b = features(2 * d + 20, d, seed) * scale, features(2 * d + 30, d, seed + 1) * scale

@@ -2,7 +2,8 @@ import cleanfid.fid
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from examples import costly
+from hypothesis import given
 from hypothesis import strategies as st
 from torch_fidelity.metric_kid import kid_features_to_metric
 from torchmetrics.image.kid import poly_mmd
@@ -69,7 +70,7 @@ def test_the_mean_over_samples_is_the_distance_of_the_distributions():
     assert min(equal) < 0
 
 
-@settings(max_examples=20, deadline=None)
+@costly(20)
 @given(st.integers(0, 1000), st.integers(1, 6))
 def test_laws(seed, d):
     x, y = normal(20, d, seed), normal(24, d, seed + 1) * 1.5

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from examples import costly
+from hypothesis import given
 from hypothesis import strategies as st
 from torch_fidelity.metric_prc import prc_features_to_metric
 
@@ -48,7 +49,7 @@ def test_replicates_are_brute_forces(paired, d, monkeypatch):
         assert found.recall.replicates[group] == pytest.approx(covered(theirs, x[kept]), abs=1e-12)
 
 
-@settings(max_examples=20, deadline=None)
+@costly(20)
 @given(st.integers(0, 1000), st.integers(1, 5), st.floats(1e-3, 1e3))
 def test_laws(seed, d, scale):
     x, y = normal(64, d, seed), normal(70, d, seed + 1) + 0.5

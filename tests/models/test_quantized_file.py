@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save, save_file
 
@@ -21,7 +21,6 @@ def zeros(forms):
     return {name: torch.zeros(shape, dtype=dtype) for name, (dtype, shape) in forms.items()}
 
 
-@settings(deadline=None)
 @given(st.dictionaries(NAMES, st.tuples(st.sampled_from(TYPES), SHAPES), max_size=12))
 def test_the_length_is_that_of_the_file(forms):
     tensors = zeros(forms)

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from examples import costly
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dmqbench.quant.functional import affine_parameters, fake_quantize
@@ -113,7 +114,7 @@ def test_impossible_numbers_of_candidates_are_refused(candidates):
     st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=12),
     st.sampled_from([2, 4, 256]),
 )
-@settings(max_examples=50)
+@costly(50)
 def test_any_finite_row_has_a_finite_range_inside_its_ends(row, levels):
     values = torch.tensor([row])
     low, high = mse_search(values, torch.tensor(levels))

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dmqbench.quant.packing import pack, packed_length, unpack
@@ -31,7 +31,6 @@ def layers(draw):
     return rows, bits, columns
 
 
-@settings(deadline=None)
 @given(layers())
 def test_packing_is_read_back_exactly_and_as_long_as_its_bits(layer):
     rows, bits, columns = layer
@@ -43,7 +42,6 @@ def test_packing_is_read_back_exactly_and_as_long_as_its_bits(layer):
     assert torch.equal(unpack(stream, bits, columns), codes)
 
 
-@settings(deadline=None)
 @given(st.permutations([1, 2, 3, 4, 8]), st.integers(1, 40))
 def test_the_order_of_rows_changes_no_length_and_is_kept(bits, columns):
     generator = torch.Generator().manual_seed(columns)

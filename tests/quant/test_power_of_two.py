@@ -4,7 +4,8 @@ from collections import Counter
 
 import pytest
 import torch
-from hypothesis import given, settings
+from examples import costly
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dmqbench.quant import power_of_two
@@ -70,7 +71,7 @@ def range_of(x, levels=LEVELS):
 
 
 @given(activations(), st.integers(0, 4), st.sampled_from([4, 16, 256]), st.integers(0, 2))
-@settings(max_examples=60)
+@costly(60)
 def test_errors_are_those_of_a_loop_over_single_values(case, depth, levels, parameters):
     x, generator = case
     shape = [(1, 1), (len(x), 1), (len(x), x.shape[1])][parameters]
@@ -82,7 +83,7 @@ def test_errors_are_those_of_a_loop_over_single_values(case, depth, levels, para
 
 
 @given(activations())
-@settings(max_examples=20)
+@costly(20)
 def test_errors_do_not_depend_on_how_samples_are_chunked(case):
     x, _ = case
     whole = candidate_errors(x, *range_of(x), LEVELS, DEPTH)
@@ -101,7 +102,7 @@ def test_memory_is_bounded_by_the_chunk(monkeypatch):
 
 
 @given(activations(), st.floats(0, 1), st.integers(1, 3))
-@settings(max_examples=80)
+@costly(80)
 def test_the_election_counts_votes_row_by_row(case, threshold, rows):
     x, generator = case
     errors = candidate_errors(x, *range_of(x), LEVELS, DEPTH)
@@ -126,7 +127,7 @@ def test_the_election_counts_votes_row_by_row(case, threshold, rows):
 
 
 @given(activations())
-@settings(max_examples=30)
+@costly(30)
 def test_at_threshold_zero_every_vote_is_accepted_and_above_one_none(case):
     x, _ = case
     ballot = Ballot(1, x.shape[1], DEPTH)

@@ -4,7 +4,8 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from examples import costly
+from hypothesis import given
 from hypothesis import strategies as st
 from samplers.test_plan import SCHEDULE, network, specs, tensors
 
@@ -55,7 +56,7 @@ def visited(plan):
 
 
 @given(specs())
-@settings(deadline=None, max_examples=30)
+@costly(30)
 def test_recorded_states_are_those_of_the_rollout_with_anchor_and_history(spec):
     plan = build_plan(short(spec), SCHEDULE)
     states, outputs = visited(plan)
@@ -112,7 +113,7 @@ def of_algebra(plan, first, states, outputs, weight):
 
 
 @given(specs(), st.data())
-@settings(deadline=None, max_examples=80)
+@costly(80)
 def test_gradients_of_outputs_are_those_of_the_samplers_own_algebra(spec, data):
     """With ∂L/∂x of each state given, history, anchors and clipping included; wherever the group begins and ends."""
     plan = build_plan(short(spec), SCHEDULE)
@@ -171,7 +172,7 @@ def test_noise_levels_are_those_of_the_states():
 
 
 @given(st.integers(1, 8), st.integers(0, 7))
-@settings(deadline=None, max_examples=30)
+@costly(30)
 def test_the_scalar_transport_has_the_limits_of_no_data_and_of_much_data(end, place):
     """√(v_s/v_t) → σ_s/σ_t for data without variance, √(ᾱ_s/ᾱ_t) for variance without bound, 1 for unit variance."""
     place = min(place, end)
@@ -202,7 +203,7 @@ def test_the_transport_of_gaussian_data_is_the_flow_of_its_exact_network():
 
 
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 3))
-@settings(deadline=None, max_examples=30)
+@costly(30)
 def test_the_spectral_transport_of_white_data_is_the_scalar_one(height, width, place):
     plan = build_plan(SamplerSpec("ddim", 6), SCHEDULE)
     gradient = drawn(4, (2, 3, height, width))

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from examples import costly
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dmqbench.samplers.plan import State, build_plan
@@ -55,7 +56,7 @@ def rollout(plan, state, first, last):
 
 
 @given(specs(), st.data())
-@settings(deadline=None, max_examples=60)
+@costly(60)
 def test_step_is_pure(spec, data):
     plan = build_plan(spec, SCHEDULE)
     index = data.draw(st.integers(0, plan.network_calls - 1))
@@ -68,7 +69,7 @@ def test_step_is_pure(spec, data):
 
 
 @given(specs(), st.data())
-@settings(deadline=None, max_examples=60)
+@costly(60)
 def test_gradients_of_one_step_are_gain_and_carry(spec, data):
     plan = build_plan(spec, SCHEDULE)
     index = data.draw(st.integers(0, plan.network_calls - 1))
@@ -84,7 +85,7 @@ def test_gradients_of_one_step_are_gain_and_carry(spec, data):
 
 
 @given(specs())
-@settings(deadline=None, max_examples=60)
+@costly(60)
 def test_calls_are_those_of_the_timesteps(spec):
     plan = build_plan(spec, SCHEDULE)
     expected = plan_timesteps(spec.kind, spec.steps, spec.spacing, spec.steps_offset, 200, spec.skip_prk)
@@ -94,7 +95,7 @@ def test_calls_are_those_of_the_timesteps(spec):
 
 
 @given(specs(), st.data())
-@settings(deadline=None, max_examples=30)
+@costly(30)
 def test_history_fits_at_every_call_and_a_trajectory_can_be_cut_anywhere(spec, data):
     plan = build_plan(spec, SCHEDULE)
     start = plan.initial(torch.randn(2, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64))

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from examples import costly
+from hypothesis import given
 from hypothesis import strategies as st
 from samplers.test_plan import SCHEDULE, specs
 
@@ -100,7 +101,7 @@ def groups(draw):
 
 
 @given(groups())
-@settings(deadline=None, max_examples=60)
+@costly(60)
 def test_exact_and_replayed_are_backpropagation_through_all_calls(group):
     problem, parameters = toy(*group)
     expected, error = brute_force(problem, parameters)
@@ -111,7 +112,7 @@ def test_exact_and_replayed_are_backpropagation_through_all_calls(group):
 
 
 @given(groups())
-@settings(deadline=None, max_examples=30)
+@costly(30)
 def test_with_one_call_all_ways_are_one(group):
     """Up to no constant at all: every rule has the 1/|x| of the mean."""
     plan, first, _ = group
@@ -124,7 +125,7 @@ def test_with_one_call_all_ways_are_one(group):
 
 
 @given(groups())
-@settings(deadline=None, max_examples=20)
+@costly(20)
 def test_every_way_reports_the_error_of_its_group_and_adds_to_what_is_there(group):
     problem, parameters = toy(*group)
     error = brute_force(problem, parameters)[1]
@@ -186,7 +187,7 @@ def test_of_single_step_samplers_every_way_is_a_sum_over_calls_with_its_own_grad
 
 
 @given(groups())
-@settings(deadline=None, max_examples=30)
+@costly(30)
 def test_the_spectral_correction_of_white_data_is_the_scalar_one(group):
     problem, parameters = toy(*group)
     white = replace(problem, spectrum=torch.full_like(problem.spectrum, 0.7))

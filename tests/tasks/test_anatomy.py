@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 from e2e.commands import SMALL
-from hypothesis import given, settings
+from examples import costly
+from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.text import Text
 from PIL import Image
@@ -45,7 +46,7 @@ def check(found: Moments, values: np.ndarray, axis=None) -> None:
         np.testing.assert_allclose(getattr(found, name), wanted, rtol=1e-6, atol=1e-9, err_msg=name)
 
 
-@settings(max_examples=50, deadline=None)
+@costly(50)
 @given(st.integers(0, 2**32 - 1), st.lists(st.integers(1, 40), min_size=1, max_size=6), st.floats(-1e3, 1e3))
 def test_moments_of_parts_combine_to_those_of_the_whole(seed, sizes, offset):
     draws = np.random.default_rng(seed)
