@@ -3,6 +3,7 @@
 import argparse
 import io
 import os
+import re
 import shlex
 import sys
 from argparse import Namespace
@@ -24,7 +25,7 @@ from dmqbench.results.formats import (
 )
 from dmqbench.results.result import Result
 from dmqbench.store.artifacts import Store, StoreError
-from dmqbench.store.files import safe_name, save_atomic
+from dmqbench.store.files import save_atomic
 
 FORMATS = ("table", "md", "json", "csv", "latex", "html")
 _FILE_WIDTH = 140
@@ -190,7 +191,8 @@ def _draw(root: Path, results: Iterable[Result], beside: Path) -> Iterator[Path]
     for result in results:
         sharing.setdefault(result.samples.fp or "", []).append(result)
     for reference, group in sharing.items():
-        suffix = "" if len(sharing) == 1 else f"-{safe_name(group[0].model)}-{reference[:8]}"
+        model = re.sub(r"[^A-Za-z0-9_.-]+", "-", group[0].model)  # a folder of one's own may be called anything
+        suffix = "" if len(sharing) == 1 else f"-{model}-{reference[:8]}"
         path = beside.with_name(f"{beside.stem}{suffix}.png")
         try:
             yield picture_of(root, [result.folder for result in group[:_PICTURE_ROWS]], path)

@@ -28,6 +28,10 @@ ENTRIES = {
 }
 
 
+def protocol_of(metric: str) -> str:
+    return " ".join([f"{metric}/{METRICS[metric]}", "tool=stub", *ENTRIES.get(metric, "").split(), "#00000000"])
+
+
 class Stub(types.ModuleType):
     """Stands in for ``dmqbench.tasks.run``: remembers jobs, and publishes results or raises what ``fail`` says."""
 
@@ -44,9 +48,12 @@ class Stub(types.ModuleType):
         store = Store(job.store_root)
         [planned] = [one for one in self.planned if one.job == job]
         result = {
+            "method": job.method.name,
+            "model": job.model.name,
+            "bits": job.bits.name,
             "dataset": job.dataset.name,
             "metrics": {
-                name: {"n": job.metrics.pairs, "protocol": f"{name}/{METRICS[name]} tool=stub {ENTRIES.get(name, '')}"}
+                name: {"value": 1.0, "n": job.metrics.pairs, "protocol": protocol_of(name)}
                 for name in job.metrics.names
                 if name != "clip"
             },

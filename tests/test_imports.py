@@ -21,7 +21,8 @@ MAY_IMPORT = {
 FLOORS = (
     ("api",),
     ("cli", "report", "tasks", "zoo"),
-    ("launch", "results", "anatomy", "methods", "doctor"),
+    ("launch",),
+    ("results", "anatomy", "methods", "doctor"),
     ("stages", "eval"),
     ("calibration", "config"),
     ("models",),

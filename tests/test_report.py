@@ -361,3 +361,26 @@ def test_a_store_that_cannot_be_written_still_gives_the_table(filled, monkeypatc
     assert report.main([str(filled.root)]) == 0
     captured = capsys.readouterr()
     assert "q_diffusion" in captured.out and "no page: cannot write" in captured.err
+
+
+def test_models_of_ones_own_are_called_by_their_folders_and_never_mixed(bench, capsys):
+    for number, path in enumerate(("/nets/one.v2", "/nets/the other", "/nets/the other")):
+        bench.job("rtn", "w4a6", 30.0 + number, seed=number, model="local", config={"model": {"path": path}})
+    tables = comparable_tables(bench.results())
+    assert [[row.model for row in table.rows] for table in tables] == [["one.v2"], ["the other"] * 2]
+    shown = bench.shown()
+    assert "one.v2 (embedded)" in shown and "the other (embedded)" in shown and "local" not in shown
+    page = bench.root / "page.html"
+    assert report.main([str(bench.root), "--format", "html", "--out", str(page)]) == 0
+    assert all(f"{name} (embedded)" in page.read_text() for name in ("one.v2", "the other"))
+    assert {row["model"] for row in json.loads(formats.as_json(bench.results()))} == {"one.v2", "the other"}
+
+
+def test_a_picture_is_called_by_its_model_whatever_that_is_called(bench, capsys):
+    bench.samples("e" * 16, 0)
+    for path, reference in (("/nets/the other", "f" * 16), ("/nets/..", "e" * 16)):
+        samples = {"fp": reference, "quantized": reference}
+        bench.job("rtn", "w4a6", 30.0, model="local", config={"model": {"path": path}}, samples=samples)
+    assert report.main([str(bench.root)]) == 0
+    names = {path.name for path in bench.root.glob("report-*.png")}
+    assert names == {"report-the-other-ffffffff.png", "report-..-eeeeeeee.png"}

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from dmqbench.results.record import CalibrationPart
+from dmqbench.results.record import CalibrationPart, largest
 from dmqbench.results.result import Result, printable
 from dmqbench.results.sheets import Cell, Line, Sheet, bits_text, number_text, title_of, varying
 from dmqbench.results.tables import Table
@@ -26,13 +26,13 @@ def cost_sheet(table: Table) -> Sheet | None:
     extra = varying(table)
     ratios = [_ratio(row, rows) for row in rows]
     compared = any(ratios)
-    peaks = tuple(name for name, of in _PEAKS.items() if any(_peak(row, of) for row in rows))
+    peaks = tuple(name for name, of in _PEAKS.items() if any(largest(map(of, row.calibration)) for row in rows))
     words = ("method", "bits", *extra)
     lines = []
     for number, (row, ratio) in enumerate(zip(rows, ratios, strict=True)):
         cells = [printable(row.label), bits_text(row), *(printable(getattr(row, name)) for name in extra)]
         cells += [f"{row.calibration_calls:,}", number_text(seconds(row), 3)]
-        cells += [_count(_peak(row, _PEAKS[name])) for name in peaks]
+        cells += [_count(largest(map(_PEAKS[name], row.calibration))) for name in peaks]
         cells += [ratio or "–"] if compared else []
         section = number > 0 and row.bits != rows[number - 1].bits
         lines.append(Line(tuple(map(Cell, cells)), section, row=row))
@@ -53,13 +53,6 @@ def cost_sheet(table: Table) -> Sheet | None:
 def seconds(row: Result) -> float:
     """What calibration and its trajectories took."""
     return (row.timing.trajectories_s or 0.0) + (row.timing.calibrate_s or 0.0)
-
-
-def _peak(row: Result, of: Callable[[CalibrationPart], int | None]) -> int | None:
-    """The largest peak of all parts, where each is known."""
-    peaks = [of(part) for part in row.calibration]
-    known = [peak for peak in peaks if peak is not None]
-    return max(known, default=None) if len(known) == len(peaks) else None
 
 
 def _count(value: int | None) -> str:

@@ -4,8 +4,8 @@ Files of other versions are forgiven here and in ``Result.from_json``, and nowhe
 or empty; one that this version does not know is kept in ``further`` and written again.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeVar
 
 P = TypeVar("P", bound="Part")
@@ -31,6 +31,10 @@ class Part:
     def to_json(self) -> dict[str, Any]:
         """Return the entries as they stand in the file."""
         return {**{name: getattr(self, name) for name in self.names()}, **self.further}
+
+    def keeping(self: P, old: P) -> P:
+        """Return this part with what only another version wrote of the old one."""
+        return replace(self, further={**old.further, **self.further})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +118,13 @@ class CalibrationPart(Part):
     network_forwards: int | None = None
     peak_memory_mib: int | None = None
     peak_device_memory_mib: int | None = None
+
+
+def largest(peaks: Iterable[int | None]) -> int | None:
+    """Return the largest of all peaks; None where one is not known, or there is none."""
+    listed = list(peaks)
+    known = [peak for peak in listed if peak is not None]
+    return max(known, default=None) if len(known) == len(listed) else None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,7 +26,7 @@ from dmqbench.results.plots.anatomy import draw
 from dmqbench.store.artifacts import Store
 from dmqbench.store.files import save_json, short_hash
 from dmqbench.tasks.calibrate import calibrated
-from dmqbench.tasks.cost import said_of_quantization
+from dmqbench.tasks.cost import quantization_of
 from dmqbench.tasks.sample import frozen
 from dmqbench.tasks.trajectories import bank_of
 from dmqbench.tasks.workshop import OUTCOME, Workshop
@@ -77,7 +77,7 @@ def examine(shop: Workshop) -> dict[str, Any]:
     inputs = _full_precision_inputs(shop, bank, topology)
     disturbed = _sensitivity(shop, bank)
     modules = dict(shop.adapter.network.named_modules())
-    said = said_of_quantization(job)
+    quantization = quantization_of(job)
     bits = _rounded_to(job)
     layers = []
     for layer in topology.layers:
@@ -95,8 +95,8 @@ def examine(shop: Workshop) -> dict[str, Any]:
         "timesteps": list(shop.calibration_sampler.timesteps),
         "trajectories": min(TRAJECTORIES, len(bank.cal)),
         "method": job.method.name,
-        "bits": said["bits"],
-        "scope": said["scope"],
+        "bits": quantization.bits,
+        "scope": quantization.scope,
         "layers": layers,
         "rounded_to": list(bits),
         "row_histograms": histograms and {"layer": heaviest, **histograms},

@@ -17,6 +17,7 @@ from dmqbench.quant.allocation import moved_rows, row_bits
 from dmqbench.quant.cost import Cost, CountedLayer, count_cost
 from dmqbench.quant.plan import PrecisionPlan, uniform_plan
 from dmqbench.quant.spec import BitWidth, Scope
+from dmqbench.results.record import Quantization
 from dmqbench.tasks.packed_size import packed_size
 
 
@@ -40,8 +41,13 @@ def _counted(job: Job, reached: PrecisionPlan | None, state: Path | None) -> tup
     cost: Cost = count_cost(
         layers, plans.own, plans.paper, parameters, topology.attention_macs, plans.everywhere, packed.bytes
     )
-    said = said_of_quantization(job)
-    named = {"model": job.model.name, "method": job.method.name, "bits": said["bits"], "scope": said["scope"]}
+    quantization = quantization_of(job)
+    named = {
+        "model": job.model.name,
+        "method": job.method.name,
+        "bits": quantization.bits,
+        "scope": quantization.scope,
+    }
     counted = {**asdict(cost), "full_precision_names": list(plans.own.full_precision)}
     if job.foreign:
         return {**named, **counted, **_cost_of_files(job)}, "its files do not say"
@@ -124,9 +130,9 @@ def carry_out(job: Job) -> None:
     print(json.dumps(cost))
 
 
-def said_of_quantization(job: Job) -> dict[str, Any]:
+def quantization_of(job: Job) -> Quantization:
     """Bits, scope and ranges of the result; of a network quantized elsewhere, what its files say."""
     if not job.foreign:
-        return {"bits": job.bits.name, "scope": job.bits.scope, "ranges": job.bits.ranges}
+        return Quantization(bits=job.bits.name, scope=job.bits.scope, ranges=job.bits.ranges)
     facts, folder = foreign_facts(str(job.method.path)), Path(str(job.method.path))
-    return {"name": folder.name, "bits": facts.bits or UNKNOWN, "scope": UNKNOWN, "ranges": None, "declared": []}
+    return Quantization(bits=facts.bits or UNKNOWN, scope=UNKNOWN, name=folder.name)

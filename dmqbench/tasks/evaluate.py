@@ -20,7 +20,7 @@ from dmqbench.store.artifacts import Store
 from dmqbench.tasks import run
 from dmqbench.tasks.evaluator import make_evaluator
 from dmqbench.tasks.mirror import show_in_tracker, tell_job, tell_location, tracker
-from dmqbench.tasks.result import foreign_result, names_of_images, write_result
+from dmqbench.tasks.result import imported_result, names_of_images, write_result
 from dmqbench.tasks.workshop import Workshop, open_workshop
 
 CHUNK = 64
@@ -53,10 +53,10 @@ def evaluate_foreign(job: Job) -> Path:
             started = time.perf_counter()
             evaluation = evaluator.evaluate(samples, job.metrics.names)
             seconds = time.perf_counter() - started
-            result = foreign_result(shop, evaluator.full_precision_id, evaluation, seconds)
-            folder = write_result(shop.store, result, evaluation, None)
+            found = imported_result(shop, evaluator.full_precision_id, evaluation, seconds)
+            result = write_result(shop.store, found, evaluation, None)
             show_in_tracker(shop, mirror, result, evaluation, None)
-    return folder
+    return result.folder
 
 
 def _limited(job: Job) -> Job:

@@ -10,8 +10,9 @@ from safetensors import SafetensorError
 from dmqbench.config.schema import FOREIGN, STAND_IN, UNKNOWN, Job
 from dmqbench.eval.evaluate import Evaluation
 from dmqbench.results.plots.samples import picture_of
+from dmqbench.results.result import Result
 from dmqbench.store.artifacts import StoreError
-from dmqbench.tasks.cost import said_of_quantization
+from dmqbench.tasks.cost import quantization_of
 from dmqbench.tasks.workshop import Workshop
 from dmqbench.tracking.record import Part
 from dmqbench.tracking.tracker import Tracker
@@ -27,8 +28,8 @@ def tell_job(shop: Workshop) -> None:
 def tags_of(job: Job) -> tuple[str, str, str]:
     """Method, model and bits."""
     if job.evaluate.samples is not None:
-        return FOREIGN, job.model.name, job.evaluate.bits or UNKNOWN
-    return job.method.name, job.model.name, said_of_quantization(job)["bits"]
+        return FOREIGN, job.model.label, job.evaluate.bits or UNKNOWN
+    return job.method.name, job.model.label, quantization_of(job).bits
 
 
 def facts_of(job: Job) -> dict[str, str]:
@@ -39,7 +40,7 @@ def facts_of(job: Job) -> dict[str, str]:
 def show_in_tracker(
     shop: Workshop,
     mirror: Tracker,
-    result: Mapping[str, Any],
+    result: Result,
     evaluation: Evaluation,
     diagnosis: Mapping[str, Any] | None,
 ) -> None:
@@ -48,9 +49,9 @@ def show_in_tracker(
     shop.record.log("metrics", **{name: each.value for name, each in measured.items() if not each.exact})
     mirror.summarize(
         {
-            "metrics": without_stand_ins(result["metrics"]),
-            "cost": result["cost"],
-            "timing": result["timing"],
+            "metrics": {name: found.to_json() for name, found in result.measurements.items()},
+            "cost": result.cost.to_json(),
+            "timing": result.timing.to_json(),
         }
     )
     if shop.ids.quantized is not None:
@@ -62,7 +63,7 @@ def show_in_tracker(
         return
     picture = shop.record.path.with_suffix(".png")
     try:
-        picture_of(shop.store.root, [shop.store.path("result", shop.ids.result)], picture)
+        picture_of(shop.store.root, [result.folder], picture)
     except (OSError, ValueError, SafetensorError, StoreError):
         return  # damaged, or of a kind that the picture does not know; the numbers are there
     rows = "full precision | quantized | difference"

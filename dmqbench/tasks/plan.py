@@ -1,12 +1,11 @@
 """``task=plan``: what would run, what is in the store already, and what the quantized model costs."""
 
-import json
-
 from dmqbench.config.ids import job_ids, needs_match, perturbed_id
 from dmqbench.config.method_checks import WHOSE_PARAMETERS
 from dmqbench.config.model_facts import timesteps, weights_hash
 from dmqbench.config.schema import Job, SamplerConfig, full_precision
 from dmqbench.models.rollout import chunk_count, chunk_name
+from dmqbench.results.result import Result
 from dmqbench.store.artifacts import Store
 from dmqbench.tasks import cost
 from dmqbench.tasks.evaluator import PERTURBATION, other_seed_id
@@ -62,7 +61,7 @@ def state_of(store: Store, job: Job, kind: str, id: str, count: int) -> str:
         names = {chunk_name(number) for number in range(chunk_count(count, job.sampler.chunk))}
         return f"{len(names & artifact.files.keys())} of {len(names)} chunks are there"
     if kind == "result":
-        found = json.loads(artifact.files["result.json"].read_text())
-        lacking = [name for name in job.metrics.names if name not in found["metrics"]]
+        found = Result.load(artifact.path)
+        lacking = [name for name in job.metrics.names if name not in found.measured]
         return f"lacks {', '.join(lacking)}" if lacking else "is there"
     return "is there"

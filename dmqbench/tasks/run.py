@@ -14,7 +14,7 @@ from dmqbench.store.files import load_json
 from dmqbench.tasks.calibrate import calibrate_and_tell
 from dmqbench.tasks.evaluator import make_evaluator
 from dmqbench.tasks.mirror import show_in_tracker, tell_job, tell_location, tracker
-from dmqbench.tasks.result import compose_result, write_result
+from dmqbench.tasks.result import run_result, write_result
 from dmqbench.tasks.sample import draw_samples, frozen
 from dmqbench.tasks.trajectories import bank_of
 from dmqbench.tasks.workshop import Workshop, open_workshop
@@ -39,10 +39,10 @@ def carry_out(job: Job) -> Path:
             started = time.perf_counter()
             evaluation = evaluator.evaluate(samples, job.metrics.names)
             seconds = time.perf_counter() - started
-            result = compose_result(shop, evaluation, stages, seconds, diagnose_seconds)
-            folder = write_result(shop.store, result, evaluation, diagnosis)
+            found = run_result(shop, evaluation, stages, seconds, diagnose_seconds)
+            result = write_result(shop.store, found, evaluation, diagnosis)
             show_in_tracker(shop, mirror, result, evaluation, diagnosis)
-    return folder
+    return result.folder
 
 
 def known_diagnosis(shop: Workshop) -> dict[str, Any] | None:

@@ -19,10 +19,11 @@ from dmqbench.config.ids import job_ids
 from dmqbench.config.job import make_job
 from dmqbench.models.rollout import chunk_name
 from dmqbench.quant.state import activation_quantizers
+from dmqbench.results.record import largest
 from dmqbench.results.result import calibration_text
 from dmqbench.store.artifacts import Store
 from dmqbench.tasks.plan import carry_out as show_plan
-from dmqbench.tasks.result import calibration_costs, largest
+from dmqbench.tasks.result import calibration_costs
 from dmqbench.tasks.run import carry_out as run_job
 from dmqbench.tasks.sample import frozen
 from dmqbench.tasks.workshop import STATE, Workshop
@@ -282,8 +283,8 @@ def test_a_shared_calibration_is_made_once(store, mixed):
 def test_artifacts_from_before_have_no_peak():
     old, new = {"seconds": 1.5, "network_forwards": 8.0}, {"seconds": 2.0, "network_forwards": 3, "peak_memory_mib": 70}
     parts = calibration_costs([(name, SimpleNamespace(facts=facts)) for name, facts in (("a", old), ("b", new))])
-    assert [part["peak_memory_mib"] for part in parts] == [None, 70]
-    assert parts[0] == {
+    assert [part.peak_memory_mib for part in parts] == [None, 70]
+    assert parts[0].to_json() == {
         **{"stage": "a", "seconds": 1.5, "network_forwards": 8},
         **{"peak_memory_mib": None, "peak_device_memory_mib": None},
     }

@@ -18,7 +18,7 @@ from dmqbench.config.job import images_job, make_job
 from dmqbench.config.model_facts import image_shape, weights_hash
 from dmqbench.config.schema import EvaluateConfig, ModelConfig, full_precision
 from dmqbench.data.archives import ArchiveError
-from dmqbench.tasks.result import foreign_entries, label_of
+from dmqbench.tasks.result import declared_quantization, label_of
 
 DIGITS = ModelConfig("digits", "embedded", sample_shape=(1, 16, 16), classes=10, datasets=("digits",))
 
@@ -219,13 +219,10 @@ def test_a_folder_gives_its_whole_name(tmp_path):
 
 
 def test_what_only_the_author_knows_is_unknown_or_declared():
-    said = foreign_entries("mine", "w4a8")
-    assert (said["method"], said["name"], said["bits"], said["declared"]) == ("foreign", "mine", "w4a8", ["bits"])
-    silent = foreign_entries("mine", None)
-    assert (silent["bits"], silent["scope"], silent["declared"]) == ("unknown", "unknown", [])
-    assert silent["cost"]["simulated"] is None
-    assert silent["cost"]["bops"] is None
-    assert silent["cost"]["size_mib"] == {"all_layers": None, "paper_code": None, "packed": None}
+    said = declared_quantization("mine", "w4a8").to_json()
+    assert (said["name"], said["bits"], said["declared"]) == ("mine", "w4a8", ["bits"])
+    silent = declared_quantization("mine", None).to_json()
+    assert silent == {"name": "mine", "bits": "unknown", "scope": "unknown", "ranges": None, "declared": []}
 
 
 def test_refusing_needs_no_torch():
