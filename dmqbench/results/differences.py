@@ -64,11 +64,12 @@ def baselines(table: Table) -> list[str]:
 
     Of equals, round-to-nearest comes first: every method claims to be better than that.
     """
-    labels = dict.fromkeys(row.label for row in table.rows if not row.full_precision)
-    counts = {label: sum(_partner(row, [other for other in table.rows if other.label == label]) is not None
-                         for row in table.rows if row.label != label and not row.full_precision)
-              for label in labels}  # fmt: skip
-    return sorted((label for label in labels if counts[label]), key=lambda label: (-counts[label], label != _SIMPLEST))
+    rows = [row for row in table.rows if not row.full_precision]
+    counts = {}
+    for label in dict.fromkeys(row.label for row in rows):
+        candidates = [row for row in table.rows if row.label == label]
+        counts[label] = sum(_partner(row, candidates) is not None for row in rows if row.label != label)
+    return sorted((label for label in counts if counts[label]), key=lambda label: (-counts[label], label != _SIMPLEST))
 
 
 def difference_sheet(table: Table, against: str) -> Sheet | None:

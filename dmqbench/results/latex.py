@@ -79,7 +79,9 @@ def _cell(cell: Cell, faint: bool) -> str:
     text = _numbers(cell.text)
     if not text:
         return ""
-    return rf"\textbf{{{text}}}" if cell.best else rf"\textit{{{text}}}" if faint else text
+    if cell.best:
+        return rf"\textbf{{{text}}}"
+    return rf"\textit{{{text}}}" if faint else text
 
 
 def _numbers(text: str) -> str:

@@ -286,10 +286,10 @@ def calibration_text(calibration: Mapping[str, Any]) -> str:
 
     Of calls at other timesteps than the calibrated ones it is said how they are matched, unless by the nearest.
     """
-    said = {key: value for key, value in calibration.items() if key != "match" and value is not None}
-    if "steps" in said and calibration.get("match") == "interpolate":
-        said["match"] = "interpolate"
-    return ", ".join(f"calibration.{key}={value}" for key, value in said.items())
+    changes = {key: value for key, value in calibration.items() if key != "match" and value is not None}
+    if "steps" in changes and calibration.get("match") == "interpolate":
+        changes["match"] = "interpolate"
+    return ", ".join(f"calibration.{key}={value}" for key, value in changes.items())
 
 
 def printable(text: str) -> str:

@@ -73,9 +73,8 @@ def run_result(
     """The result of samples that were drawn here."""
     job, ids = shop.job, shop.ids
     bank = shop.store.verified("trajectories", ids.trajectories) if stages else None
-    parts = [("trajectories", bank)] if bank else []
+    parts = [] if bank is None else [("trajectories", bank)]
     parts += [(name, artifact) for (name, _), artifact in zip(ids.stages, stages, strict=True)]
-    calibration = calibration_costs(parts)
     cost = describe_cost(job, reached_plan(stages), stages[-1].path / STATE if stages else None)
     return Result(
         job_id=ids.result,
@@ -93,18 +92,9 @@ def run_result(
         ),
         **measured(evaluation),
         cost=Cost.from_json({**cost, "simulated": None if job.foreign else True}),
-        timing=Timing(
-            trajectories_s=round(bank.facts["seconds"], 3) if bank else 0.0,
-            calibrate_s=round(sum(artifact.facts["seconds"] for artifact in stages), 3),
-            sample_s=round(shop.sample_seconds.get(ids.samples, 0.0), 3),
-            evaluate_s=round(evaluate_seconds, 3),
-            diagnose_s=round(diagnose_seconds, 3),
-            unet_forwards_calibration=round(sum(artifact.facts["network_forwards"] for _, artifact in parts)),
-            peak_memory_mib=shop.memory.total_mib,
-            calibration_peak_memory_mib=largest(part.peak_memory_mib for part in calibration),
-        ),
+        timing=run_timing(shop, bank, stages, evaluate_seconds, diagnose_seconds),
         environment=environment(job.device_type),
-        run=run_facts(shop, stages, calibration),
+        run=run_facts(shop, stages, calibration_costs(parts)),
     )
 
 
@@ -116,6 +106,23 @@ def measured(evaluation: Evaluation) -> dict[str, Any]:
         "unavailable": evaluation.unavailable,
         "missing_weights": tuple(evaluation.missing_weights),
     }
+
+
+def run_timing(
+    shop: Workshop, bank: Artifact | None, stages: list[Artifact], evaluate_seconds: float, diagnose_seconds: float
+) -> Timing:
+    """What every step took; trajectories and stages that were looked up, what making them took."""
+    parts = stages if bank is None else [bank, *stages]
+    return Timing(
+        trajectories_s=0.0 if bank is None else round(bank.facts["seconds"], 3),
+        calibrate_s=round(sum(stage.facts["seconds"] for stage in stages), 3),
+        sample_s=round(shop.sample_seconds.get(shop.ids.samples, 0.0), 3),
+        evaluate_s=round(evaluate_seconds, 3),
+        diagnose_s=round(diagnose_seconds, 3),
+        unet_forwards_calibration=round(sum(part.facts["network_forwards"] for part in parts)),
+        peak_memory_mib=shop.memory.total_mib,
+        calibration_peak_memory_mib=largest(part.facts.get("peak_memory_mib") for part in parts),
+    )
 
 
 def run_facts(shop: Workshop, stages: list[Artifact], calibration: tuple[CalibrationPart, ...]) -> Run:
