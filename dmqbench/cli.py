@@ -13,8 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from dmqbench.config.plugins import known_names, plugins, usable
-from dmqbench.config.schema import TASKS
+from dmqbench.launch.help import help_text
 from dmqbench.launch.launcher import MEASURING, Outcome, complain, launch
 
 if TYPE_CHECKING:
@@ -25,38 +24,6 @@ DONE, FAILED, WRONG, INTERRUPTED = 0, 1, 2, 130
 
 NOT_OFFERED = ("config_name", "config_path", "experimental_rerun")
 """Hydra's options that exchange the whole configuration or load a pickle."""
-
-GROUP_NAMES = ("method", "model", "bits", "dataset", "sampler", "metrics", "budget", "tracker", "trainer")
-
-HELP = """\
-dmqbench quantizes a diffusion model, samples from it, and measures what that cost in image quality.
-
-  dmqbench method=rtn model=digits bits=w4a8        one job
-  dmqbench -m method=fp,rtn bits=w8a8,w4a8          every combination
-  dmqbench +sweeps=demo                             the jobs of a table
-  dmqbench task=plan method=rtn                     what would run, and what is there already
-  dmqbench task=evaluate evaluate.samples=a.npz evaluate.fp_samples=b.npz
-                                                    images that another program made
-  dmqbench method=foreign method.path=FOLDER        a network that another program quantized
-  dmqbench-report                                   table and page of everything in the store
-  dmqbench-doctor                                   what this machine can run, and what it lacks
-
-Configuration (key=value; every key that --cfg job shows can be set):
-{groups}
-  sweeps       {sweeps}
-  task         {tasks}
-  task_kind    generate restore edit: samples from noise alone, or from images (inputs.images, edit.strength)
-  store.root   where results lie; otherwise DMQBENCH_RUNS, otherwise ./runs
-
-Options:
-  -m                   multirun: a key may have several values
-  --cfg job            show the configuration of a job and stop
-  --config-dir DIR     a folder with YAMLs of your own, in the same groups
-  -sc install=bash     tab completion: eval "$(dmqbench -sc install=bash)"; also zsh, fish
-  --hydra-help         the rest, which is Hydra's
-
-Jobs go elsewhere with hydra/launcher=joblib, ray or submitit_slurm.
-"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -80,7 +47,7 @@ def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
 
 def _main(arguments: list[str]) -> int:
     from dmqbench.config.errors import ConfigError
-    from dmqbench.launch.sweeps import plan
+    from dmqbench.launch.sweeps import how_long, plan
     from dmqbench.models.folders import ModelError
 
     try:
@@ -90,30 +57,11 @@ def _main(arguments: list[str]) -> int:
         planned = plan(options)
         if options.cfg:
             return hand_to_hydra(arguments)
+        takes = how_long(options)
     except (ConfigError, ModelError) as error:
         complain(error)
         return WRONG
-    return carry_out(planned)
-
-
-def help_text() -> str:
-    """The help, with the options of every group; from file names alone, so that it comes at once."""
-    groups = "\n".join(f"  {group:<12} {_names(group)}" for group in GROUP_NAMES)
-    text = HELP.format(groups=groups, sweeps=_names("sweeps"), tasks=" ".join(TASKS))
-    return text + "".join(f"{line}\n" for line in ["", "Plug-ins:", *plugin_lines()] if plugins())
-
-
-def _names(group: str) -> str:
-    return " ".join(sorted(known_names(group)))
-
-
-def plugin_lines() -> list[str]:
-    """Return one line about every plug-in: what it brings, why it is left out, or which of its options is wrong."""
-    if not usable():  # nothing to compose
-        return [f"  {plugin.title}: {plugin.summary}" for plugin in plugins()]
-    from dmqbench.config.compose import wrong_options
-
-    return [f"  {plugin.title}: {'; '.join([plugin.summary, *wrong_options(plugin)])}" for plugin in plugins()]
+    return carry_out(planned, takes)
 
 
 def parse_arguments(arguments: Sequence[str]) -> Namespace:
@@ -161,13 +109,17 @@ def _nothing(config: Any) -> None:
     """What Hydra would run if it were asked to."""
 
 
-def carry_out(planned: Sequence["Planned"]) -> int:
-    """Answer what is in the store, launch the rest, print one table and all folders; return the status."""
+def carry_out(planned: Sequence["Planned"], takes: str = "") -> int:
+    """Say what will be done, answer what is in the store, launch the rest, print one table and all folders.
+
+    ``takes`` says how long it is known to take. Returns the exit status.
+    """
     from dmqbench.config.errors import ConfigError
     from dmqbench.config.precision_plans import check_layers
+    from dmqbench.launch.announce import ANSWERING, announcement
     from dmqbench.launch.answered import is_answered
     from dmqbench.methods import require_stages
-    from dmqbench.store.artifacts import StoreError
+    from dmqbench.store.artifacts import Store, StoreError
 
     try:
         outcomes = {number: Outcome(str(one.folder)) for number, one in enumerate(planned) if is_answered(one)}
@@ -175,6 +127,10 @@ def carry_out(planned: Sequence["Planned"]) -> int:
         for number in missing:
             check_layers(planned[number].job)
             require_stages(planned[number].job.method)
+        if missing and planned[0].job.task not in ANSWERING:
+            Store(planned[0].job.store_root).check_writable()
+        for line in announcement(planned, len(missing), takes):
+            complain(line)
         if missing:
             done = launch([planned[number] for number in missing])
             outcomes |= zip(missing, done, strict=True)
@@ -190,17 +146,20 @@ def carry_out(planned: Sequence["Planned"]) -> int:
 
 def show(done: Sequence[tuple["Planned", Outcome]]) -> None:
     """Print the table of all results; then the folder of every job, so that the last line is a folder."""
+    from dmqbench.launch.announce import next_commands, with_full_precision
     from dmqbench.results.formats import print_results
 
-    folders = [Path(outcome.path) for _, outcome in done if outcome.path is not None]
-    results = [Path(outcome.path) for one, outcome in done if outcome.path and one.job.task in MEASURING]
+    folders = [(one, Path(outcome.path)) for one, outcome in done if outcome.path is not None]
+    results = [(one, folder) for one, folder in folders if one.job.task in MEASURING]
     if results:
-        print_results(results)
-    for folder in folders:
-        print(folder)
+        print_results(with_full_precision(results))
+    for _, folder in folders:
+        print(folder, flush=True)
     failed = [one for one, outcome in done if outcome.error is not None]
     if failed and len(done) > 1:
         complain(f"{len(failed)} of {len(done)} jobs failed; the others are done")
+    if results:
+        complain(next_commands([one for one, _ in results]))
 
 
 if __name__ == "__main__":

@@ -13,8 +13,9 @@ import pytest
 
 from dmqbench import cli
 from dmqbench.config.places import SWEEPS
-from dmqbench.config.schema import DIAGNOSIS, METRICS
+from dmqbench.config.schema import DIAGNOSIS, METRICS, TASKS
 from dmqbench.launch import sweeps
+from dmqbench.launch.help import GROUP_NAMES
 from dmqbench.store.artifacts import Store
 
 ROOT = Path(__file__).parents[1]
@@ -83,7 +84,7 @@ def stub(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "dmqbench.tasks.plan", plan)
     monkeypatch.setitem(sys.modules, "dmqbench.results.formats", report)
     monkeypatch.setattr(cli, "launch", remembering)
-    monkeypatch.setattr(sweeps, "_hash_once", lambda model: "0" * 64)
+    monkeypatch.setattr(sweeps, "hash_once", lambda model: "0" * 64)
     monkeypatch.setenv("DMQBENCH_RUNS", str(tmp_path / "runs"))
     monkeypatch.chdir(tmp_path)
     before = signal.getsignal(signal.SIGTERM)
@@ -285,6 +286,44 @@ def test_hydra_leaves_nothing_beside_the_results(stub, tmp_path):
     assert not list((tmp_path / "runs" / ".hydra").iterdir())
 
 
+# ---- said before and after
+
+
+def test_a_job_says_what_it_will_do_before_and_names_the_next_command(stub, capsys, tmp_path):
+    stub.fail = lambda job: print("begun", file=sys.stderr)
+    assert run("method=rtn", "bits=w4a6") == 0
+    what, where, begun, *_, next_one = capsys.readouterr().err.splitlines()
+    assert what == "dmqbench: rtn w4a6 on digits; 4 images, budget quick"
+    assert where == f"dmqbench: results go to {tmp_path / 'runs'}" and begun == "begun"
+    assert next_one == "dmqbench: next: dmqbench-report (page and picture), or dmqbench --help"
+    assert run("method=rtn", "bits=w4a6") == 0
+    assert f"everything is in the store {tmp_path / 'runs'}" in capsys.readouterr().err
+
+
+def test_without_a_method_full_precision_is_there_to_compare_with(stub, capsys):
+    assert run() == 0
+    assert [job.method.name for job in stub.jobs] == ["fp", "rtn"]
+    captured = capsys.readouterr()
+    assert captured.out.splitlines()[0] == "table of 2" and "2 jobs: fp, rtn w4a8 on digits" in captured.err
+    assert captured.out.splitlines()[-1] == str(sweeps.check(["method=rtn", *TINY]).folder)
+    assert run("method.weight_range.candidates=40") == 0
+    assert [job.method.name for job in stub.jobs[2:]] == ["rtn"], "full precision is in the store"
+
+
+def test_the_table_has_the_full_precision_that_the_store_has(stub, capsys):
+    assert run("method=fp") == 0
+    assert run("method=rtn") == 0
+    one, two = (line for line in capsys.readouterr().out.splitlines() if line.startswith("table"))
+    assert (one, two) == ("table of 1", "table of 2")
+
+
+def test_what_a_sweep_says_of_its_time_is_said_first(stub, tmp_path, capsys):
+    (tmp_path / "sweeps").mkdir()
+    (tmp_path / "sweeps" / "two.yaml").write_text("takes: a second\njobs: [[method=rtn], [method=fp]]\n")
+    assert run("--config-dir", str(tmp_path), "+sweeps=two") == 0
+    assert capsys.readouterr().err.splitlines()[1].startswith("dmqbench: a second; results go to ")
+
+
 # ---- answered
 
 
@@ -357,8 +396,9 @@ def test_help_names_every_group_and_needs_neither_hydra_nor_torch(tmp_path):
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     assert done.returncode == 0, done.stdout
-    for word in (*cli.GROUP_NAMES, "rtn", "w4a8", "demo", "base_"):
+    for word in (*GROUP_NAMES, *TASKS, "rtn", "w4a8", "demo", "base_"):
         assert (word in done.stdout) == (word != "base_")
+    assert len(done.stdout.splitlines()) <= 40 and max(map(len, done.stdout.splitlines())) < 80
 
 
 def test_the_configuration_of_a_job_is_shown_without_torch(tmp_path):
@@ -405,7 +445,7 @@ def test_a_signal_ends_the_command_with_130_within_five_seconds(tmp_path, number
         "sys.modules['dmqbench.tasks.run'] = run\n"
         "from dmqbench import cli\n"
         "from dmqbench.launch import sweeps\n"
-        "sweeps._hash_once = lambda model: '0' * 64\n"
+        "sweeps.hash_once = lambda model: '0' * 64\n"
         "sys.exit(cli.main(['method=rtn']))"
     )
     process = subprocess.Popen(

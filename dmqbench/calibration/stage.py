@@ -348,11 +348,20 @@ StageFactory = type[Stage]
 
 
 class UnitProgress(pl.Callback):
-    """Moves a meter on after every unit of a stage."""
+    """Moves a meter on within every unit of a stage, and after it."""
 
     def __init__(self, shown: Meter) -> None:
         self.shown = shown
 
+    def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *_: object) -> None:
+        assert isinstance(module, Stage)
+        self.shown.move(min(0.99, module.iteration / module.iterations(module.unit)), _said_of(trainer, module))
+
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        loss = trainer.callback_metrics.get("loss")
-        self.shown.advance(f"{module.unit}" + ("" if loss is None else f"  loss {float(loss):.3g}"))
+        assert isinstance(module, Stage)
+        self.shown.advance(_said_of(trainer, module))
+
+
+def _said_of(trainer: pl.Trainer, stage: Stage) -> str:
+    loss = trainer.callback_metrics.get("loss")
+    return stage.unit + ("" if loss is None else f"  loss {float(loss):.3g}")

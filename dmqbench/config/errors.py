@@ -1,7 +1,6 @@
 """What is said of a wrong configuration: one line. Imports neither torch nor Hydra."""
 
 import difflib
-import os
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -47,7 +46,7 @@ def _shown(value: Any) -> str:
 
 
 def closest(value: Any, allowed: Sequence[Any]) -> Any:
-    """Return what ``value`` may have been meant to be: the nearest number, a similar name, or the only one; else None."""
+    """Return what ``value`` may have been meant to be: the nearest number, a similar name, the only one; else None."""
     if len(allowed) < 2:
         return next(iter(allowed), None)
     numbers = (int, float)
@@ -57,8 +56,8 @@ def closest(value: Any, allowed: Sequence[Any]) -> Any:
     return best if _similarity(str(value), str(best))[0] >= SIMILAR else None
 
 
-def _similarity(one: str, other: str) -> tuple[float, int]:
-    """Return how alike two names are, 0 to 1, and how many letters they begin with in common.
+def _similarity(one: str, other: str) -> tuple[float, bool]:
+    """Return how alike two names are, 0 to 1, and whether they begin alike.
 
     What dotted names begin with in common does not count.
     """
@@ -66,7 +65,7 @@ def _similarity(one: str, other: str) -> tuple[float, int]:
     while len(ours) > 1 and len(theirs) > 1 and ours[0] == theirs[0]:
         ours, theirs = ours[1:], theirs[1:]
     ratio = difflib.SequenceMatcher(None, ".".join(theirs), ".".join(ours)).ratio()
-    return ratio, len(os.path.commonprefix([one, other]))
+    return ratio, one[:2] == other[:2]
 
 
 def require_one_of(key: str, value: Any, allowed: Sequence[Any], problem: str = "is not known") -> None:

@@ -10,6 +10,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from dmqbench.tracking.progress import Course
+
 if TYPE_CHECKING:
     from dmqbench.launch.sweeps import Planned
 
@@ -40,6 +42,7 @@ def launch(planned: Sequence["Planned"]) -> list[Outcome]:
 
     from dmqbench.config.compose import ROOT
     from dmqbench.config.places import CONF
+    from dmqbench.launch.expected import expected_work
 
     first = planned[0]
     # Hydra writes nothing but a launcher's own files, and those beside the results.
@@ -55,7 +58,8 @@ def launch(planned: Sequence["Planned"]) -> list[Outcome]:
             task_function=partial(run_one, tuple(planned)),
             config=config,
         )
-        returned = launcher.launch([_as_hydra_takes_them(one.overrides) for one in planned], initial_job_idx=0)
+        with Course(expected_work(planned)):
+            returned = launcher.launch([_as_hydra_takes_them(one.overrides) for one in planned], initial_job_idx=0)
     return [job.return_value for job in returned]
 
 
@@ -70,8 +74,12 @@ def run_one(planned: Sequence["Planned"], config: Any) -> Outcome:
 
     number = HydraConfig.get().job.num
     one = planned[number]
+    course = Course.running  # None in a process of another launcher
+    if course is not None:
+        course.begin(number, one.job.title)
     if len(planned) > 1:
-        complain(f"{number + 1} of {len(planned)}: {one.job.title}")
+        left = f"; {course.left}" if course is not None and course.left else ""
+        complain(f"{number + 1} of {len(planned)}: {one.job.title}{left}")
     return attempt(one)
 
 

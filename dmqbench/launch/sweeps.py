@@ -24,7 +24,7 @@ from dmqbench.store.files import canonical_json
 SWEEP_KEY = "+sweeps="
 LOCAL_LAUNCHERS = ("basic", "joblib")
 
-_SWEEP_FIELDS = ("jobs", "overrides")
+_SWEEP_FIELDS = ("jobs", "overrides", "takes")
 
 
 class Planned(NamedTuple):
@@ -58,6 +58,8 @@ def plan(options: Namespace) -> list[Planned]:
     listed = [job for name in sweeps for job in sweep_jobs(name, config_dirs)] if sweeps else [[]]
     chosen = expand(own) if options.multirun else [own]
     products = [[*job, *choice] for job in listed for choice in chosen]
+    if not (sweeps or options.multirun or options.cfg or _names_what_to_do(own)):
+        return _beside_full_precision(check(own, hydra_own))
     if options.cfg and len(products) > 1:
         raise ConfigError("--cfg", options.cfg, problem=f"shows one job, and these are {len(products)}")
     unique: dict[Any, Planned] = {}
@@ -65,6 +67,21 @@ def plan(options: Namespace) -> list[Planned]:
         planned = check(overrides, hydra_own)
         unique.setdefault(_sameness(planned), planned)
     return list(unique.values())
+
+
+def _names_what_to_do(own: Sequence[str]) -> bool:
+    """Whether a command line says which method or task it wants."""
+    return any(override.key_or_group in ("method", "task") for override in parse(own))
+
+
+def _beside_full_precision(planned: Planned) -> list[Planned]:
+    """Return a job that nobody named a method for, after full precision, which it is compared with."""
+    of_method = ("method.", "calibration.")
+    others = [text for text in planned.overrides if not text.lstrip("+~").startswith(of_method)]
+    try:
+        return [check(["method=fp", *others], planned.hydra_own), planned]
+    except ConfigError:
+        return [planned]
 
 
 def _divided(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -79,13 +96,30 @@ def _divided(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def sweep_jobs(name: str, config_dirs: Sequence[str] = ()) -> list[list[str]]:
-    """Read a sweep: ``jobs``, a list of lists of overrides, and ``overrides``, which come before each.
+    """Return the jobs of a sweep: ``jobs``, a list of lists of overrides, and ``overrides``, which come before each.
 
-    It lies in ``sweeps/<name>.yaml``, of this project, a plug-in or a folder given by ``--config-dir``.
+    ``takes`` says in words how long all take. A sweep lies in ``sweeps/<name>.yaml``, of this project, a plug-in or a
+    folder given by ``--config-dir``.
 
     Raises:
         ConfigError: there is no such sweep, or it is something else.
     """
+    content = _sweep_content(name, config_dirs)
+    common, jobs = content.get("overrides", []), content.get("jobs")
+    if not (_is_words(common) and isinstance(jobs, list) and jobs and all(map(_is_words, jobs))):
+        problem = "is not a list of lists of key=value"
+        raise ConfigError(f"sweeps/{name}.yaml: jobs", "...", problem=problem)
+    return [[*common, *job] for job in jobs]
+
+
+def how_long(options: Namespace) -> str:
+    """Return what the sweeps on a command line say of how long they take; "" where they say nothing."""
+    config_dirs = [options.config_dir] if options.config_dir else []
+    names = (text.removeprefix(SWEEP_KEY) for text in options.overrides if text.startswith(SWEEP_KEY))
+    return ", then ".join(str(takes) for name in names if (takes := _sweep_content(name, config_dirs).get("takes")))
+
+
+def _sweep_content(name: str, config_dirs: Sequence[str]) -> dict[Any, Any]:
     plugged = (plugin.conf.parent / "sweeps" for plugin in usable())
     folders = [SWEEPS, *plugged, *(Path(folder) / "sweeps" for folder in config_dirs)]
     files = {path.stem: path for folder in folders for path in sorted(folder.glob("*.yaml"))}
@@ -104,11 +138,7 @@ def sweep_jobs(name: str, config_dirs: Sequence[str] = ()) -> list[list[str]]:
         if key not in _SWEEP_FIELDS:
             nearest = closest(key, _SWEEP_FIELDS)
             raise ConfigError(f"sweeps/{name}.yaml: {key}", value, _SWEEP_FIELDS, "is not a key", nearest)
-    common, jobs = content.get("overrides", []), content.get("jobs")
-    if not (_is_words(common) and isinstance(jobs, list) and jobs and all(map(_is_words, jobs))):
-        problem = "is not a list of lists of key=value"
-        raise ConfigError(f"sweeps/{name}.yaml: jobs", "...", problem=problem)
-    return [[*common, *job] for job in jobs]
+    return content
 
 
 def _is_words(value: Any) -> bool:
@@ -124,11 +154,11 @@ def check(overrides: Sequence[str], hydra_own: Sequence[str] = ()) -> Planned:
         problem = "needs a CUDA device, and none is seen here"
         raise ConfigError("trainer.accelerator", "gpu", ["cpu"], problem)
     nameless = job.task == "cost" or job.model.shapes_only
-    result = None if nameless else job_ids(job, _hash_once(job.model)).result
+    result = None if nameless else job_ids(job, hash_once(job.model)).result
     return Planned(tuple(overrides), tuple(hydra_own), job, result)
 
 
-_hash_once = cache(weights_hash)
+hash_once = cache(weights_hash)
 
 
 def _sameness(planned: Planned) -> Any:

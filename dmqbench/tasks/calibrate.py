@@ -6,6 +6,7 @@ from pathlib import Path
 from safetensors.torch import load_file, save
 
 from dmqbench.calibration.stage import Stage, UnitCheckpoint, UnitProgress, Workbench, run_stage
+from dmqbench.config.effort import work_of_stage
 from dmqbench.config.schema import FINDINGS, Job, StageConfig
 from dmqbench.methods import stages_of
 from dmqbench.quant.layers import adopt_weight_bits_, plan_of_layers
@@ -55,7 +56,7 @@ def _run_stage(shop: Workshop, config: StageConfig, id: str, parent: Artifact | 
     checkpoint = UnitCheckpoint(folder / "checkpoint.safetensors")
     checkpoint.resume(stage)
     title = f"{shop.job.method.name} {shop.bits.name}: {config.name}"
-    with Meter(title, len(stage.units()), stage.first_unit) as shown:
+    with Meter(title, len(stage.units()), stage.first_unit, work_of_stage(config)) as shown:
         run_stage(stage, shop.job.trainer.accelerator, [checkpoint, UnitProgress(shown)])
     stage.note_memory()
     save_atomic(folder / OUTCOME / STATE, save(stage.state()))

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save
 
+from dmqbench.config.effort import work_of_samples
 from dmqbench.config.ids import inputs_id
 from dmqbench.config.schema import Job
 from dmqbench.engines import lower_
@@ -84,7 +85,8 @@ def samples(
     if missing:
         denoising = shop.sampling(model())
         started = time.perf_counter()
-        with Meter(f"samples of {title}", len(names), len(names) - len(missing)) as shown:
+        work = work_of_samples(shop.job, count, quantized=id == shop.ids.samples)
+        with Meter(f"samples of {title}", len(names), len(names) - len(missing), work) as shown:
             for number in missing:
                 _draw_chunk(shop, id, number, denoising, seed, perturbation)
                 shown.advance()

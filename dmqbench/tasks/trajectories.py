@@ -5,6 +5,7 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save
 
+from dmqbench.config.effort import work_of_trajectories
 from dmqbench.config.schema import Job
 from dmqbench.data.bank import Trajectories, TrajectoryBank, join
 from dmqbench.data.noise import Stream
@@ -45,7 +46,7 @@ def _follow_all(shop: Workshop) -> dict[str, float]:
     shop.memory.begin_part()
     started = time.perf_counter()
     with (
-        Meter(f"trajectories of {job.model.name}", len(starts)) as shown,
+        Meter(f"trajectories of {job.model.name}", len(starts), work=work_of_trajectories(job)) as shown,
         quantization(denoising.adapter.network, weight=False, activation=False),
     ):
         for stream, start in starts:
