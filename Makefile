@@ -1,6 +1,7 @@
 # Everything works from nothing in a fresh clone: the environment is made in .venv on first use.
 PYTHON ?= python3
 BIN := .venv/bin
+INSTALLED := .venv/.installed
 READY := .venv/.ready
 DOCS := .venv/.docs
 # Two threads on a busy two-core machine wait for each other; one per process does not.
@@ -8,14 +9,24 @@ ONE_THREAD := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
 .PHONY: demo test test-slow coverage lint types bench docs clean
 
-$(READY): pyproject.toml constraints.txt
+$(INSTALLED): pyproject.toml constraints.txt
+	@echo "Installing into .venv/: about 3 minutes"
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	touch $(INSTALLED)
+
+$(READY): $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $(READY)
 
-demo: $(READY)
-	$(BIN)/dmqbench +sweeps=demo > /dev/null
-	$(BIN)/dmqbench-report
+demo: $(INSTALLED)
+	@$(ONE_THREAD) $(BIN)/dmqbench +sweeps=demo > /dev/null
+	@$(BIN)/dmqbench-report
+	@echo
+	@echo "Try next:"
+	@echo "  $(BIN)/dmqbench bits=w3a4            rounding at other bits"
+	@echo "  $(BIN)/dmqbench task=anatomy         what makes the model hard to quantize"
+	@echo "  $(BIN)/dmqbench-doctor               what this machine can run"
 
 test: $(READY)
 	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 -m 'not slow and not gpu and not network'

@@ -158,7 +158,7 @@ def show(done: Sequence[tuple["Planned", Outcome]]) -> None:
     failed = [one for one, outcome in done if outcome.error is not None]
     if failed and len(done) > 1:
         complain(f"{len(failed)} of {len(done)} jobs failed; the others are done")
-    if results:
+    if results and sys.stdout.isatty():  # a script knows its next command
         complain(next_commands([one for one, _ in results]))
 
 

@@ -289,7 +289,8 @@ def test_hydra_leaves_nothing_beside_the_results(stub, tmp_path):
 # ---- said before and after
 
 
-def test_a_job_says_what_it_will_do_before_and_names_the_next_command(stub, capsys, tmp_path):
+def test_a_job_says_what_it_will_do_before_and_names_the_next_command(stub, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     stub.fail = lambda job: print("begun", file=sys.stderr)
     assert run("method=rtn", "bits=w4a6") == 0
     what, where, begun, *_, next_one = capsys.readouterr().err.splitlines()

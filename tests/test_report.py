@@ -54,14 +54,30 @@ def test_the_table_says_what_was_measured(filled, width):
     assert "numerical" in text and "92.1" in text and "other seed" in text and "0.61" in text
     assert "no speed is claimed" in text
     assert "separate tables" not in text
+    assert "psnr↑" in text and "digits↓" in text and "↑ higher is better" in text
+    assert "scope common: the same layers of every method" in text and "ranges: calls of the network" in text
+
+
+def test_eighty_columns_hold_the_demos_table_with_its_calibration(bench):
+    paired = {name: measured(name, 4.29e-4, 1e-5, higher=name == "ssim", scope="common") for name in ("ssim", "mse")}
+    metrics = {**paired, "fd2fp32_digits": measured("fd2fp32_digits", 0.645, higher=False, scope="common")}
+    for method, ranges in (("q_diffusion", "shared"), ("dmq", "step"), ("accuquant", "group5")):
+        bench.job(method, "w4a6", 36.94, 3.11, metrics=metrics, ranges=ranges)
+    shown = bench.shown(80)
+    assert max(map(len, shown.splitlines())) <= 80 and "…" not in shown
+    assert "no room" not in shown and "calib." in shown and shown.count("4 min") == 3
+    assert re.search(r"accuquant +w4a6 +group5 +1\.1 +36\.9±0\.1 +4\.29e-4 +4\.29e-4 +3\.11 +0\.645 +4 min", shown)
+    headings = [column.strip() for column in formats.as_markdown(bench.results()).splitlines()[2].split("|")]
+    assert {"psnr ↑", "ssim ↑", "mse ↓", "fd_digits ↓"} <= set(headings)
+    assert "psnr" in formats.as_csv(bench.results()).splitlines()[0].split(","), "keys stay"
 
 
 def test_columns_that_vary_are_shown_and_those_without_room_are_named(filled):
     filled.job("rtn", "w4a6", 29.5, seed=1, ranges="step")
     shown = filled.shown()
-    assert re.search(r"method\s+bits\s+ranges\s+seed\s+MiB\s+psnr", shown)
+    assert re.search(r"method\s+bits\s+ranges\s+seed\s+MiB\s+psnr ?↑", shown)
     assert re.search(r"rtn\s+w4a6\s+step\s+1\s", shown)
-    narrow = filled.shown(width=50)
+    narrow = filled.shown(width=46)
     assert "no room for calib., MiB" in " ".join(narrow.split())
     assert "33." in narrow
     assert "…" not in narrow

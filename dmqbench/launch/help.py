@@ -18,8 +18,8 @@ cost in image quality.
   dmqbench method=rtn bits=w4a8             one job
   dmqbench -m method=fp,rtn bits=w8a8,w4a8  every combination
   dmqbench +sweeps=demo                     a list of jobs that has a name
-  dmqbench task=plan method=rtn             what would run, what is there already
-  dmqbench-report                           table, page and picture of the results
+  dmqbench task=plan method=rtn             what would run, and what is there
+  dmqbench-report                           table and page of the results
   dmqbench-doctor                           what this machine can run
 
 {choices}

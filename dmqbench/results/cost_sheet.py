@@ -3,9 +3,10 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from dmqbench.results.cells import bits_text, number_text
 from dmqbench.results.record import CalibrationPart, largest
 from dmqbench.results.result import Result, printable
-from dmqbench.results.sheets import Cell, Line, Sheet, bits_text, number_text, title_of, varying
+from dmqbench.results.sheets import Cell, Line, Sheet, title_of, varying
 from dmqbench.results.tables import Table
 
 REFERENCE = "q_diffusion"

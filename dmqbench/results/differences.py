@@ -5,10 +5,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from dmqbench.config.schema import UNKNOWN
+from dmqbench.results.cells import bits_text, number_text
 from dmqbench.results.compare import Comparison, SeedComparison, compare, over_seeds
 from dmqbench.results.result import Result, printable
 from dmqbench.results.seeds import same_but_seed
-from dmqbench.results.sheets import Cell, Line, Sheet, bits_text, number_text, title_of
+from dmqbench.results.sheets import Cell, Line, Sheet, title_of
 from dmqbench.results.tables import Table
 
 _SIMPLEST = "rtn"

@@ -14,10 +14,12 @@ from rich.console import Console
 from dmqbench.results.cost_sheet import cost_sheet
 from dmqbench.results.differences import Contrast, contrasts, difference_sheet
 from dmqbench.results.latex import PREAMBLE, latex
+from dmqbench.results.markdown import markdown
 from dmqbench.results.result import Result, printable
-from dmqbench.results.sheets import Sheet, fitted, markdown, rich_table, sheet_of
+from dmqbench.results.sheets import Sheet, sheet_of
 from dmqbench.results.stored import load_store
 from dmqbench.results.tables import Table, comparable_tables, why_apart
+from dmqbench.results.terminal import fitted, rich_table
 
 
 def load_results(source: Path | Sequence[Path]) -> list[Result]:

@@ -14,6 +14,7 @@ _ESCAPES = {
     **{"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "†": r"\textdagger{}", "–": r"\textendash{}"},
     **{"[": "{[}", "]": "{]}", "`": "{`}", "'": "{'}", '"': "{''}"},
     **{"±": r"\ensuremath{\pm}", "×": r"\ensuremath{\times}", "·": r"\ensuremath{\cdot}", "−": r"\ensuremath{-}"},
+    **{"↑": r"\ensuremath{\uparrow}", "↓": r"\ensuremath{\downarrow}"},
     **{"ß": r"\ss{}", "æ": r"\ae{}", "Æ": r"\AE{}", "ø": r"\o{}", "Ø": r"\O{}", "ł": r"\l{}", "Ł": r"\L{}"},
 }
 """Brackets, because one after ``\\`` is read as its argument; quotes, because two of them become another letter."""
@@ -37,7 +38,7 @@ def latex(sheet: Sheet, protocols: Iterable[str] = ()) -> str:
             rf"  \caption{{{caption}.}}",
             rf"  \begin{{tabular}}{{{alignment}}}",
             r"    \toprule",
-            f"    {_row([escape(column) for column in sheet.columns])}",
+            f"    {_row([escape(heading) for heading in sheet.headings])}",
             r"    \midrule",
             *_body(sheet.lines),
             r"    \bottomrule",

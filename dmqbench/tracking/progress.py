@@ -3,7 +3,6 @@
 import sys
 import time
 from collections.abc import Sequence
-from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
@@ -49,7 +48,7 @@ class Course:
         self.bars = _bars(Console(stderr=True))
         self.task: TaskID | None = None
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Course":
         Course.running = self
         return self
 
@@ -108,7 +107,7 @@ class Meter:
         self.bars: Progress | None = None
         self.task: TaskID | None = None
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Meter":
         if self.course is not None and self.course.started is None:
             self.course.started = self.started
         self.bars = _bars(Console(stderr=True)) if self.course is None else self.course.bars

@@ -2,8 +2,9 @@
 
 import pytest
 
+from dmqbench.config.ids import job_ids
 from dmqbench.launch.expected import expected_work
-from dmqbench.launch.sweeps import check
+from dmqbench.launch.sweeps import check, hash_once
 from dmqbench.store.artifacts import Store
 
 
@@ -22,10 +23,7 @@ def test_a_part_that_jobs_share_is_the_first_ones_work(jobs):
 
 
 def test_what_the_store_has_is_no_work(jobs, tmp_path):
-    store, before = Store(tmp_path), expected_work(jobs[:1])
-    id = check(["method=fp", *jobs[0].overrides[1:]]).job
-    from dmqbench.config.ids import job_ids
-    from dmqbench.launch.sweeps import hash_once
-
-    store.publish("samples", job_ids(id, hash_once(id.model)).samples, store.work("a"), {})
-    assert before[0] > 0 and expected_work(jobs[:1]) == [0]
+    [before], job, store = expected_work(jobs[:1]), jobs[0].job, Store(tmp_path)
+    id = job_ids(job, hash_once(job.model)).samples
+    store.publish("samples", id, store.work(id), {})
+    assert before > 0 and expected_work(jobs[:1]) == [0]

@@ -18,6 +18,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from dmqbench.results.cells import bits_text
 from dmqbench.results.correlations import correlations
 from dmqbench.results.cost_sheet import cost_sheet
 from dmqbench.results.diagnosis import Diagnosis, diagnosis_of
@@ -29,7 +30,7 @@ from dmqbench.results.page.gallery import LONGEST_SIDE, gallery_of
 from dmqbench.results.page.jobs import figures_of_jobs, job_data
 from dmqbench.results.page.render import render
 from dmqbench.results.result import Result, printable
-from dmqbench.results.sheets import Line, Sheet, bits_text, sheet_of
+from dmqbench.results.sheets import Line, Sheet, sheet_of
 from dmqbench.results.studies import STUDIES
 from dmqbench.results.studies.error_accumulation import boundaries_of
 from dmqbench.results.studies.findings import FindingsReader

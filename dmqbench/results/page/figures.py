@@ -8,11 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from dmqbench.eval.protocol import Measurement
+from dmqbench.results.cells import bits_text
 from dmqbench.results.correlations import ProxyCorrelation
 from dmqbench.results.page.axes import Json, calls_axis, log_axis, plain, plain_axis, positive, rounded
 from dmqbench.results.page.render import SYMBOLS
 from dmqbench.results.result import Result
-from dmqbench.results.sheets import bits_text
 from dmqbench.results.studies.colours import GREY, PALETTE
 from dmqbench.results.studies.error_accumulation import CHOSEN_ON
 from dmqbench.results.tables import Table

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from dmqbench.eval.protocol import Measurement
+from dmqbench.results.cells import number_text
 from dmqbench.results.diagnosis import Diagnosis
 from dmqbench.results.figure import Figure, calls_axis
 from dmqbench.results.page.axes import Json
 from dmqbench.results.page.render import render
 from dmqbench.results.result import Result, printable
-from dmqbench.results.sheets import number_text
 from dmqbench.results.studies import STUDIES
 from dmqbench.results.studies.error_accumulation import layer_errors, step_errors
 from dmqbench.results.studies.findings import FindingsReader

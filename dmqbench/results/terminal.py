@@ -1,0 +1,66 @@
+"""A sheet on a terminal, as full as it is wide. Imports no torch."""
+
+from itertools import chain
+
+from rich import box
+from rich.console import Console
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from dmqbench.results.best import best_of
+from dmqbench.results.sheets import Cell, Sheet, sheet_of
+from dmqbench.results.tables import Table
+
+_NAME_WIDTH = 11
+
+
+def fitted(table: Table, console: Console) -> tuple[Sheet, RichTable]:
+    """Return the fullest sheet that the console holds: shorter numbers first, then less space, then fewer columns.
+
+    Cutting numbers off would change them, so columns go: calibration time, size, then metrics from the last.
+    """
+    best = best_of(table)
+    full, compact = (sheet_of(table, short, best) for short in (False, True))
+    expendable = (compact.columns[-1], "MiB", *reversed(table.metrics[1:]))
+    shorter = (compact.without(expendable[:count]) for count in range(1, len(expendable) + 1))
+    sheet, shown = full, rich_table(full)
+    for narrower, dense in chain([(compact, False), (compact, True)], ((each, True) for each in shorter)):
+        if _fits(shown, console):
+            break
+        sheet, shown = narrower, rich_table(narrower, dense)
+    return sheet, shown
+
+
+def rich_table(sheet: Sheet, dense: bool = False) -> RichTable:
+    """Return the sheet for a terminal; ``dense``: with one space between columns."""
+    shown = RichTable(
+        title=Text(sheet.title),
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        padding=0 if dense else (0, 1, 0, 0),
+        pad_edge=False,
+        show_edge=not dense,
+    )
+    name_width = max([_NAME_WIDTH, *(len(line.cells[0].text) for line in sheet.lines if not line.faint)])
+    for number, heading in enumerate(sheet.headings):
+        shown.add_column(
+            Text(heading.replace("_", "_\n").replace(" ↑", "↑").replace(" ↓", "↓")),
+            justify="left" if number < sheet.lefts else "right",
+            overflow="fold",
+            max_width=None if number else name_width,
+        )
+    for line in sheet.lines:
+        if line.section:
+            shown.add_section()
+        shown.add_row(*(_styled(cell) for cell in line.cells), style="dim" if line.faint else None)
+    return shown
+
+
+def _styled(cell: Cell) -> Text:
+    return Text(cell.text, style="bold green" if cell.best else "")
+
+
+def _fits(table: RichTable, console: Console) -> bool:
+    unbounded = console.options.update(width=10_000)
+    return console.measure(table, options=unbounded).maximum <= console.width
