@@ -25,5 +25,5 @@ def test_a_part_that_jobs_share_is_the_first_ones_work(jobs):
 def test_what_the_store_has_is_no_work(jobs, tmp_path):
     [before], job, store = expected_work(jobs[:1]), jobs[0].job, Store(tmp_path)
     id = job_ids(job, hash_once(job.model)).samples
-    store.publish("samples", id, store.work(id), {})
+    store.append_file("samples", id, "chunk_00000.safetensors", lambda path: path.write_bytes(b"drawn"))
     assert before > 0 and expected_work(jobs[:1]) == [0]
