@@ -17,8 +17,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from dmqbench.config.job import cuda_expected
-from dmqbench.config.plugins import plugins
-from dmqbench.config.schema import ACCELERATORS, EMBEDDED_METRICS, METRICS, PAIRED_METRICS, MetricsConfig
+from dmqbench.config.plugins import metrics, plugins
+from dmqbench.config.schema import ACCELERATORS, MetricsConfig
 from dmqbench.eval.protocol import MetricUnavailable
 from dmqbench.eval.weights import (
     LPIPS_BACKBONE_FILES,
@@ -85,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def findings(weights: str | None = None) -> list[Finding]:
     """Everything that was found; ``weights`` is a folder of weights of metrics."""
-    settings = MetricsConfig(names=tuple(METRICS), pairs=1, samples=1, weights=weights, download=False)
+    settings = MetricsConfig(names=tuple(metrics()), pairs=1, samples=1, weights=weights, download=False)
     checks: dict[str, Check] = {
         "machine": _machine,
         "packages": _packages,
@@ -223,7 +223,7 @@ def _plugins() -> Iterator[Finding]:
 
 def _metrics(settings: MetricsConfig) -> Iterator[Finding]:
     """Whether each metric can be computed here, with the default settings, without downloading anything."""
-    for name in METRICS:
+    for name in metrics():
         try:
             detail = _measured_with(name, settings)
         except MetricUnavailable as reason:
@@ -242,7 +242,7 @@ def _split(reason: str) -> tuple[str, str]:
 
 def _measured_with(name: str, settings: MetricsConfig) -> str:
     """What ``name`` is computed with; MetricUnavailable if that is not here."""
-    if name.startswith(EMBEDDED_METRICS):
+    if metrics()[name].features == "digits":
         return f"classifier {_classifier()}"
     if name == "clip":
         from dmqbench.eval.clip import locate_clip
@@ -259,13 +259,12 @@ def _measured_with(name: str, settings: MetricsConfig) -> str:
 
 def weight_file(metric: str, settings: MetricsConfig) -> WeightFile | None:
     """The file that a metric other than ``clip`` needs under these settings; None if it needs none."""
-    from dmqbench.eval.extractors import ADM_METRICS
-
     if metric == "lpips":
         return LPIPS_BACKBONE_FILES[settings.lpips]
-    if metric in PAIRED_METRICS:
+    features = metrics()[metric].features
+    if features not in ("inception", "adm"):
         return None
-    return inception_file("adm" if metric in ADM_METRICS else settings.inception)
+    return inception_file("adm" if features == "adm" else settings.inception)
 
 
 def _weights(settings: MetricsConfig) -> Iterator[Finding]:

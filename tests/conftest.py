@@ -32,7 +32,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def site(tmp_path, monkeypatch):
     """A folder on the path of imports, in which tests put plug-ins."""
     from dmqbench.config.plugin_code import plugin_sources
-    from dmqbench.config.plugins import plugins
+    from dmqbench.config.plugins import _metric, plugins
 
     place = tmp_path / "site"
     place.mkdir()
@@ -40,6 +40,7 @@ def site(tmp_path, monkeypatch):
     before = set(sys.modules)
     yield place
     plugins.cache_clear()
+    _metric.cache_clear()
     plugin_sources.cache_clear()
     packages = {path.name for path in place.iterdir()}
     for name in set(sys.modules) - before:

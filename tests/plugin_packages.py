@@ -82,9 +82,25 @@ STAGES = {{"weight_range": WeightRange, "nudge": Nudge, "activation_range": Acti
 """
 
 
+METRIC = """
+import torch
+
+from dmqbench.eval.paired import PairedMetric
+
+
+def contrast(images, reference):
+    return (images.double().flatten(1).std(dim=1).{formula}(2)).tolist()
+
+
+METRIC = PairedMetric("contrast", True, "images", "mine", contrast)
+"""
+
+
 def method_package(place: Path, package: str, formula: str, where: str = "stages.nudge") -> Path:
-    """A plug-in that brings ``method=mine``, whose stage ``nudge`` does ``formula`` to every weight scale."""
+    """A plug-in with a metric and ``method=mine``, whose stage ``nudge`` does ``formula`` to every weight scale."""
     files = {
+        "conf/metric/contrast.yaml": "version: 1\nover: pairs\n",
+        "metrics/contrast.py": METRIC.format(formula=formula.partition("_")[0]),
         "conf/method/mine.yaml": METHOD_YAML.format(name="mine"),
         "methods/mine.py": MODULE.format(where=f"{package}.{where}"),
         f"{where.replace('.', '/')}.py": STAGE.format(formula=formula),

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from dmqbench import cli
+from dmqbench.config.metric_facts import OWN_METRICS
 from dmqbench.config.places import SWEEPS
-from dmqbench.config.schema import DIAGNOSIS, METRICS, TASKS
+from dmqbench.config.schema import DIAGNOSIS, TASKS
 from dmqbench.launch import sweeps
 from dmqbench.launch.help import GROUP_NAMES
 from dmqbench.store.artifacts import Store
@@ -30,7 +31,9 @@ ENTRIES = {
 
 
 def protocol_of(metric: str) -> str:
-    return " ".join([f"{metric}/{METRICS[metric]}", "tool=stub", *ENTRIES.get(metric, "").split(), "#00000000"])
+    return " ".join(
+        [f"{metric}/{OWN_METRICS[metric].version}", "tool=stub", *ENTRIES.get(metric, "").split(), "#00000000"]
+    )
 
 
 class Stub(types.ModuleType):

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from dmqbench import doctor
-from dmqbench.config.schema import METRICS, MetricsConfig
+from dmqbench.config.metric_facts import OWN_METRICS
+from dmqbench.config.schema import MetricsConfig
 from dmqbench.doctor import ABSENT, BROKEN, OK, findings, main, weight_file
 from dmqbench.eval.weights import INCEPTION_SCRIPT, INCEPTION_STATE, LPIPS_BACKBONE_FILES, WEIGHT_FILES
 
@@ -38,8 +39,8 @@ def test_a_bare_machine_is_healthy_and_every_metric_is_told(tmp_path, capsys):
     answer = json.loads(capsys.readouterr().out)
     assert answer["healthy"] is True
     rows = {(one["group"], one["name"]): one for one in answer["findings"]}
-    assert {name for group, name in rows if group == "metrics"} == set(METRICS)
-    for name in METRICS:
+    assert {name for group, name in rows if group == "metrics"} == set(OWN_METRICS)
+    for name in OWN_METRICS:
         computable = name in ("psnr", "ssim", "mse", "psnr_truth", "fd_digits", "fd2fp32_digits")
         assert rows["metrics", name]["status"] == (OK if computable else ABSENT), name
     for file in WEIGHT_FILES:

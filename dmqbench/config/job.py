@@ -25,6 +25,8 @@ from dmqbench.config.method_checks import (
 from dmqbench.config.model_checks import check_foreign_network, check_weights, checked_model
 from dmqbench.config.model_facts import timesteps
 from dmqbench.config.plugin_code import require_module
+from dmqbench.config.plugins import left_out_with, shipped_with
+from dmqbench.config.plugins import metrics as known_metrics
 from dmqbench.config.precision_plans import given_plan
 from dmqbench.config.schema import (
     GROUPS,
@@ -68,6 +70,7 @@ def make_job(config: DictConfig) -> Job:
     require_one_of("calibration.match", calibration.match, schema.MATCHES)
     guidances = {"sampler.guidance": groups["sampler"].guidance, "calibration.guidance": calibration.guidance}
     groups["model"] = checked_model(groups["model"], guidances)
+    groups["dataset"] = _with_images(groups["dataset"])
     reference = groups["dataset"].reference
     if reference is not None and not Path(reference).exists():
         raise ConfigError("dataset.reference", reference, problem="does not exist")
@@ -166,7 +169,9 @@ def _ranges(bits: BitsConfig, method: MethodConfig) -> str:
 
 def _check_metrics(metrics: schema.MetricsConfig) -> None:
     for name in metrics.names:
-        require_one_of("metrics.names", name, tuple(schema.METRICS))
+        if (plugin := left_out_with("metric", name)) is not None:
+            raise ConfigError("metrics.names", name, problem=f"is of the plug-in {plugin.name}, {plugin.summary}")
+        require_one_of("metrics.names", name, tuple(known_metrics()))
     require_one_of("metrics.inception", metrics.inception, schema.INCEPTIONS)
     require_one_of("metrics.lpips", metrics.lpips, schema.LPIPS_BACKBONES)
     if metrics.weights is not None and not Path(metrics.weights).is_dir():
@@ -180,6 +185,12 @@ def _check_metrics(metrics: schema.MetricsConfig) -> None:
             [metrics.samples],
             "is more than metrics.samples, of which pairs are the first",
         )
+
+
+def _with_images(dataset: schema.DatasetConfig) -> schema.DatasetConfig:
+    """The same data set; the images of one that a plug-in brings are in the plug-in."""
+    images = shipped_with("images", dataset.name) if dataset.reference is None else None
+    return dataset if images is None else replace(dataset, reference=str(images))
 
 
 def _check_counts(budget: schema.BudgetConfig) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 from dmqbench.config import schema
 from dmqbench.config.errors import ConfigError, require_one_of
 from dmqbench.config.model_facts import network_config
+from dmqbench.config.plugins import shipped_with
 from dmqbench.config.schema import CONDITIONS, ModelConfig
 from dmqbench.models.folders import SCHEDULER_CONFIG, ModelError, decoder_folder, locate
 from dmqbench.models.foreign import require_fit
@@ -66,6 +67,9 @@ def check_foreign_network(path: str | None, model: ModelConfig) -> None:
 def checked_model(model: ModelConfig, guidances: Mapping[str, float | None]) -> ModelConfig:
     """Fill in from the model's folder what its YAML leaves open; it must know what ``guidances``, by key, need."""
     require_one_of("model.source", model.source, tuple(_NEEDED))
+    folder = shipped_with("models", model.name) if model.source == "embedded" else None
+    if folder is not None:  # a plug-in's, which ships it
+        model = replace(model, source="local", path=str(folder))
     for key in ("path", "revision"):
         if getattr(model, key) is None and key in _NEEDED[model.source]:
             raise ConfigError(f"model.{key}", None, problem=f"must be given with model={model.name}")

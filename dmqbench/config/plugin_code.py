@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from dmqbench.config.errors import ConfigError
-from dmqbench.config.plugins import Plugin, own_names, usable
+from dmqbench.config.plugins import Plugin, own_names, plugin_with, usable
+from dmqbench.store.files import short_hash
 
 
 def method_module(method: str) -> str | None:
@@ -52,6 +53,15 @@ def stage_origin(method: str, stage: str) -> dict[str, Any] | None:
         problem = f"cannot be used: plug-in {plugin.name}: {module} cannot be read ({error})"
         raise ConfigError("method", method, problem=problem) from None
     return {"distribution": plugin.distribution, "version": plugin.version, "modules": modules}
+
+
+def metric_origin(metric: str) -> str | None:
+    """Return what stands as the tool in protocols of a plug-in's metric: whose code it is; None for one of ours."""
+    plugin = plugin_with("metric", metric)
+    if plugin is None:
+        return None
+    sources = plugin_sources(plugin, f"{plugin.package}.metrics.{metric}")
+    return f"{plugin.distribution}-{plugin.version}@{short_hash(sources)}"
 
 
 @cache

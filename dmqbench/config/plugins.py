@@ -17,6 +17,7 @@ from pathlib import Path
 import yaml
 
 from dmqbench.config.errors import closest
+from dmqbench.config.metric_facts import OWN_METRICS, MetricFacts, read_metric
 from dmqbench.config.places import CONF, PACKAGE, SWEEPS, yaml_names
 from dmqbench.config.schema import GROUPS as SCHEMAS
 
@@ -63,6 +64,10 @@ class Plugin:
             return f"left out: {self.problem}"
         return "; ".join(f"{group} {', '.join(names)}" for group, names in self.brings.items())
 
+    @property
+    def metrics(self) -> Mapping[str, MetricFacts]:
+        return {name: _metric(self.conf / "metric" / f"{name}.yaml") for name in self.names("metric")}
+
     def names(self, group: str) -> tuple[str, ...]:
         if self.folder is None:
             return ()
@@ -79,6 +84,14 @@ class Plugin:
 
 class PluginError(Exception):
     """A plug-in cannot be used; the message says why in one line."""
+
+
+@cache
+def _metric(path: Path) -> MetricFacts:
+    try:
+        return read_metric(path)
+    except ValueError as error:
+        raise PluginError(f"conf/metric/{path.name}: {error}") from None
 
 
 @cache
@@ -102,7 +115,26 @@ def usable() -> tuple[Plugin, ...]:
 @cache
 def own_names(group: str) -> tuple[str, ...]:
     """Return what this project itself has in a group."""
+    if group == "metric":
+        return tuple(OWN_METRICS)
     return yaml_names(SWEEPS if group == "sweeps" else CONF / group)
+
+
+def metrics() -> dict[str, MetricFacts]:
+    """Return every metric: ours, then those of plug-ins."""
+    return dict(OWN_METRICS) | {name: facts for plugin in usable() for name, facts in plugin.metrics.items()}
+
+
+def is_paired(metric: str) -> bool:
+    """Whether a metric is over pairs of images."""
+    facts = metrics().get(metric)
+    return facts is not None and facts.over == "pairs"
+
+
+def shipped_with(kind: str, name: str) -> Path | None:
+    """Return the folder or archive NAME in ``models/`` or ``images/`` of a plug-in; None if no one has it."""
+    places = (plugin.conf.parent / kind / f"{name}{end}" for plugin in usable() for end in ("", ".npz"))
+    return next((place for place in places if place.exists()), None)
 
 
 def known_names(group: str) -> tuple[str, ...]:
@@ -134,6 +166,7 @@ def _examined(point: EntryPoint, owners: Mapping[tuple[str, str], str]) -> Plugi
         _check_names(plugin, owners)
         _check_yamls(plugin.conf.rglob("*.yaml"), plugin)
         _check_yamls((plugin.conf.parent / "sweeps").glob("*.yaml"), plugin)
+        _check_metrics(plugin)
     except PluginError as error:
         return replace(plugin, problem=str(error))
     except Exception as error:  # metadata of any kind
@@ -191,3 +224,9 @@ def _check_yamls(paths: Iterable[Path], plugin: Plugin) -> None:
             raise PluginError(f"{place} cannot be read ({' '.join(str(error).split())})") from None
         if not isinstance(content, dict):
             raise PluginError(f"{place} holds no keys")
+
+
+def _check_metrics(plugin: Plugin) -> None:
+    for name in plugin.metrics:
+        if plugin.module_file(f"{plugin.package}.metrics.{name}") is None:
+            raise PluginError(f"conf/metric/{name}.yaml has no module metrics/{name}.py")

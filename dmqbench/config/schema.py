@@ -49,19 +49,6 @@ WEIGHT_BITS = (*range(1, 9), FULL_PRECISION)
 ACTIVATION_BITS = (*range(2, 9), 16, FULL_PRECISION)
 ACCELERATORS = ("cpu", "gpu", "auto")
 TRACKER_MODES = ("auto", "online", "offline", "disabled")
-METRICS = {
-    **{"psnr": 2, "ssim": 2, "mse": 2, "lpips": 1, "psnr_truth": 1},
-    **{"fid": 1, "sfid": 1, "kid": 1, "is": 1, "precision": 1, "recall": 1, "fid2fp32": 1, "clip": 1},
-    **{"fd_digits": 2, "fd2fp32_digits": 2},
-}
-"""Version of every metric, raised when its numbers change."""
-
-EMBEDDED_METRICS = ("fd_", "fd2fp32_")
-"""How metrics begin whose extractor is shipped with this package."""
-
-PAIRED_METRICS = ("psnr", "ssim", "mse", "lpips", "psnr_truth")
-"""Metrics over ``metrics.pairs`` pairs of images; the others are over ``metrics.samples`` images."""
-
 DIAGNOSIS = "diagnosis.json"
 """Errors per step and layer, beside the result."""
 
@@ -79,9 +66,6 @@ UNKNOWN = "unknown"
 
 INCEPTIONS = ("clean", "legacy_tensorflow", "legacy_pytorch", "adm")
 """Protocols of ``fid``, ``fid2fp32`` and ``kid``: clean-fid's modes, and that of the ADM evaluation suite."""
-
-INCEPTION_METRICS = ("fid", "fid2fp32", "kid")
-"""Metrics that ``metrics.inception`` speaks of; the other Inception metrics are always those of the ADM suite."""
 
 LPIPS_BACKBONES = ("alex", "vgg", "squeeze")
 

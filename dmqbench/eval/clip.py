@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dmqbench.config.schema import METRICS, STAND_IN, MetricsConfig
+from dmqbench.config.plugins import metrics
+from dmqbench.config.schema import STAND_IN, MetricsConfig
 from dmqbench.data.images import require_images
 from dmqbench.eval.inception import as_rgb
 from dmqbench.eval.protocol import WeightsMissing
@@ -30,7 +31,6 @@ class CaptionedMetric:
     """Metric of images uint8 [N, C, H, W] and their N prompts: ``per_image`` gives one number each."""
 
     name: str
-    version: int
     higher_is_better: bool
     tool: str
     extractor: str
@@ -38,6 +38,10 @@ class CaptionedMetric:
     resize: str
     model: Any
     processor: Any
+
+    @property
+    def version(self) -> int:
+        return metrics()[self.name].version
 
     def per_image(self, images: Tensor, captions: Sequence[str]) -> list[float]:
         """Return 100 max(cos, 0) of each image and its prompt, in [0, 100].
@@ -91,7 +95,6 @@ def _metric(name: str, folder: Path, content: str, device: str) -> CaptionedMetr
     model.requires_grad_(False).eval().to(device)
     return CaptionedMetric(
         name="clip",
-        version=METRICS["clip"],
         higher_is_better=True,
         tool="transformers",
         extractor=name,

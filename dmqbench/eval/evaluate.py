@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from dmqbench.config.plugins import metrics
 from dmqbench.config.schema import STAND_IN, MetricsConfig
 from dmqbench.eval.clip import clip_metric
 from dmqbench.eval.extractors import extractor_for
@@ -14,7 +15,7 @@ from dmqbench.eval.features import Extractor, Features
 from dmqbench.eval.paired import PairedMetric, PerImage, summarise
 from dmqbench.eval.protocol import Estimate, Floor, Measurement, MetricUnavailable, Protocol, WeightsMissing
 from dmqbench.eval.reference import Reference, load_reference
-from dmqbench.eval.registry import PAIRED_METRICS, SET_METRICS, Estimates, SetMetric, Side
+from dmqbench.eval.registry import Estimates, SetMetric, Side, metric_of
 from dmqbench.eval.weights import is_stand_in
 
 
@@ -109,17 +110,21 @@ class _Run:
     def measure(self, names: Sequence[str]) -> Evaluation:
         for name in names:
             try:
-                if name in PAIRED_METRICS:
-                    self._paired(PAIRED_METRICS[name](self.of.settings, self.of.device))
-                elif name == "clip":
+                if metrics()[name].over == "captions":
                     self._captioned()
                 else:
-                    self._of_set(SET_METRICS[name])
+                    self._compare(metric_of(name, self.of.settings, self.of.device))
             except MetricUnavailable as reason:
                 self.found.unavailable[name] = str(reason)
                 if isinstance(reason, WeightsMissing):
                     self.found.missing_weights.append(name)
         return self.found
+
+    def _compare(self, metric: PairedMetric | SetMetric) -> None:
+        if isinstance(metric, PairedMetric):
+            self._paired(metric)
+        else:
+            self._of_set(metric)
 
     # ---- paired with full precision, or with the ground truth
 
@@ -207,7 +212,7 @@ class _Run:
             self.of.protocol,
             metric=metric.name,
             version=metric.version,
-            tool=extractor.tool,
+            tool=metric.tool or extractor.tool,
             rounding="uint8",
             n=estimate.n,
             extractor=extractor.name,

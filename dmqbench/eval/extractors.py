@@ -6,16 +6,14 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from dmqbench.config.schema import EMBEDDED_METRICS, MetricsConfig
+from dmqbench.config.plugins import metrics
+from dmqbench.config.schema import MetricsConfig
 from dmqbench.data.images import to_signed
 from dmqbench.eval.digit_classifier import CLASSIFIER, digit_classifier
 from dmqbench.eval.features import Extractor, Features
 from dmqbench.eval.inception import ADM, inception_extractor
 from dmqbench.eval.protocol import MetricUnavailable
 from dmqbench.store.files import sha256_file
-
-ADM_METRICS = ("sfid", "is", "precision", "recall")
-"""Metrics that are defined by the ADM evaluation suite, whatever ``metrics.inception`` says."""
 
 
 @cache
@@ -44,7 +42,7 @@ def extractor_for(metric: str, settings: MetricsConfig, device: str | torch.devi
         MetricUnavailable: its weights are not to be had; one line.
         KeyError: no network of this name is shipped.
     """
-    for prefix in EMBEDDED_METRICS:
-        if metric.startswith(prefix):
-            return EMBEDDED[metric.removeprefix(prefix)](str(device))
-    return inception_extractor(settings, str(device), ADM if metric in ADM_METRICS else settings.inception)
+    features = metrics()[metric].features
+    if features in EMBEDDED:
+        return EMBEDDED[features](str(device))
+    return inception_extractor(settings, str(device), ADM if features == "adm" else settings.inception)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dmqbench.config.schema import METRICS, STAND_IN, MetricsConfig
+from dmqbench.config.schema import STAND_IN, MetricsConfig
 from dmqbench.data.images import require_pair, to_signed
 from dmqbench.eval.inception import as_rgb
 from dmqbench.eval.paired import PairedMetric, PerImage
@@ -37,7 +37,6 @@ def _metric(backbone: str, located: Located, device: str) -> PairedMetric:
     least = LEAST_SIDE[backbone]
     return PairedMetric(
         name="lpips",
-        version=METRICS["lpips"],
         higher_is_better=False,
         operand="images",
         tool="torchmetrics",

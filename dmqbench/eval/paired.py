@@ -13,7 +13,7 @@ from typing import Protocol as TypingProtocol
 import torch
 from torch import Tensor
 
-from dmqbench.config.schema import METRICS
+from dmqbench.config.plugins import metrics
 from dmqbench.data.images import require_pair, to_float01
 from dmqbench.eval.protocol import Measurement, MetricUnavailable, Protocol
 from dmqbench.eval.statistics import bootstrap_mean
@@ -35,7 +35,6 @@ class PairedMetric:
     """
 
     name: str
-    version: int
     higher_is_better: bool
     operand: Literal["images", "state"]
     tool: str
@@ -44,6 +43,10 @@ class PairedMetric:
     extractor_hash: str | None = None
     resize: str | None = None
     against: Literal["fp", "truth"] = "fp"
+
+    @property
+    def version(self) -> int:
+        return metrics()[self.name].version
 
     @property
     def rounding(self) -> str:
@@ -103,10 +106,10 @@ def mse(states: Tensor, reference: Tensor) -> PerImage:
     return (states.double() - reference.double()).square().flatten(1).mean(dim=1).tolist()
 
 
-PSNR = PairedMetric("psnr", METRICS["psnr"], True, "images", "dmqbench", psnr)
-SSIM = PairedMetric("ssim", METRICS["ssim"], True, "images", "torchmetrics-interior", ssim)
-PSNR_TRUTH = PairedMetric("psnr_truth", METRICS["psnr_truth"], True, "images", "dmqbench", psnr, against="truth")
-MSE = PairedMetric("mse", METRICS["mse"], False, "state", "dmqbench", mse)
+PSNR = PairedMetric("psnr", True, "images", "dmqbench", psnr)
+SSIM = PairedMetric("ssim", True, "images", "torchmetrics-interior", ssim)
+PSNR_TRUTH = PairedMetric("psnr_truth", True, "images", "dmqbench", psnr, against="truth")
+MSE = PairedMetric("mse", False, "state", "dmqbench", mse)
 
 
 class Averaged(TypingProtocol):

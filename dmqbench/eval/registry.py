@@ -1,12 +1,15 @@
-"""Every metric by name. A new one is a file with its arithmetic, a line here, and its version in ``schema.METRICS``."""
+"""Every metric by name: a file with its arithmetic, a line here, and its facts in ``config.metric_facts``."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib import import_module
 from typing import Any, Literal
 
 from torch import Tensor
 
-from dmqbench.config.schema import METRICS, MetricsConfig
+from dmqbench.config.plugin_code import metric_origin
+from dmqbench.config.plugins import metrics, plugin_with
+from dmqbench.config.schema import MetricsConfig
 from dmqbench.eval.features import Output
 from dmqbench.eval.frechet import Gaussian, frechet_estimate
 from dmqbench.eval.inception import POOL_DIMENSION, SPATIAL_DIMENSION
@@ -15,7 +18,7 @@ from dmqbench.eval.kid import kid_estimate
 from dmqbench.eval.lpips import lpips_metric
 from dmqbench.eval.paired import MSE, PSNR, PSNR_TRUTH, SSIM, PairedMetric
 from dmqbench.eval.precision_recall import precision_recall_estimates
-from dmqbench.eval.protocol import Estimate
+from dmqbench.eval.protocol import Estimate, MetricUnavailable
 
 Side = Tensor | Gaussian
 """One side of a comparison: features [N, d], or, of a dataset, their mean and covariance alone."""
@@ -50,10 +53,12 @@ class SetMetric:
     needs_features: bool = True
     least: int = 0
     """Samples below which it is known beforehand that there is no value: twice the dimensions of a covariance."""
+    tool: str | None = None
+    """What stands in the protocol; None: the tool that has its features."""
 
     @property
     def version(self) -> int:
-        return METRICS[self.name]
+        return metrics()[self.name].version
 
 
 def _frechet(name: str, output: Output, against: Literal["dataset", "fp"], least: int = 0) -> SetMetric:
@@ -89,3 +94,32 @@ SET_METRICS: dict[str, SetMetric] = {
         SetMetric("recall", True, "pool", "dataset", "precision_recall", _precision_recall),
     )
 }
+
+
+def metric_of(name: str, settings: MetricsConfig, device: str) -> PairedMetric | SetMetric:
+    """Return a metric of pairs or of a set, of this project or of a plug-in.
+
+    Raises:
+        MetricUnavailable: its weights are not to be had, or the module of a plug-in is not right; one line.
+    """
+    if name in PAIRED_METRICS:
+        return PAIRED_METRICS[name](settings, device)
+    return SET_METRICS[name] if name in SET_METRICS else _plugged(name)
+
+
+def _plugged(name: str) -> PairedMetric | SetMetric:
+    """The ``METRIC`` of a plug-in's module; its protocol says whose code it is."""
+    plugin, origin = plugin_with("metric", name), metric_origin(name)
+    assert plugin is not None
+    module = f"{plugin.package}.metrics.{name}"
+    try:
+        metric = import_module(module).METRIC
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise MetricUnavailable(f"plug-in {plugin.name}: {module} fails ({reason})") from None
+    kind = {"pairs": PairedMetric, "samples": SetMetric}[metrics()[name].over]
+    if not isinstance(metric, kind) or metric.name != name:
+        raise MetricUnavailable(f"plug-in {plugin.name}: METRIC of {module} is no {kind.__name__} of the name {name}")
+    if isinstance(metric, SetMetric):
+        metric = replace(metric, statistic=f"{metric.statistic} {origin}")
+    return replace(metric, tool=origin)

@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import asdict
 
-from dmqbench.config.schema import DIAGNOSIS, INCEPTION_METRICS, METRICS, PAIRED_METRICS, Job
+from dmqbench.config.plugin_code import metric_origin
+from dmqbench.config.plugins import metrics as known_metrics
+from dmqbench.config.schema import DIAGNOSIS, Job
 from dmqbench.eval.protocol import entries_of
 from dmqbench.launch.sweeps import Planned
 from dmqbench.results.result import Result
@@ -33,8 +35,9 @@ def _is_covered(name: str, job: Job, result: Result) -> bool:
     found = result.measured.get(name)
     if found is None:
         return _stays_unavailable(name, job, result)
-    count = job.metrics.pairs if name in PAIRED_METRICS else job.metrics.samples
-    current = found.protocol.startswith(f"{name}/{METRICS[name]} ")
+    facts = known_metrics()[name]
+    count = job.metrics.pairs if facts.over == "pairs" else job.metrics.samples
+    current = found.protocol.startswith(f"{name}/{facts.version} ")
     return found.n == count and current and _is_as_asked(name, job, entries_of(found.protocol))
 
 
@@ -53,6 +56,8 @@ def _is_as_asked(name: str, job: Job, entries: Mapping[str, str]) -> bool:
     same_data = not against_data or (job.dataset.reference is None and reference.startswith(f"{job.dataset.name}@"))
     metrics = job.metrics
     networks = {"lpips": f"lpips-{metrics.lpips}"}
-    networks |= dict.fromkeys(INCEPTION_METRICS, f"inception-{metrics.inception}")
-    network = networks.get(name)
-    return same_data and (network is None or entries["extractor"].startswith(f"{network}@"))
+    if known_metrics()[name].features == "inception":
+        networks[name] = f"inception-{metrics.inception}"
+    network, origin = networks.get(name), metric_origin(name)
+    same_code = origin is None or entries.get("tool") == origin
+    return same_data and same_code and (network is None or entries["extractor"].startswith(f"{network}@"))

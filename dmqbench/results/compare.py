@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dmqbench.config.schema import PAIRED_METRICS, UNKNOWN
+from dmqbench.config.plugins import is_paired
+from dmqbench.config.schema import UNKNOWN
 from dmqbench.eval.protocol import Measurement, agree, differing_entries, unknown_entries
 from dmqbench.eval.statistics import (
     Difference,
@@ -43,7 +44,7 @@ class Comparison:
 
     @property
     def sentence(self) -> str:
-        samples = f"{self.n} {'pairs' if self.metric in PAIRED_METRICS else 'samples'}"
+        samples = f"{self.n} {'pairs' if is_paired(self.metric) else 'samples'}"
         return _sentence(self, samples)
 
 
@@ -133,7 +134,7 @@ def _judged(a: Result, b: Result, metric: str) -> tuple[Difference, str | None]:
     difference, reason = _difference(a, b, metric)
     if reason is None and ours.higher_is_better is None:
         reason = "which direction is better is not recorded"
-    if reason is None and metric in PAIRED_METRICS and _at_floor(ours) and _at_floor(theirs):
+    if reason is None and is_paired(metric) and _at_floor(ours) and _at_floor(theirs):
         reason = "both at the numerical floor"
     if reason is not None:
         return Difference(difference.mean, difference.ci95, difference.n, difference.left_out, "cannot tell"), reason
@@ -155,7 +156,7 @@ def _difference(a: Result, b: Result, metric: str) -> tuple[Difference, str | No
         return paired_difference(*values, higher_is_better=higher), None
     sets = [_replicated(found) for found in (ours, theirs)]
     if sets[0] is None or sets[1] is None:
-        kept = "values per image" if metric in PAIRED_METRICS else "values without each group of samples"
+        kept = "values per image" if is_paired(metric) else "values without each group of samples"
         return bare, f"the {kept} are not kept"
     if (sets[0].n, len(sets[0].replicates)) != (sets[1].n, len(sets[1].replicates)):
         return bare, "the groups of samples differ"

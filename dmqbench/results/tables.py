@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
-from dmqbench.config.schema import METRICS, UNKNOWN
+from dmqbench.config.plugins import metrics
+from dmqbench.config.schema import UNKNOWN
 from dmqbench.eval.protocol import agree, differing_entries
 from dmqbench.results.result import Result
 
@@ -21,8 +22,8 @@ class Table:
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """Names of the metrics that any row has, in the order of ``schema.METRICS``."""
-        known = list(METRICS)
+        """Names of the metrics that any row has, in the order of ``metric_facts.OWN_METRICS``."""
+        known = list(metrics())
         found = dict.fromkeys(chain.from_iterable(row.measurements for row in self.rows))
         return tuple(sorted(found, key=lambda name: known.index(name) if name in known else len(known)))
 

@@ -1,5 +1,6 @@
 """What plug-ins bring is known wherever a job is composed; one of which something is wrong does no harm."""
 
+import shutil
 import subprocess
 import sys
 
@@ -12,10 +13,12 @@ from dmqbench.config.compose import compose, search_path, wrong_options
 from dmqbench.config.errors import ConfigError
 from dmqbench.config.ids import job_ids
 from dmqbench.config.job import make_job
-from dmqbench.config.plugin_code import plugin_sources, stage_origin
+from dmqbench.config.plugin_code import metric_origin, plugin_sources, stage_origin
 from dmqbench.launch.sweeps import sweep_jobs
+from dmqbench.models.folders import EMBEDDED
 
 BITS = "defaults: [base_bits, _self_]\nweight: 5\nactivation: 7\n"
+CONTRAST = "version: 1\nover: pairs\n"
 METHOD = METHOD_YAML.format(name="mine")
 
 
@@ -84,6 +87,11 @@ def test_a_folder_of_ones_own_and_plug_ins_go_together(site, tmp_path):
         ({"conf/method/x.yaml": "- 1"}, "conf/method/x.yaml holds no keys"),
         ({"conf/methd/x.yaml": METHOD}, "conf/methd is no group; nearest: method"),
         ({"methods/rtn.py": ""}, "methods/rtn.py has the name of a method"),
+        ({"conf/metric/psnr.yaml": CONTRAST}, "metric=psnr is taken, by dmqbench"),
+        ({"conf/metric/contrast.yaml": CONTRAST}, "conf/metric/contrast.yaml has no module metrics/contrast.py"),
+        ({"conf/metric/contrast.yaml": CONTRAST + "ovr: x"}, "conf/metric/contrast.yaml: ovr=x is not known"),
+        ({"conf/metric/contrast.yaml": "over: pairs"}, "version=0 is no whole number"),
+        ({"conf/metric/contrast.yaml": "version: 1\nover: samples"}, "over=samples and features=None do not fit"),
     ],
 )
 def test_one_that_is_broken_is_left_out_and_says_why_in_one_line(site, files, reason):
@@ -132,7 +140,7 @@ def test_the_commands_know_them(site):
     install(site, "broken", {"__init__.py": "import nothing_of_this_name", "conf/bits/w9a9.yaml": BITS})
     shown = command(site, "--help")
     assert shown.returncode == 0 and not shown.stderr
-    assert "\n  mine (mine 1.0): method mine\n" in shown.stdout
+    assert "\n  mine (mine 1.0): method mine; metric contrast\n" in shown.stdout
     assert "\n  broken (broken 1.0): left out: broken cannot be imported (ModuleNotFoundError" in shown.stdout
     refused = command(site, "bits=w9a9")
     assert refused.returncode == 2 and "plug-in broken, left out" in refused.stderr
@@ -153,6 +161,48 @@ def test_tab_completes_them(site):
         env=environs,
     )
     assert done.stdout.split() == ["method=mine"], done.stderr
+
+
+# ---- models, data sets, metrics
+
+
+MODEL = """
+# @package _global_
+defaults: [base_model@model, override /dataset: dots, override /metrics: paired, _self_]
+model: {name: tiny, source: embedded, classes: 10, datasets: [dots, none]}
+"""
+
+
+def test_a_model_and_a_data_set_lie_in_the_package(site):
+    dots = {"conf/dataset/dots.yaml": "defaults: [base_dataset, _self_]\nname: dots\n", "images/dots/a.txt": ""}
+    package = install(site, "mine", {"conf/model/tiny.yaml": MODEL, **dots})
+    shutil.copytree(EMBEDDED / "ladder_1", package / "models" / "tiny")
+    assert wrong_options(the_one()) == []
+    job = make_job(compose(["model=tiny"]))
+    assert (job.model.source, job.model.path) == ("local", str(package / "models" / "tiny"))
+    assert job.model.sample_shape == (1, 16, 16)
+    assert job.dataset.reference == str(package / "images" / "dots")
+    assert make_job(compose(["model=tiny", "dataset=none"])).dataset.reference is None
+
+
+def test_a_metric_is_known_with_ours(site):
+    package = method_package(site, "wide", "mul_(2)")
+    the_one()
+    assert list(plugins.metrics())[-1] == "contrast" and plugins.is_paired("contrast")
+    assert make_job(compose(["metrics.names=[psnr,contrast]"])).metrics.names == ("psnr", "contrast")
+    with pytest.raises(ConfigError, match="nearest: contrast"):
+        make_job(compose(["metrics.names=[contrst]"]))
+    before = metric_origin("contrast")
+    assert before is not None and before.startswith("wide-1.0@") and metric_origin("psnr") is None
+    module = package / "metrics" / "contrast.py"
+    module.write_text(module.read_text() + "\n")
+    plugin_sources.cache_clear()
+    assert metric_origin("contrast") != before
+    plugins._metric.cache_clear()
+    (package / "conf" / "metric" / "contrast.yaml").write_text("version: one")
+    assert "version=one" in str(the_one().problem)
+    with pytest.raises(ConfigError, match=r"metrics\.names=contrast is of the plug-in wide, left out"):
+        make_job(compose(["metrics.names=[contrast]"]))
 
 
 # ---- ids carry what computes

@@ -15,7 +15,7 @@ JOB = (
     "bits=w4a8",
     "metrics.samples=64",
     "metrics.pairs=8",
-    "metrics.names=[psnr,mse]",
+    "metrics.names=[psnr,mse,contrast]",
 )
 
 
@@ -43,6 +43,9 @@ def test_two_packages_with_the_same_names_have_numbers_of_their_own(tmp_path):
     wide, narrow = (json.loads((folder / "result.json").read_text()) for folder in folders)
     assert folders[0] != folders[1]
     assert wide["metrics"]["mse"]["value"] != narrow["metrics"]["mse"]["value"]
+    protocols = [result["metrics"]["contrast"]["protocol"] for result in (wide, narrow)]
+    assert protocols[0].startswith("contrast/1 ") and " tool=wide-1.0@" in protocols[0]
+    assert " tool=narrow-1.0@" in protocols[1]
     assert wide["config"]["method"] == narrow["config"]["method"]
     # Trajectories, full precision with its two floors, and the ranges of weights, which are ours, are shared.
     assert len(list((tmp_path / "runs" / "trajectories").iterdir())) == 1

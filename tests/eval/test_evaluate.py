@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from dmqbench.config.schema import METRICS, STAND_IN, MetricsConfig
-from dmqbench.config.schema import PAIRED_METRICS as PAIRED_NAMES
-from dmqbench.eval import evaluate as module
+from dmqbench.config.metric_facts import OWN_METRICS
+from dmqbench.config.schema import STAND_IN, MetricsConfig
+from dmqbench.eval import registry
 from dmqbench.eval.evaluate import Evaluator, Floors, SampleSet
 from dmqbench.eval.features import Extractor, extract
 from dmqbench.eval.protocol import Protocol, entries_of
@@ -47,7 +47,7 @@ def asked(monkeypatch):
         name = f"{STAND_IN}little" if metric == "kid" else "little"
         return Extractor(name, "abc", "fake", network, ("pool", "spatial", "logits"), "none")
 
-    monkeypatch.setattr(module, "extractor_for", extractor_for)
+    monkeypatch.setattr("dmqbench.eval.evaluate.extractor_for", extractor_for)
     return counted
 
 
@@ -58,7 +58,7 @@ def evaluator(asked, monkeypatch):
         return extract(extractor, samples.images)
 
     small = {name: replace(metric, least=0) for name, metric in SET_METRICS.items()}
-    monkeypatch.setattr(module, "SET_METRICS", small)
+    monkeypatch.setattr(registry, "SET_METRICS", small)
     fp = samples(0, id="fp")
     return Evaluator(
         protocol=PROTOCOL,
@@ -74,9 +74,9 @@ def evaluator(asked, monkeypatch):
 
 
 def test_every_known_metric_is_registered():
-    assert {*PAIRED_METRICS, *SET_METRICS, "clip"} == {*METRICS}
-    assert {*PAIRED_METRICS} == {*PAIRED_NAMES}
-    assert all(metric.version == METRICS[name] for name, metric in SET_METRICS.items())
+    assert {*PAIRED_METRICS, *SET_METRICS, "clip"} == {*OWN_METRICS}
+    assert {*PAIRED_METRICS} == {name for name, facts in OWN_METRICS.items() if facts.over == "pairs"}
+    assert all(metric.version == OWN_METRICS[name].version for name, metric in SET_METRICS.items())
 
 
 def test_paired_metrics_take_the_first_pairs_and_have_a_numerical_floor(evaluator):

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dmqbench.config.schema import METRICS
+from dmqbench.config.metric_facts import OWN_METRICS
 from dmqbench.data.images import ImageError
 from dmqbench.eval.paired import PSNR, SSIM, mse, psnr, ssim, summarise
 from dmqbench.eval.protocol import MetricUnavailable, Protocol
@@ -30,7 +30,7 @@ def protocol(metric: str, n: int, **changes) -> Protocol:
         "timesteps": (1,),
         "eta": 0.0,
     }
-    rest = {"guidance": 1.0, "chunk": 32, "engine": "simulate", "version": METRICS[metric]}
+    rest = {"guidance": 1.0, "chunk": 32, "engine": "simulate", "version": OWN_METRICS[metric].version}
     return Protocol(metric=metric, n=n, **shared | rest | changes)
 
 
