@@ -11,9 +11,12 @@ import torch
 
 from dmqbench import doctor
 from dmqbench.config.metric_facts import OWN_METRICS
-from dmqbench.config.schema import MetricsConfig
-from dmqbench.doctor import ABSENT, BROKEN, OK, findings, main, weight_file
+from dmqbench.config.schema import RUNNABLE_NETWORKS, MetricsConfig
+from dmqbench.doctor import findings, main
 from dmqbench.eval.weights import INCEPTION_SCRIPT, INCEPTION_STATE, LPIPS_BACKBONE_FILES, WEIGHT_FILES
+from dmqbench.launch import machine_checks, model_checks
+from dmqbench.launch.findings import ABSENT, BROKEN, OK
+from dmqbench.launch.model_checks import weight_file
 
 SECRET = "0123456789abcdef0123456789abcdef01234567"
 
@@ -57,8 +60,20 @@ def test_the_table_says_the_same(capsys, monkeypatch):
     assert main([]) == 0
     shown = capsys.readouterr().out
     for one in findings():
-        assert re.search(rf"{one.status} +{re.escape(one.name)} ", shown), one
+        assert re.search(rf"{one.status} +([^:]+, )?{re.escape(one.name)}(, [^:]+)?: ", shown), one
     assert "Nothing that a job needs is broken" in shown
+
+
+def test_the_table_fits_two_screens_breaks_no_address_and_names_classes(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main([]) == 0
+    shown = capsys.readouterr().out
+    lines = shown.splitlines()
+    assert sum(1 + (len(line) - 1) // 80 for line in lines) <= 2 * 30
+    for file in WEIGHT_FILES:
+        assert any(file.url in line for line in lines), file.url
+    assert all(len(line) <= 80 or "https://" in line or str(tmp_path) in line for line in lines)
+    assert all(re.search(rf"your own: .*{name}", shown) for name in RUNNABLE_NETWORKS)
 
 
 @pytest.mark.parametrize(
@@ -124,9 +139,9 @@ def test_missing_and_old_packages(monkeypatch):
 
     stated = ["scipy<1.18", "wandb>=0.31", "numpy", "hydra-joblib-launcher>=1.2; extra == 'joblib'"]
     about = type("About", (dict,), {"get_all": lambda self, name: ["joblib"]})({"Requires-Python": ">=99"})
-    monkeypatch.setattr(doctor, "version", version)
-    monkeypatch.setattr(doctor, "requires", lambda name: stated)
-    monkeypatch.setattr(doctor, "metadata", lambda name: about)
+    monkeypatch.setattr(machine_checks, "version", version)
+    monkeypatch.setattr(machine_checks, "requires", lambda name: stated)
+    monkeypatch.setattr(machine_checks, "metadata", lambda name: about)
     packages = found("packages")
     assert packages["scipy"].status == packages["wandb"].status == packages["dmqbench"].status == BROKEN
     assert packages["scipy"].detail == "scipy is 1.99, needed is <1.18"
@@ -159,7 +174,7 @@ def test_a_damaged_embedded_model_is_broken(tmp_path, monkeypatch):
     folder.mkdir(parents=True)
     (folder / "config.json").write_text("{}")
     monkeypatch.setattr("dmqbench.models.folders.EMBEDDED", tmp_path / "weights")
-    monkeypatch.setattr(doctor, "EMBEDDED", tmp_path / "weights")
+    monkeypatch.setattr(model_checks, "EMBEDDED", tmp_path / "weights")
     assert found("models")["digits"].status == BROKEN
     assert found("metrics")["fd_digits"].status == BROKEN
 

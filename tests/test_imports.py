@@ -20,9 +20,9 @@ MAY_IMPORT = {
 
 FLOORS = (
     ("api",),
-    ("cli", "report", "tasks", "zoo"),
+    ("cli", "report", "doctor", "tasks", "zoo"),
     ("launch",),
-    ("results", "anatomy", "methods", "doctor"),
+    ("results", "anatomy", "methods"),
     ("stages", "eval"),
     ("calibration", "config"),
     ("models",),

@@ -1,0 +1,122 @@
+"""Which metrics, weights and models this machine has, for the doctor. Imports no torch, downloads nothing."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from dmqbench.config.plugins import metrics as known_metrics
+from dmqbench.config.schema import RUNNABLE_NETWORKS, MetricsConfig
+from dmqbench.eval.protocol import MetricUnavailable
+from dmqbench.eval.weights import (
+    LPIPS_BACKBONE_FILES,
+    WEIGHT_FILES,
+    WeightFile,
+    find,
+    inception_file,
+    torch_checkpoints,
+)
+from dmqbench.launch.findings import ABSENT, BROKEN, OK, Finding
+from dmqbench.models.folders import EMBEDDED, ModelError, ModelSource, locate, network_folder, weight_files
+
+
+def metrics(settings: MetricsConfig) -> Iterator[Finding]:
+    """Whether each metric can be computed here, with the default settings, without downloading anything."""
+    for name in known_metrics():
+        try:
+            detail = _measured_with(name, settings)
+        except MetricUnavailable as reason:
+            brief = f"needs {settings.clip} → hf download {settings.clip}, or metrics.clip" if name == "clip" else ""
+            yield Finding("metrics", name, ABSENT, *_split(str(reason)), brief=brief)
+        except (OSError, ModelError) as error:
+            yield Finding("metrics", name, BROKEN, " ".join(str(error).split()))
+        else:
+            yield Finding("metrics", name, OK, detail)
+
+
+def _split(reason: str) -> tuple[str, str]:
+    """What is missing, and how to get it."""
+    problem, _, advice = reason.partition("; ")
+    return problem, advice
+
+
+def _measured_with(name: str, settings: MetricsConfig) -> str:
+    """What ``name`` is computed with; MetricUnavailable if that is not here."""
+    if known_metrics()[name].features == "digits":
+        return f"classifier {_classifier()}"
+    if name == "clip":
+        from dmqbench.eval.clip import locate_clip
+
+        return str(locate_clip(settings))
+    file = weight_file(name, settings)
+    if file is None:
+        return "needs no weights"
+    located = find(file, settings)
+    if located is None:
+        raise MetricUnavailable(f"needs {file.name}, {file.size}")
+    return located.path.name
+
+
+def weight_file(metric: str, settings: MetricsConfig) -> WeightFile | None:
+    """The file that a metric other than ``clip`` needs under these settings; None if it needs none."""
+    if metric == "lpips":
+        return LPIPS_BACKBONE_FILES[settings.lpips]
+    features = known_metrics()[metric].features
+    if features not in ("inception", "adm"):
+        return None
+    return inception_file("adm" if features == "adm" else settings.inception)
+
+
+def weights(settings: MetricsConfig) -> Iterator[Finding]:
+    """Every file of weights that some metric needs under some settings."""
+    place = settings.weights or str(torch_checkpoints())
+    yield Finding("weights", "looked for in", OK, f"{place}, which metrics.weights can change")
+    for file in WEIGHT_FILES:
+        facts = {"sha256": file.sha256, "bytes": file.size_bytes, "url": file.url, "metrics": list(file.metrics)}
+        about = f"{file.size}, sha256 {file.sha256[:12]}…, for {', '.join(file.metrics)}"
+        try:
+            located = find(file, settings)
+        except MetricUnavailable as reason:
+            yield Finding("weights", file.name, ABSENT, *_split(str(reason)), facts)
+            continue
+        if located is None:
+            detail = f"not in {place}, which metrics.weights can change; {about}"
+            brief = f"{file.size}, for {', '.join(file.metrics)} → {file.url}"
+            yield Finding("weights", file.name, ABSENT, detail, f"get {file.url}", facts, brief)
+        else:
+            detail = f"{located.path}{', a stand-in' if located.stand_in else ''}; {about}"
+            yield Finding("weights", file.name, OK, detail, facts={**facts, "path": str(located.path)})
+
+
+def _classifier() -> str:
+    """Name of the shipped classifier's file, if it is whole."""
+    from safetensors import SafetensorError, safe_open
+
+    path = EMBEDDED / "digits_classifier.safetensors"
+    try:
+        with safe_open(path, framework="np"):
+            return path.name
+    except SafetensorError as error:
+        raise ModelError(f"{path}: truncated or not a safetensors file ({error}); install dmqbench again") from None
+
+
+def models() -> Iterator[Finding]:
+    """Which models run: the embedded ones, classes of one's own, and where models from the hub are kept."""
+    from huggingface_hub.constants import HF_HUB_CACHE, HF_HUB_OFFLINE
+
+    for name in sorted(path.name for path in EMBEDDED.iterdir() if path.is_dir()):
+        source = ModelSource("embedded", name)
+        try:
+            files = weight_files(network_folder(locate(source)), source.advice)
+        except ModelError as error:
+            yield Finding("models", name, BROKEN, str(error), "install dmqbench again")
+        else:
+            mib = sum(path.stat().st_size for path in files) / 2**20
+            yield Finding("models", name, OK, f"embedded, whole, {mib:.1f} MiB", brief="embedded, whole")
+    classes = ", ".join(RUNNABLE_NETWORKS)
+    yield Finding("models", "your own", OK, f"{classes} with model=local or model=hub; other classes are refused")
+    cache = Path(HF_HUB_CACHE)
+    count = len(list(cache.glob("models--*"))) if cache.is_dir() else 0
+    offline = ", offline (HF_HUB_OFFLINE)" if HF_HUB_OFFLINE else ""
+    status = OK if count else ABSENT
+    yield Finding(
+        "models", "hub cache", status, f"{cache}, {count} repositories{offline}", facts={"repositories": count}
+    )
