@@ -177,9 +177,14 @@ def round_ticks(values: Iterable[float | None]) -> list[float]:
     return ticks if len(ticks) > 1 else []
 
 
-def tail(name: str, letters: int = 34) -> str:
+def tail(name: str, letters: int = 40) -> str:
     """Return the last letters of a layer's name, which tell it from its neighbours."""
     return name if len(name) <= letters else f"…{name[1 - letters :]}"
+
+
+def legend_name(name: str, letters: int) -> str:
+    """Return the name of a mark as a legend has room for it; what is said in words keeps its beginning."""
+    return tail(name, letters) if " " not in name else head(name, letters + 10)
 
 
 def head(name: str, letters: int = 44) -> str:

@@ -192,11 +192,7 @@ def _named_points(points: Sequence[Point]) -> set[str]:
 
 
 def _methods_trace(
-    label: str,
-    points: Sequence[Point],
-    axis: Axis,
-    palette: Mapping[str, str],
-    named: set[str],
+    label: str, points: Sequence[Point], axis: Axis, palette: Mapping[str, str], named: set[str]
 ) -> Json:
     return {
         "type": "scatter",

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from dmqbench.results.figure import Axis, Bars, Figure, HeatMap, Line, Panel, Values, tail
+from dmqbench.results.figure import Axis, Bars, Figure, HeatMap, Line, Panel, Values, legend_name, tail
 from dmqbench.results.page.axes import Json, calls_axis, log_axis, plain, plain_axis, positive, rounded
 from dmqbench.results.result import printable
 
@@ -15,6 +15,8 @@ SYMBOLS = ("circle", "square", "diamond", "cross", "x", "triangle-up", "triangle
 
 _GAP = 0.06
 """Between panels, as a share of the figure."""
+_NAME = 34
+"""Letters of a layer's name."""
 _FEW_POINTS = 200
 """Points up to which each one is drawn on its line."""
 
@@ -70,7 +72,7 @@ class _Rendering:
             return _heat_trace(mark, panel)
         is_first = bool(mark.name) and mark.name not in self.named
         self.named.add(mark.name)
-        common = {"name": plain(mark.name), "legendgroup": plain(mark.name), "showlegend": is_first}
+        common = {"name": plain(legend_name(mark.name, _NAME)), "legendgroup": plain(mark.name), "showlegend": is_first}
         common |= {"text": [plain(text) for text in mark.texts]} if mark.texts else {}
         common |= {"customdata": list(mark.jobs)} if mark.jobs else {}
         return common | (_line_trace(mark, panel) if isinstance(mark, Line) else _bar_trace(mark, panel))
@@ -86,11 +88,18 @@ def _line_trace(line: Line, panel: Panel) -> Json:
         "x": _places(line.x, panel.x),
         "y": _places(line.y, panel.y),
         "line": {"color": line.colour, "width": 1 if line.faint else 2, "dash": "dash" if line.dashed else "solid"},
-        "marker": {"size": 6 if line.joined else 8, "color": line.colour, "symbol": SYMBOLS[line.symbol]},
+        "marker": {"size": _marker_size(line), "color": line.colour, "symbol": SYMBOLS[line.symbol]},
     }
     trace |= {"hovertemplate": hover} if line.name or line.texts else {"hoverinfo": "skip"}
     trace["line"] |= {"shape": "hvh"} if line.stepped else {}
     return trace | ({"error_y": _interval(line.below, line.above)} if line.above else {})
+
+
+def _marker_size(line: Line) -> int:
+    """Points of one's own are large; those of a line, or that only mark a place, are small."""
+    if not line.joined:
+        return 8 if line.texts else 5
+    return 6 if len(line.y) <= 40 else 4
 
 
 def _bar_trace(bars: Bars, panel: Panel) -> Json:
@@ -168,7 +177,7 @@ def _named_axis(axis: Axis, letter: str) -> Json:
     layout: Json = {"type": "category", "categoryorder": "array", "categoryarray": names}
     if letter == "x":
         return layout
-    short = [plain(tail(name)) for name in axis.names]
+    short = [plain(tail(name, _NAME)) for name in axis.names]
     layout |= {"autorange": "reversed", "tickmode": "array", "tickvals": names, "ticktext": short}
     return layout | {"showgrid": False}
 

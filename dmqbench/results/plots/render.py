@@ -8,7 +8,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from dmqbench.results.figure import Axis, Bars, Figure, HeatMap, Line, Panel, Values, head, round_ticks, tail, thinned
+from dmqbench.results.figure import (
+    Axis,
+    Bars,
+    Figure,
+    HeatMap,
+    Line,
+    Panel,
+    Values,
+    head,
+    legend_name,
+    round_ticks,
+    tail,
+    thinned,
+)
 from dmqbench.results.plots.canvas import label_rows, new_figure, tall, text
 from dmqbench.results.studies.colours import GREY
 
@@ -18,6 +31,8 @@ if TYPE_CHECKING:
 
 _LETTERS = 13
 """In an inch of a note."""
+_FEW_POINTS = 32
+"""Points up to which each one is drawn on its line."""
 _MANY_NAMES = 6
 """Entries beyond which a legend stands beside its panel."""
 _SYMBOLS = ("o", "s", "D", "P", "X", "^", "v", "*")
@@ -53,7 +68,7 @@ def _draw(canvas: "Canvas", axes: "Axes", panel: Panel, named: set[str]) -> None
     start = np.zeros(len(panel.y.names))
     apart = [mark for mark in panel.marks if isinstance(mark, Line) and not mark.joined and panel.x.names]
     for mark in panel.marks:
-        label = text(head(mark.name)) if not isinstance(mark, HeatMap) and mark.name not in named else ""
+        label = text(legend_name(mark.name, 40)) if not isinstance(mark, HeatMap) and mark.name not in named else ""
         if isinstance(mark, HeatMap):
             _heat(canvas, axes, mark)
         elif isinstance(mark, Bars):
@@ -69,6 +84,7 @@ def _draw(canvas: "Canvas", axes: "Axes", panel: Panel, named: set[str]) -> None
 
 
 def _line(axes: "Axes", line: Line, panel: Panel, shift: float, label: str) -> None:
+    has_points = line.points and (not line.joined or len(line.y) <= _FEW_POINTS)
     x, y = _numbers(line.x) + shift, _numbers(line.y)
     if panel.y.log:
         y = np.where(y > 0, y, np.nan)
@@ -80,7 +96,7 @@ def _line(axes: "Axes", line: Line, panel: Panel, shift: float, label: str) -> N
         linewidth=(0.7 if line.faint else 1.4) if line.joined else 0,
         linestyle="--" if line.dashed else "-",
         drawstyle="steps-mid" if line.stepped else "default",
-        marker=_SYMBOLS[line.symbol] if line.points else "",
+        marker=_SYMBOLS[line.symbol] if has_points else "",
         markersize=3.5 if line.joined else 4.5,
         label=label,
     )
@@ -116,7 +132,7 @@ def _heat(canvas: "Canvas", axes: "Axes", heat: HeatMap) -> None:
 def _scales(axes: "Axes", panel: Panel) -> None:
     for axis, letter in ((panel.x, "x"), (panel.y, "y")):
         getattr(axes, f"set_{letter}label")(
-            "\n".join(_wrapped([axis.title], 5.0 if letter == "x" else 2.4)), fontsize=9
+            "\n".join(_wrapped([axis.title], 5.0 if letter == "x" else 0.8 * _height(panel))), fontsize=9
         )
         if axis.reference is not None:
             (axes.axvline if letter == "x" else axes.axhline)(axis.reference, color=GREY, linewidth=1)
@@ -127,7 +143,7 @@ def _scales(axes: "Axes", panel: Panel) -> None:
                 range(len(panel.y.names)), ["\n".join(_wrapped([name], 3.4)) for name in panel.y.names], fontsize=8
             )
         else:
-            label_rows(axes, [text(tail(name, 44)) for name in panel.y.names])
+            label_rows(axes, [text(tail(name)) for name in panel.y.names])
         axes.set_ylim(len(panel.y.names) - 0.4, -0.6)
     axes.grid(axis="x" if panel.y.names else "both", alpha=0 if _is_map(panel) else 0.25)
 
@@ -139,7 +155,7 @@ def _scale(axes: "Axes", axis: Axis, letter: str, values: Values) -> None:
     ticks = axis.ticks or (thinned(axis.names) if letter == "x" else ())
     if axis.log:
         (axes.set_xscale if letter == "x" else axes.set_yscale)("log")
-        ticks = ticks or tuple((tick, f"{tick:g}") for tick in round_ticks(values))
+        ticks = ticks or _inner_ticks(values)
     elif axis.whole:
         along.set_major_locator(MaxNLocator(integer=True))
     if ticks:
@@ -153,6 +169,13 @@ def _scale(axes: "Axes", axis: Axis, letter: str, values: Values) -> None:
         known = [value for value in values if value is not None]
         ends = axis.ends or (0.0, max(1.1 * max(known, default=0.0), 1e-9))
         (axes.set_xlim if letter == "x" else axes.set_ylim)(*ends)
+
+
+def _inner_ticks(values: Values) -> tuple[tuple[float, str], ...]:
+    """Round ticks between the smallest and the largest value; none where matplotlib's own are more."""
+    known = [value for value in values if value and value > 0]
+    ticks = [tick for tick in round_ticks(known) if min(known) <= tick <= max(known)]
+    return tuple((tick, f"{tick:g}") for tick in ticks) if len(ticks) > 1 else ()
 
 
 def _share(figure: Figure, place: int, axes: "Axes", grid: NDArray[np.object_]) -> None:
@@ -173,7 +196,7 @@ def _share(figure: Figure, place: int, axes: "Axes", grid: NDArray[np.object_]) 
 def _legend(axes: "Axes", panel: Panel) -> None:
     """What has a label: above bars, beside many lines, otherwise among them."""
     names = axes.get_legend_handles_labels()[1]
-    if not names:
+    if not names or names == [panel.y.title]:
         return
     if any(isinstance(mark, Bars) for mark in panel.marks):
         axes.legend(frameon=False, fontsize=8, ncols=8, loc="lower left", bbox_to_anchor=(0, 1))

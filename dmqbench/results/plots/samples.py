@@ -117,13 +117,7 @@ def picture_of(store_root: Path, folders: Sequence[Path], path: Path, columns: i
     top = next((result for result in results if result.full_precision), None)
     varying = [name for name in ("scope", "ranges", "seed") if len({getattr(job, name) for job in quantized}) > 1]
     given = {result.samples.input for result in results if result.samples.input is not None}
-    rows = [
-        Row(
-            "full precision",
-            "" if top is None else _caption(top, []),
-            first_images(store, reference, columns),
-        )
-    ]
+    rows = [Row("full precision", "" if top is None else _caption(top, []), first_images(store, reference, columns))]
     for result in quantized:
         images = first_images(store, str(result.samples.quantized), columns)
         bits = "" if result.bits == UNKNOWN else result.bits.upper()

@@ -116,7 +116,7 @@ def channel_ranges(name: str, channels: Channels) -> Figure:
             ),
             x,
             Axis(title, part, log=True),
-            f"{tail(name, 40)}, {part}",
+            f"{tail(name)}, {part}",
         )
         for part, title, *both in parts
     ]

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from dmqbench.results.figure import Axis, Bars, Figure, Line, Panel, calls_axis, tail
+from dmqbench.results.figure import Axis, Bars, Figure, Line, Panel, calls_axis
 from dmqbench.results.studies.colours import PALETTE, power_colour
 from dmqbench.results.studies.findings import Figures, StageFindings, number, numbers, whole, words
 
@@ -108,9 +108,7 @@ def exponent_shares(powers: PowerOfTwoScaling) -> Figure:
     """For each layer, which share of its (step, channel) pairs has which exponent."""
     bars = tuple(
         Bars(
-            power_name(exponent),
-            [layer.share(exponent) for layer in powers.layers.values()],
-            (power_colour(exponent),),
+            power_name(exponent), [layer.share(exponent) for layer in powers.layers.values()], (power_colour(exponent),)
         )
         for exponent in powers.exponents
     )
@@ -128,7 +126,7 @@ def agreement(powers: PowerOfTwoScaling) -> Figure:
     shown = powers.least_agreed[:SHOWN_LINES]
     lines = tuple(
         Line(
-            tail(name),
+            name,
             range(powers.rows),
             powers.layers[name].agreement,
             PALETTE[number % len(PALETTE)],
