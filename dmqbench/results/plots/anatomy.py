@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dmqbench.results.figure import Axis, Figure, HeatMap, Panel, times_axis
-from dmqbench.results.plots.canvas import label_rows, label_times, new_figure, new_panels, positive, save, tall
+from dmqbench.results.figure import Axis, Figure, HeatMap, Line, Panel, times_axis
+from dmqbench.results.plots.canvas import label_times, new_panels, save
 from dmqbench.results.plots.low_bits import activation_codes, features, row_histograms, title_of, weight_rows
 from dmqbench.results.plots.render import render
-from dmqbench.results.studies.colours import GREY, MAIN, SECOND
+from dmqbench.results.studies.colours import MAIN, SECOND
 from dmqbench.results.studies.error_accumulation import layer_errors, step_errors
 
 if TYPE_CHECKING:
@@ -65,34 +65,24 @@ def errors_of_steps(record: Record) -> "Canvas | None":
 def sensitivity(record: Record) -> "Canvas":
     """Curves: what an equal error at each call does to the final state, and the PSNR of the image that it leaves."""
     found = record["sensitivity"]
-    times = found["timesteps"]
-    places = np.arange(len(times))
-    figure = new_figure(8.0, 6.4)
-    top, bottom = figure.subplots(2, 1, sharex=True)
-    count, share = found["trajectories"], 100 * found["relative_rms"]
-    top.set_title(
-        f"{record['model']}, {record['sampler']}: an error of {share:g} % of the prediction at one call alone, "
-        f"full precision ({count} trajectories)",
-        fontsize=11,
+    x = times_axis(found["timesteps"], "timestep of the call that was off, from noise to image")
+    places, each = range(len(found["timesteps"])), found["per_trajectory"]
+    behind = {
+        key: [Line("", places, values, MAIN, points=False, faint=True) for values in zip(*each[key], strict=True)]
+        for key in ("mse", "psnr")
+    }
+    final = Line("of the final state", places, found["mse"], MAIN)
+    after = Line("of the state right after the call", places, found["injected"], SECOND, dashed=True)
+    image = Line("", places, found["psnr"], MAIN)
+    title = (
+        f"{record['model']}, {record['sampler']}: an error of {100 * found['relative_rms']:g} % of the prediction at "
+        f"one call alone, full precision ({found['trajectories']} trajectories)"
     )
-    dots = {"marker": "o", "markersize": 3}
-    for values in zip(*found["per_trajectory"]["mse"], strict=True):
-        top.plot(places, positive(values), color=MAIN, linewidth=0.6, alpha=0.25)
-    top.plot(places, positive(found["mse"]), color=MAIN, label="of the final state", **dots)
-    label = "of the state right after the call"
-    top.plot(places, positive(found["injected"]), color=SECOND, linestyle="--", label=label, **dots)
-    top.set_yscale("log")
-    top.set_ylabel("mean squared error")
-    top.legend(frameon=False, fontsize=9)
-    for values in zip(*found["per_trajectory"]["psnr"], strict=True):
-        bottom.plot(places, np.array(values, dtype=float), color=MAIN, linewidth=0.6, alpha=0.25)
-    bottom.plot(places, np.array(found["psnr"], dtype=float), color=MAIN, **dots)
-    bottom.set_ylabel("PSNR of the final image (dB)")
-    bottom.set_xlabel("timestep of the call that was off, from noise to image")
-    label_times(bottom, times)
-    for axes in (top, bottom):
-        axes.grid(alpha=0.25)
-    return figure
+    panels = (
+        Panel((*behind["mse"], final, after), x, Axis("mean squared error", log=True), height=1.3),
+        Panel((*behind["psnr"], image), x, Axis("PSNR of the final image (dB)"), height=1.3),
+    )
+    return render(Figure(title, panels))
 
 
 def channel_absmax(record: Record) -> "Canvas | None":
@@ -121,27 +111,14 @@ def channel_absmax(record: Record) -> "Canvas | None":
 
 def kurtosis(record: Record) -> "Canvas":
     """Dots: kurtosis of every layer's input and weight; heavy tails waste codes."""
-    from matplotlib.ticker import LogLocator, NullFormatter
-
     layers = record["layers"]
-    figure = new_figure(8.6, tall(len(layers)))
-    axes = figure.subplots()
-    rows = np.arange(len(layers))
-    for key, colour, marker in (("input", MAIN, "o"), ("weight", SECOND, "s")):
-        values = np.array([layer[key]["kurtosis"] for layer in layers], dtype=float)
-        axes.plot(values, rows, marker, color=colour, markersize=4, label=key)
-    axes.axvline(3, color=GREY, linestyle="--", linewidth=1, label="a Gaussian (3)")
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set_xlabel("kurtosis")
-    axes.set_title(f"{record['model']}: tails of inputs and weights, full precision", fontsize=11)
-    label_rows(axes, [layer["name"] for layer in layers])
-    axes.set_ylim(len(layers) - 0.4, -0.6)
-    axes.grid(axis="x", alpha=0.25)
-    axes.legend(frameon=False, fontsize=9)
-    return figure
+    dots = tuple(
+        Line(key, [layer[key]["kurtosis"] for layer in layers], range(len(layers)), colour, joined=False, symbol=symbol)
+        for symbol, (key, colour) in enumerate((("input", MAIN), ("weight", SECOND)))
+    )
+    x = Axis("kurtosis (grey: 3, that of a Gaussian)", log=True, reference=3.0)
+    title = f"{record['model']}: tails of inputs and weights, full precision"
+    return render(Figure(title, (Panel(dots, x, Axis("", names=tuple(layer["name"] for layer in layers))),)))
 
 
 def skip_halves(record: Record) -> "Canvas | None":

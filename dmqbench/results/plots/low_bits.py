@@ -1,7 +1,7 @@
 """Pictures of an anatomy on what few bits meet: rows of weights with outliers, and features of few levels.
 
-Each picture says below in numbers what it shows. Drawn from ``anatomy.json`` alone,
-without a display. Imports no torch.
+Each picture says below in numbers what it shows. Drawn from ``anatomy.json`` alone, without a display.
+Imports no torch.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dmqbench.results.plots.canvas import label_rows, label_times, new_figure, positive, tall
+from dmqbench.results.figure import Axis, Figure, Line, Panel, times_axis
+from dmqbench.results.plots.canvas import label_rows, new_figure, positive, tall
+from dmqbench.results.plots.render import render
 from dmqbench.results.studies.colours import GREY, MAIN, SECOND, THIRD
 
 if TYPE_CHECKING:
@@ -138,29 +140,22 @@ def activation_codes(record: Record) -> "Canvas | None":
     features = record["features"]
     if features is None or features["codes"] is None:
         return None
-    codes, times = features["codes"], features["timesteps"]
-    figure = new_figure(8.0, 4.6)
-    axes = figure.subplots()
-    dots = {"marker": "o", "markersize": 3}
-    axes.plot(codes["mean_used"], color=MAIN, label="codes that occur", **dots)
-    axes.plot(codes["mean_effective"], color=SECOND, label="effective codes, 2^entropy", **dots)
-    axes.axhline(codes["levels"], color=GREY, linestyle="--", linewidth=1, label=f"all {codes['levels']} codes")
-    axes.set_ylim(0, 1.08 * codes["levels"])
-    axes.set_ylabel("codes, mean over layers\nweighted by their activations")
-    label_times(axes, times)
+    codes, levels = features["codes"], features["codes"]["levels"]
+    calls, effective = range(len(features["timesteps"])), codes["mean_effective"]
+    lines = (
+        Line("codes that occur", calls, codes["mean_used"], MAIN),
+        Line("effective codes, 2^entropy", calls, effective, SECOND),
+        Line(f"all {levels} codes", calls, [levels] * len(calls), GREY, points=False, dashed=True),
+    )
     layers = np.array(codes["effective"], dtype=float).mean(axis=1)
     poorest = int(layers.argmin())
-    first, last = codes["mean_effective"][0], codes["mean_effective"][-1]
-    axes.set_xlabel(
-        "timestep of the call, from noise to image\n\n"
-        f"effective codes of {codes['levels']}: {first:.3g} at the first call, {last:.3g} at the last; "
-        f"fewest in {codes['names'][poorest]} ({layers[poorest]:.3g})",
-        fontsize=8,
+    note = (
+        f"effective codes of {levels}: {effective[0]:.3g} at the first call, {effective[-1]:.3g} at the last; "
+        f"fewest in {codes['names'][poorest]} ({layers[poorest]:.3g})"
     )
-    axes.set_title(f"{title_of(record)}: codes of the activations", fontsize=11)
-    axes.grid(alpha=0.25)
-    axes.legend(frameon=False, fontsize=9)
-    return figure
+    y = Axis("codes, mean over layers\nweighted by their activations", from_zero=True)
+    panel = Panel(lines, times_axis(features["timesteps"]), y, height=1.6)
+    return render(Figure(f"{title_of(record)}: codes of the activations", (panel,), (note,)))
 
 
 def features(record: Record) -> "Canvas | None":
@@ -171,30 +166,21 @@ def features(record: Record) -> "Canvas | None":
     found = record["features"]
     if found is None:
         return None
-    times = found["timesteps"]
-    figure = new_figure(8.0, 7.4)
-    top, middle, bottom = figure.subplots(3, 1, sharex=True, height_ratios=(1, 1, 1.3))
-    dots = {"marker": "o", "markersize": 3}
-    top.plot(found["relative_error"], color=SECOND, **dots)
-    top.set_ylabel("relative error")
-    top.set_ylim(0, None)
-    middle.plot(found["cosine"], color=SECOND, **dots)
-    middle.set_ylabel("cosine with\nfull precision")
-    for key, colour, label in (("change", MAIN, "full precision"), ("change_quantized", SECOND, "quantized")):
-        bottom.plot(positive(found[key]), color=colour, label=label, **dots)
-    bottom.set_yscale("log")
-    bottom.set_ylabel("change from the\ncall before, relative")
-    bottom.legend(frameon=False, fontsize=9)
-    label_times(bottom, times)
-    bottom.set_xlabel("timestep of the call, from noise to image\n\n" + _said_of_changes(found), fontsize=8)
-    top.set_title(
-        f"{title_of(record)}: feature before the last projection\n"
-        f"on states of full precision ({found['trajectories']} trajectories)",
-        fontsize=11,
+    x, calls = times_axis(found["timesteps"]), range(len(found["timesteps"]))
+    changes = (
+        Line("full precision", calls, found["change"], MAIN),
+        Line("quantized", calls, found["change_quantized"], SECOND),
     )
-    for axes in (top, middle, bottom):
-        axes.grid(alpha=0.25)
-    return figure
+    panels = (
+        Panel((Line("", calls, found["relative_error"], SECOND),), x, Axis("relative error", from_zero=True)),
+        Panel((Line("", calls, found["cosine"], SECOND),), x, Axis("cosine with full precision")),
+        Panel(changes, x, Axis("change from the call before, relative", log=True), height=1.3),
+    )
+    title = (
+        f"{title_of(record)}: feature before the last projection\non states of full precision "
+        f"({found['trajectories']} trajectories)"
+    )
+    return render(Figure(title, panels, tuple(filter(None, [_said_of_changes(found)]))))
 
 
 def _said_of_changes(found: Record) -> str:
