@@ -84,7 +84,7 @@ class Course:
     """A stage that learns piece by piece: seconds of wall clock and of the processor, and the error reached."""
 
     def __init__(self, schedule: str) -> None:
-        self.stage = EquivalentScaling(workbench(), **SETTINGS, schedule=schedule)
+        self.stage = EquivalentScaling.of(workbench(), **SETTINGS, schedule=schedule)
         self.schedule = schedule
         self.ratios = dict.fromkeys(self.stage.learners, 1.0)
         self.seconds = self.processor = 0.0
@@ -159,10 +159,10 @@ def peaks(memory_mib: int) -> tuple[int, int, int]:
     torch.set_num_threads(1)
     bench = workbench(trajectories=2)
     settings = {**SETTINGS, "memory_mib": memory_mib}
-    small, stage = (EquivalentScaling(bench, **{**settings, "batch": n}, schedule="joint") for n in (1, 32))
+    small, stage = (EquivalentScaling.of(bench, **{**settings, "batch": n}, schedule="joint") for n in (1, 32))
 
     def forward() -> None:
-        stage.views.show(lambda name, batch: None, "cal", stage.points[: stage.batch], list(stage.learners))
+        stage.views.show(lambda name, batch: None, "cal", stage.points[: stage.settings.batch], list(stage.learners))
 
     def iterate(stage: EquivalentScaling) -> None:
         for iteration in range(MEMORY_ITERATIONS):
@@ -181,7 +181,7 @@ def peaks(memory_mib: int) -> tuple[int, int, int]:
 def bytes_per_sample() -> tuple[str, int, int]:
     """(the layer that sees and puts out most, its bytes of one sample, those of all layers)."""
     bench = workbench(trajectories=2)
-    stage = EquivalentScaling(bench, **SETTINGS, schedule="joint")
+    stage = EquivalentScaling.of(bench, **SETTINGS, schedule="joint")
     sizes: dict[str, int] = {}
 
     def note(name: str, batch: LayerBatch) -> None:

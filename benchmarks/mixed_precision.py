@@ -163,16 +163,16 @@ def workbench() -> Workbench:
     )
     quantize_layers_(adapter.network, uniform_plan(topology.layers, BitWidth(2, 4), Scope()), adapter.context, steps)
     bench = Workbench(denoising, topology, bank, steps, 0, Silent())
-    run_stage(WeightRange(bench, "min_max", 80, 2.4), "cpu", [])
+    run_stage(WeightRange.of(bench, observer="min_max", candidates=80, exponent=2.4), "cpu", [])
     settings = {"observer": "min_max", "candidates": 80, "exponent": 2.4}
-    run_stage(ActivationRange(bench, **settings, samples=40, batch=8, values_per_row=100_000), "cpu", [])
+    run_stage(ActivationRange.of(bench, **settings, samples=40, batch=8, values_per_row=100_000), "cpu", [])
     return bench
 
 
 def tuning_step() -> None:
     """Print the time of a training step in full-precision forward passes of the same number of samples."""
     benches = {distillation: workbench() for distillation in ("none", "relation", "feature")}
-    stages = {name: LowRankTuning(bench, **SETTINGS, distillation=name) for name, bench in benches.items()}
+    stages = {name: LowRankTuning.of(bench, **SETTINGS, distillation=name) for name, bench in benches.items()}
     for stage in stages.values():
         stage.recorded_iterations = frozenset()  # what a trainer asks for at the start of a unit
         stage.start_unit(stage.units()[0])

@@ -60,15 +60,17 @@ def workbench(trajectories: int) -> Workbench:
     )
     quantize_layers_(adapter.network, uniform_plan(topology.layers, BitWidth(4, 6), Scope()), adapter.context, steps)
     bench = Workbench(denoising, topology, bank, steps, 0, Silent())
-    run_stage(WeightRange(bench, "min_max", 80, 2.4), "cpu", [])
+    run_stage(WeightRange.of(bench, observer="min_max", candidates=80, exponent=2.4), "cpu", [])
     settings = {"observer": "min_max", "candidates": 80, "exponent": 2.4}
-    run_stage(ActivationRange(bench, **settings, samples=40, batch=8, values_per_row=100_000), "cpu", [])
+    run_stage(ActivationRange.of(bench, **settings, samples=40, batch=8, values_per_row=100_000), "cpu", [])
     return bench
 
 
 def started(bench: Workbench, gradient: str, horizon: int) -> tuple[TrajectoryReconstruction, str]:
     """The stage with its first unit begun: states of the first group are found, scales are leaves."""
-    stage = TrajectoryReconstruction(bench, gradient=gradient, horizon=horizon, batch=len(bench.bank.cal), **SETTINGS)
+    stage = TrajectoryReconstruction.of(
+        bench, gradient=gradient, horizon=horizon, batch=len(bench.bank.cal), **SETTINGS
+    )
     unit = stage.units()[0]
     stage.start_unit(unit)
     return stage, unit

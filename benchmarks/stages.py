@@ -55,7 +55,7 @@ def workbench() -> Workbench:
 def through_lightning(bench: Workbench) -> float:
     """Seconds of the stage as a job runs it, checkpoints included."""
     with tempfile.TemporaryDirectory() as folder:
-        stage = WeightReconstruction(bench, **SETTINGS)
+        stage = WeightReconstruction.of(bench, **SETTINGS)
         started = time.perf_counter()
         run_stage(stage, "cpu", [UnitCheckpoint(Path(folder) / "checkpoint")])
         return time.perf_counter() - started
@@ -63,7 +63,7 @@ def through_lightning(bench: Workbench) -> float:
 
 def bare(bench: Workbench) -> float:
     """Seconds of the same units and iterations in two nested loops."""
-    stage = WeightReconstruction(bench, **SETTINGS)
+    stage = WeightReconstruction.of(bench, **SETTINGS)
     started = time.perf_counter()
     for unit in stage.units():
         stage.start_unit(unit)
@@ -78,14 +78,14 @@ def main() -> None:
     bench = workbench()
 
     def fresh() -> None:
-        run_stage(WeightRange(bench, "mse", 80, 2.4), "cpu", [])
+        run_stage(WeightRange.of(bench, observer="mse", candidates=80, exponent=2.4), "cpu", [])
 
     seconds = {}
     for name, run in (("bare loop", bare), ("Lightning", through_lightning)):
         fresh()
         seconds[name] = run(bench)
     fresh()
-    count = ITERATIONS * len(WeightReconstruction(bench, **SETTINGS).units())
+    count = ITERATIONS * len(WeightReconstruction.of(bench, **SETTINGS).units())
     print(f"| {count} iterations of weight_reconstruction, one thread | s | × bare loop |\n|---|---|---|")
     for name, value in seconds.items():
         print(f"| {name} | {value:.1f} | {value / seconds['bare loop']:.3f} |")

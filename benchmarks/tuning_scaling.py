@@ -23,7 +23,7 @@ def main() -> None:
     print("| iterations | travel | held-out error left | layers made worse |\n|---|---|---|---|", flush=True)
     for iterations, travel in POINTS:
         varied = {"iterations": iterations, "travel": travel, "weighting": "uniform"}
-        stage = EquivalentScaling(workbench(), **{**SETTINGS, **varied}, schedule="joint")
+        stage = EquivalentScaling.of(workbench(), **{**SETTINGS, **varied}, schedule="joint")
         run_stage(stage, "cpu", [])
         layers = stage.findings()["layers"].values()
         left = [layer["held_out_error"] / layer["held_out_error_before"] for layer in layers]

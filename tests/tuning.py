@@ -35,8 +35,8 @@ def ranged(bits=W3A6, *, steps=None, **options):
     attention = "scope" in options and options["scope"].attention
     bench = workbench(bits, steps=steps or StepGroups.per_step(plan.network_calls), **options)
     if bits.weight_levels is None or bits.activation_levels is None or attention:
-        run_stage(WeightRange(bench, **MIN_MAX), "cpu", [])
-        run_stage(ActivationRange(bench, **ACTIVATION_RANGE, **MIN_MAX), "cpu", [])
+        run_stage(WeightRange.of(bench, **MIN_MAX), "cpu", [])
+        run_stage(ActivationRange.of(bench, **ACTIVATION_RANGE, **MIN_MAX), "cpu", [])
         return bench
     seen = bench.bank.cal.at(bench.bank.cal.spread(8))
     set_min_max_ranges_(bench.adapter, seen.x, seen.timestep, seen.cond, seen.step)
@@ -44,7 +44,7 @@ def ranged(bits=W3A6, *, steps=None, **options):
 
 
 def stage_of(bench, cls=LowRankTuning, **changed) -> Any:
-    return cls(bench, **{**SETTINGS, **changed})
+    return cls.of(bench, **{**SETTINGS, **changed})
 
 
 def run(bench, **changed):

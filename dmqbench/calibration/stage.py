@@ -11,11 +11,11 @@ import logging
 import time
 import warnings
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import pytorch_lightning as pl
 import torch
@@ -104,6 +104,14 @@ class Workbench:
         return self.denoising.device
 
 
+AnyStage = TypeVar("AnyStage", bound="Stage")
+
+
+@dataclass(frozen=True)
+class NoSettings:
+    """Of a stage that has none."""
+
+
 class Stage(pl.LightningModule):
     """One step of a method.
 
@@ -113,10 +121,13 @@ class Stage(pl.LightningModule):
 
     name: ClassVar[str]
     weights_only: ClassVar[bool] = False
-    """Does it leave activation quantizers untouched? Its outcome then serves every activation bit-width."""
+    """Whether it leaves activation quantizers untouched; its outcome then serves every activation bit-width."""
+    settings_type: ClassVar[type] = NoSettings
+    """The frozen dataclass of its settings, which its YAML gives by the names of the fields."""
 
-    def __init__(self, bench: Workbench) -> None:
+    def __init__(self, bench: Workbench, settings: Any) -> None:
         super().__init__()
+        self.settings = settings
         self.automatic_optimization = False
         self._bench = (bench,)  # in a tuple: the network must not become a submodule, checkpoints never hold it
         self.first_unit = 0
@@ -131,6 +142,11 @@ class Stage(pl.LightningModule):
         """When the unit in work was started; later by what is no calibration."""
         self.peaks: dict[str, int] = {}
         """Peaks so far, over all runs of the stage: see ``environment.memory_facts``."""
+
+    @classmethod
+    def of(cls: type[AnyStage], bench: Workbench, **settings: Any) -> AnyStage:
+        """Return the stage with settings by name, as its YAML gives them."""
+        return cls(bench, cls.settings_type(**settings))
 
     @property
     def bench(self) -> Workbench:
@@ -157,7 +173,7 @@ class Stage(pl.LightningModule):
         """Set what ``progress`` returned, after ``first_unit`` was set."""
 
     @classmethod
-    def outline_(cls, network: nn.Module, settings: Mapping[str, Any]) -> str | None:
+    def outline_(cls, network: nn.Module, settings: Any) -> str | None:
         """Give an uncalibrated network on the meta device what a stage with these settings leaves beside the quantizers
         of the precision plan, so that the size of its file is known beforehand; most stages leave nothing.
 

@@ -1,16 +1,34 @@
 """Activation ranges as moving averages of batch ranges, as the published DMQ code (after TFMQ-DM) calibrates them."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from dmqbench.calibration.capture import without_points
 from dmqbench.calibration.stage import Workbench
-from dmqbench.config.stage_limits import check_choice
 from dmqbench.models.hooks import hooked
 from dmqbench.quant.functional import affine_parameters
 from dmqbench.quant.observers import MovingRange
 from dmqbench.quant.quantizer import ActivationQuantizer
 from dmqbench.stages.ranges import ActivationPass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How batch ranges are averaged."""
+
+    samples: int
+    """Bank points, spread evenly over the network calls."""
+    ema_batch: int
+    """Bank points of one update; under guidance each counts with and without its condition."""
+    momentum: float
+    """m, 0 ≤ m < 1."""
+    carry: bool
+    """Whether a row starts from the state that the row before ended with: the published code never resets its state."""
+    skip_part: str
+    """``last``: as in the published code, the parts of a split skip input after the first have the range of their last
+    batch, whatever the momentum; ``moving``: they are treated alike."""
 
 
 class ActivationEma(ActivationPass):
@@ -20,33 +38,23 @@ class ActivationEma(ActivationPass):
     with the ranges so far, so that later layers see quantized inputs. The range is widened to hold zero, as everywhere
     in this project; the published code does not do that.
 
-    Args:
-        samples: bank points, spread evenly over the calls.
-        ema_batch: points of one update; under guidance each counts with and without its condition.
-        momentum: m, 0 ≤ m < 1.
-        carry: the published code never resets its state: a row starts from the state that the row before ended with.
-        skip_part: ``last``: as in the published code, the parts of a split skip input after the first have the range
-            of their last batch, whatever the momentum; ``moving``: they are treated alike.
-
     Raises:
         ValueError: a setting is out of range, or no bank point is at the steps of a row.
     """
 
     name = "activation_ema"
+    settings_type = Settings
+    settings: Settings
 
-    def __init__(
-        self, bench: Workbench, samples: int, ema_batch: int, momentum: float, carry: bool, skip_part: str
-    ) -> None:
-        super().__init__(bench, samples, ema_batch)
-        if not 0 <= momentum < 1:
-            raise ValueError(f"{self.name}: momentum {momentum}: allowed is 0 <= momentum < 1")
-        check_choice(self.name, "skip_part", skip_part)
-        self.momentum = momentum
-        self.carry = carry
-        self.skip_part = skip_part
+    def __init__(self, bench: Workbench, settings: Settings) -> None:
+        super().__init__(bench, settings)
         self.parts = self._parts()
         self.ranges: dict[str, list[MovingRange]] = {}
         self.row = -1
+
+    @property
+    def batch(self) -> int:
+        return self.settings.ema_batch
 
     def _parts(self) -> list[tuple[int, Tensor]]:
         """(row, points) of every update, row after row; a batch has points of one row only."""
@@ -75,7 +83,7 @@ class ActivationEma(ActivationPass):
     @torch.no_grad()
     def iterate(self, unit: str, iteration: int) -> None:
         row, points = self.parts[iteration]
-        if row != self.row and not (self.carry and self.row >= 0):
+        if row != self.row and not (self.settings.carry and self.row >= 0):
             self.ranges = {name: self._fresh(quantizer) for name, quantizer in self.quantizers.items()}
         self.row = row
         with hooked(self.quantizers, self._update, pre=True):
@@ -83,8 +91,9 @@ class ActivationEma(ActivationPass):
 
     def _fresh(self, quantizer: ActivationQuantizer) -> list[MovingRange]:
         """One empty range per input group."""
-        later = 0.0 if self.skip_part == "last" else self.momentum
-        return [MovingRange(later if group else self.momentum) for group in range(quantizer.groups.count)]
+        momentum = self.settings.momentum
+        later = 0.0 if self.settings.skip_part == "last" else momentum
+        return [MovingRange(later if group else momentum) for group in range(quantizer.groups.count)]
 
     def _update(self, name: str, quantizer: ActivationQuantizer, args: tuple[Tensor, ...]) -> None:
         """Take a batch into the row's range just before the quantizer quantizes it."""

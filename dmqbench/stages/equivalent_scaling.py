@@ -6,7 +6,8 @@ that were kept: whichever takes fewer passes of the network.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,7 +16,6 @@ from torch import Tensor, nn
 from dmqbench.calibration.capture import memory_groups
 from dmqbench.calibration.layer_views import LayerBatch, LayerViews
 from dmqbench.calibration.stage import HELD_OUT_POINTS, MIB, CalibrationDiverged, Stage, Workbench
-from dmqbench.config.stage_limits import check_choice
 from dmqbench.data.noise import draw_batch
 from dmqbench.quant.layers import QuantLayer, quant_layers
 from dmqbench.quant.scaling import SMALLEST_EQUIVALENT_SCALE
@@ -38,62 +38,74 @@ def can_be_scaled(layer: QuantLayer) -> bool:
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How τ is learned, and under which error."""
+
+    iterations: int
+    """Adam steps of every layer, with a cosine schedule to 0."""
+    batch: int
+    """Bank points in one step."""
+    samples: int
+    """Bank points in all."""
+    travel: float
+    """Learning rate × iterations: 6 is the paper's 1e-3 × 6,000, and fewer iterations then reach as far (at a rate of
+    at most ``LARGEST_RATE``)."""
+    ranges: str
+    """The activation range under which τ learns: ``batch``, that of each mini-batch, which mixes steps (the published
+    form); ``deployed``, that of all calibration points in each row of steps."""
+    zero_in_range: bool
+    """Whether weight ranges are widened to hold zero while τ is learned, as they are afterwards."""
+    weighting: str
+    """``uniform``, ``linear``, ``quadratic`` or ``adaptive``: see ``TimestepWeighting``, as for the next two."""
+    strength: float
+    momentum: float
+    bins: int
+    """Bins of the weighting, equal runs of network calls; 0: every call has its own."""
+    bin_error: str
+    """``mean``, or ``sum`` as in the published code: see ``TimestepWeighting``."""
+    patience: int
+    """A layer stops when its held-out error has not improved for so many slices of 25 iterations, and the best τ is
+    kept, be it 1; with 0 the last one is, as published."""
+    schedule: str
+    """``joint``: all layers learn from one pass per step; ``cached``: one after another from kept inputs; ``auto``: the
+    one with fewer passes of the network."""
+    memory_mib: int
+    """Bound in MiB on the inputs and outputs that are kept together (a single layer may need more where ``schedule`` is
+    ``cached``), and on what one layer's step keeps for its backward pass."""
+
+    @property
+    def learning_rate(self) -> float:
+        return min(self.travel / self.iterations, LARGEST_RATE)
+
+    @property
+    def deployed(self) -> bool:
+        return self.ranges == "deployed"
+
+    @property
+    def memory(self) -> int:
+        """``memory_mib`` in bytes."""
+        return self.memory_mib * MIB
+
+    @property
+    def timestep_weighting(self) -> TimestepWeighting:
+        return TimestepWeighting(self.weighting, self.strength, self.momentum, self.bin_error)
+
+
 class EquivalentScaling(Stage):
     """Learn τ of every quantized layer against its full-precision output, inputs being those of full precision.
 
     A grouped convolution has no equivalent scale here: it stays unscaled, and the record says so.
-
-    Args:
-        iterations: Adam steps of every layer, with a cosine schedule to 0.
-        batch: bank points in one step.
-        samples: bank points in all.
-        travel: learning rate × iterations: 6 is the paper's 1e-3 × 6,000, and fewer iterations then reach as far (at a
-            rate of at most 0.1).
-        ranges: the activation range under which τ learns: ``batch``, that of each mini-batch, which mixes steps (the
-            published form); ``deployed``, that of all calibration points in each row of steps.
-        zero_in_range: are weight ranges widened to hold zero while τ is learned, as they are afterwards?
-        weighting, strength, momentum, bins, bin_error: see ``TimestepWeighting`` and ``bins_of_calls``.
-        patience: a layer stops when its held-out error has not improved for so many slices of 25 iterations, and the
-            best τ is kept, be it 1; with 0 the last one is, as published.
-        schedule: ``joint``: all layers learn from one pass per step; ``cached``: one after another from kept inputs;
-            ``auto``: the one with fewer passes of the network.
-        memory_mib: bound on the inputs and outputs that are kept together (a single layer may need more where
-            ``schedule`` is ``cached``), and on what one layer's step keeps for its backward pass.
     """
 
     name = "equivalent_scaling"
+    settings_type = Settings
+    settings: Settings
 
-    def __init__(
-        self,
-        bench: Workbench,
-        *,
-        iterations: int,
-        batch: int,
-        samples: int,
-        travel: float,
-        ranges: str,
-        zero_in_range: bool,
-        weighting: str,
-        strength: float,
-        momentum: float,
-        bins: int,
-        bin_error: str,
-        patience: int,
-        schedule: str,
-        memory_mib: int,
-    ) -> None:
-        super().__init__(bench)
-        check_choice(self.name, "ranges", ranges)
-        check_choice(self.name, "schedule", schedule)
-        self.total = iterations
-        self.batch = batch
-        self.learning_rate = min(travel / iterations, LARGEST_RATE)
-        self.deployed = ranges == "deployed"
-        self.weighting = TimestepWeighting(weighting, strength, momentum, bin_error)
-        self.patience = patience
-        self.memory = memory_mib * MIB
-        self.points = bench.bank.cal.spread(samples)
-        self.bin_of_call = bins_of_calls(bench.sampler.network_calls, bins)
+    def __init__(self, bench: Workbench, settings: Settings) -> None:
+        super().__init__(bench, settings)
+        self.points = bench.bank.cal.spread(settings.samples)
+        self.bin_of_call = bins_of_calls(bench.sampler.network_calls, settings.bins)
         layers = quant_layers(bench.network)
         rounded = [
             name
@@ -103,27 +115,27 @@ class EquivalentScaling(Stage):
         if rounded:
             raise ValueError(f"{self.name} must come before the weights are rounded, and {rounded[0]} already is")
         self.left_out = [name for name, layer in layers.items() if not can_be_scaled(layer)]
-        bins_in_all = int(self.bin_of_call.max()) + 1
-        self.learners = {
-            name: ScaleLearner(layer, self.weighting, bins_in_all, zero_in_range, self.deployed, self.memory)
-            for name, layer in layers.items()
-            if can_be_scaled(layer)
-        }
+        self.learners = {name: self._learner(layer) for name, layer in layers.items() if can_be_scaled(layer)}
         points = {"cal": self.points, "val": bench.bank.val.spread(HELD_OUT_POINTS)}
-        self.views = LayerViews(bench, layers, self.bin_of_call, points, batch)
-        if self.deployed:
+        self.views = LayerViews(bench, layers, self.bin_of_call, points, settings.batch)
+        if settings.deployed:
             self.views.require_every_row("cal")
         macs = {layer.name: layer.macs for layer in bench.topology.layers}
         self.share_of_network = {name: macs[name] / sum(macs.values()) for name in self.learners}
-        self.groups = self._groups(schedule)
+        self.groups = self._groups()
         """Layers whose inputs are kept together; none if all layers learn from one pass."""
         self.optimizer: torch.optim.Adam | None = None
 
+    def _learner(self, layer: QuantLayer) -> ScaleLearner:
+        settings, bins = self.settings, int(self.bin_of_call.max()) + 1
+        weighting, zero_in_range = settings.timestep_weighting, settings.zero_in_range
+        return ScaleLearner(layer, weighting, bins, zero_in_range, settings.deployed, settings.memory)
+
     # ---- what is done in which order
 
-    def _groups(self, schedule: str) -> list[list[str]]:
+    def _groups(self) -> list[list[str]]:
         """Decide by the passes of the network that each way needs."""
-        if schedule == "joint" or not self.learners:
+        if self.settings.schedule == "joint" or not self.learners:
             return []
         points = len(self.points)
         sizes: dict[str, int] = {}
@@ -132,13 +144,13 @@ class EquivalentScaling(Stage):
             sizes[name] = (batch.x.nbytes + batch.output.nbytes) * points
 
         self._count(self.views.show(note, "cal", self.points[:1], list(self.learners)))
-        groups = memory_groups(sizes, self.memory)
-        fits = max(sizes.values()) <= self.memory
-        cached_pays = fits and len(groups) * points < self.total * self.batch
-        return groups if schedule == "cached" or cached_pays else []
+        groups = memory_groups(sizes, self.settings.memory)
+        fits = max(sizes.values()) <= self.settings.memory
+        cached_pays = fits and len(groups) * points < self.settings.iterations * self.settings.batch
+        return groups if self.settings.schedule == "cached" or cached_pays else []
 
     @classmethod
-    def outline_(cls, network: nn.Module, settings: Mapping[str, Any]) -> str | None:
+    def outline_(cls, network: nn.Module, settings: Settings) -> str | None:
         for layer in filter(can_be_scaled, quant_layers(network).values()):
             layer.set_equivalent_scale_(layer.weight.new_ones(layer.weight.shape[1]))
         return None
@@ -148,10 +160,12 @@ class EquivalentScaling(Stage):
             return ()
         if self.groups:
             return tuple(name for group in self.groups for name in group)
-        return tuple(f"iterations {start}-{min(start + SLICE, self.total)}" for start in range(0, self.total, SLICE))
+        total = self.settings.iterations
+        return tuple(f"iterations {start}-{min(start + SLICE, total)}" for start in range(0, total, SLICE))
 
     def iterations(self, unit: str) -> int:
-        return self.total if self.groups else min(SLICE, self.total - self._first_iteration(unit))
+        total = self.settings.iterations
+        return total if self.groups else min(SLICE, total - self._first_iteration(unit))
 
     def _first_iteration(self, unit: str) -> int:
         return 0 if self.groups else self.units().index(unit) * SLICE
@@ -165,18 +179,18 @@ class EquivalentScaling(Stage):
         elif self.optimizer is not None:
             return
         names = self._members(unit)
-        if self.deployed:
+        if self.settings.deployed:
             self._span(names)
         self.optimizer = self._optimizer(names)
         self._look(names)
 
     def _optimizer(self, names: Sequence[str]) -> torch.optim.Adam:
         """One for all layers in training: 93 small ones take a tenth of the whole stage."""
-        return torch.optim.Adam([self.learners[name].scale for name in names], lr=self.learning_rate)
+        return torch.optim.Adam([self.learners[name].scale for name in names], lr=self.settings.learning_rate)
 
     def iterate(self, unit: str, iteration: int) -> Tensor:
         at = self._first_iteration(unit) + iteration
-        chosen = draw_batch(self.bench.seed, self.name, "all", at, len(self.points), self.batch)
+        chosen = draw_batch(self.bench.seed, self.name, "all", at, len(self.points), self.settings.batch)
         learning = [name for name in self._members(unit) if not self.learners[name].stopped]
         losses: list[Tensor] = []
 
@@ -189,7 +203,7 @@ class EquivalentScaling(Stage):
         elif learning:
             self._count(self.views.show(learn, "cal", self.points[chosen], learning))
         self._step(learning, at)
-        if (at + 1) % SLICE == 0 or at + 1 == self.total:
+        if (at + 1) % SLICE == 0 or at + 1 == self.settings.iterations:
             self._look(learning)
         return torch.stack(losses).mean() if losses else torch.zeros(())
 
@@ -209,7 +223,7 @@ class EquivalentScaling(Stage):
     def _step(self, names: Sequence[str], at: int) -> None:
         assert self.optimizer is not None
         for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate * (1 + math.cos(math.pi * at / self.total)) / 2
+            group["lr"] = self.settings.learning_rate * (1 + math.cos(math.pi * at / self.settings.iterations)) / 2
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         for name in names:
@@ -217,7 +231,7 @@ class EquivalentScaling(Stage):
 
     def _look(self, names: Sequence[str]) -> None:
         """Compare each layer's held-out error with its best, where layers may stop early."""
-        if not self.patience:
+        if not self.settings.patience:
             return
         errors: dict[str, list[Tensor]] = {name: [] for name in names}
 
@@ -226,12 +240,12 @@ class EquivalentScaling(Stage):
 
         self._count(self.views.show_all(measure, "val", names))
         for name, found in errors.items():
-            self.learners[name].judge(float(torch.cat(found).mean()), self.patience)
+            self.learners[name].judge(float(torch.cat(found).mean()), self.settings.patience)
 
     def finish_unit(self, unit: str) -> dict[str, float]:
         self.views.kept.pop(unit, None)
         members, last = self._members(unit), self.units()[-1] == unit
-        if self.patience and (self.groups or last):
+        if self.settings.patience and (self.groups or last):
             for name in members:
                 self.learners[name].settle()
         if last and self.left_out:
@@ -243,7 +257,7 @@ class EquivalentScaling(Stage):
         """Keep what the layers of ``unit``'s group see, from ``unit`` on, unless that was done for another of them."""
         if unit not in self.views.kept:
             group = next(group for group in self.groups if unit in group)
-            streams = ("cal", "val") if self.patience else ("cal",)
+            streams = ("cal", "val") if self.settings.patience else ("cal",)
             self._count(self.views.keep(streams, group[group.index(unit) :]))
 
     def _span(self, names: Sequence[str]) -> None:
@@ -275,7 +289,7 @@ class EquivalentScaling(Stage):
             learner.load_progress_(own[name])
         if self.groups:
             return
-        if self.deployed:
+        if self.settings.deployed:
             self._span(list(self.learners))
         self.optimizer = self._optimizer(list(self.learners))
         for name, learner in self.learners.items():
@@ -289,9 +303,10 @@ class EquivalentScaling(Stage):
         if not self.learners:
             return {}
         unspanned = [name for name, learner in self.learners.items() if learner.low is None]
-        if self.deployed and unspanned:  # after a resume
+        if self.settings.deployed and unspanned:  # after a resume
             self._span(unspanned)
         facts = {name: HeldOutFacts(learner) for name, learner in self.learners.items()}
         self._count(self.views.show_all(lambda name, batch: facts[name].add(batch), "val", list(facts)))
         running = [learner.running for learner in self.learners.values()]
-        return {"weighting": weighting_facts(self.weighting, running, self.bin_of_call), **layer_facts(facts)}
+        weighting = weighting_facts(self.settings.timestep_weighting, running, self.bin_of_call)
+        return {"weighting": weighting, **layer_facts(facts)}

@@ -21,7 +21,6 @@ from torch import Tensor
 from dmqbench.calibration.stage import CalibrationDiverged, Stage, Workbench
 from dmqbench.calibration.trained_parameters import TrainedScales, VariableOptimizer, copies, linear_decay, set_
 from dmqbench.calibration.windows import Windows, all_windows, draw_windows
-from dmqbench.config.stage_limits import check_choice
 from dmqbench.data.noise import Stream, generator
 from dmqbench.models.hooks import hooked
 from dmqbench.models.topology import feature_module
@@ -58,56 +57,62 @@ class Errors:
     """How many those are, over the number of predicted values."""
 
 
-class LowRankTuning(Stage):
-    """Trains adapters, weight scales and activation scales of all layers together, by the network's predictions.
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What is trained by the network's predictions, and by which loss."""
 
-    Args:
-        iterations: optimizer steps.
-        batch: samples of an iteration; whole windows, at least one.
-        rank: of the adapters, at most.
-        adapter_travel: Adam's first rate times iterations, in steps of the layer's weight (its mean scale). The
-            published rate, step/2500 over 16,000 iterations, is 6.4.
-        weight_scale_travel: the same for weight scales, in logarithms.
-        activation_scale_travel: the same for activation scales, in logarithms.
-        distillation: ``relation`` of positions to each other (TRD), plain ``feature`` error, or ``none``.
-        distillation_weight: λ.
-        loss: ``normalised``: the error of every call, and what is distilled, are divided by their held-out values
-            before training, so that λ is the ratio of the two parts there; ``published``: sums of squared errors, which
-            the last calls dominate, and of the rows of the relation map times λ.
-        window: consecutive calls that are computed together, and whose features are averaged.
-        checks: how often the held-out error of predictions is looked at; the best state is kept.
-    """
+    iterations: int
+    """Optimizer steps."""
+    batch: int
+    """Samples of an iteration; whole windows, at least one."""
+    rank: int
+    """Of the adapters, at most."""
+    adapter_travel: float
+    """Adam's first rate times iterations, in steps of the layer's weight (its mean scale). The published rate,
+    step/2500 over 16,000 iterations, is 6.4."""
+    weight_scale_travel: float
+    """The same for weight scales, in logarithms."""
+    activation_scale_travel: float
+    """The same for activation scales, in logarithms."""
+    distillation: str
+    """``relation`` of positions to each other (TRD), plain ``feature`` error, or ``none``."""
+    distillation_weight: float
+    """λ."""
+    loss: str
+    """``normalised``: the error of every call, and what is distilled, are divided by their held-out values before
+    training, so that λ is the ratio of the two parts there; ``published``: sums of squared errors, which the last calls
+    dominate, and of the rows of the relation map times λ."""
+    window: int
+    """Consecutive calls that are computed together, and whose features are averaged."""
+    checks: int
+    """How often the held-out error of predictions is looked at; the best state is kept."""
+
+    @property
+    def distils(self) -> bool:
+        return self.distillation != "none"
+
+    @property
+    def normalised(self) -> bool:
+        return self.loss == "normalised"
+
+    @property
+    def scale_travels(self) -> dict[str, float]:
+        return {WEIGHT_SCALES: self.weight_scale_travel, ACTIVATION_SCALES: self.activation_scale_travel}
+
+
+class LowRankTuning(Stage):
+    """Trains adapters, weight scales and activation scales of all layers together, by the network's predictions."""
 
     name = "low_rank_tuning"
+    settings_type = Settings
+    settings: Settings
 
-    def __init__(
-        self,
-        bench: Workbench,
-        *,
-        iterations: int,
-        batch: int,
-        rank: int,
-        adapter_travel: float,
-        weight_scale_travel: float,
-        activation_scale_travel: float,
-        distillation: str,
-        distillation_weight: float,
-        loss: str,
-        window: int,
-        checks: int,
-    ) -> None:
-        super().__init__(bench)
-        check_choice(self.name, "distillation", distillation)
-        check_choice(self.name, "loss", loss)
-        self.total, self.batch, self.rank, self.window = iterations, batch, rank, window
-        self.adapter_travel = adapter_travel
-        self.scale_travels = {WEIGHT_SCALES: weight_scale_travel, ACTIVATION_SCALES: activation_scale_travel}
-        self.distillation = distillation
-        self.distillation_weight = distillation_weight if distillation != "none" else 0.0
-        self.normalised = loss == "normalised"
+    def __init__(self, bench: Workbench, settings: Settings) -> None:
+        super().__init__(bench, settings)
         self.trajectories = {"cal": bench.bank.cal, "val": bench.bank.val}
-        length = -(-iterations // min(checks, iterations))
-        parts = (range(start, min(start + length, iterations)) for start in range(0, iterations, length))
+        length = -(-settings.iterations // min(settings.checks, settings.iterations))
+        starts = range(0, settings.iterations, length)
+        parts = (range(start, min(start + length, settings.iterations)) for start in starts)
         self.layers = {name: layer for name, layer in quant_layers(bench.network).items() if layer.weight_quantizer}
         trains = self.layers or activation_quantizers(bench.network)
         self.slices = {f"iterations {part.start}-{part.stop - 1}": part for part in parts if trains}
@@ -137,7 +142,7 @@ class LowRankTuning(Stage):
         for name, layer in self.layers.items():
             if layer.adapter_down is None:
                 layer.add_adapter_(
-                    min(self.rank, *layer.weight.flatten(1).shape), generator("adapter", self.bench.seed, name)
+                    min(self.settings.rank, *layer.weight.flatten(1).shape), generator("adapter", self.bench.seed, name)
                 )
             for adapter in ADAPTERS:
                 self.adapters[f"{name}.{adapter}"] = layer.get_parameter(adapter).requires_grad_(True)
@@ -151,14 +156,14 @@ class LowRankTuning(Stage):
         return self.adapters | {name: trained.logs for name, trained in self.scales.items()}
 
     def _optimizer(self) -> VariableOptimizer:
-        rates = {name: self.scale_travels[name] / self.total for name in self.scales}
+        rates = {name: self.settings.scale_travels[name] / self.settings.iterations for name in self.scales}
         for name in self.layers:
-            rate = self.adapter_travel * float(self.facts[f"{STEP}{name}"]) / self.total
+            rate = self.settings.adapter_travel * float(self.facts[f"{STEP}{name}"]) / self.settings.iterations
             rates |= {f"{name}.{adapter}": rate for adapter in ADAPTERS}
         # A table's rows are used by the calls of a batch alone.
         lazy = [ACTIVATION_SCALES] if ACTIVATION_SCALES in self.scales else []
         return VariableOptimizer(
-            self._variables(), rates, self.total, unit=1.0, decay=linear_decay, epsilon=EPSILON, lazy=lazy
+            self._variables(), rates, self.settings.iterations, unit=1.0, decay=linear_decay, epsilon=EPSILON, lazy=lazy
         )
 
     def _show(self) -> None:
@@ -183,14 +188,14 @@ class LowRankTuning(Stage):
     def iterate(self, unit: str, iteration: int) -> Tensor:
         assert self.optimizer is not None
         at, bench = self.slices[unit].start + iteration, self.bench
-        count = max(1, self.batch // self.window)
-        windows = draw_windows(bench.seed, self.name, "all", at, bench.bank.cal, self.window, count)
+        count = max(1, self.settings.batch // self.settings.window)
+        windows = draw_windows(bench.seed, self.name, "all", at, bench.bank.cal, self.settings.window, count)
         errors = self._errors("cal", windows)
         self.network_forwards += windows.samples * bench.branches * FORWARDS_OF_A_STEP
         parts = self._parts(errors, windows)
         loss = parts["noise"]
         if "distilled" in parts:
-            loss = loss + self.distillation_weight * parts["distilled"]
+            loss = loss + self.settings.distillation_weight * parts["distilled"]
         loss.backward()
         for trained in self.scales.values():
             trained.gather_()
@@ -205,10 +210,10 @@ class LowRankTuning(Stage):
     def _parts(self, errors: Errors, windows: Windows) -> dict[str, Tensor]:
         """What the loss is the sum of, ``distilled`` before its weight λ."""
         before = self._before("noise")
-        noise = (errors.noise / (before[windows.calls] if self.normalised else before.mean())).mean()
+        noise = (errors.noise / (before[windows.calls] if self.settings.normalised else before.mean())).mean()
         if errors.distilled is None:
             return {"noise": noise}
-        factor = 1 / self._before("distilled").mean() if self.normalised else errors.terms / before.mean()
+        factor = 1 / self._before("distilled").mean() if self.settings.normalised else errors.terms / before.mean()
         return {"noise": noise, "distilled": factor * errors.distilled}
 
     def _before(self, part: str) -> Tensor:
@@ -219,7 +224,7 @@ class LowRankTuning(Stage):
     def _held_out_error(self, errors: dict[str, Tensor]) -> float:
         """What the best state has least of: the error of predictions, weighted as in the loss."""
         before = self._before("noise").to(errors["noise"])
-        return float((errors["noise"] / (before if self.normalised else 1.0)).mean())
+        return float((errors["noise"] / (before if self.settings.normalised else 1.0)).mean())
 
     def _require_finite(self, at: int) -> None:
         gradients = {name: value.grad for name, value in self._variables().items() if value.grad is not None}
@@ -241,7 +246,7 @@ class LowRankTuning(Stage):
                 listed = [float(value) for value in values.values()]
                 line = curve(f"loss/{self.name}/{part}", "iteration", list(values), {unit: listed})
                 self.bench.record.log("curve", **line)
-        if done == self.total:
+        if done == self.settings.iterations:
             set_(self._variables(), self.best)
             self._merge()
         return {"held_out_error": error, "best_held_out_error": min(error, least)}
@@ -271,15 +276,15 @@ class LowRankTuning(Stage):
 
         output, students = run(True)
         noise = (output - target).square().flatten(1).mean(1).unflatten(0, (len(windows), -1))
-        if self.distillation == "none":
+        if not self.settings.distils:
             return Errors(noise)
         with torch.no_grad():
             _, teachers = run(False)
         self.network_forwards += windows.samples * bench.branches
         student, teacher = (
-            smoothed(found[0].unflatten(0, (-1, self.window)).unbind(1)) for found in (students, teachers)
+            smoothed(found[0].unflatten(0, (-1, self.settings.window)).unbind(1)) for found in (students, teachers)
         )
-        if self.distillation == "relation":
+        if self.settings.distillation == "relation":
             distilled, terms = relation_divergence(student, teacher), student[..., 0].numel()
         else:
             distilled, terms = (student - teacher).square().mean(), student.numel()
@@ -289,7 +294,7 @@ class LowRankTuning(Stage):
     def _features(self) -> Iterator[list[Tensor]]:
         """Receives the feature before the last projection of every network call, [branches · samples, …]."""
         found: list[Tensor] = []
-        if self.distillation == "none":
+        if not self.settings.distils:
             yield found
             return
         module = feature_module(self.bench.network, self.bench.topology)
@@ -302,17 +307,17 @@ class LowRankTuning(Stage):
         of_stream = self.trajectories["val"]
         noise, visits = torch.zeros(of_stream.calls), torch.zeros(of_stream.calls)
         distilled: dict[int, float] = {}
-        for windows in all_windows(of_stream, self.window, self.batch):
+        for windows in all_windows(of_stream, self.settings.window, self.settings.batch):
             errors = self._errors("val", windows)
             self.network_forwards += windows.samples * self.bench.branches
             first, share = int(windows.first[0]), len(windows) / len(of_stream)
-            calls = slice(first, first + self.window)
+            calls = slice(first, first + self.settings.window)
             noise[calls] += errors.noise.mean(0).cpu() * share
             visits[calls] += share
             if errors.distilled is not None:
                 distilled[first] = distilled.get(first, 0.0) + float(errors.distilled) * share
         found = {"noise": noise / visits}
-        return found if self.distillation == "none" else found | {"distilled": torch.tensor(list(distilled.values()))}
+        return found if not self.settings.distils else found | {"distilled": torch.tensor(list(distilled.values()))}
 
     # ---- what is kept and told
 
@@ -350,7 +355,7 @@ class LowRankTuning(Stage):
             return self.facts[part].tolist() if part in self.facts else None
 
         return {
-            "settings": {"rank": self.rank, "distillation": self.distillation, "window": self.window},
+            "settings": {key: getattr(self.settings, key) for key in ("rank", "distillation", "window")},
             "best_iteration": int(self.facts["best iteration"]),
             **{f"noise_error_{when}": listed(f"noise {when}") for when in ("before", "after")},
             **{f"distilled_error_{when}": listed(f"distilled {when}") for when in ("before", "after")},

@@ -5,7 +5,7 @@ more as of the last a bit less; how many is chosen by the layer's output error. 
 layers: each is decided when it is reached, and what it hands on is quantized as it was decided.
 """
 
-from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,25 +13,55 @@ from torch import Tensor, nn
 
 from dmqbench.calibration.capture import run_points
 from dmqbench.calibration.stage import Stage, Workbench
-from dmqbench.config.stage_limits import check_choice
 from dmqbench.data.noise import generator
 from dmqbench.models.hooks import hooked
 from dmqbench.quant.allocation import Allocation, allocate, blocked, moved_rows, prescale, row_kurtosis, row_order
 from dmqbench.quant.functional import affine_parameters, fake_quantize
 from dmqbench.quant.layers import QuantLayer, quant_layers, quantization
-from dmqbench.quant.observers import Observer
 from dmqbench.quant.quantizer import along_axis
 from dmqbench.quant.scaling import channel_extremes, spread, weight_magnitudes
 from dmqbench.quant.spec import StepGroups
 from dmqbench.quant.state import load_calibration_state_
-from dmqbench.stages.ranges import ActivationSample, sampled_ends
+from dmqbench.stages.ranges import ActivationSample, RangeSettings, sampled_ends
 
 VALUES = 1 << 16
 """So many values of an activation are kept at most, evenly spread over the points, to find its range."""
 
 
 STRENGTHS: dict[str, tuple[float, ...]] = {"none": (), "always": (1.0,), "searched": (0.0, 0.5, 1.0)}
-"""Exponents of τ that are considered."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(RangeSettings):
+    """How rows are ordered and how many get other bits; ranges are those of weights and activations during the pass."""
+
+    samples: int
+    """Bank points in the pass, all in one batch: about five copies of the largest layer's input are live."""
+    largest_tenths: int
+    """At most so many tenths of the rows are promoted, and as many demoted: 0 to 5."""
+    inputs: str
+    """On what output errors are compared: the layer's inputs ``quantized``, or as the quantized layers before it hand
+    them on (``fp``, the published form); what it hands on is made of quantized ones in both cases."""
+    rows: str
+    """The order of the rows: see ``row_order``; ``error`` is that of their outputs at the plain bits."""
+    prescale: str
+    """The equivalent scale: ``always`` the published τ; ``searched``: of τ, √τ and 1 that with the least output error
+    at the plain bits; ``none``. A grouped convolution never has one."""
+    plus: bool
+    """Whether a tenth of the rows gets a bit more and none a bit less, without a search (MPQ-DM[+])."""
+
+    @property
+    def strengths(self) -> tuple[float, ...]:
+        """Exponents of τ that are considered."""
+        return STRENGTHS[self.prescale]
+
+    @property
+    def on_quantized_inputs(self) -> bool:
+        return self.inputs == "quantized"
+
+
+TOLD = ("samples", "observer", "largest_tenths", "inputs", "rows", "prescale", "plus")
+"""Settings that stand among the findings."""
 
 
 class OutlierAllocation(Stage):
@@ -39,49 +69,15 @@ class OutlierAllocation(Stage):
 
     Activation ranges are those of the points of the pass, one for all steps, and rounding is to nearest. Attention
     products are in full precision here. Where rows have different bits already, nothing is decided.
-
-    Args:
-        samples: bank points in the pass, all in one batch: about five copies of the largest layer's input are live.
-        observer, candidates, exponent, fraction: see ``Observer``; of weights and activations during the pass.
-        largest_tenths: at most so many tenths of the rows are promoted, and as many demoted: 0 to 5.
-        inputs: on what output errors are compared: the layer's inputs ``quantized``, or as the quantized layers before
-            it hand them on (``fp``, the published form); what it hands on is made of quantized ones in both cases.
-        rows: the order of the rows: see ``row_order``; ``error`` is that of their outputs at the plain bits.
-        prescale: the equivalent scale: ``always`` the published τ; ``searched``: of τ, √τ and 1 that with the least
-            output error at the plain bits; ``none``. A grouped convolution never has one.
-        plus: a tenth of the rows gets a bit more and none a bit less, without a search (MPQ-DM[+]).
     """
 
     name = "outlier_allocation"
+    settings_type = Settings
+    settings: Settings
 
-    def __init__(
-        self,
-        bench: Workbench,
-        *,
-        samples: int,
-        observer: str,
-        candidates: int,
-        exponent: float,
-        largest_tenths: int,
-        inputs: str,
-        rows: str,
-        prescale: str,
-        plus: bool,
-        fraction: float = 0.999,
-    ) -> None:
-        super().__init__(bench)
-        check_choice(self.name, "inputs", inputs)
-        check_choice(self.name, "rows", rows)
-        check_choice(self.name, "prescale", prescale)
-        self.settings = {"samples": samples, "observer": observer, "largest_tenths": largest_tenths, "inputs": inputs}
-        self.settings |= {"rows": rows, "prescale": prescale, "plus": plus}
-        self.points = bench.bank.cal.spread(samples)
-        self.observer = Observer(observer, candidates, exponent, fraction)
-        self.largest_tenths = largest_tenths
-        self.on_quantized_inputs = inputs == "quantized"
-        self.rule = rows
-        self.strengths = STRENGTHS[prescale]
-        self.plus = plus
+    def __init__(self, bench: Workbench, settings: Settings) -> None:
+        super().__init__(bench, settings)
+        self.points = bench.bank.cal.spread(settings.samples)
         self.layers = {
             name: layer for name, layer in quant_layers(bench.network).items() if layer.weight_quantizer is not None
         }
@@ -98,11 +94,11 @@ class OutlierAllocation(Stage):
         """Of the rows, [R], by layer."""
 
     @classmethod
-    def outline_(cls, network: nn.Module, settings: Mapping[str, Any]) -> str | None:
+    def outline_(cls, network: nn.Module, settings: Settings) -> str | None:
         layers = [layer for layer in quant_layers(network).values() if layer.weight_quantizer is not None]
         bits = [min(layer.plan.bits_of_rows(1)) for layer in layers]
         for layer, least in zip(layers, bits, strict=True):
-            if STRENGTHS[settings["prescale"]] and least == min(bits) and getattr(layer, "groups", 1) == 1:
+            if settings.strengths and least == min(bits) and getattr(layer, "groups", 1) == 1:
                 layer.set_equivalent_scale_(layer.weight.new_ones(layer.weight.shape[1]))
         return None
 
@@ -127,22 +123,22 @@ class OutlierAllocation(Stage):
         weight, given = layer.scaled_weight(), layer.scaled_input(x)
         handed_on = self._quantized_input(layer, given)
         bits = self.bits[name]
-        moves = moved_rows(len(weight), bits, self.largest_tenths, self.plus) if decided else (0,)
-        needed = (bits,) if len(moves) == 1 else (bits, bits + 1) if self.plus else (bits - 1, bits, bits + 1)
-        compared = handed_on if self.on_quantized_inputs else given
+        moves = moved_rows(len(weight), bits, self.settings.largest_tenths, self.settings.plus) if decided else (0,)
+        needed = (bits,) if len(moves) == 1 else (bits, bits + 1) if self.settings.plus else (bits - 1, bits, bits + 1)
+        compared = handed_on if self.settings.on_quantized_inputs else given
         weights = {width: self._quantized_weight(layer, weight, width) for width in needed}
         outputs = {width: layer.apply_weight(compared, weights[width], layer.bias) for width in needed}
         error_of_bits = {width: _row_squares(found - output, layer.channel_axis) for width, found in outputs.items()}
         kurtosis = row_kurtosis(weight)
-        measure = error_of_bits[bits] if self.rule == "error" else kurtosis
-        order = row_order(self.rule, measure, generator("rows", self.bench.seed, self.name, name))
+        measure = error_of_bits[bits] if self.settings.rows == "error" else kurtosis
+        order = row_order(self.settings.rows, measure, generator("rows", self.bench.seed, self.name, name))
         bias = None if layer.bias is None else along_axis(layer.bias[None], output.ndim, layer.channel_axis)
         energy = float(_row_squares(output if bias is None else output - bias, layer.channel_axis).sum())
-        chosen = allocate(error_of_bits, energy, order, bits, moves, self.plus)
+        chosen = allocate(error_of_bits, energy, order, bits, moves, self.settings.plus)
         self.found[name], self.kurtosis[name] = chosen, kurtosis
         layer.set_weight_bits_(chosen.bits)
         layer_forwards = tried + len(needed)
-        if not self.on_quantized_inputs:
+        if not self.settings.on_quantized_inputs:
             mixed = _by_rows(weights, chosen.bits, 0)
             outputs, layer_forwards = {bits: layer.apply_weight(handed_on, mixed, layer.bias)}, layer_forwards + 1
         self.network_forwards += layer_forwards * len(x) * self.share_of_network[name]
@@ -150,20 +146,20 @@ class OutlierAllocation(Stage):
 
     def _set_scale(self, layer: QuantLayer, x: Tensor, output: Tensor, bits: int) -> int:
         """Set the equivalent scale of a layer, given its input and full-precision output; return the outputs tried."""
-        if getattr(layer, "groups", 1) != 1 or not self.strengths:
+        if getattr(layer, "groups", 1) != 1 or not self.settings.strengths:
             return 0
         low, high = channel_extremes(x, layer.channel_axis)
         scale = prescale(torch.maximum(high, -low).amax(0), weight_magnitudes(layer.weight))
-        if len(self.strengths) == 1:
-            layer.set_equivalent_scale_(scale ** self.strengths[0])
+        if len(self.settings.strengths) == 1:
+            layer.set_equivalent_scale_(scale ** self.settings.strengths[0])
             return 0
         errors = []
-        for strength in self.strengths:
+        for strength in self.settings.strengths:
             layer.set_equivalent_scale_(scale**strength)
             weight = self._quantized_weight(layer, layer.scaled_weight(), bits)
             given = self._quantized_input(layer, layer.scaled_input(x))
             errors.append(float(layer.apply_weight(given, weight, layer.bias).sub_(output).square().sum()))
-        layer.set_equivalent_scale_(scale ** self.strengths[errors.index(min(errors))])
+        layer.set_equivalent_scale_(scale ** self.settings.strengths[errors.index(min(errors))])
         return len(errors)
 
     def _quantized_input(self, layer: QuantLayer, x: Tensor) -> Tensor:
@@ -172,7 +168,7 @@ class OutlierAllocation(Stage):
             return x
         sample = ActivationSample(quantizer, StepGroups.shared(), max(1, VALUES // len(x)))
         sample.add(x)
-        tables = affine_parameters(*sampled_ends(sample, self.observer), quantizer.levels)
+        tables = affine_parameters(*sampled_ends(sample, self.settings.range_of), quantizer.levels)
         scale, zero_point = (
             along_axis(spread(table, quantizer.groups), x.ndim, layer.channel_axis) for table in tables
         )
@@ -182,7 +178,7 @@ class OutlierAllocation(Stage):
         quantizer = layer.weight_quantizer
         assert quantizer is not None
         levels = torch.full((len(weight),), 2**bits, device=weight.device)
-        grids = [affine_parameters(*self.observer(rows, levels), levels) for rows in quantizer.rows(weight)]
+        grids = [affine_parameters(*self.settings.range_of(rows, levels), levels) for rows in quantizer.rows(weight)]
         scale, zero_point = (quantizer.spread(torch.stack(table, dim=1)) for table in zip(*grids, strict=True))
         return fake_quantize(weight, scale, zero_point, 2**bits)
 
@@ -240,8 +236,9 @@ class OutlierAllocation(Stage):
             }
             for name in sorted(self.chosen_from, key=order.__getitem__)
         ]
-        limit = blocked(self.bits[self.chosen_from[0]], self.plus)
-        return {"settings": self.settings, "mean_bits": self._mean_bits(), "limit": limit, "layers": layers}
+        limit = blocked(self.bits[self.chosen_from[0]], self.settings.plus)
+        told = {key: getattr(self.settings, key) for key in TOLD}
+        return {"settings": told, "mean_bits": self._mean_bits(), "limit": limit, "layers": layers}
 
 
 def _by_rows(of_bits: dict[int, Tensor], bits: tuple[int, ...], axis: int) -> Tensor:

@@ -5,7 +5,6 @@ scaled for. Only votes and summed errors are kept, never activations.
 """
 
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,10 +13,9 @@ from torch import Tensor, nn
 
 from dmqbench.calibration.capture import capture_inputs
 from dmqbench.calibration.stage import HELD_OUT_POINTS, CalibrationDiverged, Stage, Workbench
-from dmqbench.config.stage_limits import check_choice
 from dmqbench.data.bank import Trajectories
 from dmqbench.quant.layers import QuantLayer, quant_layers, quantization
-from dmqbench.quant.power_of_two import Ballot, Exponents, candidate_errors, check_depth
+from dmqbench.quant.power_of_two import Ballot, Exponents, candidate_errors
 from dmqbench.quant.quantizer import ActivationQuantizer
 from dmqbench.stages.reconstruction import reconstruction_error
 
@@ -51,44 +49,46 @@ class Outcome:
     """Output error on the validation trajectories, before and after, float64 [2]."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Which layers vote, and how votes are counted."""
+
+    layers: str
+    """``skip`` or ``all``: see ``layers_to_scale``."""
+    selection: str
+    """``vote`` (the commonest of the samples' best exponents, if enough of them agree) or ``mse`` (the exponent of
+    least error over all samples)."""
+    agreement: float
+    """κ, the least share of the samples that must agree, 0 to 1; otherwise the channel keeps its range."""
+    depth: int
+    """D, so that the finest scale is s / 2^D."""
+    samples: int
+    """Bank points that vote; under guidance each of them votes with and without its condition."""
+    batch: int
+    """Bank points in one network call."""
+
+
 class PowerOfTwoScaling(Stage):
     """Exponents −D..0 on the activation scale, for every input channel and row of steps of some convolutions.
-
-    Args:
-        layers: ``skip`` or ``all``.
-        selection: ``vote`` (the commonest of the samples' best exponents, if enough of them agree) or ``mse`` (the
-            exponent of least error over all samples).
-        agreement: κ, the least share of the samples that must agree; otherwise the channel keeps its range.
-        depth: D, so that the finest scale is s / 2^D.
-        samples: bank points that vote; under guidance each of them votes with and without its condition.
-        batch: points per network call.
 
     Raises:
         ValueError: a setting is out of range, or a layer has no calibrated static range to scale.
     """
 
     name = "power_of_two_scaling"
+    settings_type = Settings
+    settings: Settings
 
-    def __init__(
-        self, bench: Workbench, layers: str, selection: str, agreement: float, depth: int, samples: int, batch: int
-    ) -> None:
-        super().__init__(bench)
-        check_choice(self.name, "layers", layers)
-        check_choice(self.name, "selection", selection)
-        if not 0 <= agreement <= 1:
-            raise ValueError(f"{self.name}: agreement {agreement}: allowed are 0 to 1")
-        check_depth(depth)
-        self.selection = selection
-        self.agreement = agreement
-        self.depth = depth
-        self.batch = batch
-        self.points = bench.bank.cal.spread(samples)
+    def __init__(self, bench: Workbench, settings: Settings) -> None:
+        super().__init__(bench, settings)
+        self.points = bench.bank.cal.spread(settings.samples)
         self.held_out = bench.bank.val.spread(HELD_OUT_POINTS)
-        self.layers = layers_to_scale(bench, layers)
+        self.layers = layers_to_scale(bench, settings.layers)
         self.outcomes: dict[str, Outcome] = {}
         self._check_ranges()
         if not self.layers and any(layer.activation_quantizer for layer in quant_layers(bench.network).values()):
-            reason = f"layers={layers} finds no convolution to scale in this model: its ranges stay as they are"
+            finds = f"layers={settings.layers} finds no convolution to scale in this model"
+            reason = f"{finds}: its ranges stay as they are"
             log.warning("%s: %s", self.name, reason)
             bench.record.log("nothing_to_do", stage=self.name, reason=reason)
 
@@ -99,7 +99,7 @@ class PowerOfTwoScaling(Stage):
                 raise ValueError(f"{self.name}: layer {name} has no calibrated static activation range to scale")
 
     @classmethod
-    def outline_(cls, network: nn.Module, settings: Mapping[str, Any]) -> str | None:
+    def outline_(cls, network: nn.Module, settings: Settings) -> str | None:
         quantized = any(layer.activation_quantizer for layer in quant_layers(network).values())
         return "which layers get powers of two is found while calibrating" if quantized else None
 
@@ -107,7 +107,7 @@ class PowerOfTwoScaling(Stage):
         return tuple(self.layers)
 
     def iterations(self, unit: str) -> int:
-        return -(-len(self.points) // self.batch)
+        return -(-len(self.points) // self.settings.batch)
 
     def quantizer(self, unit: str) -> ActivationQuantizer:
         quantizer = self.layers[unit].activation_quantizer
@@ -117,17 +117,18 @@ class PowerOfTwoScaling(Stage):
     def start_unit(self, unit: str) -> None:
         quantizer = self.quantizer(unit)
         quantizer.exponent = None
-        self.ballot = Ballot(len(quantizer.scale), quantizer.groups.channels, self.depth, quantizer.scale.device)
+        rows, channels = len(quantizer.scale), quantizer.groups.channels
+        self.ballot = Ballot(rows, channels, self.settings.depth, quantizer.scale.device)
 
     @torch.no_grad()
     def iterate(self, unit: str, iteration: int) -> None:
         layer, quantizer = self.layers[unit], self.quantizer(unit)
-        part = self.points[iteration * self.batch : (iteration + 1) * self.batch]
+        part = self.points[iteration * self.settings.batch : (iteration + 1) * self.settings.batch]
         x, step = self._inputs(unit, self.bench.bank.cal, part)
         x = layer.scaled_input(x)
         with self.bench.adapter.context.at(step):
             rows = quantizer.rows().expand(len(x))
-        errors = candidate_errors(x, *quantizer.tables(rows), quantizer.levels, self.depth)
+        errors = candidate_errors(x, *quantizer.tables(rows), quantizer.levels, self.settings.depth)
         if not errors.isfinite().all():
             raise CalibrationDiverged(f"stage {self.name}, unit {unit}: its input is not finite")
         self.ballot.add(errors, rows)
@@ -138,13 +139,14 @@ class PowerOfTwoScaling(Stage):
         # On average the forward passes end half-way through the network.
         self.network_forwards += len(points) * bench.branches / 2
         with quantization(bench.network, weight=True, activation=True):
-            seen = capture_inputs(bench.denoising, layer, trajectories, points, self.batch)
+            seen = capture_inputs(bench.denoising, layer, trajectories, points, self.settings.batch)
         (x, *_), _ = seen.arguments
         return x, seen.step
 
     @torch.no_grad()
     def finish_unit(self, unit: str) -> dict[str, float]:
-        found = self.ballot.by_vote(self.agreement) if self.selection == "vote" else self.ballot.by_error()
+        by_vote = self.settings.selection == "vote"
+        found = self.ballot.by_vote(self.settings.agreement) if by_vote else self.ballot.by_error()
         outcome = Outcome(found.agreement.cpu(), self._held_out_errors(unit, found))
         # Without a table the engines have nothing to multiply by.
         self.quantizer(unit).exponent = found.exponent if found.exponent.any() else None
@@ -162,7 +164,7 @@ class PowerOfTwoScaling(Stage):
         """Output error without and with the exponents, against full precision on the same inputs, float64 [2]."""
         layer, quantizer = self.layers[unit], self.quantizer(unit)
         sums = torch.zeros(2, dtype=torch.float64)
-        for part in self.held_out.split(self.batch):
+        for part in self.held_out.split(self.settings.batch):
             x, step = self._inputs(unit, self.bench.bank.val, part)
             target = layer.apply_weight(x, layer.weight, layer.bias)
             with self.bench.adapter.context.at(step), quantization(layer, weight=True, activation=True):
@@ -187,7 +189,7 @@ class PowerOfTwoScaling(Stage):
     def findings(self) -> dict[str, Any]:
         return {
             "layers": {name: self._finding(name, outcome) for name, outcome in self.outcomes.items()},
-            "selection": self.selection,
+            "selection": self.settings.selection,
             "samples": len(self.points),
         }
 
@@ -197,7 +199,7 @@ class PowerOfTwoScaling(Stage):
             exponent = torch.zeros(outcome.agreement.shape, dtype=torch.int8)
         before, after = outcome.held_out.tolist()
         return {
-            "exponents": {str(e): int((exponent == e).sum()) for e in range(-self.depth, 1)},
+            "exponents": {str(e): int((exponent == e).sum()) for e in range(-self.settings.depth, 1)},
             "agreement": outcome.agreement.mean(1).tolist(),
             "scaled": float((exponent < 0).double().mean()),
             "held_out_error_before": before,

@@ -1,5 +1,9 @@
 """The stages that set ranges: of weights by themselves, of activations from the bank."""
 
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -13,17 +17,34 @@ from dmqbench.quant.spec import StepGroups
 from dmqbench.quant.state import activation_quantizers
 
 
+@dataclass(frozen=True, kw_only=True)
+class RangeSettings:
+    """How the ends of a range are found: see ``Observer``."""
+
+    observer: str
+    """``min_max``, ``mse`` or ``percentile``."""
+    candidates: int
+    """Ranges that ``mse`` compares."""
+    exponent: float
+    """p of the error |x|^p that ``mse`` compares; 2.4 as in BRECQ."""
+    fraction: float = 0.999
+    """Share of the values that lies inside a range of ``percentile``, 0 to 1."""
+
+    @property
+    def range_of(self) -> Observer:
+        return Observer(self.observer, self.candidates, self.exponent, self.fraction)
+
+
 class WeightRange(Stage):
     """Scale and zero-point of every (row, input group) of every weight, by an observer (rounding to nearest)."""
 
     name = "weight_range"
     weights_only = True
+    settings_type = RangeSettings
+    settings: RangeSettings
 
-    def __init__(
-        self, bench: Workbench, observer: str, candidates: int, exponent: float, fraction: float = 0.999
-    ) -> None:
-        super().__init__(bench)
-        self.observer = Observer(observer, candidates, exponent, fraction)
+    def __init__(self, bench: Workbench, settings: RangeSettings) -> None:
+        super().__init__(bench, settings)
         self.layers = [layer for layer in quant_layers(bench.network).values() if layer.weight_quantizer is not None]
 
     def units(self) -> tuple[str, ...]:
@@ -34,7 +55,7 @@ class WeightRange(Stage):
 
     @torch.no_grad()
     def iterate(self, unit: str, iteration: int) -> None:
-        set_weight_range_(self.layers[iteration], self.observer)
+        set_weight_range_(self.layers[iteration], self.settings.range_of)
 
 
 def set_weight_range_(layer: QuantLayer, observer: Observer) -> None:
@@ -53,12 +74,16 @@ def set_weight_range_(layer: QuantLayer, observer: Observer) -> None:
 class ActivationPass(Stage):
     """One pass over bank points, with quantized weights, that gives every activation quantizer its parameters."""
 
-    def __init__(self, bench: Workbench, samples: int, batch: int) -> None:
-        super().__init__(bench)
-        self.points = bench.bank.cal.spread(samples)
-        self.batch = batch
+    def __init__(self, bench: Workbench, settings: Any) -> None:
+        super().__init__(bench, settings)
+        self.points = bench.bank.cal.spread(settings.samples)
         self.steps = bench.step_groups
         self.quantizers = activation_quantizers(bench.network)
+
+    @property
+    @abstractmethod
+    def batch(self) -> int:
+        """Bank points in one network call."""
 
     def units(self) -> tuple[str, ...]:
         return ("observe",)
@@ -75,6 +100,18 @@ class ActivationPass(Stage):
         return {"quantizers": len(self.quantizers), "points": len(self.points)}
 
 
+@dataclass(frozen=True, kw_only=True)
+class ActivationRangeSettings(RangeSettings):
+    """How the ends of a range are found, and on what."""
+
+    samples: int
+    """Bank points, spread evenly over the network calls."""
+    batch: int
+    """Bank points in one network call."""
+    values_per_row: int
+    """Values of an activation that are kept for each row of its step table, about."""
+
+
 class ActivationRange(ActivationPass):
     """Activation ranges from bank points that run through the network with quantized weights.
 
@@ -83,22 +120,17 @@ class ActivationRange(ActivationPass):
     """
 
     name = "activation_range"
+    settings_type = ActivationRangeSettings
+    settings: ActivationRangeSettings
 
-    def __init__(
-        self,
-        bench: Workbench,
-        observer: str,
-        candidates: int,
-        exponent: float,
-        samples: int,
-        batch: int,
-        values_per_row: int,
-        fraction: float = 0.999,
-    ) -> None:
-        super().__init__(bench, samples, batch)
-        self.observer = Observer(observer, candidates, exponent, fraction)
-        self.values_per_sample = max(1, values_per_row * bench.step_groups.rows // len(self.points))
+    def __init__(self, bench: Workbench, settings: ActivationRangeSettings) -> None:
+        super().__init__(bench, settings)
+        self.values_per_sample = max(1, settings.values_per_row * bench.step_groups.rows // len(self.points))
         self.seen: dict[str, ActivationSample] = {}
+
+    @property
+    def batch(self) -> int:
+        return self.settings.batch
 
     def iterations(self, unit: str) -> int:
         return -(-len(self.points) // self.batch)
@@ -122,7 +154,7 @@ class ActivationRange(ActivationPass):
     @torch.no_grad()
     def finish_unit(self, unit: str) -> dict[str, float]:
         for name, quantizer in self.quantizers.items():
-            low, high = sampled_ends(self.seen[name], self.observer)
+            low, high = sampled_ends(self.seen[name], self.settings.range_of)
             scale, zero_point = affine_parameters(low, high, quantizer.levels)
             quantizer.set_parameters_(scale, zero_point, self.steps)
             quantizer.exponent = None  # chosen for another range

@@ -6,13 +6,13 @@ the errors of those before it. Two stages use it: learned rounding of the weight
 
 import math
 from abc import abstractmethod
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from dmqbench.calibration.capture import ModuleInputs, capture_inputs, capture_outputs, first_tensor, memory_groups
 from dmqbench.calibration.stage import HELD_OUT_POINTS, MIB, Stage, Workbench
-from dmqbench.config.stage_limits import check_choice
 from dmqbench.data.bank import Trajectories
 from dmqbench.data.noise import draw_batch
 from dmqbench.quant.functional import rounding_regularizer
@@ -27,30 +27,57 @@ def reconstruction_error(output: Tensor, target: Tensor, exponent: float = 2.0) 
     return (output - target).abs().pow(exponent).sum(1).mean()
 
 
+@dataclass(frozen=True, kw_only=True)
+class ReconstructionSettings:
+    """How the parameters of one unit are trained."""
+
+    iterations: int
+    """Adam steps of every unit."""
+    batch: int
+    """Samples in one step."""
+    samples: int
+    """Bank points whose inputs and targets are kept."""
+    learning_rate: float
+    """Of Adam; for activation steps, in units of the smallest of a quantizer's steps."""
+    capture_mib: int
+    """Bound in MiB on the targets of several units that are kept from one pass; changes no number."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightReconstructionSettings(ReconstructionSettings):
+    """And how rounding is driven to 0 or 1 (AdaRound, Nagel et al. 2020, eq. 24)."""
+
+    regularization: float
+    """λ, the weight of the regularizer beside the output error."""
+    warmup: float
+    """Share of the iterations before the regularizer sets in, 0 to 1."""
+    beta_start: float
+    """The regularizer's exponent where it sets in; it goes on linearly."""
+    beta_end: float
+    """The regularizer's exponent at the end."""
+    regularized_groups: str = "all"
+    """Input groups of a split layer that are regularized: ``all``, or the ``first`` as in DMQ's published code."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActivationReconstructionSettings(ReconstructionSettings):
+    """And under which error."""
+
+    exponent: float
+    """p of the output error |error|^p; Q-Diffusion has 2.4."""
+
+
 class BlockReconstruction(Stage):
     """What the two reconstruction stages share: units, captured inputs and targets, the training loop of a unit."""
 
     activations_on: bool
-    """Is the prefix's activation quantization on, and the unit's own?"""
+    """Whether the prefix's activation quantization is on, and the unit's own."""
 
-    def __init__(
-        self,
-        bench: Workbench,
-        *,
-        steps_per_unit: int,
-        batch: int,
-        learning_rate: float,
-        samples: int,
-        capture_mib: int,
-        exponent: float,
-    ) -> None:
-        super().__init__(bench)
-        self.steps_per_unit = steps_per_unit
-        self.batch = batch
-        self.learning_rate = learning_rate
-        self.capture_bytes = capture_mib * MIB
-        self.exponent = exponent
-        self.points = bench.bank.cal.spread(samples)
+    settings: ReconstructionSettings
+
+    def __init__(self, bench: Workbench, settings: ReconstructionSettings) -> None:
+        super().__init__(bench, settings)
+        self.points = bench.bank.cal.spread(settings.samples)
         self.held_out = bench.bank.val.spread(HELD_OUT_POINTS)
         self.unit_names = tuple(unit.name for unit in bench.topology.units if self.concerns(self.module(unit.name)))
         macs = {layer.name: layer.macs for layer in bench.topology.layers}
@@ -63,7 +90,7 @@ class BlockReconstruction(Stage):
 
     @abstractmethod
     def concerns(self, unit: nn.Module) -> bool:
-        """Has the unit anything to train? At 32 bits it has not."""
+        """Whether the unit has anything to train; at 32 bits it has not."""
 
     @abstractmethod
     def trainable(self, unit: nn.Module) -> list[nn.Parameter]:
@@ -73,9 +100,14 @@ class BlockReconstruction(Stage):
     def settle(self, unit: nn.Module) -> None:
         """Fix what was trained."""
 
+    @property
+    def exponent(self) -> float:
+        """p of the output error."""
+        return 2.0
+
     def learning_rate_of(self, parameter: nn.Parameter) -> float:
         """Adam's step size for one parameter."""
-        return self.learning_rate
+        return self.settings.learning_rate
 
     def penalty(self, progress: float) -> Tensor | float:
         """A regularizer at ``progress`` 0..1 of the unit's training."""
@@ -85,7 +117,7 @@ class BlockReconstruction(Stage):
         return self.unit_names
 
     def iterations(self, unit: str) -> int:
-        return self.steps_per_unit
+        return self.settings.iterations
 
     def module(self, unit: str) -> nn.Module:
         return self.bench.network.get_submodule(unit)
@@ -117,7 +149,7 @@ class BlockReconstruction(Stage):
         bench = self.bench
         # On average the forward passes end half-way through the network.
         self.network_forwards += len(points) * bench.branches / 2
-        return capture_inputs(bench.denoising, self.module(unit), trajectories, points, self.batch)
+        return capture_inputs(bench.denoising, self.module(unit), trajectories, points, self.settings.batch)
 
     def _capture_targets(self, first: str) -> dict[str, tuple[Tensor, Tensor]]:
         """Full-precision outputs of as many units from ``first`` on as the memory setting allows, from one pass."""
@@ -127,12 +159,12 @@ class BlockReconstruction(Stage):
 
         def outputs(modules: dict[str, nn.Module], trajectories: Trajectories, points: Tensor) -> dict[str, Tensor]:
             self.network_forwards += len(points) * bench.branches
-            return capture_outputs(bench.denoising, modules, trajectories, points, self.batch)
+            return capture_outputs(bench.denoising, modules, trajectories, points, self.settings.batch)
 
         with quantization(bench.network, weight=False, activation=False):
             probe = outputs(remaining, bench.bank.cal, self.points[:1])
             sizes = {name: output.nbytes * len(self.points) for name, output in probe.items()}
-            modules = {name: remaining[name] for name in memory_groups(sizes, self.capture_bytes)[0]}
+            modules = {name: remaining[name] for name in memory_groups(sizes, self.settings.capture_mib * MIB)[0]}
             cal = outputs(modules, bench.bank.cal, self.points)
             val = outputs(modules, bench.bank.val, self.held_out)
         return {name: (cal[name], val[name]) for name in modules}
@@ -148,16 +180,16 @@ class BlockReconstruction(Stage):
         inputs, target = self.inputs[1], self.targets[unit][1]
         errors = [
             reconstruction_error(self._output(unit, inputs, index), target[index]) * len(index)
-            for index in torch.arange(len(inputs)).split(self.batch)
+            for index in torch.arange(len(inputs)).split(self.settings.batch)
         ]
         return float(torch.stack(errors).sum() / len(inputs))
 
     def iterate(self, unit: str, iteration: int) -> Tensor:
         assert self.inputs is not None
         inputs, target = self.inputs[0], self.targets[unit][0]
-        index = draw_batch(self.bench.seed, self.name, unit, iteration, len(inputs), self.batch)
+        index = draw_batch(self.bench.seed, self.name, unit, iteration, len(inputs), self.settings.batch)
         loss = reconstruction_error(self._output(unit, inputs, index), target[index], self.exponent)
-        total = loss + self.penalty(iteration / self.steps_per_unit)
+        total = loss + self.penalty(iteration / self.settings.iterations)
         self.optimizer.zero_grad(set_to_none=True)
         gradients = torch.autograd.grad(total, self.parameters_in_training)
         for parameter, gradient in zip(self.parameters_in_training, gradients, strict=True):
@@ -182,35 +214,8 @@ class WeightReconstruction(BlockReconstruction):
     name = "weight_reconstruction"
     weights_only = True
     activations_on = False
-
-    def __init__(
-        self,
-        bench: Workbench,
-        iterations: int,
-        batch: int,
-        learning_rate: float,
-        samples: int,
-        capture_mib: int,
-        regularization: float,
-        warmup: float,
-        beta_start: float,
-        beta_end: float,
-        regularized_groups: str = "all",
-    ) -> None:
-        super().__init__(
-            bench,
-            steps_per_unit=iterations,
-            batch=batch,
-            learning_rate=learning_rate,
-            samples=samples,
-            capture_mib=capture_mib,
-            exponent=2.0,
-        )
-        self.regularization = regularization
-        self.warmup = warmup
-        self.beta_start, self.beta_end = beta_start, beta_end
-        check_choice(self.name, "regularized_groups", regularized_groups)
-        self.regularized_groups = regularized_groups
+    settings_type = WeightReconstructionSettings
+    settings: WeightReconstructionSettings
 
     def concerns(self, unit: nn.Module) -> bool:
         return any(layer.weight_quantizer is not None for layer in quant_layers(unit).values())
@@ -221,19 +226,22 @@ class WeightReconstruction(BlockReconstruction):
             for layer in quant_layers(unit).values()
             if layer.weight_quantizer is not None
         ]
-        first_only = self.regularized_groups == "first"  # DMQ's published code forgets the other input groups
+        first_only = self.settings.regularized_groups == "first"  # DMQ's published code forgets the other input groups
         self.regularized_channels = [
             quantizer.groups.slices[0] if first_only else EVERY_CHANNEL for quantizer, _ in quantizers
         ]
         return [quantizer.learn_rounding_(weight) for quantizer, weight in quantizers]
 
     def penalty(self, progress: float) -> Tensor | float:
-        if progress < self.warmup:
+        settings = self.settings
+        if progress < settings.warmup:
             return 0.0
-        annealed = (progress - self.warmup) / (1 - self.warmup)
-        beta = self.beta_start + (self.beta_end - self.beta_start) * annealed
+        annealed = (progress - settings.warmup) / (1 - settings.warmup)
+        beta = settings.beta_start + (settings.beta_end - settings.beta_start) * annealed
         parts = zip(self.parameters_in_training, self.regularized_channels, strict=True)
-        return self.regularization * sum(rounding_regularizer(alpha[:, channels], beta) for alpha, channels in parts)
+        return settings.regularization * sum(
+            rounding_regularizer(alpha[:, channels], beta) for alpha, channels in parts
+        )
 
     def settle(self, unit: nn.Module) -> None:
         freeze_weight_(unit)
@@ -244,30 +252,16 @@ class ActivationReconstruction(BlockReconstruction):
 
     name = "activation_reconstruction"
     activations_on = True
+    settings_type = ActivationReconstructionSettings
+    settings: ActivationReconstructionSettings
 
-    def __init__(
-        self,
-        bench: Workbench,
-        iterations: int,
-        batch: int,
-        learning_rate: float,
-        samples: int,
-        capture_mib: int,
-        exponent: float,
-    ) -> None:
-        super().__init__(
-            bench,
-            steps_per_unit=iterations,
-            batch=batch,
-            learning_rate=learning_rate,
-            samples=samples,
-            capture_mib=capture_mib,
-            exponent=exponent,
-        )
+    @property
+    def exponent(self) -> float:
+        return self.settings.exponent
 
     def _schedule(self, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
         def cosine(iteration: int) -> float:
-            return 0.5 * (1 + math.cos(math.pi * min(1.0, iteration / self.steps_per_unit)))
+            return 0.5 * (1 + math.cos(math.pi * min(1.0, iteration / self.settings.iterations)))
 
         return torch.optim.lr_scheduler.LambdaLR(optimizer, cosine)
 
@@ -283,7 +277,7 @@ class ActivationReconstruction(BlockReconstruction):
     def learning_rate_of(self, parameter: nn.Parameter) -> float:
         # Steps differ by orders of magnitude between layers and bit-widths: an absolute step size that moves a wide
         # range by a percent turns a narrow one negative.
-        return self.learning_rate * float(parameter.detach().min())
+        return self.settings.learning_rate * float(parameter.detach().min())
 
     def settle(self, unit: nn.Module) -> None:
         unit.requires_grad_(False)

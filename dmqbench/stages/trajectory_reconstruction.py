@@ -8,6 +8,7 @@ state, each goes on from its own states, and the loss compares the end states al
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,14 +25,13 @@ from dmqbench.calibration.trained_parameters import (
     set_,
 )
 from dmqbench.calibration.windows import Span, spans_of
-from dmqbench.config.stage_limits import check_choice
 from dmqbench.data.bank import Trajectories
 from dmqbench.data.noise import Stream, draw_batch, step_noise
 from dmqbench.quant.layers import freeze_weight_, quant_layers, quantization
 from dmqbench.quant.state import activation_quantizers
 from dmqbench.samplers.adjoint import power_spectrum, recorded_states
 from dmqbench.samplers.plan import State
-from dmqbench.stages.trajectory_gradients import CONTROLS, RULES, GroupProblem
+from dmqbench.stages.trajectory_gradients import CONTROLS, RULES, GradientRule, GroupProblem
 
 STREAMS: tuple[Stream, ...] = ("cal", "val")
 FACTS, VARIABLE, BEST, ADAM = "facts:", "variable:", "best:", "adam:"
@@ -44,59 +44,66 @@ REFERENCE = "replayed"
 """The rule that others are compared with: exact, in the memory of one call."""
 
 
-class TrajectoryReconstruction(Stage):
-    """Learns activation scales, and with ``recipe=joint`` rounding and weight scales, by the error of end states.
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What is trained by the error of end states, and by which gradient."""
 
-    Args:
-        horizon: M, calls that the quantized model runs by itself; more than there are means all.
-        iterations: per group. Cost does not depend on M: fewer groups have more calls each.
-        batch: trajectories in an iteration.
-        recipe: ``scales`` of activations, or ``joint``: with the weights' rounding and scales, shared by all groups.
-        gradient: a name of ``trajectory_gradients.RULES`` or ``CONTROLS``.
-        start: ``fp``, the recorded full-precision state; ``quantized``, the state that the calibrated calls before
-            the group lead to (at the last check, where groups share parameters); the target is full precision's either
-            way. Held-out errors "before" are then those after the calls before were calibrated.
-        scale_travel: Adam's first rate times iterations, in logarithms of a scale: with the cosine, a scale can move by
-            half of it. Less, where iterations are so few that the rate would be above ``LARGEST_RATE``.
-        rounding_travel: the same for a weight between its two grid points, 0..1.
-        checks: how often the held-out error is looked at; the best state is kept.
-    """
+    horizon: int
+    """M, calls that the quantized model runs by itself; more than there are means all."""
+    iterations: int
+    """Per group. Cost does not depend on M: fewer groups have more calls each."""
+    batch: int
+    """Trajectories in an iteration."""
+    recipe: str
+    """``scales`` of activations, or ``joint``: with the weights' rounding and scales, shared by all groups."""
+    gradient: str
+    """A name of ``trajectory_gradients.RULES`` or ``CONTROLS``."""
+    start: str
+    """``fp``, the recorded full-precision state; ``quantized``, the state that the calibrated calls before the group
+    lead to (at the last check, where groups share parameters); the target is full precision's either way. Held-out
+    errors "before" are then those after the calls before were calibrated."""
+    scale_travel: float
+    """Adam's first rate times iterations, in logarithms of a scale: with the cosine, a scale can move by half of it.
+    Less, where iterations are so few that the rate would be above ``LARGEST_RATE``."""
+    rounding_travel: float
+    """The same for a weight between its two grid points, 0..1."""
+    checks: int
+    """How often the held-out error is looked at; the best state is kept."""
+
+    @property
+    def joint(self) -> bool:
+        return self.recipe == "joint"
+
+    @property
+    def rule(self) -> GradientRule:
+        return (RULES | CONTROLS)[self.gradient]
+
+    @property
+    def from_quantized(self) -> bool:
+        return self.start == "quantized"
+
+
+class TrajectoryReconstruction(Stage):
+    """Learns activation scales, and with ``recipe=joint`` rounding and weight scales, by the error of end states."""
 
     name = "trajectory_reconstruction"
+    settings_type = Settings
+    settings: Settings
 
-    def __init__(
-        self,
-        bench: Workbench,
-        *,
-        horizon: int,
-        iterations: int,
-        batch: int,
-        recipe: str,
-        gradient: str,
-        start: str,
-        scale_travel: float,
-        rounding_travel: float,
-        checks: int,
-    ) -> None:
-        super().__init__(bench)
-        for key, value in (("recipe", recipe), ("gradient", gradient), ("start", start)):
-            check_choice(self.name, key, value)
-        self.joint = recipe == "joint"
-        self.gradient = gradient
-        self.rule = (RULES | CONTROLS)[gradient]
-        self.from_quantized = start == "quantized"
-        self.scale_travel, self.rounding_travel = scale_travel, rounding_travel
-        self.per_group, self.batch, self.checks = iterations, batch, checks
+    def __init__(self, bench: Workbench, settings: Settings) -> None:
+        super().__init__(bench, settings)
+        self.rule = settings.rule
         self.trajectories: dict[Stream, Trajectories] = {"cal": bench.bank.cal, "val": bench.bank.val}
         self.spectrum = power_spectrum(bench.bank.cal.x[:, -1]).to(bench.device)
         row_of_call = bench.step_groups.row_of_call
         freeze_weight_(bench.network)
         self.quantizers = activation_quantizers(bench.network)
         self.weights = {name: layer for name, layer in quant_layers(bench.network).items() if layer.weight_quantizer}
-        trains = self.quantizers or (self.joint and self.weights)
+        trains = self.quantizers or (settings.joint and self.weights)
         calls = bench.sampler.calls
         off_trajectory = [place for place, call in enumerate(calls) if call.base == "anchor"]
-        self.spans = spans_of(len(calls), horizon, row_of_call, self.joint, off_trajectory) if trains else ()
+        spans = spans_of(len(calls), settings.horizon, row_of_call, settings.joint, off_trajectory)
+        self.spans = spans if trains else ()
         self.slices = {
             f"{span.name}, iterations {part.start}-{part.stop - 1}": (span, part)
             for span in self.spans
@@ -117,11 +124,11 @@ class TrajectoryReconstruction(Stage):
     # ---- units: slices of the spans
 
     def _total(self, span: Span) -> int:
-        return self.per_group * len(span.groups)
+        return self.settings.iterations * len(span.groups)
 
     def _slices(self, span: Span) -> list[range]:
         total = self._total(span)
-        length = -(-total // self.checks)
+        length = -(-total // self.settings.checks)
         return [range(start, min(start + length, total)) for start in range(0, total, length)]
 
     def units(self) -> tuple[str, ...]:
@@ -135,15 +142,15 @@ class TrajectoryReconstruction(Stage):
     def _train(self) -> None:
         """Make the variables, as the calibration state has them."""
         self.trained = [TrainedScales(self.quantizers.values())] if self.quantizers else []
-        if self.joint:
+        if self.settings.joint:
             self.trained.append(TrainedWeights(self.weights))
 
     def _optimizer(self, span: Span) -> VariableOptimizer:
         total, groups = self._total(span), len(span.groups)
-        rates = {
-            name: min((self.rounding_travel if name.endswith(".latent") else self.scale_travel) / total, LARGEST_RATE)
-            for name in self._variables()
-        }
+        scale, rounding = (
+            min(travel / total, LARGEST_RATE) for travel in (self.settings.scale_travel, self.settings.rounding_travel)
+        )
+        rates = {name: rounding if name.endswith(".latent") else scale for name in self._variables()}
         before = self.facts[span.name][-2 * groups : -groups]
         return VariableOptimizer(self._variables(), rates, total, unit=sum(before) / groups or 1.0)
 
@@ -173,7 +180,7 @@ class TrajectoryReconstruction(Stage):
         assert self.optimizer is not None
         span, part = self.slices[unit]
         at = part.start + iteration
-        chosen = draw_batch(self.bench.seed, self.name, span.name, at, len(self.bench.bank.cal), self.batch)
+        chosen = draw_batch(self.bench.seed, self.name, span.name, at, len(self.bench.bank.cal), self.settings.batch)
         self._show()
         with quantization(self.bench.network, weight=True, activation=True):
             problem = self._problem("cal", chosen, span.groups[at % len(span.groups)])
@@ -195,7 +202,7 @@ class TrajectoryReconstruction(Stage):
     def finish_unit(self, unit: str) -> dict[str, float]:
         span, part = self.slices[unit]
         self._show()
-        if self.from_quantized and len(span.groups) > 1:  # the calls that lead to later groups have changed
+        if self.settings.from_quantized and len(span.groups) > 1:  # the calls that lead to later groups have changed
             self.starts["val"] = self._prefix("val", span)
         errors, groups = self._held_out_errors(span), len(span.groups)
         if sum(errors) < self.best_error:
@@ -219,7 +226,7 @@ class TrajectoryReconstruction(Stage):
             states = enumerate(recorded_states(bench.sampler, of_stream.x, of_stream.output))
             needed = range(span.calls.start, span.calls.stop + 1)
             self.states[stream] = {place: state for place, state in states if place in needed}
-            self.starts[stream] = self._prefix(stream, span) if self.from_quantized else self.states[stream]
+            self.starts[stream] = self._prefix(stream, span) if self.settings.from_quantized else self.states[stream]
 
     def _prefix(self, stream: Stream, span: Span) -> dict[int, State]:
         """The states before the first call of every group that the quantized model reaches by itself."""
@@ -227,7 +234,7 @@ class TrajectoryReconstruction(Stage):
         firsts = {group.start for group in span.groups}
         parts: dict[int, list[State]] = {first: [] for first in firsts}
         with quantization(bench.network, weight=True, activation=True):
-            for indices in torch.arange(len(of_stream)).split(self.batch):
+            for indices in torch.arange(len(of_stream)).split(self.settings.batch):
                 x = of_stream.x[indices, 0].to(bench.device)
                 cond = {name: value[indices].to(bench.device) for name, value in of_stream.cond.items()}
                 state = bench.sampler.initial(x)
@@ -279,7 +286,7 @@ class TrajectoryReconstruction(Stage):
         with quantization(self.bench.network, weight=True, activation=True):
             for group in span.groups:
                 total, population = 0.0, len(self.trajectories["val"])
-                for chosen in torch.arange(population).split(self.batch):
+                for chosen in torch.arange(population).split(self.settings.batch):
                     problem = self._problem("val", chosen, group)
                     total += float(problem.end_state_error()) * len(chosen)
                     self._count(problem, len(problem.calls))
@@ -291,10 +298,10 @@ class TrajectoryReconstruction(Stage):
 
         It calibrates nothing, and neither its calls nor its time are counted.
         """
-        if self.gradient == REFERENCE:
+        if self.settings.gradient == REFERENCE:
             return 1.0, 1.0
         started = time.perf_counter()
-        chosen = draw_batch(self.bench.seed, self.name, span.name, -1, len(self.bench.bank.cal), self.batch)
+        chosen = draw_batch(self.bench.seed, self.name, span.name, -1, len(self.bench.bank.cal), self.settings.batch)
         found: list[list[Tensor]] = []
         with quantization(self.bench.network, weight=True, activation=True):
             for rule in (self.rule, RULES[REFERENCE]):
@@ -347,7 +354,11 @@ class TrajectoryReconstruction(Stage):
         if not self.spans:
             return {}
         return {
-            "settings": {"horizon": len(self.spans[0].groups[0]), "gradient": self.gradient, "joint": self.joint},
+            "settings": {
+                "horizon": len(self.spans[0].groups[0]),
+                "gradient": self.settings.gradient,
+                "joint": self.settings.joint,
+            },
             "spans": [self._found(span, self.facts[span.name]) for span in self.spans],
         }
 

@@ -87,7 +87,7 @@ def _stage(shop: Workshop, config: StageConfig, parent: Artifact | None) -> Stag
         seed=job.seed,
         record=shop.record,
     )
-    stage = stages_of(job.method.name)[config.name](bench, **config.settings)
+    stage = stages_of(job.method.name)[config.name].of(bench, **config.settings)
     if stage.weights_only == ("activation" in config.uses):
         raise ValueError(f"stage {config.name}: its YAML's uses and its class's weights_only contradict each other")
     return stage

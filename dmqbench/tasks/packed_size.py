@@ -61,6 +61,9 @@ def _outline_(network: nn.Module, job: Job, topology: Topology, plan: PrecisionP
     if scope.attention and levels is not None:
         operands = {each.name: AttentionQuantizers(context, levels, groups) for each in topology.attentions}
         set_explicit_attention_(network, operands)
-    stages = stages_of(job.method.name)
-    found = [stages[stage.name].outline_(network, stage.settings) for stage in job.method.stages]
-    return next((reason for reason in found if reason is not None), None)
+    for config in job.method.stages:
+        stage = stages_of(job.method.name)[config.name]
+        unknown = stage.outline_(network, stage.settings_type(**config.settings))
+        if unknown is not None:
+            return unknown
+    return None

@@ -16,9 +16,7 @@ from dmqbench.stages.reconstruction import WeightReconstruction
 class Killed(WeightReconstruction):
     """Gets SIGKILL at the start of one iteration."""
 
-    def __init__(self, *args, unit: int, iteration: int, **settings) -> None:
-        super().__init__(*args, **settings)
-        self.end = (self.units()[unit], iteration)
+    end: tuple[str, int]
 
     def iterate(self, unit: str, iteration: int) -> torch.Tensor:
         if (unit, iteration) == self.end:
@@ -30,6 +28,7 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     path, unit, iteration = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     bench = workbench()
-    run_stage(WeightRange(bench, **MSE), "cpu", [])
-    stage = Killed(bench, unit=unit, iteration=iteration, **WEIGHT_RECONSTRUCTION)
+    run_stage(WeightRange.of(bench, **MSE), "cpu", [])
+    stage = Killed.of(bench, **WEIGHT_RECONSTRUCTION)
+    stage.end = (stage.units()[unit], iteration)
     run_stage(stage, "cpu", [UnitCheckpoint(path)])

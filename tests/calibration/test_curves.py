@@ -34,8 +34,8 @@ class Noted(WeightReconstruction):
 
 def stage_of(cls=WeightReconstruction, **settings):
     bench = workbench()
-    run_stage(WeightRange(bench, **MSE), "cpu", [])
-    return cls(bench, **{**WEIGHT_RECONSTRUCTION, **settings})
+    run_stage(WeightRange.of(bench, **MSE), "cpu", [])
+    return cls.of(bench, **{**WEIGHT_RECONSTRUCTION, **settings})
 
 
 def test_every_unit_leaves_one_curve_of_its_own_losses():
@@ -52,7 +52,7 @@ def test_every_unit_leaves_one_curve_of_its_own_losses():
 
 def test_a_stage_without_losses_leaves_no_curve():
     bench = workbench()
-    run_stage(WeightRange(bench, **MSE), "cpu", [])
+    run_stage(WeightRange.of(bench, **MSE), "cpu", [])
     assert bench.record.of("curve") == [] and len(bench.record.of("unit")) == 1
 
 

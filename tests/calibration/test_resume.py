@@ -38,15 +38,15 @@ def one_thread():
 
 def weights(bench, cls=WeightReconstruction, **settings):
     """A stage of learned rounding, with the ranges that it starts from."""
-    run_stage(WeightRange(bench, **MSE), "cpu", [])
-    return cls(bench, **WEIGHT_RECONSTRUCTION, **settings)
+    run_stage(WeightRange.of(bench, **MSE), "cpu", [])
+    return cls.of(bench, **WEIGHT_RECONSTRUCTION, **settings)
 
 
 def activations(bench, cls=ActivationReconstruction, **settings):
-    run_stage(WeightRange(bench, **MSE), "cpu", [])
+    run_stage(WeightRange.of(bench, **MSE), "cpu", [])
     freeze_weight_(bench.network)
-    run_stage(ActivationRange(bench, **ACTIVATION_RANGE), "cpu", [])
-    return cls(bench, **ACTIVATION_RECONSTRUCTION, **settings)
+    run_stage(ActivationRange.of(bench, **ACTIVATION_RANGE), "cpu", [])
+    return cls.of(bench, **ACTIVATION_RECONSTRUCTION, **settings)
 
 
 def finish(stage, path):

@@ -10,6 +10,8 @@ from dmqbench.config.job import make_job
 from dmqbench.tasks.run import carry_out as run_job
 
 METHOD = '''
+from dataclasses import dataclass
+
 import torch
 
 from dmqbench.calibration.stage import Stage, StageFactory
@@ -17,15 +19,17 @@ from dmqbench.stages.ranges import ActivationRange, WeightRange
 from dmqbench.quant.layers import quant_layers
 
 
+@dataclass(frozen=True)
+class Settings:
+    strength: float
+
+
 class Nudge(Stage):
     """Widen every weight scale by a factor."""
 
     name = "nudge"
     weights_only = True
-
-    def __init__(self, bench, strength: float) -> None:
-        super().__init__(bench)
-        self.strength = strength
+    settings_type = Settings
 
     def units(self):
         return ("all",)
@@ -36,7 +40,7 @@ class Nudge(Stage):
     @torch.no_grad()
     def iterate(self, unit, iteration):
         for layer in quant_layers(self.bench.network).values():
-            layer.weight_quantizer.scale.mul_(1 + self.strength)
+            layer.weight_quantizer.scale.mul_(1 + self.settings.strength)
 
 
 STAGES: dict[str, StageFactory] = {"weight_range": WeightRange, "nudge": Nudge, "activation_range": ActivationRange}

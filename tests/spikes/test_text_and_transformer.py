@@ -36,8 +36,8 @@ def calibrated(build, bits, folder, per_step=False):
     attach_attention_quantizers_(adapter, topology, bits, steps)
     bench = Workbench(denoising, topology, bank, steps, 0, Log())
     stages = (
-        WeightRange(bench, **MSE),
-        ActivationRange(bench, **MSE, samples=18, batch=6, values_per_row=4096),
+        WeightRange.of(bench, **MSE),
+        ActivationRange.of(bench, **MSE, samples=18, batch=6, values_per_row=4096),
     )
     for stage in stages:
         run_stage(stage, "cpu", [UnitCheckpoint(folder / f"{bits.name}_{stage.name}")])

@@ -24,8 +24,8 @@ def run(stage):
 
 def calibrated(steps, guidance=1.0, bits=4, **settings):
     bench = workbench(BitWidth(4, bits), steps=steps, guidance=guidance)
-    run(WeightRange(bench, **{**MSE, "candidates": 10}))
-    run(ActivationEma(bench, **{**EMA, **settings}))
+    run(WeightRange.of(bench, **{**MSE, "candidates": 10}))
+    run(ActivationEma.of(bench, **{**EMA, **settings}))
     return bench
 
 
@@ -128,10 +128,10 @@ def test_the_pass_leaves_no_hook_and_the_switches_off():
 
 def test_old_powers_of_two_go_with_the_old_range():
     bench = workbench(BitWidth(4, 4))
-    run(WeightRange(bench, **MSE))
+    run(WeightRange.of(bench, **MSE))
     layer = quant_layers(bench.network)[SPLIT]
     layer.activation_quantizer.exponent = torch.zeros(1, layer.weight.shape[1], dtype=torch.int8)
-    run(ActivationEma(bench, **EMA))
+    run(ActivationEma.of(bench, **EMA))
     assert layer.activation_quantizer.exponent is None
 
 
@@ -145,4 +145,4 @@ def test_old_powers_of_two_go_with_the_old_range():
 )
 def test_settings_without_meaning_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
-        ActivationEma(workbench(BitWidth(4, 4), steps=StepGroups.per_step(4)), **{**EMA, **settings})
+        ActivationEma.of(workbench(BitWidth(4, 4), steps=StepGroups.per_step(4)), **{**EMA, **settings})

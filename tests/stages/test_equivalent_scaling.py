@@ -24,7 +24,7 @@ SKIP = "up_blocks.0.resnets.0.conv_shortcut"
 
 
 def stage_of(bench=None, **settings):
-    return EquivalentScaling(workbench(W4A4) if bench is None else bench, **{**EQUIVALENT_SCALING, **settings})
+    return EquivalentScaling.of(workbench(W4A4) if bench is None else bench, **{**EQUIVALENT_SCALING, **settings})
 
 
 def learned(bench=None, **settings):
@@ -98,7 +98,7 @@ def test_scales_stay_positive_under_any_learning_rate(monkeypatch):
             super()._step(names, at)
             smallest.append(min(float(self.learners[name].scale.min()) for name in names))
 
-    stage = Watched(workbench(W4A4), **{**EQUIVALENT_SCALING, "travel": 40.0})
+    stage = Watched.of(workbench(W4A4), **{**EQUIVALENT_SCALING, "travel": 40.0})
     run_stage(stage, "cpu", [])
     assert len(smallest) == 8
     assert min(smallest) == pytest.approx(SMALLEST_EQUIVALENT_SCALE)  # the rate was great enough to reach it

@@ -38,7 +38,7 @@ def short_units(monkeypatch):
 
 def stage_of(cls=EquivalentScaling, **settings):
     bench = workbench(BitWidth(4, 4), steps=StepGroups.per_step(4))
-    return cls(bench, **{**SETTINGS, **settings})
+    return cls.of(bench, **{**SETTINGS, **settings})
 
 
 def finish(stage, path):

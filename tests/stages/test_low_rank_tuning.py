@@ -102,7 +102,7 @@ def scaled_bench(**options):
         layer.set_equivalent_scale_(0.5 + torch.rand(channels, generator=torch.Generator().manual_seed(channels)))
         rows = len(layer.weight)
         layer.set_weight_bits_(tuple([2, 4] * (rows // 2) + [3] * (rows % 2)))
-    run_stage(WeightRange(bench, **MIN_MAX), "cpu", [])
+    run_stage(WeightRange.of(bench, **MIN_MAX), "cpu", [])
     return bench
 
 

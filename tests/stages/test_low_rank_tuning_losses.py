@@ -79,7 +79,8 @@ def test_an_iteration_has_the_loss_and_the_gradients_of_its_definition(options, 
     bench = ranged(trajectories=3, **options)
     stage = poised(bench, batch=6, **changed)
     facts, published = stage.facts, changed.get("loss") == "published"
-    weight, window, kind = stage.distillation_weight, stage.window, stage.distillation
+    settings = stage.settings
+    weight, window, kind = settings.distillation_weight, settings.window, settings.distillation
     plain = Plain(ranged(trajectories=3, **options), stage.adapters)
     drawn = draw_windows(bench.seed, stage.name, "all", 1, bench.bank.cal, window, max(1, 6 // window))
     listed = [(*pair, window) for pair in zip(drawn.trajectory.tolist(), drawn.first.tolist(), strict=True)]
@@ -137,7 +138,7 @@ def test_what_is_distilled_pulls_at_the_student_by_itself(distillation):
     stage = poised(ranged(), distillation=distillation, distillation_weight=1.0)
     pulls = []
     for weight in (0.0, 1.0):
-        stage.distillation_weight = weight
+        stage.settings = replace(stage.settings, distillation_weight=weight)
         pulls.append(gradients_of(stage, 0)[1])
         for adapter in stage.adapters.values():
             adapter.grad = None

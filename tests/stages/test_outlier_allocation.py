@@ -60,7 +60,7 @@ class Watched(OutlierAllocation):
 
 
 def stage_of(bench=None, cls=OutlierAllocation, **settings):
-    return cls(bench_of() if bench is None else bench, **{**SETTINGS, **settings})
+    return cls.of(bench_of() if bench is None else bench, **{**SETTINGS, **settings})
 
 
 def allocated(bench=None, cls=OutlierAllocation, **settings):
@@ -178,8 +178,8 @@ def test_guidance_and_ranges_per_step_make_no_difference_to_how_it_works():
 def test_the_stages_after_it_complete_a_network():
     bench = bench_of()
     allocated(bench)
-    run_stage(WeightRange(bench, **MSE), "cpu", [])
-    run_stage(ActivationRange(bench, **MSE, samples=16, batch=8, values_per_row=1000), "cpu", [])
+    run_stage(WeightRange.of(bench, **MSE), "cpu", [])
+    run_stage(ActivationRange.of(bench, **MSE, samples=16, batch=8, values_per_row=1000), "cpu", [])
     freeze_(bench.network)
     for layer in quant_layers(bench.network).values():
         codes = layer.weight_quantizer.codes.flatten(1).amax(1)

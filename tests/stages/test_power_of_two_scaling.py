@@ -28,8 +28,8 @@ every_grouping = pytest.mark.parametrize("steps", STEPS.values(), ids=STEPS.keys
 
 def give_ranges(bench):
     coarse = {**MSE, "observer": "min_max"}
-    run_stage(WeightRange(bench, **coarse), "cpu", [])
-    run_stage(ActivationRange(bench, **coarse, samples=32, batch=8, values_per_row=100), "cpu", [])
+    run_stage(WeightRange.of(bench, **coarse), "cpu", [])
+    run_stage(ActivationRange.of(bench, **coarse, samples=32, batch=8, values_per_row=100), "cpu", [])
 
 
 def ranged(steps=STEPS["shared"], **settings):
@@ -40,7 +40,7 @@ def ranged(steps=STEPS["shared"], **settings):
 
 
 def scaled(bench, **settings):
-    stage = PowerOfTwoScaling(bench, **{**PTS, **settings})
+    stage = PowerOfTwoScaling.of(bench, **{**PTS, **settings})
     run_stage(stage, "cpu", [])
     return stage
 
@@ -293,16 +293,16 @@ def test_a_resumed_stage_has_the_same_bits_and_findings(tmp_path):
     whole = scaled(ranged(STEPS["per step"]))
     path = tmp_path / "checkpoint.safetensors"
     with pytest.raises(KeyboardInterrupt):
-        finish(Killed(ranged(STEPS["per step"]), **PTS), path)
+        finish(Killed.of(ranged(STEPS["per step"]), **PTS), path)
     bench = ranged(STEPS["per step"])
-    resumed = finish(PowerOfTwoScaling(bench, **PTS), path)
+    resumed = finish(PowerOfTwoScaling.of(bench, **PTS), path)
     assert [event["unit"] for event in bench.record.of("unit")][2:] == SHORTCUTS[2:]
     state, expected = resumed.state(), whole.state()
     assert state.keys() == expected.keys()
     assert all(torch.equal(state[key], expected[key]) for key in expected)
     assert any(key.endswith("exponent") for key in expected)
     assert resumed.findings() == whole.findings()
-    again = PowerOfTwoScaling(ranged(STEPS["per step"]), **PTS)
+    again = PowerOfTwoScaling.of(ranged(STEPS["per step"]), **PTS)
     assert finish(again, path).findings() == whole.findings()  # nothing was left to do
 
 
@@ -325,4 +325,4 @@ def test_an_input_that_is_not_finite_names_its_layer():
 )
 def test_settings_without_meaning_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
-        PowerOfTwoScaling(workbench(BitWidth(4, 4)), **{**PTS, **settings})
+        PowerOfTwoScaling.of(workbench(BitWidth(4, 4)), **{**PTS, **settings})

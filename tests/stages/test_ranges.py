@@ -30,7 +30,7 @@ def run(stage):
 @pytest.mark.parametrize("observer", ["mse", "min_max"])
 def test_weight_ranges_are_the_observer_s_of_every_row_by_itself(observer):
     bench = workbench(BitWidth(3, 6))
-    run(WeightRange(bench, **{**COARSE, "observer": observer}))
+    run(WeightRange.of(bench, **{**COARSE, "observer": observer}))
     layers = quant_layers(bench.network)
     assert any(layer.weight_quantizer.groups.count == 2 for layer in layers.values())
     for name, layer in layers.items():
@@ -49,7 +49,7 @@ def test_weight_ranges_are_the_observer_s_of_every_row_by_itself(observer):
 
 def test_a_network_without_quantized_weights_passes_through():
     bench = workbench(BitWidth(32, 8))
-    stage = run(WeightRange(bench, **MSE))
+    stage = run(WeightRange.of(bench, **MSE))
     assert stage.state() == {}
     assert len(bench.record.of("unit")) == 1
 
@@ -85,8 +85,8 @@ def by_row_and_group(layer, x, steps_of_points, steps: StepGroups):
 
 def calibrated(steps, **settings):
     bench = workbench(BitWidth(4, 4), steps=steps)
-    run(WeightRange(bench, **COARSE))
-    run(ActivationRange(bench, **{**ACTIVATION_RANGE, "candidates": 20, **settings}))
+    run(WeightRange.of(bench, **COARSE))
+    run(ActivationRange.of(bench, **{**ACTIVATION_RANGE, "candidates": 20, **settings}))
     return bench
 
 
@@ -162,9 +162,9 @@ def test_thinning_looks_at_every_position_when_samples_come_one_by_one(steps):
 
 def test_a_step_without_points_is_named():
     bench = workbench(BitWidth(4, 4), steps=StepGroups.per_step(4))
-    run(WeightRange(bench, **COARSE))
+    run(WeightRange.of(bench, **COARSE))
     with pytest.raises(ValueError, match="row 2"):
-        run(ActivationRange(bench, **{**ACTIVATION_RANGE, "samples": 2}))
+        run(ActivationRange.of(bench, **{**ACTIVATION_RANGE, "samples": 2}))
 
 
 def test_activations_are_seen_behind_quantized_weights_and_left_off():
@@ -183,8 +183,8 @@ def test_activations_are_seen_behind_quantized_weights_and_left_off():
 
 def test_no_observer_stays_attached_when_a_pass_fails():
     bench = workbench(BitWidth(4, 4))
-    run(WeightRange(bench, **COARSE))
-    stage = ActivationRange(bench, **ACTIVATION_RANGE)
+    run(WeightRange.of(bench, **COARSE))
+    stage = ActivationRange.of(bench, **ACTIVATION_RANGE)
     bench.network.conv_out.register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(RuntimeError("no")))
     with pytest.raises(RuntimeError, match="no"):
         run(stage)
@@ -194,7 +194,7 @@ def test_no_observer_stays_attached_when_a_pass_fails():
 def test_new_weight_ranges_replace_a_fixed_rounding():
     """A frozen layer that gets ranges again must not go on computing with its old codes."""
     bench = workbench(BitWidth(3, 6))
-    run(WeightRange(bench, **MSE))
+    run(WeightRange.of(bench, **MSE))
     layer = next(iter(quant_layers(bench.network).values()))
     layer.weight_on = True
     nearest = layer.effective_weight().clone()
@@ -202,6 +202,6 @@ def test_new_weight_ranges_replace_a_fixed_rounding():
     layer.weight_quantizer.alpha.data.neg_()  # every weight rounds the other way
     layer.freeze_weight_()
     assert not torch.equal(layer.effective_weight(), nearest)
-    run(WeightRange(bench, **MSE))
+    run(WeightRange.of(bench, **MSE))
     layer.weight_on = True
     assert torch.equal(layer.effective_weight(), nearest)

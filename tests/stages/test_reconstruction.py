@@ -25,7 +25,7 @@ BITS = BitWidth(2, 4)
 
 def ranged(bits=BITS):
     bench = workbench(bits, trajectories=16)
-    run_stage(WeightRange(bench, **MSE), "cpu", [])
+    run_stage(WeightRange.of(bench, **MSE), "cpu", [])
     return bench
 
 
@@ -35,7 +35,7 @@ def reconstructed():
     bench = ranged()
     nearest = calibration_state(bench.network)
     settings = {**WEIGHT_RECONSTRUCTION, "iterations": 40, "batch": 16, "samples": 64, "capture_mib": 64}
-    stage = WeightReconstruction(bench, **settings)
+    stage = WeightReconstruction.of(bench, **settings)
     run_stage(stage, "cpu", [])
     return stage, nearest
 
@@ -140,7 +140,7 @@ def test_the_memory_setting_changes_no_bit():
     states = []
     for capture_mib in (0, 64):
         bench = ranged()
-        stage = WeightReconstruction(bench, **{**WEIGHT_RECONSTRUCTION, "iterations": 3, "capture_mib": capture_mib})
+        stage = WeightReconstruction.of(bench, **{**WEIGHT_RECONSTRUCTION, "iterations": 3, "capture_mib": capture_mib})
         run_stage(stage, "cpu", [])
         states.append(stage.state())
     assert states[0].keys() == states[1].keys()
@@ -151,8 +151,8 @@ def test_another_seed_learns_another_rounding():
     states = []
     for seed in (0, 1):
         bench = workbench(BITS, seed=seed)
-        run_stage(WeightRange(bench, **MSE), "cpu", [])
-        stage = WeightReconstruction(bench, **WEIGHT_RECONSTRUCTION)
+        run_stage(WeightRange.of(bench, **MSE), "cpu", [])
+        stage = WeightReconstruction.of(bench, **WEIGHT_RECONSTRUCTION)
         run_stage(stage, "cpu", [])
         states.append(stage.state())
     assert any(not torch.equal(states[0][name], states[1][name]) for name in states[0] if name.endswith("codes"))
@@ -161,10 +161,10 @@ def test_another_seed_learns_another_rounding():
 def test_learned_activation_steps_lower_the_held_out_error_and_leave_the_weights():
     bench = ranged(BitWidth(8, 3))
     freeze_weight_(bench.network)
-    run_stage(ActivationRange(bench, **{**ACTIVATION_RANGE, "observer": "min_max"}), "cpu", [])
+    run_stage(ActivationRange.of(bench, **{**ACTIVATION_RANGE, "observer": "min_max"}), "cpu", [])
     before = calibration_state(bench.network)
     settings = {**ACTIVATION_RECONSTRUCTION, "iterations": 40, "batch": 16, "samples": 64, "capture_mib": 64}
-    stage = ActivationReconstruction(bench, **settings)
+    stage = ActivationReconstruction.of(bench, **settings)
     run_stage(stage, "cpu", [])
     events = bench.record.of("unit")[2:]
     ratios = [event["held_out_error"] / event["held_out_error_before"] for event in events]
@@ -181,7 +181,7 @@ def test_the_model_s_own_weights_are_not_touched():
     bench = ranged()
     original = {name: layer.weight.clone() for name, layer in quant_layers(bench.network).items()}
     set_quantization_(bench.network, weight=False, activation=False)
-    run_stage(WeightReconstruction(bench, **{**WEIGHT_RECONSTRUCTION, "iterations": 2}), "cpu", [])
+    run_stage(WeightReconstruction.of(bench, **{**WEIGHT_RECONSTRUCTION, "iterations": 2}), "cpu", [])
     assert all(torch.equal(layer.weight, original[name]) for name, layer in quant_layers(bench.network).items())
 
 
@@ -193,7 +193,7 @@ def test_the_regularizer_reaches_both_halves_of_a_split_layer_or_only_the_first_
         layers = {name: layer for name, layer in quant_layers(bench.network).items() if layer.plan.boundaries}
         assert layers
         settings = {**WEIGHT_RECONSTRUCTION, "regularization": 1e3, "warmup": 0.0, "regularized_groups": groups}
-        stage = WeightReconstruction(bench, **settings)
+        stage = WeightReconstruction.of(bench, **settings)
         for unit in stage.units():
             stage.parameters_in_training = alphas = stage.trainable(stage.module(unit))
             penalty = stage.penalty(0.5)
@@ -210,4 +210,4 @@ def test_the_regularizer_reaches_both_halves_of_a_split_layer_or_only_the_first_
 
 def test_an_unknown_choice_of_regularized_groups_is_refused():
     with pytest.raises(ValueError, match="regularized_groups=none is not known"):
-        WeightReconstruction(workbench(BITS), **WEIGHT_RECONSTRUCTION, regularized_groups="none")
+        WeightReconstruction.of(workbench(BITS), **WEIGHT_RECONSTRUCTION, regularized_groups="none")

@@ -52,8 +52,8 @@ def ranged(bits=W3A6, *, steps=None, **options):
     plan = options.get("plan") or sampler()
     bench = workbench(bits, steps=steps or StepGroups.per_step(plan.network_calls), **options)
     if bits.weight_levels is None or bits.activation_levels is None:
-        run_stage(WeightRange(bench, **MSE), "cpu", [])
-        run_stage(ActivationRange(bench, **ACTIVATION_RANGE), "cpu", [])
+        run_stage(WeightRange.of(bench, **MSE), "cpu", [])
+        run_stage(ActivationRange.of(bench, **ACTIVATION_RANGE), "cpu", [])
         return bench
     seen = bench.bank.cal.at(bench.bank.cal.spread(8))
     set_min_max_ranges_(bench.adapter, seen.x, seen.timestep, seen.cond, seen.step)
@@ -61,7 +61,7 @@ def ranged(bits=W3A6, *, steps=None, **options):
 
 
 def stage_of(bench, cls=TrajectoryReconstruction, **changed):
-    return cls(bench, **{**SETTINGS, **changed})
+    return cls.of(bench, **{**SETTINGS, **changed})
 
 
 def run(bench, **changed):
