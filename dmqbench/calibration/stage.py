@@ -11,9 +11,9 @@ import logging
 import time
 import warnings
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
@@ -25,6 +25,8 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
+from dmqbench.config.errors import ConfigError
+from dmqbench.config.stage_files import limits_of
 from dmqbench.data.bank import TrajectoryBank
 from dmqbench.models.adapter import Adapter
 from dmqbench.models.rollout import Denoising
@@ -126,7 +128,12 @@ class Stage(pl.LightningModule):
     """The frozen dataclass of its settings, which its YAML gives by the names of the fields."""
 
     def __init__(self, bench: Workbench, settings: Any) -> None:
+        """Raise ValueError, one line, where a setting is not what the stage's YAML allows."""
         super().__init__()
+        try:
+            limits_of(self.name).check({item.name: getattr(settings, item.name) for item in fields(settings)})
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
         self.settings = settings
         self.automatic_optimization = False
         self._bench = (bench,)  # in a tuple: the network must not become a submodule, checkpoints never hold it
@@ -146,7 +153,19 @@ class Stage(pl.LightningModule):
     @classmethod
     def of(cls: type[AnyStage], bench: Workbench, **settings: Any) -> AnyStage:
         """Return the stage with settings by name, as its YAML gives them."""
-        return cls(bench, cls.settings_type(**settings))
+        return cls(bench, cls.settings_of(settings))
+
+    @classmethod
+    def settings_of(cls, values: Mapping[str, Any]) -> Any:
+        """Return the settings that a YAML gives.
+
+        Raises:
+            ValueError: one is missing, or is none of the fields.
+        """
+        try:
+            return cls.settings_type(**values)
+        except TypeError as error:
+            raise ValueError(f"stage {cls.name}: its settings are not those of its YAML ({error})") from None
 
     @property
     def bench(self) -> Workbench:
@@ -180,6 +199,12 @@ class Stage(pl.LightningModule):
         Returns:
             Why it cannot be known, in a few words; None if it can.
         """
+        return None
+
+    @classmethod
+    def promised_bits(cls, rows: int, bits: int, settings: Any) -> tuple[int, ...] | None:
+        """Return the weight bits of the rows of a layer of ``bits``, where how many rows have which is fixed before
+        calibration; None where it is not, as in most stages."""
         return None
 
     def findings(self) -> dict[str, Any]:

@@ -26,9 +26,10 @@ from omegaconf import DictConfig, ListConfig, Node, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from dmqbench.config.errors import ConfigError, closest
+from dmqbench.config.method_checks import references
 from dmqbench.config.places import CONF
 from dmqbench.config.plugin_code import require_module
-from dmqbench.config.plugins import Plugin, left_out_with, usable
+from dmqbench.config.plugins import Plugin, conf_folders, left_out_with, usable
 from dmqbench.config.schema import (
     ABOUT_STAGE,
     GROUPS,
@@ -38,6 +39,7 @@ from dmqbench.config.schema import (
     TO_COME,
     RootConfig,
 )
+from dmqbench.config.stage_files import stage_values
 
 ROOT = "config"
 HIDDEN = "base_"
@@ -104,10 +106,6 @@ def search_path(config_dirs: Sequence[str]) -> list[str]:
     return [f"hydra.searchpath=[{','.join(paths)}]"] if paths else []
 
 
-def _own_folders() -> list[Path]:
-    return [CONF, *(plugin.conf for plugin in usable())]
-
-
 def _folders(hydra_own: Sequence[str]) -> list[Path]:
     """The folders that ``search_path`` put into an override."""
     found = [override.value() for override in parse(hydra_own) if override.key_or_group == "hydra.searchpath"]
@@ -162,7 +160,7 @@ def _composed(hydra_own: tuple[str, ...], choices: tuple[str, ...]) -> DictConfi
         try:
             return hydra_compose(ROOT, [*hydra_own, *choices])
         except (HydraException, OmegaConfBaseException) as error:
-            raise _translated(error, [*_own_folders(), *_folders(hydra_own)]) from None
+            raise _translated(error, [*conf_folders(), *_folders(hydra_own)]) from None
 
 
 _of_package = lru_cache(maxsize=256)(partial(_composed, ()))
@@ -239,7 +237,7 @@ def _hydra() -> initialize_config_dir:
 
 def _check_form(override: Override) -> None:
     key, value = override.key_or_group, override.value()
-    if key.startswith("method.") and ("faithful_settings" in key or key.rpartition(".")[2] in ABOUT_STAGE[1:]):
+    if key.startswith("method.") and {"faithful_settings", *ABOUT_STAGE[1:]} & {*key.split(".")}:
         raise ConfigError(key, value, problem="says what the YAML means, and is set there only")
     if override.is_delete():
         raise ConfigError(f"~{key}", value, problem="removes a key, and all of them are needed")
@@ -307,7 +305,8 @@ def _set(config: DictConfig, key: str, value: Any) -> None:
     known = list(_known_keys(config))
     if key not in known:
         siblings = OmegaConf.select(config, key.rpartition(".")[0]) if "." in key else config
-        allowed = [str(name) for name in (siblings if isinstance(siblings, DictConfig) else config)]
+        group = siblings if isinstance(siblings, DictConfig) else config
+        allowed = [str(name) for name in group if name not in ABOUT_STAGE[1:]]
         similar = [name for name in known if name.startswith(key.rpartition(".")[0] + ".")] if "." in key else []
         raise ConfigError(key, value, allowed, "is not a key", closest(key, similar or [*known, *map(str, config)]))
     kind = _kind_of(config, key)
@@ -323,6 +322,8 @@ def _set(config: DictConfig, key: str, value: Any) -> None:
 def _known_keys(config: DictConfig, prefix: str = "") -> Iterator[str]:
     """Dotted names of all values."""
     for key in config:
+        if key in ABOUT_STAGE[1:]:
+            continue
         node = config._get_node(key)
         name = f"{prefix}{key}"
         if isinstance(node, DictConfig) and not node._is_none():
@@ -366,7 +367,7 @@ def _check_method_yaml(method: DictConfig) -> None:
         if key not in method:
             raise ConfigError(f"method.{key}", None, METHOD_KEYS, "is missing in the method's YAML", nearest=key)
     stages = [str(stage) for stage in method.stages]
-    known = (*METHOD_KEYS, *OPTIONAL_METHOD_KEYS)
+    known = (*METHOD_KEYS, *OPTIONAL_METHOD_KEYS, *references(OmegaConf.to_container(method, resolve=False)))
     for key in method:
         if key not in known and key not in stages and not _is_stage(method[key]):
             allowed = (*known, *stages)
@@ -385,8 +386,7 @@ def _is_stage(node: Any) -> bool:
 def _check_stage_yaml(stage: str, node: Any) -> None:
     if not isinstance(node, DictConfig):
         raise ConfigError("method.stages", stage, problem="has no settings of that name in the method's YAML")
-    paths = (folder / "stage" / f"{stage}.yaml" for folder in _own_folders())
-    known = next((list(OmegaConf.load(path)) for path in paths if path.is_file()), list(node))
+    known = list(stage_values(stage) or node)
     for key in node:
         if key not in known:
             name = f"method.{stage}.{key}"

@@ -21,6 +21,7 @@ from dmqbench.config.method_checks import (
     check_windows,
     checked_method,
     resolved_calibration,
+    without_limits,
 )
 from dmqbench.config.model_checks import check_foreign_network, check_weights, checked_model
 from dmqbench.config.model_facts import timesteps
@@ -92,6 +93,7 @@ def make_job(config: DictConfig) -> Job:
     _check_evaluate(plain["task"], evaluate, groups["model"], groups["metrics"])
     resolved = {**plain, **{group: asdict(value) for group, value in groups.items()}, "bits": groups["bits"].facts}
     del resolved["store"]  # where results lie is no part of what they are
+    resolved["method"] = without_limits(plain["method"])
     if calibration == schema.CalibrationConfig():
         del resolved["calibration"]
     else:

@@ -1,6 +1,6 @@
 """Whether a method's settings, order of stages and calibration can work, before anything runs."""
 
-import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -8,8 +8,8 @@ from typing import Any
 from dmqbench.config import schema
 from dmqbench.config.errors import ConfigError, closest, require_one_of
 from dmqbench.config.ids import needs_match
+from dmqbench.config.limits import LIMITS, Limits
 from dmqbench.config.model_facts import timesteps
-from dmqbench.config.precision_plans import SEARCH
 from dmqbench.config.schema import (
     FULL_PRECISION,
     METHOD_KEYS,
@@ -19,7 +19,6 @@ from dmqbench.config.schema import (
     SamplerConfig,
     StageConfig,
 )
-from dmqbench.config.stage_limits import BOUNDS, CHOICES, NEEDS_AFTER, NEEDS_BEFORE
 from dmqbench.quant.spec import group_size
 
 WHOSE_PARAMETERS = {
@@ -73,7 +72,7 @@ def check_plans(job: Job) -> None:
     if job.calibration.match != "refuse" or not needs_match(job):
         return
     plans = (timesteps(each, job.model, job.strength) for each in (job.calibration_sampler, job.sampler))
-    kept, wanted = map(_shown, plans)
+    kept, wanted = map(_described, plans)
     problem = (
         f"calibrates {kept}, and sampler.steps={job.sampler.steps} samples with {wanted}, for which "
         f"bits.ranges={job.bits.ranges} has no parameters; calibration.match=nearest takes the nearest timestep's, "
@@ -83,42 +82,88 @@ def check_plans(job: Job) -> None:
 
 
 def check_trained(job: Job) -> None:
-    """Refuse a last stage that would be the name of the row and train nothing."""
+    """Refuse a stage that would train activation scales alone where there are none."""
     for stage in job.method.stages:
-        scales_alone = stage.settings.get("recipe") == "scales"
-        if stage.name == "trajectory_reconstruction" and scales_alone and job.bits.activation == FULL_PRECISION:
-            problem = "trains activation scales, and bits.activation=32 has none"
-            raise ConfigError(f"method.{stage.name}.recipe", "scales", ["joint"], problem)
+        for key, words in stage.limits.needs_activations.items():
+            if job.bits.activation == FULL_PRECISION and stage.settings[key] in words:
+                others = [word for word in stage.limits.choices[key] if word not in words]
+                problem = "trains activation scales, and bits.activation=32 has none"
+                raise ConfigError(f"method.{stage.name}.{key}", stage.settings[key], others, problem)
 
 
-def _shown(plan: tuple[int, ...]) -> str:
+def _described(plan: tuple[int, ...]) -> str:
     return f"{len(plan)} network calls at timesteps {plan[0]} to {plan[-1]}"
 
 
-def checked_method(plain: Mapping[str, Any], unresolved: Any) -> MethodConfig:
+def checked_method(plain: Mapping[str, Any], unresolved: Mapping[str, Any]) -> MethodConfig:
+    """Return the method whose resolved YAML is ``plain``, every value of it checked.
+
+    Args:
+        unresolved: the same with references such as ``${method.faithful}`` as they are written.
+
+    Raises:
+        ConfigError: a value is not allowed, or changes nothing.
+    """
+    available = [key for key, value in plain.items() if isinstance(value, Mapping) and "uses" in value]
     for stage in plain["stages"]:
-        available = [key for key in plain if key not in (*METHOD_KEYS, *schema.OPTIONAL_METHOD_KEYS)]
         require_one_of("method.stages", stage, available)
-    _check_order(plain["stages"])
+    limits = {stage: Limits.of(stage, plain[stage]) for stage in plain["stages"]}
+    _check_order(plain["stages"], limits)
     if not plain["stages"] and plain["name"] not in schema.UNCALIBRATED:
         raise ConfigError("method.stages", "[]", problem=f"leaves nothing to method={plain['name']}")
     require_one_of("method.calibration", plain["calibration"], schema.CALIBRATIONS)
     check_ranges("method.ranges", plain["ranges"], schema.RANGES)
     _check_scope("method.paper_scope", plain["paper_scope"])
-    used = str({key: value for key, value in unresolved.items() if key not in METHOD_KEYS})
-    preset = {"faithful": bool(plain.get("faithful_settings")), "path": plain["name"] == schema.FOREIGN}
-    for key, default in (("faithful", False), ("path", None), ("calibration", "common")):
-        read = f"method.{key}}}" in used or preset.get(key, False)
-        if plain[key] != default and not read:
-            problem = f"changes nothing in method={plain['name']}"
-            raise ConfigError(f"method.{key}", plain[key], [default], problem)
-    if plain.get("plus") and SEARCH not in plain["stages"]:
-        raise ConfigError("method.plus", True, [False], f"changes nothing without the stage {SEARCH}")
+    _check_common_keys(plain, unresolved)
+    _check_own_keys(plain, unresolved)
     return MethodConfig(
         **{key: plain[key] for key in METHOD_KEYS if key != "stages"},
         variant=plain.get("variant", ""),
-        stages=tuple(_stage(name, plain[name]) for name in plain["stages"]),
+        stages=tuple(_stage(name, plain[name], limits[name]) for name in plain["stages"]),
     )
+
+
+def without_limits(method: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the YAML of a method as results keep it: what its stages may be set to is no part of what they are."""
+
+    def kept(value: Any) -> Any:
+        return {key: part for key, part in value.items() if key != LIMITS} if isinstance(value, Mapping) else value
+
+    return {key: kept(value) for key, value in method.items()}
+
+
+def references(value: Any) -> set[str]:
+    """Names of the values of the method that a YAML refers to, as in ``${method.faithful}``."""
+    if isinstance(value, Mapping):
+        return {name for part in value.values() for name in references(part)}
+    if isinstance(value, list):
+        return {name for part in value for name in references(part)}
+    return set(_REFERENCE.findall(value)) if isinstance(value, str) else set()
+
+
+_REFERENCE = re.compile(r"\$\{method\.(\w+)\}")
+
+
+def _check_common_keys(plain: Mapping[str, Any], unresolved: Mapping[str, Any]) -> None:
+    """Refuse a value of a common key that nothing in the method's YAML reads."""
+    read = references({key: value for key, value in unresolved.items() if key not in METHOD_KEYS})
+    if plain.get("faithful_settings"):
+        read.add("faithful")
+    if plain["name"] == schema.FOREIGN:
+        read.add("path")
+    for key, default in (("faithful", False), ("path", None), ("calibration", "common")):
+        if plain[key] != default and key not in read:
+            problem = f"changes nothing in method={plain['name']}"
+            raise ConfigError(f"method.{key}", plain[key], [default], problem)
+
+
+def _check_own_keys(plain: Mapping[str, Any], unresolved: Mapping[str, Any]) -> None:
+    """Refuse a switch of the method's own that is on while no stage that is listed reads it."""
+    for key in references(unresolved) - {*METHOD_KEYS, *schema.OPTIONAL_METHOD_KEYS}:
+        readers = [name for name, node in unresolved.items() if key in references(node)]
+        if plain[key] is True and not set(readers) & set(plain["stages"]):
+            problem = f"changes nothing without the stage {' or '.join(readers)}"
+            raise ConfigError(f"method.{key}", True, [False], problem)
 
 
 def _check_scope(key: str, value: Mapping[str, Any]) -> None:
@@ -129,11 +174,11 @@ def _check_scope(key: str, value: Mapping[str, Any]) -> None:
         require_one_of(key, name, (*schema.PAPER_SCOPE, *schema.FURTHER_SCOPE))
 
 
-def _stage(name: str, values: Mapping[str, Any]) -> StageConfig:
+def _stage(name: str, values: Mapping[str, Any], limits: Limits) -> StageConfig:
     for use in values["uses"]:
         require_one_of(f"method.{name}.uses", use, ("weight", "activation"))
     settings = {key: value for key, value in values.items() if key not in schema.ABOUT_STAGE}
-    _check_settings(name, settings)
+    limits.check(settings, f"method.{name}.")
     return StageConfig(
         name,
         values["version"],
@@ -141,31 +186,19 @@ def _stage(name: str, values: Mapping[str, Any]) -> StageConfig:
         settings,
         tuple(values.get("not_in_id", ())),
         dict(values.get("not_in_id_when", {})),
+        limits,
     )
 
 
-def _check_settings(stage: str, settings: Mapping[str, Any]) -> None:
-    for key, allowed in CHOICES.get(stage, {}).items():
-        if key in settings:
-            require_one_of(f"method.{stage}.{key}", settings[key], allowed)
-    for key, (low, high) in BOUNDS.get(stage, {}).items():
-        value = settings.get(key, low)
-        is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        if not is_number or not low <= value <= high:
-            allowed = f"{low:g} or more" if high == math.inf else f"{low:g} to {high:g}"
-            nearest = high if is_number and value > high else low
-            raise ConfigError(f"method.{stage}.{key}", value, [allowed], "is out of range", f"{nearest:g}")
-
-
-def _check_order(stages: Sequence[str]) -> None:
+def _check_order(stages: Sequence[str], limits: Mapping[str, Limits]) -> None:
     """Refuse a list of stages that would fail, or work on what is not there yet, after an hour."""
     text = f"[{','.join(stages)}]"
     for place, stage in enumerate(stages):
         if stage in stages[:place]:
             raise ConfigError("method.stages", text, problem=f"has {stage} twice")
-        for needed in NEEDS_BEFORE.get(stage, ()):
+        for needed in limits[stage].needs_before:
             if not set(needed) & set(stages[:place]):
                 raise ConfigError("method.stages", text, problem=f"needs {' or '.join(needed)} before {stage}")
-        for later in NEEDS_AFTER.get(stage, ()):
+        for later in limits[stage].needs_after:
             if later not in stages[place:]:
                 raise ConfigError("method.stages", text, problem=f"needs {later} after {stage}")

@@ -6,7 +6,7 @@ project is: ``conf/GROUP/NAME.yaml`` and ``sweeps/NAME.yaml``, and beside them `
 is wrong is left out as a whole, and its ``problem`` says why: nothing else may fail because of it.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib import import_module
@@ -150,6 +150,12 @@ def plugin_with(group: str, name: str) -> Plugin | None:
 def left_out_with(group: str, name: str) -> Plugin | None:
     """Return the plug-in that would bring an option if it were not left out."""
     return next((plugin for plugin in plugins() if plugin.problem and name in plugin.names(group)), None)
+
+
+def conf_folders() -> Iterator[Path]:
+    """The folders that hold configurations: this project's, then those of usable plug-ins."""
+    yield CONF
+    yield from (plugin.conf for plugin in usable())
 
 
 def _order(point: EntryPoint) -> tuple[str, str]:

@@ -14,8 +14,6 @@ from dmqbench.store.files import load_json, safe_name, short_hash
 
 KEY = "bits.plan"
 PLAN_FILE = "plan.json"
-SEARCH = "outlier_allocation"
-"""The stage that finds a plan."""
 
 
 def plan_hash(plan: PrecisionPlan) -> str:
@@ -81,8 +79,10 @@ def given_plan(job: Job) -> GivenPlan:
         ModelError: the model has no weights to compare it with.
     """
     path = str(job.bits.plan)
-    if any(stage.name == SEARCH for stage in job.method.stages):
-        raise ConfigError(KEY, path, problem=f"gives the bits that {SEARCH} searches for; take it out of method.stages")
+    for stage in job.method.stages:
+        if stage.limits.finds_bits:
+            problem = f"gives the bits that {stage.name} searches for; take it out of method.stages"
+            raise ConfigError(KEY, path, problem=problem)
     try:
         plan = read_plan(Path(path).expanduser())
         shapes = layer_shapes(job.model)

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Optional
 
+from dmqbench.config.limits import LIMITS, Limits
 from dmqbench.models.folders import SHIPPED, ModelSource
 from dmqbench.quant.plan import PrecisionPlan
 from dmqbench.quant.spec import COMMON_SCOPE, Scope
@@ -341,7 +342,7 @@ FURTHER_SCOPE = {"shortcuts": True, "downsampling": True, "bare_attention": True
 
 @dataclass(frozen=True)
 class StageConfig:
-    """One stage; ``settings`` are its constructor's arguments, of which ``not_in_id`` change no number."""
+    """One stage; ``settings`` are the fields of its settings, of which ``not_in_id`` change no number."""
 
     name: str
     version: int
@@ -350,6 +351,7 @@ class StageConfig:
     not_in_id: tuple[str, ...] = ()
     not_in_id_when: dict[str, Any] = field(default_factory=dict)
     """Settings that came after the stage had ids, with the value that stands for how it was before them."""
+    limits: Limits = field(default=Limits(), repr=False, hash=False)
 
     @property
     def id_settings(self) -> dict[str, Any]:
@@ -376,14 +378,14 @@ class MethodConfig:
 METHOD_KEYS = ("name", "stages", "faithful", "path", "calibration", "ranges", "paper_scope")
 """What every method's YAML has."""
 
-OPTIONAL_METHOD_KEYS = ("variant", "faithful_settings", "plus")
-"""``faithful_settings``: what ``method.faithful=true`` sets, where the command line does not say otherwise; ``plus``:
-MPQ-DM[+], for settings of stages to refer to."""
+OPTIONAL_METHOD_KEYS = ("variant", "faithful_settings")
+"""``faithful_settings``: what ``method.faithful=true`` sets, where the command line does not say otherwise. A method's
+further keys are those that settings of its stages refer to."""
 
 STAGE_KEYS = ("version", "uses")
 """What every stage's YAML has."""
 
-ABOUT_STAGE = (*STAGE_KEYS, "not_in_id", "not_in_id_when")
+ABOUT_STAGE = (*STAGE_KEYS, "not_in_id", "not_in_id_when", LIMITS)
 """Keys of a stage's YAML that are no settings."""
 
 

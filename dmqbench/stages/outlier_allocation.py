@@ -15,7 +15,16 @@ from dmqbench.calibration.capture import run_points
 from dmqbench.calibration.stage import Stage, Workbench
 from dmqbench.data.noise import generator
 from dmqbench.models.hooks import hooked
-from dmqbench.quant.allocation import Allocation, allocate, blocked, moved_rows, prescale, row_kurtosis, row_order
+from dmqbench.quant.allocation import (
+    Allocation,
+    allocate,
+    blocked,
+    moved_rows,
+    prescale,
+    row_bits,
+    row_kurtosis,
+    row_order,
+)
 from dmqbench.quant.functional import affine_parameters, fake_quantize
 from dmqbench.quant.layers import QuantLayer, quant_layers, quantization
 from dmqbench.quant.quantizer import along_axis
@@ -101,6 +110,13 @@ class OutlierAllocation(Stage):
             if settings.strengths and least == min(bits) and getattr(layer, "groups", 1) == 1:
                 layer.set_equivalent_scale_(layer.weight.new_ones(layer.weight.shape[1]))
         return None
+
+    @classmethod
+    def promised_bits(cls, rows: int, bits: int, settings: Settings) -> tuple[int, ...] | None:
+        if not settings.plus:
+            return None
+        moved = moved_rows(rows, bits, settings.largest_tenths, plus=True)[-1]
+        return tuple(row_bits(torch.arange(rows), moved, bits, plus=True).tolist())
 
     def units(self) -> tuple[str, ...]:
         return ("rows",) if self.layers else ()

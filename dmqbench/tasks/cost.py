@@ -6,14 +6,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
-from dmqbench.config.precision_plans import SEARCH
 from dmqbench.config.schema import UNCALIBRATED, UNKNOWN, Job, scope_of
+from dmqbench.methods import stages_of
 from dmqbench.models.foreign import foreign_facts
 from dmqbench.models.sources import meta_topology
 from dmqbench.models.topology import LayerInfo
-from dmqbench.quant.allocation import moved_rows, row_bits
 from dmqbench.quant.cost import Cost, CountedLayer, count_cost
 from dmqbench.quant.plan import PrecisionPlan, uniform_plan
 from dmqbench.quant.spec import BitWidth, Scope
@@ -86,16 +83,16 @@ def _plans(job: Job, layers: Sequence[LayerInfo], reached: PrecisionPlan | None)
 
 
 def _promised_bits(job: Job, layers: Sequence[LayerInfo]) -> dict[str, int | tuple[int, ...]]:
-    """Bits of the rows of every layer where the method fixes how many have which before it calibrates (MPQ-DM[+])."""
-    if not any(stage.name == SEARCH and stage.settings["plus"] for stage in job.method.stages):
-        return {}
-    weight = job.bits.weight
-    shapes = {layer.name: layer.weight_shape[0] for layer in layers}
-    moved = {name: moved_rows(rows, weight, largest_tenths=1, plus=True)[-1] for name, rows in shapes.items()}
-    return {
-        name: tuple(row_bits(torch.arange(rows), moved[name], weight, plus=True).tolist())
-        for name, rows in shapes.items()
-    }
+    """Bits of the rows of every layer where a stage fixes how many have which before it calibrates."""
+    promised: dict[str, int | tuple[int, ...]] = {}
+    for config in job.method.stages:
+        stage = stages_of(job.method.name)[config.name]
+        settings = stage.settings_of(config.settings)
+        for layer in layers:
+            bits = stage.promised_bits(layer.weight_shape[0], job.bits.weight, settings)
+            if bits is not None:
+                promised[layer.name] = bits
+    return promised
 
 
 def _with_bits(plan: PrecisionPlan, bits: Mapping[str, int | tuple[int, ...]], usual: int) -> PrecisionPlan:

@@ -63,7 +63,7 @@ def _outline_(network: nn.Module, job: Job, topology: Topology, plan: PrecisionP
         set_explicit_attention_(network, operands)
     for config in job.method.stages:
         stage = stages_of(job.method.name)[config.name]
-        unknown = stage.outline_(network, stage.settings_type(**config.settings))
+        unknown = stage.outline_(network, stage.settings_of(config.settings))
         if unknown is not None:
             return unknown
     return None

@@ -13,7 +13,7 @@ from dmqbench.config.ids import job_ids
 from dmqbench.config.model_facts import weights_hash
 from dmqbench.config.places import CONF, SWEEPS
 from dmqbench.config.schema import Job
-from dmqbench.config.stage_limits import CHOICES
+from dmqbench.config.stage_files import limits_of
 from dmqbench.launch.sweeps import Planned, check, sweep_jobs
 from dmqbench.results.studies.dose_response import RUNGS, rung_of
 from dmqbench.results.studies.findings import FindingsReader
@@ -173,7 +173,7 @@ def test_the_ablation_has_every_horizon_and_every_gradient_beside_the_untuned_jo
     places = [(one["horizon"], one["gradient"]) for one in found]
     assert places[:5] == [(horizon, "identity") for horizon in (1, 2, 5, 10, 20)]
     assert sorted(gradient for horizon, gradient in places[5:13]) == sorted(
-        name for name in CHOICES[TRAJECTORY]["gradient"] if name != "identity"
+        name for name in limits_of(TRAJECTORY).choices["gradient"] if name != "identity"
     )
     assert {horizon for horizon, _ in places[5:]} == {5}
     usual = settings(tuned[2], TRAJECTORY)

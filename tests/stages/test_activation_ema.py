@@ -138,7 +138,7 @@ def test_old_powers_of_two_go_with_the_old_range():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"momentum": 1.0}, "momentum 1.0: allowed is 0 <= momentum < 1"),
+        ({"momentum": 1.0}, "momentum=1.0 is out of range; nearest: 0.9999"),
         ({"skip_part": "first"}, "skip_part=first is not known"),
         ({"samples": 2}, "no calibration point is at the steps of row 2"),
     ],

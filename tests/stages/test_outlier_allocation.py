@@ -107,7 +107,7 @@ def test_every_candidate_has_the_error_of_a_layer_that_is_quantized_so(watched):
         assert len(found[name]["errors"]) == (6 if rows >= 10 else 1)
         for tenths, error in enumerate(found[name]["errors"]):
             bits = row_bits(order, tenths * (rows // 10), 2, plus=False).tolist()
-            got = quantized_output(layer, x, bits, watched.on_quantized_inputs)
+            got = quantized_output(layer, x, bits, watched.settings.on_quantized_inputs)
             assert error == pytest.approx(float((got - output).square().sum() / energy), rel=1e-4), name
         assert found[name]["errors"][found[name]["tenths"]] == min(found[name]["errors"])
 

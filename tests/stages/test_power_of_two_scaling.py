@@ -316,10 +316,10 @@ def test_an_input_that_is_not_finite_names_its_layer():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"layers": "skips"}, r"layers=skips is not known \(allowed: skip, all\)"),
+        ({"layers": "skips"}, r"layers=skips is not known; nearest: skip \(allowed: skip, all\)"),
         ({"selection": "mean"}, r"selection=mean is not known \(allowed: vote, mse\)"),
-        ({"agreement": 1.5}, "agreement 1.5: allowed are 0 to 1"),
-        ({"depth": 8}, "depth 8: allowed are 0 to 7"),
+        ({"agreement": 1.5}, r"agreement=1.5 is out of range; nearest: 1 \(allowed: 0 to 1\)"),
+        ({"depth": 8}, "depth=8 is out of range; nearest: 7"),
         ({}, "has no calibrated static activation range to scale"),
     ],
 )

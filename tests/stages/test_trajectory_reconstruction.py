@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from workbench import ACTIVATION_RANGE, MSE, W3A6, sampler, set_min_max_ranges_, workbench
 
 from dmqbench.calibration.stage import CalibrationDiverged, UnitCheckpoint, run_stage
-from dmqbench.config.stage_limits import CHOICES
+from dmqbench.config.stage_files import limits_of
 from dmqbench.quant.layers import freeze_, quant_layers, quantization
 from dmqbench.quant.spec import BitWidth, StepGroups
 from dmqbench.quant.state import activation_quantizers, calibration_state, load_calibration_state_
@@ -252,7 +252,7 @@ def test_an_unknown_word_is_refused_with_what_is_allowed(key, allowed):
 
 
 def test_the_words_for_gradients_are_the_rules():
-    assert CHOICES[NAME]["gradient"] == (*RULES, *CONTROLS)
+    assert limits_of(NAME).choices["gradient"] == [*RULES, *CONTROLS]
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from statistics import geometric_mean, mean
 from typing import Any, Literal
 
 from dmqbench.config.schema import ABOUT_STAGE
-from dmqbench.config.stage_limits import CHOICES
+from dmqbench.config.stage_files import limits_of
 from dmqbench.results.compare import Comparison, compare
 from dmqbench.results.correlations import correlate
 from dmqbench.results.figure import Axis, Figure, Line, Panel, ratio_axis
@@ -29,7 +29,7 @@ TRAJECTORY = TrajectoryReconstruction.stage
 Varied = Literal["horizon", "gradient"]
 VARIED: tuple[Varied, Varied] = ("horizon", "gradient")
 
-GRADIENTS = CHOICES[TRAJECTORY]["gradient"]
+GRADIENTS = tuple(limits_of(TRAJECTORY).choices["gradient"])
 REFERENCE, DEFAULT = "replayed", "identity"
 """The exact gradient, and the paper's, which is compared with it."""
 
