@@ -46,10 +46,17 @@ def the_one() -> plugins.Plugin:
 
 
 STAGE = '''
+from dataclasses import dataclass
+
 import torch
 
 from dmqbench.calibration.stage import Stage
 from dmqbench.quant.layers import quant_layers
+
+
+@dataclass(frozen=True)
+class Settings:
+    strength: float
 
 
 class Nudge(Stage):
@@ -57,10 +64,7 @@ class Nudge(Stage):
 
     name = "nudge"
     weights_only = True
-
-    def __init__(self, bench, strength: float) -> None:
-        super().__init__(bench)
-        self.strength = strength
+    settings_type = Settings
 
     def units(self):
         return ("all",)

@@ -63,6 +63,8 @@ nudge:
   uses: [weight]
   not_in_id: []
   strength: 0.1
+  limits:
+    bounds: {strength: [0, null]}
 """
 
 

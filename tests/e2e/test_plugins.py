@@ -35,7 +35,10 @@ def dmqbench(site: Path, store: Path, *overrides: str) -> subprocess.CompletedPr
 def test_two_packages_with_the_same_names_have_numbers_of_their_own(tmp_path):
     """Method, stage, version and settings are equal; one widens the scales of weights, the other narrows them."""
     folders = []
-    for package, formula in {"wide": "mul_(1 + self.strength)", "narrow": "div_(1 + self.strength)"}.items():
+    for package, formula in {
+        "wide": "mul_(1 + self.settings.strength)",
+        "narrow": "div_(1 + self.settings.strength)",
+    }.items():
         method_package(tmp_path / package, package, formula)
         done = dmqbench(tmp_path / package, tmp_path / "runs")
         assert done.returncode == 0, done.stderr
