@@ -55,15 +55,18 @@ class Sheet:
         return tuple(f"{column} {self.directions.get(column, '')}".strip() for column in self.columns)
 
     def without(self, hidden: Sequence[str]) -> "Sheet":
-        """Return the sheet without the ``hidden`` columns, and a note that says so."""
+        """Return the sheet without the ``hidden`` columns."""
         kept = [number for number, column in enumerate(self.columns) if column not in hidden]
-        note = f"no room for {', '.join(hidden)}: use a wider terminal or --format md"
         return replace(
             self,
             columns=tuple(self.columns[number] for number in kept),
             lines=tuple(line._replace(cells=tuple(line.cells[number] for number in kept)) for line in self.lines),
-            notes=(*self.notes, note),
         )
+
+    def cut(self, hidden: Sequence[str]) -> "Sheet":
+        """Return the sheet without the ``hidden`` columns, and a note that says so."""
+        note = f"no room for {', '.join(hidden)}: use a wider terminal or --format md"
+        return replace(self.without(hidden), notes=(*self.notes, note))
 
 
 def sheet_of(table: Table, compact: bool, best: Best | None = None) -> Sheet:

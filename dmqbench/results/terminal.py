@@ -22,7 +22,7 @@ def fitted(table: Table, console: Console) -> tuple[Sheet, RichTable]:
     best = best_of(table)
     full, compact = (sheet_of(table, short, best) for short in (False, True))
     expendable = (compact.columns[-1], "MiB", *reversed(table.metrics[1:]))
-    shorter = (compact.without(expendable[:count]) for count in range(1, len(expendable) + 1))
+    shorter = (compact.cut(expendable[:count]) for count in range(1, len(expendable) + 1))
     sheet, shown = full, rich_table(full)
     for narrower, dense in chain([(compact, False), (compact, True)], ((each, True) for each in shorter)):
         if _fits(shown, console):
