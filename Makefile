@@ -7,7 +7,7 @@ DOCS := .venv/.docs
 # Two threads on a busy two-core machine wait for each other; one per process does not.
 ONE_THREAD := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
-.PHONY: demo test test-slow coverage lint types bench docs clean
+.PHONY: demo test test-slow coverage lint types bench notebooks docs clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@echo "Installing into .venv/: about 3 minutes"
@@ -47,6 +47,9 @@ types: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks
+
+notebooks: $(READY)
+	$(ONE_THREAD) $(BIN)/python tests/notebooks/execution.py
 
 $(DOCS): $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import jupytext
 import nbformat
-from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
 from nbformat import NotebookNode
+from traitlets.config import Config
 
 ROOT = Path(__file__).parents[2]
 TEXTS = sorted((ROOT / "notebooks").glob("*.py"))
@@ -24,12 +24,18 @@ def executed(text: Path, place: Path, **variables: str) -> NotebookNode:
     for number, cell in enumerate(notebook.cells):
         cell.id = f"cell-{number}"  # jupytext draws them at random
     given = {key: value for key, value in os.environ.items() if key != "DMQBENCH_RUNS"}
-    ours = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "IPYTHONDIR": str(place / ".ipython")}
+    ours = {
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "IPYTHONDIR": str(place / ".ipython"),
+    }
     with tempfile.TemporaryDirectory() as sockets:  # whose paths must be short
-        connection = str(Path(sockets) / "kernel.json")
+        connection = {"transport": "ipc", "connection_file": str(Path(sockets) / "kernel.json")}
         client = NotebookClient(
             notebook,
-            km=AsyncKernelManager(kernel_name="python3", transport="ipc", connection_file=connection),
+            config=Config(KernelManager=connection),
+            kernel_name="python3",
             timeout=240,
             record_timing=False,
             resources={"metadata": {"path": str(place)}},
