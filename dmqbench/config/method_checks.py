@@ -95,7 +95,7 @@ def _described(plan: tuple[int, ...]) -> str:
     return f"{len(plan)} network calls at timesteps {plan[0]} to {plan[-1]}"
 
 
-def checked_method(plain: Mapping[str, Any], unresolved: Mapping[str, Any]) -> MethodConfig:
+def checked_method(plain: Mapping[str, Any], unresolved: Any) -> MethodConfig:
     """Return the method whose resolved YAML is ``plain``, every value of it checked.
 
     Args:

@@ -18,7 +18,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dmqbench.calibration.stage import CalibrationDiverged, Stage, Workbench
+from dmqbench.calibration.best_state import (
+    ADAM,
+    FACTS,
+    VARIABLE,
+    best_of,
+    part_of,
+    prefixed,
+    require_finite,
+    slices_of_checks,
+    training_progress,
+)
+from dmqbench.calibration.stage import Stage, Workbench
 from dmqbench.calibration.trained_parameters import TrainedScales, VariableOptimizer, copies, linear_decay, set_
 from dmqbench.calibration.windows import Windows, all_windows, draw_windows
 from dmqbench.data.noise import Stream, generator
@@ -28,9 +39,6 @@ from dmqbench.quant.layers import QuantLayer, quant_layers, quantization
 from dmqbench.quant.relation import relation_divergence, smoothed
 from dmqbench.quant.state import activation_quantizers
 from dmqbench.tracking.record import curve
-
-FACTS, VARIABLE, BEST, ADAM = "facts:", "variable:", "best:", "adam:"
-"""How tensors of a checkpoint begin."""
 
 STEP = "step "
 """How facts begin that hold a layer's weight step before training."""
@@ -110,9 +118,7 @@ class LowRankTuning(Stage):
     def __init__(self, bench: Workbench, settings: Settings) -> None:
         super().__init__(bench, settings)
         self.trajectories = {"cal": bench.bank.cal, "val": bench.bank.val}
-        length = -(-settings.iterations // min(settings.checks, settings.iterations))
-        starts = range(0, settings.iterations, length)
-        parts = (range(start, min(start + length, settings.iterations)) for start in starts)
+        parts = slices_of_checks(settings.iterations, settings.checks)
         self.layers = {name: layer for name, layer in quant_layers(bench.network).items() if layer.weight_quantizer}
         trains = self.layers or activation_quantizers(bench.network)
         self.slices = {f"iterations {part.start}-{part.stop - 1}": part for part in parts if trains}
@@ -199,7 +205,7 @@ class LowRankTuning(Stage):
         loss.backward()
         for trained in self.scales.values():
             trained.gather_()
-        self._require_finite(at)
+        require_finite(self._variables(), f"stage {self.name}", f"iteration {at}")
         self.optimizer.step(at)
         self._show()
         if iteration in self.recorded_iterations:
@@ -225,13 +231,6 @@ class LowRankTuning(Stage):
         """What the best state has least of: the error of predictions, weighted as in the loss."""
         before = self._before("noise").to(errors["noise"])
         return float((errors["noise"] / (before if self.settings.normalised else 1.0)).mean())
-
-    def _require_finite(self, at: int) -> None:
-        gradients = {name: value.grad for name, value in self._variables().items() if value.grad is not None}
-        finite = torch.stack([gradient.isfinite().all() for gradient in gradients.values()]).tolist()
-        if not all(finite):
-            name = list(gradients)[finite.index(False)]
-            raise CalibrationDiverged(f"stage {self.name}: the gradient of {name} at iteration {at} is not finite")
 
     @torch.no_grad()
     def finish_unit(self, unit: str) -> dict[str, float]:
@@ -322,29 +321,22 @@ class LowRankTuning(Stage):
     # ---- what is kept and told
 
     def progress(self) -> dict[str, Tensor]:
-        facts = {f"{FACTS}{name}": values for name, values in self.facts.items()}
+        facts = prefixed(FACTS, self.facts)
         if self.optimizer is None or self.first_unit + self.current_epoch + 1 == len(self.units()):
             return facts
-        return {
-            **facts,
-            **{f"{VARIABLE}{name}": trained.logs.detach().clone() for name, trained in self.scales.items()},
-            **{f"{BEST}{name}": value for name, value in self.best.items()},
-            **{f"{ADAM}{name}": value for name, value in self.optimizer.state().items()},
-        }
+        logs = {name: trained.logs.detach().clone() for name, trained in self.scales.items()}
+        return facts | training_progress(logs, self.best, self.optimizer)
 
     def load_progress_(self, progress: dict[str, Tensor]) -> None:
-        def part_of(prefix: str) -> dict[str, Tensor]:
-            return {name.removeprefix(prefix): value for name, value in progress.items() if name.startswith(prefix)}
-
-        self.facts = part_of(FACTS)
+        self.facts = part_of(progress, FACTS)
         if self.first_unit == len(self.units()):
             return
         self._train()
-        set_({name: trained.logs for name, trained in self.scales.items()}, part_of(VARIABLE))
+        set_({name: trained.logs for name, trained in self.scales.items()}, part_of(progress, VARIABLE))
         self._show()
-        self.best = {name: value.to(self.bench.device) for name, value in part_of(BEST).items()}
+        self.best = best_of(progress, self.bench.device)
         self.optimizer = self._optimizer()
-        self.optimizer.load_state_(part_of(ADAM))
+        self.optimizer.load_state_(part_of(progress, ADAM))
 
     def findings(self) -> dict[str, Any]:
         """Held-out errors before and after: of predictions per call, of what is distilled per window."""

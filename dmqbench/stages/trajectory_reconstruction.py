@@ -14,7 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dmqbench.calibration.stage import CalibrationDiverged, Stage, Workbench
+from dmqbench.calibration.best_state import (
+    ADAM,
+    FACTS,
+    VARIABLE,
+    best_of,
+    part_of,
+    require_finite,
+    slices_of_checks,
+    training_progress,
+)
+from dmqbench.calibration.stage import Stage, Workbench
 from dmqbench.calibration.trained_parameters import (
     Trained,
     TrainedScales,
@@ -34,9 +44,6 @@ from dmqbench.samplers.plan import State
 from dmqbench.stages.trajectory_gradients import CONTROLS, RULES, GradientRule, GroupProblem
 
 STREAMS: tuple[Stream, ...] = ("cal", "val")
-FACTS, VARIABLE, BEST, ADAM = "facts:", "variable:", "best:", "adam:"
-"""How tensors of a checkpoint begin."""
-
 LARGEST_RATE = 0.003
 """Of Adam, in logarithms of scales and in grid steps: with few iterations of many calls each, larger ones overshoot."""
 
@@ -107,7 +114,7 @@ class TrajectoryReconstruction(Stage):
         self.slices = {
             f"{span.name}, iterations {part.start}-{part.stop - 1}": (span, part)
             for span in self.spans
-            for part in self._slices(span)
+            for part in slices_of_checks(self._total(span), settings.checks)
         }
         """Units: parts of the iterations of each span."""
         self.facts: dict[str, list[float]] = {}
@@ -125,11 +132,6 @@ class TrajectoryReconstruction(Stage):
 
     def _total(self, span: Span) -> int:
         return self.settings.iterations * len(span.groups)
-
-    def _slices(self, span: Span) -> list[range]:
-        total = self._total(span)
-        length = -(-total // self.settings.checks)
-        return [range(start, min(start + length, total)) for start in range(0, total, length)]
 
     def units(self) -> tuple[str, ...]:
         return tuple(self.slices)
@@ -188,16 +190,9 @@ class TrajectoryReconstruction(Stage):
         self._count(problem, self.rule.forwards(len(problem.calls)))
         for trained in self.trained:
             trained.gather_()
-        self._require_finite(unit, at)
+        require_finite(self._variables(), f"stage {self.name}, {unit}", str(at))
         self.optimizer.step(at)
         return loss
-
-    def _require_finite(self, unit: str, at: int) -> None:
-        gradients = {name: value.grad for name, value in self._variables().items() if value.grad is not None}
-        finite = torch.stack([gradient.isfinite().all() for gradient in gradients.values()]).tolist()
-        if not all(finite):
-            name = list(gradients)[finite.index(False)]
-            raise CalibrationDiverged(f"stage {self.name}, {unit}: the gradient of {name} at {at} is not finite")
 
     def finish_unit(self, unit: str) -> dict[str, float]:
         span, part = self.slices[unit]
@@ -326,16 +321,11 @@ class TrajectoryReconstruction(Stage):
         return {
             **facts,
             "best_error": torch.tensor(self.best_error, dtype=torch.float64),
-            **{f"{VARIABLE}{name}": value for name, value in copies(self._variables() | constants).items()},
-            **{f"{BEST}{name}": value for name, value in self.best.items()},
-            **{f"{ADAM}{name}": value for name, value in self.optimizer.state().items()},
+            **training_progress(copies(self._variables() | constants), self.best, self.optimizer),
         }
 
     def load_progress_(self, progress: dict[str, Tensor]) -> None:
-        def part_of(prefix: str) -> dict[str, Tensor]:
-            return {name.removeprefix(prefix): value for name, value in progress.items() if name.startswith(prefix)}
-
-        self.facts = {name: values.tolist() for name, values in part_of(FACTS).items()}
+        self.facts = {name: values.tolist() for name, values in part_of(progress, FACTS).items()}
         if self.first_unit == len(self.units()):
             return
         span, part = self.slices[self.units()[self.first_unit]]
@@ -344,10 +334,10 @@ class TrajectoryReconstruction(Stage):
         self._train()
         self.optimizer = self._optimizer(span)
         constants = {name: value for trained in self.trained for name, value in trained.constants().items()}
-        set_(self._variables() | constants, part_of(VARIABLE))
-        self.best = {name: value.to(self.bench.device) for name, value in part_of(BEST).items()}
+        set_(self._variables() | constants, part_of(progress, VARIABLE))
+        self.best = best_of(progress, self.bench.device)
         self.best_error = float(progress["best_error"])
-        self.optimizer.load_state_(part_of(ADAM))
+        self.optimizer.load_state_(part_of(progress, ADAM))
 
     def findings(self) -> dict[str, Any]:
         """Held-out end-state errors before and after, and how far the gradient agreed with the exact one, per span."""
