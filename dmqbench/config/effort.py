@@ -9,8 +9,11 @@ QUANTIZED = 1.5
 PER_ITERATION = 4.0
 """An iteration takes so many calls for each sample of its batch, whatever the stage."""
 
-PER_SAMPLE = 2.0
-"""What a stage does once takes so many calls for each sample that it looks at."""
+PER_SAMPLE, PER_TRAINED_SAMPLE = 10.0, 45.0
+"""What a stage does once takes so many calls for each sample; one that trains looks at it for every unit."""
+
+PER_CHECK = 2500.0
+"""So many takes a look at held-out trajectories while training."""
 
 ERRORS = 5.0
 """Errors per step and layer take so many calls for each of a trajectory's."""
@@ -32,9 +35,11 @@ def work_of_trajectories(job: Job) -> float:
 
 def work_of_stage(stage: StageConfig) -> float:
     """Return the work of a stage, from the sizes that its settings name."""
-    sizes = {name: stage.settings.get(name) or 0 for name in ("iterations", "batch", "horizon", "samples")}
-    trained = sizes["iterations"] * sizes["batch"] * max(1, sizes["horizon"])
-    return PER_ITERATION * trained + PER_SAMPLE * sizes["samples"]
+    iterations, batch, horizon, samples, checks = (
+        stage.settings.get(name) or 0 for name in ("iterations", "batch", "horizon", "samples", "checks")
+    )
+    once = samples * (PER_TRAINED_SAMPLE if iterations else PER_SAMPLE) + checks * PER_CHECK
+    return PER_ITERATION * iterations * batch * max(1, horizon) + once
 
 
 def work_of_diagnosis(job: Job) -> float:
