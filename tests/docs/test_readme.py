@@ -106,7 +106,7 @@ def shortened(sweep: str) -> list[str]:
 def jobs_of(words: list[str], monkeypatch) -> list:
     """Return the checked jobs of a ``dmqbench`` command, which is not carried out."""
     planned = []
-    monkeypatch.setattr(cli, "carry_out", lambda jobs: planned.extend(jobs) or cli.DONE)
+    monkeypatch.setattr(cli, "carry_out", lambda jobs, takes: planned.extend(jobs) or cli.DONE)
     assert cli.main(words) == cli.DONE
     return planned
 
