@@ -587,3 +587,17 @@ def test_the_description_says_where_it_is_from(shared, store):
     for id in described.ids["stages"].values():
         assert Store(store).verified("quantized", id) is not None
     assert replace(described, seed=1) != described
+
+
+def test_the_package_hands_on_its_api_and_imports_no_torch_before():
+    code = """
+import sys, dmqbench
+assert {"quantize_", "save", "load"} <= set(dir(dmqbench))
+assert not hasattr(dmqbench, "quantise_")
+assert "torch" not in sys.modules
+import dmqbench.api
+for name in dmqbench.__all__:
+    assert getattr(dmqbench, name) is getattr(dmqbench.api, name)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

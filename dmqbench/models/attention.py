@@ -6,10 +6,7 @@ from typing import Any
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
-from dmqbench.models.adapter import Adapter
-from dmqbench.models.topology import Topology
 from dmqbench.quant.attention import AttentionQuantizers, explicit_attention
-from dmqbench.quant.spec import BitWidth, StepGroups
 
 
 def attention_modules(network: nn.Module) -> dict[str, Attention]:
@@ -40,20 +37,6 @@ def _covered(attention: Attention) -> bool:
     """Whether the module is an ordinary self- or cross-attention."""
     absent = attention.to_k is None or attention.to_v is None or attention.to_out is None
     return attention.spatial_norm is None and attention.add_k_proj is None and not absent
-
-
-def attach_attention_quantizers_(adapter: Adapter, topology: Topology, bits: BitWidth, steps: StepGroups) -> None:
-    """Give every attention that the network executes quantizers of ``bits.activation`` for its operands, switched off.
-
-    Raises:
-        ValueError: the activations stay in full precision.
-    """
-    levels = bits.activation_levels
-    if levels is None:
-        raise ValueError(f"bits {bits.name}: attention in full precision needs no quantizers")
-    names = [attention.name for attention in topology.attentions]
-    quantizers = {name: AttentionQuantizers(adapter.context, levels, steps) for name in names}
-    set_explicit_attention_(adapter.network, quantizers)
 
 
 class ExplicitAttention(nn.Module):

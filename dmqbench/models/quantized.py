@@ -3,10 +3,10 @@
 import os
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import diffusers
 import torch
@@ -16,23 +16,16 @@ from safetensors.torch import load_file
 from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
-from dmqbench.engines import ENGINES
-from dmqbench.models.attention import set_explicit_attention_
+from dmqbench.models.exchange import NETWORK, Description, exchange_
+from dmqbench.models.export import without_origin
 from dmqbench.models.folders import CONFIG, ModelError, read_config
 from dmqbench.models.quantized_file import packed, unpacked
 from dmqbench.models.sources import NetworkSpec
-from dmqbench.quant.attention import AttentionQuantizers
-from dmqbench.quant.context import StepContext
-from dmqbench.quant.layers import quantize_layers_
 from dmqbench.quant.plan import PrecisionPlan
-from dmqbench.quant.serving import serve_
-from dmqbench.quant.spec import BitWidth
-from dmqbench.quant.state import load_calibration_state_
-from dmqbench.store.files import TEMPORARY_PREFIX, load_json, save_atomic, save_json, short_hash, sync
+from dmqbench.store.files import TEMPORARY_PREFIX, save_atomic, save_json, short_hash, sync
 from dmqbench.store.manifest import Entry, Verifier, safe_file_name
 from dmqbench.tracking.environment import environment
 
-NETWORK = "unet"
 DESCRIPTION = "dmqbench.json"
 FORMAT, FORMAT_VERSION = "dmqbench quantized pipeline", 2
 PLAIN_CODES = 1
@@ -44,52 +37,6 @@ WEIGHTS = f"{NETWORK}/quantized.safetensors"
 _INDEX = "model_index.json"
 _LIBRARIES = ("diffusers", "transformers")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
-
-
-@dataclass(frozen=True)
-class Description:
-    """How a network was quantized: all that is needed beside its tensors to build it again, and where it is from."""
-
-    method: str
-    bits: dict[str, Any]
-    plan: dict[str, Any]
-    attentions: tuple[str, ...]
-    """Attentions whose matrix products are quantized."""
-    timesteps: tuple[int, ...]
-    """Of the calibrated network calls, in their order."""
-    engine: str
-    sampler: dict[str, Any]
-    budget: dict[str, Any]
-    seed: int
-    ids: dict[str, Any]
-    """Of the artifacts in the run store that it was made from."""
-    match: str = "refuse"
-    """What a call at a timestep that was not calibrated does: see ``CalibrationConfig``."""
-
-
-def exchange_(network: Any, description: Description, state: Mapping[str, Tensor]) -> None:
-    """Give a full-precision network the layers of ``description``, calibrated to ``state``, and let it go."""
-    context = StepContext()
-    quantize_layers_(network, PrecisionPlan.from_json(description.plan), context)
-    levels = BitWidth(description.bits["weight"], description.bits["activation"]).activation_levels
-    if description.attentions and levels is not None:
-        set_explicit_attention_(
-            network, {name: AttentionQuantizers(context, levels) for name in description.attentions}
-        )
-    load_calibration_state_(network, state)
-    serve_(network, ENGINES[description.engine], context, description.timesteps, description.match)
-    network.dmqbench = description
-    network.save_pretrained = _refuse_to_save
-
-
-def _refuse_to_save(*_: Any, **__: Any) -> NoReturn:
-    raise ModelError(f"a quantized {NETWORK} has no weights that diffusers could read: use dmqbench.api.save")
-
-
-def without_origin(path: Path) -> None:
-    """Take out of a diffusers configuration where it was loaded from and by which version."""
-    config = load_json(path)
-    save_json(path, {key: value for key, value in config.items() if key == "_class_name" or not key.startswith("_")})
 
 
 def save(pipe: DiffusionPipeline, folder: str | os.PathLike[str], overwrite: bool = False) -> Path:

@@ -151,6 +151,12 @@ def group_size(ranges: str) -> int | None:
     return int(found[1])
 
 
+def step_groups(ranges: str, calls: int) -> StepGroups:
+    """Return which row each of ``calls`` network calls uses under ``ranges`` (see ``group_size``)."""
+    size = group_size(ranges)
+    return StepGroups.shared() if size is None else StepGroups.of_size(calls, size)
+
+
 def nearest_calls(calibrated: Sequence[float], sampled: Sequence[float]) -> tuple[int, ...]:
     """For the timestep of every sampled network call, the index of the calibrated call at the nearest timestep.
 

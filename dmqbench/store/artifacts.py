@@ -93,6 +93,11 @@ class Store:
             raise StoreError(f"{folder} is a link that leaves the run store")
         return folder
 
+    @property
+    def work_area(self) -> Path:
+        """Folder for what is under way."""
+        return self.root / ".work"
+
     def work(self, id: str) -> Path:
         """Folder for what is under way on ``id``, created; it survives a kill and goes with publishing."""
         folder = self._work_path(id)
@@ -107,7 +112,7 @@ class Store:
     def check_writable(self) -> None:
         """Raise StoreError unless files can be made, locked and removed below the root."""
         try:
-            with exclusive(self.root / ".work" / f"probe-{os.getpid()}.lock"):
+            with exclusive(self.work_area / f"probe-{os.getpid()}.lock"):
                 pass
         except OSError as error:
             raise StoreError(
@@ -127,7 +132,7 @@ class Store:
         folder = self.path(kind, id)
         name = "-".join([kind, id] + ([] if part is None else [safe_name(part)]))
         message = f"waiting for another job that makes {kind} {id}" + (f", {part}" if part else "")
-        with exclusive(self.root / ".work" / f"{name}.lock", lambda: on_wait(message)):
+        with exclusive(self.work_area / f"{name}.lock", lambda: on_wait(message)):
             if part is None:
                 with self._editing(kind, id):
                     _tidy(folder)
@@ -250,11 +255,11 @@ class Store:
                     yield Checked(kind, id, problems)
 
     def _work_path(self, id: str) -> Path:
-        return self.root / ".work" / _checked_id(id)
+        return self.work_area / _checked_id(id)
 
     def _editing(self, kind: str, id: str) -> AbstractContextManager[None]:
         """The short lock around every change of a finished folder; a maker's lock may be held around it."""
-        return exclusive(self.root / ".work" / f"{kind}-{id}.edit.lock")
+        return exclusive(self.work_area / f"{kind}-{id}.edit.lock")
 
     def _inspect(self, kind: str, id: str) -> _Inspection | None:
         """What is in the folder now; None if there is no manifest and none about to be put in place."""

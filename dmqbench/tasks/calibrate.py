@@ -1,5 +1,6 @@
 """``task=calibrate``: the stages of a job's method, each once and in order."""
 
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -7,8 +8,11 @@ from safetensors.torch import load_file, save
 
 from dmqbench.calibration.stage import Stage, UnitCheckpoint, UnitProgress, Workbench, run_stage
 from dmqbench.config.effort import work_of_stage
+from dmqbench.config.model_facts import timesteps
 from dmqbench.config.schema import FINDINGS, Job, StageConfig
 from dmqbench.methods import stages_of
+from dmqbench.models.exchange import Description, quantized_attentions
+from dmqbench.models.sources import meta_topology
 from dmqbench.quant.layers import adopt_weight_bits_, plan_of_layers
 from dmqbench.quant.plan import PrecisionPlan
 from dmqbench.quant.spec import FULL_PRECISION
@@ -91,6 +95,25 @@ def _stage(shop: Workshop, config: StageConfig, parent: Artifact | None) -> Stag
     if stage.weights_only == ("activation" in config.uses):
         raise ValueError(f"stage {config.name}: its YAML's uses and its class's weights_only contradict each other")
     return stage
+
+
+def description(shop: Workshop, last: Artifact) -> Description:
+    """Return how the job quantizes its network, by the precision plan that its ``last`` stage reached."""
+    job = shop.job
+    topology, _ = meta_topology(job.model.checkpoint)
+    return Description(
+        method=job.method.name,
+        bits={**job.bits.facts, **({"plan": job.plan.hash} if job.plan else {})},
+        plan=load_json(last.path / PLAN),
+        attentions=quantized_attentions(topology, shop.scope, shop.bits),
+        timesteps=timesteps(job.calibration_sampler, job.model),
+        engine=job.engine,
+        sampler=asdict(job.calibration_sampler),
+        budget=asdict(job.budget),
+        seed=job.seed,
+        ids={"trajectories": shop.ids.trajectories, "stages": dict(shop.ids.stages)},
+        match=job.calibration.match,
+    )
 
 
 def load_state_(shop: Workshop, stage: Artifact) -> None:

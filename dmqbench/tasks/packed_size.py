@@ -8,15 +8,13 @@ from torch import nn
 from dmqbench.config.model_facts import network_config, timesteps
 from dmqbench.config.schema import Job
 from dmqbench.methods import stages_of
-from dmqbench.models.attention import set_explicit_attention_
+from dmqbench.models.exchange import quantize_network_, quantized_attentions
 from dmqbench.models.quantized_file import file_length, frozen_state, packed, shapes_in
 from dmqbench.models.sources import meta_model
 from dmqbench.models.topology import Topology
-from dmqbench.quant.attention import AttentionQuantizers
 from dmqbench.quant.context import StepContext
-from dmqbench.quant.layers import quantize_layers_
 from dmqbench.quant.plan import PrecisionPlan
-from dmqbench.quant.spec import BitWidth, Scope, StepGroups, group_size
+from dmqbench.quant.spec import BitWidth, Scope, step_groups
 from dmqbench.quant.state import calibration_state
 
 
@@ -53,14 +51,10 @@ def packed_size(
 
 def _outline_(network: nn.Module, job: Job, topology: Topology, plan: PrecisionPlan, scope: Scope) -> str | None:
     """Give a network on the meta device all that calibration will; return why that cannot be known, or None."""
-    context, size = StepContext(), group_size(job.bits.ranges)
-    calls = len(timesteps(job.calibration_sampler, job.model, job.strength))
-    groups = StepGroups.shared() if size is None else StepGroups.of_size(calls, size)
-    quantize_layers_(network, plan, context, groups)
-    levels = BitWidth(job.bits.weight, job.bits.activation).activation_levels
-    if scope.attention and levels is not None:
-        operands = {each.name: AttentionQuantizers(context, levels, groups) for each in topology.attentions}
-        set_explicit_attention_(network, operands)
+    steps = step_groups(job.bits.ranges, len(timesteps(job.calibration_sampler, job.model, job.strength)))
+    bits = BitWidth(job.bits.weight, job.bits.activation)
+    attentions = quantized_attentions(topology, scope, bits)
+    quantize_network_(network, plan, StepContext(), steps, attentions=attentions, bits=bits)
     for config in job.method.stages:
         stage = stages_of(job.method.name)[config.name]
         unknown = stage.outline_(network, stage.settings_of(config.settings))

@@ -10,14 +10,14 @@ from dmqbench.config.model_facts import weights_hash
 from dmqbench.config.schema import Job, SamplerConfig, scope_of
 from dmqbench.data.image_streams import OWN_STREAMS, ImageStreams, file_streams
 from dmqbench.models.adapter import Adapter, load_adapter
-from dmqbench.models.attention import attach_attention_quantizers_
+from dmqbench.models.exchange import quantize_network_, quantized_attentions
 from dmqbench.models.foreign import load_foreign_adapter
 from dmqbench.models.image_tasks import edit_images_, restore_images_
 from dmqbench.models.rollout import Denoising
 from dmqbench.models.topology import Topology
-from dmqbench.quant.layers import adopt_weight_bits_, quantize_layers_
+from dmqbench.quant.layers import adopt_weight_bits_
 from dmqbench.quant.plan import PrecisionPlan, uniform_plan
-from dmqbench.quant.spec import BitWidth, Scope, StepGroups, group_size
+from dmqbench.quant.spec import BitWidth, Scope, StepGroups, step_groups
 from dmqbench.samplers.plan import SamplerPlan, build_plan
 from dmqbench.store.artifacts import Artifact, Store
 from dmqbench.tracking.environment import PeakMemory
@@ -60,8 +60,7 @@ class Workshop:
 
     @property
     def step_groups(self) -> StepGroups:
-        size = group_size(self.job.bits.ranges)
-        return StepGroups.shared() if size is None else StepGroups.of_size(self.calibration_sampler.network_calls, size)
+        return step_groups(self.job.bits.ranges, self.calibration_sampler.network_calls)
 
     @cached_property
     def images(self) -> ImageStreams:
@@ -124,13 +123,13 @@ class Workshop:
     @cached_property
     def quantized(self) -> Adapter:
         """``adapter`` with quantizable layers; with their switches off it is still the full-precision model."""
-        topology, plan = self.topology, self.precision_plan  # traced before layers are exchanged
-        quantize_layers_(self.adapter.network, plan, self.adapter.context, self.step_groups)
+        adapter, plan = self.adapter, self.precision_plan  # traced before layers are exchanged
+        attentions = quantized_attentions(self.topology, self.scope, self.bits)
+        steps = self.step_groups
+        quantize_network_(adapter.network, plan, adapter.context, steps, attentions=attentions, bits=self.bits)
         if self.job.plan is not None:
-            adopt_weight_bits_(self.adapter.network, self.job.plan.plan)
-        if self.scope.attention and self.bits.activation_levels is not None:
-            attach_attention_quantizers_(self.adapter, topology, self.bits, self.step_groups)
-        return self.adapter
+            adopt_weight_bits_(adapter.network, self.job.plan.plan)
+        return adapter
 
     @cached_property
     def foreign(self) -> Adapter:

@@ -1,7 +1,6 @@
 """Explicit attention against diffusers' own processors, and through quantizers."""
 
 import logging
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,14 +10,15 @@ from torch import nn
 
 from dmqbench.models.attention import (
     ExplicitAttention,
-    attach_attention_quantizers_,
     attention_modules,
     set_explicit_attention_,
 )
+from dmqbench.models.exchange import quantize_network_, quantized_attentions
 from dmqbench.models.topology import trace
 from dmqbench.quant.attention import AttentionQuantizers
 from dmqbench.quant.context import StepContext
-from dmqbench.quant.spec import BitWidth, StepGroups
+from dmqbench.quant.plan import PrecisionPlan
+from dmqbench.quant.spec import BitWidth, Scope, StepGroups
 
 
 def run(network, seed=0):
@@ -126,17 +126,20 @@ def test_attached_quantizers_belong_to_the_network_and_start_switched_off():
     network = text_unet()
     before = run(network)
     args, kwargs = inputs(network)
-    adapter = SimpleNamespace(network=network, context=StepContext())
-    attach_attention_quantizers_(adapter, trace(network, args, kwargs), BitWidth(4, 6), StepGroups.per_step(3))
+    context, plan, topology = StepContext(), PrecisionPlan(()), trace(network, args, kwargs)
+    names = quantized_attentions(topology, Scope(attention=True), BitWidth(4, 6))
+    quantize_network_(network, plan, context, StepGroups.per_step(3), attentions=names, bits=BitWidth(4, 6))
     owned = {name: module for name, module in network.named_modules() if isinstance(module, AttentionQuantizers)}
     assert owned.keys() == {f"{name}.processor.quantizers" for name in attention_modules(network)}
     for quantizers in owned.values():
         assert {name for name, _ in quantizers.named_children()} == set(OPERANDS)
         assert {(q.levels, q.per_step) for q in quantizers.children()} == {(64, True)}
-        assert all(q.context is adapter.context for q in quantizers.children())
+        assert all(q.context is context for q in quantizers.children())
     torch.testing.assert_close(run(network), before, rtol=1e-5, atol=1e-5)
     with pytest.raises(ValueError, match="w4a32"):
-        attach_attention_quantizers_(adapter, trace(network, args, kwargs), BitWidth(4, 32), StepGroups.shared())
+        quantize_network_(network, plan, context, attentions=names, bits=BitWidth(4, 32))
+    assert quantized_attentions(topology, Scope(attention=True), BitWidth(4, 32)) == ()
+    assert quantized_attentions(topology, Scope(attention=False), BitWidth(4, 6)) == ()
 
 
 def test_diffusers_passes_all_its_arguments_silently(caplog):

@@ -8,9 +8,10 @@ from workbench import Log, adapter_of, sampler
 from dmqbench.calibration.stage import UnitCheckpoint, Workbench, run_stage
 from dmqbench.data.bank import TrajectoryBank
 from dmqbench.engines import lower_
-from dmqbench.models.attention import ExplicitAttention, attach_attention_quantizers_, attention_modules
+from dmqbench.models.attention import ExplicitAttention, attention_modules
+from dmqbench.models.exchange import quantize_network_, quantized_attentions
 from dmqbench.models.rollout import Denoising
-from dmqbench.quant.layers import freeze_, quant_layers, quantization, quantize_layers_
+from dmqbench.quant.layers import freeze_, quant_layers, quantization
 from dmqbench.quant.plan import uniform_plan
 from dmqbench.quant.spec import BitWidth, Scope, StepGroups
 from dmqbench.quant.state import activation_quantizers, calibration_state
@@ -32,8 +33,8 @@ def calibrated(build, bits, folder, per_step=False):
         *(denoising.follow(stream=stream, seed=0, indices=range(TRAJECTORIES)) for stream in ("cal", "val")),
         seed=0,
     )
-    quantize_layers_(adapter.network, uniform_plan(topology.layers, bits, SCOPE), adapter.context, steps)
-    attach_attention_quantizers_(adapter, topology, bits, steps)
+    plan, attentions = uniform_plan(topology.layers, bits, SCOPE), quantized_attentions(topology, SCOPE, bits)
+    quantize_network_(adapter.network, plan, adapter.context, steps, attentions=attentions, bits=bits)
     bench = Workbench(denoising, topology, bank, steps, 0, Log())
     stages = (
         WeightRange.of(bench, **MSE),

@@ -1,0 +1,84 @@
+"""The denoiser of a pipeline as a model folder, for as long as it is calibrated, and the caller left in peace."""
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from torch import nn
+
+from dmqbench.models.exchange import NETWORK
+from dmqbench.models.folders import CONFIG, SCHEDULER_CONFIG, ModelError
+from dmqbench.quant.serving import is_quantized
+from dmqbench.samplers.schedule import NoiseSchedule
+from dmqbench.samplers.spec import PREDICTIONS
+from dmqbench.store.files import TEMPORARY_PREFIX, load_json, save_json
+
+
+def quantizable_parts(pipe: Any, classes: Sequence[str]) -> tuple[Any, Any]:
+    """Return the network of a pipeline, which must be in full precision and of one of ``classes``, and its scheduler.
+
+    Raises:
+        ModelError: it cannot be quantized.
+    """
+    network: Any = getattr(pipe, NETWORK, None)
+    kind = type(pipe).__name__
+    if not isinstance(pipe, DiffusionPipeline):
+        raise ModelError(f"a {kind} cannot be quantized: give a diffusers pipeline, which has a scheduler too")
+    if type(network).__name__ not in classes or getattr(pipe, "scheduler", None) is None:
+        allowed = f"{NETWORK} of {', '.join(classes)}, and a scheduler"
+        raise ModelError(f"{kind}: its {NETWORK} is {type(network).__name__} (allowed: {allowed})")
+    if is_quantized(network):
+        raise ModelError(f"{kind}: its {NETWORK} is quantized already; load the full-precision pipeline again")
+    dtypes = {parameter.dtype for parameter in network.parameters() if parameter.is_floating_point()}
+    if dtypes != {torch.float32}:
+        names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
+        raise ModelError(f"{kind}: its {NETWORK} is in {names}; quantization computes in float32: load it in that")
+    return network, pipe.scheduler
+
+
+@contextmanager
+def exported(pipe: Any, place: Path) -> Iterator[Path]:
+    """The network and its noise schedule as a folder inside ``place``, for as long as it is needed.
+
+    Only what calibration depends on is written, so that the same pipeline from another place has the same ids.
+    """
+    config = dict(pipe.scheduler.config)
+    prediction = config.get("prediction_type", "epsilon")
+    try:
+        schedule = NoiseSchedule.from_scheduler_config(config)
+        if prediction not in PREDICTIONS:
+            raise ValueError(f"prediction_type {prediction}: allowed are {', '.join(PREDICTIONS)}")
+    except (TypeError, ValueError) as error:
+        raise ModelError(f"{type(pipe).__name__}: its scheduler cannot be followed ({error})") from None
+    with tempfile.TemporaryDirectory(prefix=f"{TEMPORARY_PREFIX}pipeline-", dir=place) as name:
+        folder = Path(name)
+        pipe.unet.save_pretrained(folder / NETWORK)
+        without_origin(folder / NETWORK / CONFIG)
+        save_json(folder / SCHEDULER_CONFIG, {**asdict(schedule), "prediction_type": prediction})
+        yield folder
+
+
+def without_origin(path: Path) -> None:
+    """Take out of a diffusers configuration where it was loaded from and by which version."""
+    config = load_json(path)
+    save_json(path, {key: value for key, value in config.items() if key == "_class_name" or not key.startswith("_")})
+
+
+@contextmanager
+def undisturbed(network: nn.Module) -> Iterator[None]:
+    """Compute as if the caller had no modes of its own, and leave its random numbers and settings as they were."""
+    device = next(network.parameters()).device
+    matmul: Any = torch.backends.cuda.matmul
+    cudnn: Any = torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32, cudnn.deterministic
+    devices = [device] if device.type == "cuda" else []
+    try:
+        with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32, cudnn.deterministic = before
