@@ -134,13 +134,13 @@ def compare(trajectories: Trajectories, outputs: Tensor, states: Tensor, gains: 
         difference = (states[:, place].double() - trajectories.x[:, place].double()).flatten(1)
         accumulated.append(float(difference.square().mean()))
         shift.append(float(difference.mean(dim=1).square().mean()))
-    found = StepErrors(tuple(local), tuple(injected), tuple(accumulated), tuple(shift))
-    _check_finite(found)
-    return found
+    errors = StepErrors(tuple(local), tuple(injected), tuple(accumulated), tuple(shift))
+    _check_finite(errors)
+    return errors
 
 
-def _check_finite(found: StepErrors) -> None:
-    for what, values in (("output", found.local), ("trajectory", found.accumulated)):
+def _check_finite(errors: StepErrors) -> None:
+    for what, values in (("output", errors.local), ("trajectory", errors.accumulated)):
         for call, value in enumerate(values):
             if not math.isfinite(value):
                 raise FloatingPointError(f"the quantized network's {what} is not finite at call {call}")

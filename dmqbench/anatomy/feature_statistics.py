@@ -127,11 +127,10 @@ def feature_statistics(
                 rows[call].append(_compared(now, before))
                 before = now
                 advance()
-    found = torch.stack([torch.cat(parts, dim=1).mean(dim=1) for parts in rows], dim=1).cpu()
-    if not found[:2].isfinite().all():
+    means = torch.stack([torch.cat(parts, dim=1).mean(dim=1) for parts in rows], dim=1).cpu()
+    if not means[:2].isfinite().all():
         raise FloatingPointError("a feature of the quantized network is not finite")
-    error, cosine, change, change_quantized = found
-    return FeatureStatistics(trajectories.timesteps, count, error, cosine, change, change_quantized, codes.use())
+    return FeatureStatistics(trajectories.timesteps, count, *means, codes=codes.use())
 
 
 def _compared(now: tuple[Tensor, Tensor], before: tuple[Tensor, Tensor] | None) -> Tensor:
@@ -170,8 +169,8 @@ class _Codes:
     """Counts the codes of every layer's activations while it is told to."""
 
     def __init__(self, network: nn.Module, topology: Topology, calls: int) -> None:
-        found = quant_layers(network)
-        layers = {layer.name: found[layer.name] for layer in topology.layers if layer.name in found}
+        quantizable = quant_layers(network)
+        layers = {layer.name: quantizable[layer.name] for layer in topology.layers if layer.name in quantizable}
         self._layers: Mapping[str, QuantLayer] = {
             name: layer for name, layer in layers.items() if layer.activation_quantizer is not None
         }

@@ -70,15 +70,15 @@ def layer_errors(
         FloatingPointError: an error is not finite, for example because a range was never calibrated.
     """
     adapter = denoising.adapter
-    found = quant_layers(adapter.network)
+    quantizable = quant_layers(adapter.network)
     with quantization(adapter.network, weight=False, activation=False):
-        traced = [layer for layer in adapter.topology().layers if layer.name in found]
+        traced = [layer for layer in adapter.topology().layers if layer.name in quantizable]
         if not traced:
             return None
         names = tuple(layer.name for layer in traced)
         calls = spread_calls(trajectories.calls)
         sums = _Sums(names, len(calls), adapter.device)
-        with hooked({name: found[name] for name in names}, sums.measure):
+        with hooked({name: quantizable[name] for name in names}, sums.measure):
             for column, call in enumerate(calls):
                 sums.column = column
                 for batch in batches(min(members, len(trajectories)), chunk):

@@ -18,7 +18,7 @@ from dmqbench.data.bank import Trajectories
 from dmqbench.data.noise import Stream, generator
 from dmqbench.eval.paired import psnr
 from dmqbench.models.rollout import Denoising
-from dmqbench.samplers.plan import State
+from dmqbench.samplers.plan import SamplerPlan, State
 
 STREAM: Stream = "val"
 RELATIVE_RMS = 0.1
@@ -99,12 +99,7 @@ def sensitivity(
     """
     plan = denoising.sampler
     calls = spread_calls(plan.network_calls) if calls is None else tuple(calls)
-    if trajectories.timesteps != plan.timesteps:
-        raise ValueError("the trajectories follow another sampler than the plan")
-    if not calls or any(low >= high for low, high in pairwise((-1, *calls, plan.network_calls))):
-        raise ValueError(f"calls {list(calls)}: allowed are 0 to {plan.network_calls - 1}, rising")
-    if not relative_rms > 0:
-        raise ValueError(f"relative_rms={relative_rms}: allowed are positive numbers")
+    _check(plan, trajectories, calls, relative_rms)
     count = len(trajectories) if members is None else min(members, len(trajectories))
     injected: dict[int, list[float]] = {call: [] for call in calls}
     mse: dict[int, list[float]] = {call: [] for call in calls}
@@ -126,6 +121,15 @@ def sensitivity(
         tuple(map(tuple, mse.values())),
         tuple(map(tuple, decibels.values())),
     )
+
+
+def _check(plan: SamplerPlan, trajectories: Trajectories, calls: Sequence[int], relative_rms: float) -> None:
+    if trajectories.timesteps != plan.timesteps:
+        raise ValueError("the trajectories follow another sampler than the plan")
+    if not calls or any(low >= high for low, high in pairwise((-1, *calls, plan.network_calls))):
+        raise ValueError(f"calls {list(calls)}: allowed are 0 to {plan.network_calls - 1}, rising")
+    if not relative_rms > 0:
+        raise ValueError(f"relative_rms={relative_rms}: allowed are positive numbers")
 
 
 class _Batch:

@@ -132,10 +132,10 @@ def load_foreign_adapter(path: str | Path, base: "Adapter") -> "Adapter":
     )
 
 
-def _require_same(folder: Path, what: str, ours: Any, theirs: Any) -> None:
-    ours, theirs = (tuple(value) if isinstance(value, list) else value for value in (ours, theirs))
-    if ours != theirs:
-        raise ModelError(f"{folder}: {what} is {theirs}, and {ours} in the model it is compared with")
+def _require_same(folder: Path, what: str, wanted: Any, given: Any) -> None:
+    wanted, given = (tuple(value) if isinstance(value, list) else value for value in (wanted, given))
+    if wanted != given:
+        raise ModelError(f"{folder}: {what} is {given}, and {wanted} in the model it is compared with")
 
 
 # ---- what a configuration says

@@ -109,10 +109,10 @@ def shapes_in(path: Path) -> dict[str, Tensor]:
     """Return the tensors of a safetensors file on the meta device; only its header is read."""
     types = {name: dtype for dtype, name in _TYPES.items()}
     with safe_open(path, framework="pt") as file:
-        found = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
         return {
             name: torch.empty(part.get_shape(), dtype=types[part.get_dtype()], device="meta")
-            for name, part in found.items()
+            for name, part in slices.items()
         }
 
 

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from dmqbench.anatomy.diagnosis import diagnose
 from dmqbench.anatomy.feature_statistics import feature_statistics
 from dmqbench.anatomy.recorded import batches, spread_calls
@@ -18,18 +20,17 @@ from dmqbench.anatomy.weight_rows import row_histograms, row_statistics
 from dmqbench.config.ids import JobIds
 from dmqbench.config.schema import Job
 from dmqbench.data.bank import TrajectoryBank
+from dmqbench.models.adapter import Adapter
 from dmqbench.models.rollout import Denoising
 from dmqbench.models.topology import LayerInfo, Topology
-from dmqbench.quant.layers import quantization
 from dmqbench.quant.spec import FULL_PRECISION
 from dmqbench.results.plots.anatomy import draw
-from dmqbench.store.artifacts import Store
 from dmqbench.store.files import save_json, short_hash
 from dmqbench.tasks.calibrate import calibrated
 from dmqbench.tasks.cost import quantization_of
 from dmqbench.tasks.sample import frozen
 from dmqbench.tasks.trajectories import bank_of
-from dmqbench.tasks.workshop import OUTCOME, Workshop
+from dmqbench.tasks.workshop import OUTCOME, Workshop, open_workshop
 from dmqbench.tracking.progress import Meter
 
 KIND = "anatomy"
@@ -56,37 +57,32 @@ def anatomy_id(ids: JobIds, method: str) -> str:
 
 def carry_out(job: Job) -> Path:
     """Make the anatomy of the job's model, unless it is in the store; return its folder."""
-    store = Store(job.store_root)
-    store.check_writable()
-    shop = Workshop(job, store)
+    shop = open_workshop(job)
     id = anatomy_id(shop.ids, job.method.name)
-    if store.verified(KIND, id) is None:
-        with store.lock(KIND, id):
-            if store.verified(KIND, id) is None:
-                folder = store.work(id) / OUTCOME
-                record = {"id": id, **examine(shop)}
-                save_json(folder / FILE, record)
-                draw(record, folder)
-                store.publish(KIND, id, folder, {})
-    return store.path(KIND, id)
+    return shop.made_once(KIND, id, lambda: _make(shop, id)).path
+
+
+def _make(shop: Workshop, id: str) -> dict[str, Any]:
+    """Write numbers and pictures into the work folder."""
+    folder = shop.store.work(id) / OUTCOME
+    record = {"id": id, **examine(shop)}
+    save_json(folder / FILE, record)
+    draw(record, folder)
+    return {}
 
 
 def examine(shop: Workshop) -> dict[str, Any]:
     """Return the content of ``anatomy.json``: numbers of six digits, ``None`` where one is not defined."""
-    job, topology, bank = shop.job, shop.topology, bank_of(shop)
-    inputs = _full_precision_inputs(shop, bank, topology)
+    job, bank = shop.job, bank_of(shop)
+    inputs = _full_precision_inputs(shop, bank, shop.topology)
     disturbed = _sensitivity(shop, bank)
-    modules = dict(shop.adapter.network.named_modules())
-    quantization = quantization_of(job)
-    bits = _rounded_to(job)
-    layers = []
-    for layer in topology.layers:
-        values = modules[layer.name].get_parameter("weight")
-        weight = weight_statistics(values).to_json() | {"rows": row_statistics(values, bits).to_json()}
-        layers.append(_describe(layer, inputs[layer.name]) | {"weight": weight})
+    bits, quantization = _rounded_to(job), quantization_of(job)
+    weights = {layer.name: _weight(shop.full_precision, layer) for layer in shop.topology.layers}
+    layers = [
+        _describe(layer, inputs[layer.name]) | {"weight": _describe_weight(weights[layer.name], bits)}
+        for layer in shop.topology.layers
+    ]
     heaviest = _heaviest(layers)
-    histograms = heaviest and row_histograms(modules[heaviest].get_parameter("weight"))
-    quantized = None if job.method.name == "fp" else _quantized(shop)
     return {
         "version": VERSION,
         "model": job.model.name,
@@ -99,11 +95,18 @@ def examine(shop: Workshop) -> dict[str, Any]:
         "scope": quantization.scope,
         "layers": layers,
         "rounded_to": list(bits),
-        "row_histograms": histograms and {"layer": heaviest, **histograms},
+        "row_histograms": None if heaviest is None else {"layer": heaviest, **row_histograms(weights[heaviest])},
         "sensitivity": disturbed,
-        "quantized": quantized and _diagnosis(shop, quantized, bank),
-        "features": quantized and _features(shop, quantized, bank),
+        **_of_quantized(shop, bank),
     }
+
+
+def _weight(adapter: Adapter, layer: LayerInfo) -> Tensor:
+    return adapter.network.get_submodule(layer.name).get_parameter("weight")
+
+
+def _describe_weight(weight: Tensor, bits: Sequence[int]) -> dict[str, Any]:
+    return weight_statistics(weight).to_json() | {"rows": row_statistics(weight, bits).to_json()}
 
 
 def _rounded_to(job: Job) -> tuple[int, ...]:
@@ -125,51 +128,41 @@ def _heaviest(layers: Sequence[Mapping[str, Any]]) -> str | None:
 def _full_precision_inputs(shop: Workshop, bank: TrajectoryBank, topology: Topology) -> Mapping[str, InputStatistics]:
     members, chunk = min(TRAJECTORIES, len(bank.cal)), shop.job.sampler.chunk
     total = bank.cal.calls * len(batches(members, chunk))
-    with (
-        Meter(f"anatomy of {shop.job.model.name}", total) as shown,
-        quantization(shop.adapter.network, weight=False, activation=False),
-    ):
-        denoising = shop.calibrating(shop.adapter)
-        return input_statistics(denoising, topology, bank.cal, members=members, chunk=chunk, advance=shown.advance)
+    denoising = shop.calibrating(shop.full_precision)
+    with Meter(f"anatomy of {shop.job.model.name}", total) as meter:
+        return input_statistics(denoising, topology, bank.cal, members=members, chunk=chunk, advance=meter.advance)
 
 
 def _sensitivity(shop: Workshop, bank: TrajectoryBank) -> dict[str, Any]:
     """What equal errors at each call do to the final image of the full-precision model."""
     members, sampler = min(SENSITIVITY_TRAJECTORIES, len(bank.val)), shop.job.calibration_sampler
     total = len(spread_calls(bank.val.calls)) * len(batches(members, sampler.chunk))
-    with (
-        Meter(f"sensitivity of {shop.job.model.name}", total) as shown,
-        quantization(shop.adapter.network, weight=False, activation=False),
-    ):
-        found = sensitivity(
-            shop.calibrating(shop.adapter),
-            bank.val,
-            seed=bank.seed,
-            chunk=sampler.chunk,
-            members=members,
-            advance=shown.advance,
+    denoising = shop.calibrating(shop.full_precision)
+    with Meter(f"sensitivity of {shop.job.model.name}", total) as meter:
+        record = sensitivity(
+            denoising, bank.val, seed=bank.seed, chunk=sampler.chunk, members=members, advance=meter.advance
         ).to_json()
-    values = {key: short(found[key]) for key in ("injected", "mse", "psnr")}
-    each = {key: short(rows) for key, rows in found["per_trajectory"].items()}
-    return found | values | {"per_trajectory": each}
+    means = {key: short(record[key]) for key in ("injected", "mse", "psnr")}
+    per_trajectory = {key: short(rows) for key, rows in record["per_trajectory"].items()}
+    return record | means | {"per_trajectory": per_trajectory}
 
 
-def _quantized(shop: Workshop) -> Denoising:
-    """The quantized model, ready to follow the calibrated trajectories."""
+def _of_quantized(shop: Workshop, bank: TrajectoryBank) -> dict[str, Any]:
+    """Errors of the quantized network's layers and steps, and what becomes of its activations and last feature."""
+    if shop.job.method.name == "fp":
+        return {"quantized": None, "features": None}
     with shop.record:
         calibrated(shop)
-    return shop.calibrating(frozen(shop, shop.calibration_sampler))
-
-
-def _diagnosis(shop: Workshop, quantized: Denoising, bank: TrajectoryBank) -> dict[str, Any]:
-    return diagnose(quantized, bank.val, seed=bank.seed, chunk=shop.job.calibration_sampler.chunk).to_json()
+    denoising = shop.calibrating(frozen(shop, shop.calibration_sampler))
+    diagnosis = diagnose(denoising, bank.val, seed=bank.seed, chunk=shop.job.calibration_sampler.chunk)
+    return {"quantized": diagnosis.to_json(), "features": _features(shop, denoising, bank)}
 
 
 def _features(shop: Workshop, quantized: Denoising, bank: TrajectoryBank) -> dict[str, Any]:
     """What becomes of activations and of the last feature."""
     members, sampler = min(FEATURE_TRAJECTORIES, len(bank.val)), shop.job.calibration_sampler
     total = bank.val.calls * len(batches(members, sampler.chunk))
-    with Meter(f"features of {shop.job.title}", total) as shown:
+    with Meter(f"features of {shop.job.title}", total) as meter:
         return feature_statistics(
             quantized,
             shop.calibrating(shop.adapter),
@@ -177,7 +170,7 @@ def _features(shop: Workshop, quantized: Denoising, bank: TrajectoryBank) -> dic
             bank.val,
             members=members,
             chunk=sampler.chunk,
-            advance=shown.advance,
+            advance=meter.advance,
         ).to_json()
 
 

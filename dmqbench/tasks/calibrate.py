@@ -60,8 +60,8 @@ def _run_stage(shop: Workshop, config: StageConfig, id: str, parent: Artifact | 
     checkpoint = UnitCheckpoint(folder / "checkpoint.safetensors")
     checkpoint.resume(stage)
     title = f"{shop.job.method.name} {shop.bits.name}: {config.name}"
-    with Meter(title, len(stage.units()), stage.first_unit, work_of_stage(config)) as shown:
-        run_stage(stage, shop.job.trainer.accelerator, [checkpoint, UnitProgress(shown)])
+    with Meter(title, len(stage.units()), stage.first_unit, work_of_stage(config)) as meter:
+        run_stage(stage, shop.job.trainer.accelerator, [checkpoint, UnitProgress(meter)])
     stage.note_memory()
     save_atomic(folder / OUTCOME / STATE, save(stage.state()))
     # A weight-only stage is shared by all activation bit-widths: its plan must not name the first comer's.
@@ -78,13 +78,12 @@ def _run_stage(shop: Workshop, config: StageConfig, id: str, parent: Artifact | 
 def _stage(shop: Workshop, config: StageConfig, parent: Artifact | None) -> Stage:
     """Return the stage at its bench, the layers in the state that its parent left."""
     job, bank = shop.job, bank_of(shop)
-    if parent is None:
-        _ = shop.quantized
-    else:
+    adapter = shop.quantized
+    if parent is not None:
         load_state_(shop, parent)
     shop.memory.begin_part()
     bench = Workbench(
-        denoising=shop.calibrating(shop.adapter),
+        denoising=shop.calibrating(adapter),
         topology=shop.topology,
         bank=bank,
         step_groups=shop.step_groups,

@@ -71,13 +71,13 @@ def _plans(job: Job, layers: Sequence[LayerInfo], reached: PrecisionPlan | None)
     own = uniform_plan(layers, bits, scope_of(job))
     paper = uniform_plan(layers, bits, Scope(**job.method.paper_scope))
     everywhere = uniform_plan(layers, bits, Scope(first_last=True, embedding=True))
-    found = reached or (job.plan.plan if job.plan else None)
+    given = reached or (job.plan.plan if job.plan else None)
     rows = _promised_bits(job, layers)
-    if found is not None:
+    if given is not None:
         usual = {layer.name for layer in own.layers if layer.weight_bits == bits.weight}
-        of_layers = {layer.name: layer.weight_bits for layer in found.layers}
+        of_layers = {layer.name: layer.weight_bits for layer in given.layers}
         rows |= {name: of_layers[name] for name in usual & of_layers.keys()}
-        own_layers = [replace(each, weight_bits=of_layers.get(each.name, each.weight_bits)) for each in own.layers]
+        own_layers = [replace(layer, weight_bits=of_layers.get(layer.name, layer.weight_bits)) for layer in own.layers]
         own = replace(own, layers=tuple(own_layers))
     return _Plans(*(_with_bits(plan, rows, bits.weight) for plan in (own, paper, everywhere)))
 

@@ -64,8 +64,8 @@ def _limited(job: Job) -> Job:
     metrics, evaluate = job.metrics, job.evaluate
     assert evaluate.samples is not None
     count = min(inspect(evaluate.samples).count, metrics.samples)
-    theirs = count if evaluate.fp_samples is None else inspect(evaluate.fp_samples).count
-    return replace(job, metrics=replace(metrics, samples=count, pairs=min(metrics.pairs, count, theirs)))
+    references = count if evaluate.fp_samples is None else inspect(evaluate.fp_samples).count
+    return replace(job, metrics=replace(metrics, samples=count, pairs=min(metrics.pairs, count, references)))
 
 
 def import_images(store: Store, path: str | Path | None, count: int) -> SampleSet:
@@ -94,14 +94,14 @@ def foreign_evaluator(shop: Workshop) -> Evaluator:
     prompts = None if job.evaluate.prompts is None else read_prompts(job.evaluate.prompts)
     if job.evaluate.fp_samples is None:
         return _against_ours(shop, prompts)
-    theirs = import_images(shop.store, job.evaluate.fp_samples, job.metrics.samples)
+    references = import_images(shop.store, job.evaluate.fp_samples, job.metrics.samples)
     own = job_ids(full_precision(job), shop.weights).samples
-    if _is_stored(shop, own, theirs):
+    if _is_stored(shop, own, references):
         return _against_ours(shop, prompts)
     return Evaluator(
         protocol=_unknown(job),
-        full_precision=theirs,
-        full_precision_id=theirs.id,
+        full_precision=references,
+        full_precision_id=references.id,
         dataset=names_of_images(job)["dataset"],
         pairs=job.metrics.pairs,
         settings=job.metrics,

@@ -8,7 +8,7 @@ from dmqbench.eval.evaluate import Evaluator, Floors, SampleSet
 from dmqbench.eval.feature_cache import feature_source, floor_source
 from dmqbench.eval.protocol import Protocol
 from dmqbench.models.adapter import Adapter
-from dmqbench.tasks.sample import full_precision_model, samples
+from dmqbench.tasks.sample import samples
 from dmqbench.tasks.workshop import Workshop
 
 PERTURBATION = 1e-7
@@ -45,7 +45,7 @@ def ground_truth(shop: Workshop) -> SampleSet | None:
 
 def full_precision_samples(shop: Workshop, id: str, count: int) -> SampleSet:
     """The first ``count`` samples ``id`` of the full-precision model, from the store or drawn now."""
-    return samples(shop, id, count, "full precision", lambda: full_precision_model(shop), seed=shop.job.metrics.seed)
+    return samples(shop, id, count, "full precision", lambda: shop.full_precision, seed=shop.job.metrics.seed)
 
 
 def draw_floors(shop: Workshop, fp_id: str) -> Floors:
@@ -53,7 +53,7 @@ def draw_floors(shop: Workshop, fp_id: str) -> Floors:
     metrics = shop.job.metrics
 
     def model() -> Adapter:
-        return full_precision_model(shop)
+        return shop.full_precision
 
     perturbed, other = perturbed_id(fp_id, PERTURBATION), other_seed_id(shop.job, shop.weights)
     return Floors(

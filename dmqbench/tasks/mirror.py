@@ -46,7 +46,7 @@ def show_in_tracker(
 ) -> None:
     """Log what was found, link it with its calibration, and add what people would rather look at than read."""
     measured = without_stand_ins(evaluation.measurements)
-    shop.record.log("metrics", **{name: each.value for name, each in measured.items() if not each.exact})
+    shop.record.log("metrics", **{name: metric.value for name, metric in measured.items() if not metric.exact})
     mirror.summarize(
         {
             "metrics": {name: found.to_json() for name, found in result.measurements.items()},

@@ -42,13 +42,13 @@ def carry_out(job: Job) -> None:
         calls = len(timesteps(job.sampler, job.model, job.strength))
         print(f"{job.task_kind}: {source}; {calls} network calls a sample")
     if job.calibration.changes:
-        print(f"calibrated on {_said(job.calibration_sampler)}; sampled with {_said(job.sampler)}")
+        print(f"calibrated on {_describe(job.calibration_sampler)}; sampled with {_describe(job.sampler)}")
     if needs_match(job):
         print(f"every sampled call has {WHOSE_PARAMETERS[job.calibration.match]}")
     cost.carry_out(job)
 
 
-def _said(sampler: SamplerConfig) -> str:
+def _describe(sampler: SamplerConfig) -> str:
     return f"{sampler.name}, steps {sampler.steps}, eta {sampler.eta:g}, guidance {sampler.guidance:g}"
 
 
@@ -61,7 +61,7 @@ def state_of(store: Store, job: Job, kind: str, id: str, count: int) -> str:
         names = {chunk_name(number) for number in range(chunk_count(count, job.sampler.chunk))}
         return f"{len(names & artifact.files.keys())} of {len(names)} chunks are there"
     if kind == "result":
-        found = Result.load(artifact.path)
-        lacking = [name for name in job.metrics.names if name not in found.measured]
+        result = Result.load(artifact.path)
+        lacking = [name for name in job.metrics.names if name not in result.measured]
         return f"lacks {', '.join(lacking)}" if lacking else "is there"
     return "is there"

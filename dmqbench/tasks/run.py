@@ -5,11 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from dmqbench.anatomy.diagnosis import diagnose
-from dmqbench.config.schema import (
-    DIAGNOSIS,
-    DIAGNOSIS_VERSION,
-    Job,
-)
+from dmqbench.config.schema import DIAGNOSIS, DIAGNOSIS_VERSION, Job
 from dmqbench.store.files import load_json
 from dmqbench.tasks.calibrate import calibrate_and_tell
 from dmqbench.tasks.evaluator import make_evaluator
@@ -50,14 +46,14 @@ def known_diagnosis(shop: Workshop) -> dict[str, Any] | None:
     before = shop.store.verified("result", shop.ids.result)
     if before is None or DIAGNOSIS not in before.files:
         return None
-    found = load_json(before.files[DIAGNOSIS])
-    current = (found.get("version"), found.get("bank")) == (DIAGNOSIS_VERSION, shop.ids.trajectories)
-    return found if current else None
+    diagnosis = load_json(before.files[DIAGNOSIS])
+    current = (diagnosis.get("version"), diagnosis.get("bank")) == (DIAGNOSIS_VERSION, shop.ids.trajectories)
+    return diagnosis if current else None
 
 
 def make_diagnosis(shop: Workshop) -> dict[str, Any]:
     """Measure errors per step and layer on the validation trajectories."""
     job = shop.job
     denoising = shop.sampling(frozen(shop))
-    found = diagnose(denoising, bank_of(shop).val, seed=job.seed, chunk=job.sampler.chunk)
-    return {**found.to_json(), "bank": shop.ids.trajectories}
+    diagnosis = diagnose(denoising, bank_of(shop).val, seed=job.seed, chunk=job.sampler.chunk)
+    return {**diagnosis.to_json(), "bank": shop.ids.trajectories}

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save
+from torch import nn
 
 from dmqbench.config.effort import work_of_samples
 from dmqbench.config.ids import inputs_id
@@ -15,7 +16,7 @@ from dmqbench.eval.evaluate import SampleSet
 from dmqbench.models.adapter import Adapter
 from dmqbench.models.image_tasks import OfImages
 from dmqbench.models.rollout import Denoising, chunk_count, chunk_name
-from dmqbench.quant.layers import freeze_, set_quantization_
+from dmqbench.quant.layers import freeze_
 from dmqbench.quant.spec import nearest_calls, neighbouring_calls
 from dmqbench.quant.state import follow_calls_, interpolate_calls_
 from dmqbench.samplers.plan import SamplerPlan
@@ -43,29 +44,30 @@ def draw_samples(shop: Workshop) -> SampleSet:
 
 def frozen(shop: Workshop, sampler: SamplerPlan | None = None) -> Adapter:
     """Return the model of this job, ready to follow ``sampler``, by default the job's: full precision, foreign, or
-    frozen and lowered to the engine. A call of another plan than the calibrated one has the activation parameters
-    of the calibrated call at the nearest timestep, or between those of the two calls around it."""
+    frozen and lowered to the engine."""
     if shop.job.foreign:
         return shop.foreign
     stages = calibrated(shop)
     if not stages:
-        return shop.adapter
+        return shop.full_precision
     network = shop.quantized.network
     load_state_(shop, stages[-1])
-    followed, of_stages = (sampler or shop.sampler).timesteps, shop.calibration_sampler.timesteps
-    if followed != of_stages and shop.job.calibration.match == "interpolate":
-        interpolate_calls_(network, neighbouring_calls(of_stages, followed))
-    elif followed != of_stages:
-        follow_calls_(network, nearest_calls(of_stages, followed))
+    _match_calls_(network, shop, (sampler or shop.sampler).timesteps)
     freeze_(network)
     lower_(network, shop.job.engine)
     return shop.quantized
 
 
-def full_precision_model(shop: Workshop) -> Adapter:
-    """Return the model with all quantization off."""
-    set_quantization_(shop.adapter.network, weight=False, activation=False)
-    return shop.adapter
+def _match_calls_(network: nn.Module, shop: Workshop, followed: tuple[int, ...]) -> None:
+    """Give every call of another plan than the calibrated one the activation parameters of the calibrated call at the
+    nearest timestep, or those between the two calls around it."""
+    of_stages = shop.calibration_sampler.timesteps
+    if followed == of_stages:
+        return
+    if shop.job.calibration.match == "interpolate":
+        interpolate_calls_(network, neighbouring_calls(of_stages, followed))
+    else:
+        follow_calls_(network, nearest_calls(of_stages, followed))
 
 
 def samples(
@@ -86,10 +88,10 @@ def samples(
         denoising = shop.sampling(model())
         started = time.perf_counter()
         work = work_of_samples(shop.job, count, quantized=id == shop.ids.samples)
-        with Meter(f"samples of {title}", len(names), len(names) - len(missing), work) as shown:
+        with Meter(f"samples of {title}", len(names), len(names) - len(missing), work) as meter:
             for number in missing:
                 _draw_chunk(shop, id, number, denoising, seed, perturbation)
-                shown.advance()
+                meter.advance()
         seconds = time.perf_counter() - started
         shop.sample_seconds[id] = seconds
         shop.record.log("samples", id=id, drawn=len(missing), seconds=seconds)

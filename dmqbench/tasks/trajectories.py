@@ -42,11 +42,11 @@ def _follow_all(shop: Workshop) -> dict[str, float]:
     starts: list[tuple[Stream, int]] = [
         (stream, start) for stream, count in counts.items() for start in range(0, count, batch)
     ]
-    denoising = shop.calibrating(shop.untouched)
+    denoising = shop.calibrating(shop.full_precision)
     shop.memory.begin_part()
     started = time.perf_counter()
     with (
-        Meter(f"trajectories of {job.model.name}", len(starts), work=work_of_trajectories(job)) as shown,
+        Meter(f"trajectories of {job.model.name}", len(starts), work=work_of_trajectories(job)) as meter,
         quantization(denoising.adapter.network, weight=False, activation=False),
     ):
         for stream, start in starts:
@@ -55,7 +55,7 @@ def _follow_all(shop: Workshop) -> dict[str, float]:
                 indices = range(start, min(start + batch, counts[stream]))
                 part = denoising.follow(stream=stream, seed=job.seed, indices=indices)
                 save_atomic(path, save(part.to_tensors()))
-            shown.advance()
+            meter.advance()
     return {
         "seconds": time.perf_counter() - started,
         "network_forwards": sum(counts.values()) * denoising.sampler.network_calls * denoising.branches,

@@ -94,11 +94,12 @@ class Workshop:
 
     @cached_property
     def adapter(self) -> Adapter:
-        """The full-precision model; once ``quantized`` was asked for, the same with its layers exchanged."""
+        """The one model that is kept: in full precision until ``quantized`` was asked for, then with its layers
+        exchanged, in whatever state the last who asked left them."""
         return self._load_adapter()
 
     @property
-    def untouched(self) -> Adapter:
+    def full_precision(self) -> Adapter:
         """The model whose layers nobody has exchanged: with quantization off the last bits are others."""
         return self._load_adapter() if "quantized" in self.__dict__ else self.adapter
 
@@ -122,7 +123,7 @@ class Workshop:
 
     @cached_property
     def quantized(self) -> Adapter:
-        """``adapter`` with quantizable layers; with their switches off it is still the full-precision model."""
+        """``adapter`` with quantizable layers; with their switches off it is the teacher of calibration."""
         adapter, plan = self.adapter, self.precision_plan  # traced before layers are exchanged
         attentions = quantized_attentions(self.topology, self.scope, self.bits)
         steps = self.step_groups
