@@ -29,6 +29,7 @@ def executed(text: Path, place: Path, **variables: str) -> NotebookNode:
         "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
         "IPYTHONDIR": str(place / ".ipython"),
+        "TMPDIR": str(place),
     }
     with tempfile.TemporaryDirectory() as sockets:  # whose paths must be short
         connection = {"transport": "ipc", "connection_file": str(Path(sockets) / "kernel.json")}
