@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from e2e.commands import environment
@@ -32,6 +33,11 @@ def command(site, *arguments: str) -> subprocess.CompletedProcess[str]:
         cwd=site.parent,
         env=environment(PYTHONPATH=":".join([str(site), *filter(None, sys.path)])),
     )
+
+
+def test_contributing_names_the_group_of_entry_points():
+    text = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text()
+    assert f'[project.entry-points."{plugins.ENTRY_POINTS}"]' in text
 
 
 def test_nothing_is_installed():
