@@ -42,6 +42,7 @@ WALLS = {
 
 WITHOUT_TORCH = (
     *("cli", "report", "doctor", "tracking.tracker", "tracking.push", "tracking.dashboards", "results.page"),
+    *("data.archives", "eval.weights", "models.foreign"),
     *(
         ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
         for room in ("launch", "config", "store", "results")

@@ -1,6 +1,4 @@
 import json
-import subprocess
-import sys
 from dataclasses import fields, replace
 
 import pytest
@@ -154,8 +152,3 @@ def test_mixed_protocols_are_refused_with_what_differs():
 
 def test_differing_entries_show_absence():
     assert differing_entries([PROTOCOL.id, replace(PROTOCOL, scope=None).id]) == {"scope": ("common", "-")}
-
-
-def test_reports_get_protocols_and_intervals_without_torch():
-    code = "import dmqbench.report, dmqbench.results.plots.samples, sys; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,9 +1,5 @@
 import pytest
 import torch
-from hypothesis import settings
-
-settings.register_profile("busy machine", deadline=None)
-settings.load_profile("busy machine")
 
 
 @pytest.fixture(autouse=True)

@@ -109,8 +109,8 @@ KILLED = """
     from pathlib import Path
     import torch
     torch.set_num_threads(1)
-    from methods import test_equivalent_scaling_resume as tests
-    from dmqbench.methods import equivalent_scaling
+    from stages import test_equivalent_scaling_resume as tests
+    from dmqbench.stages import equivalent_scaling
     equivalent_scaling.SLICE = 2
     stage = tests.stage_of(tests.ending(lambda _: os.kill(os.getpid(), signal.SIGKILL)), patience=2)
     stage.end = (1, 1)

@@ -29,13 +29,21 @@ CODE_RULE = Scope(
 )
 
 
+@pytest.fixture(autouse=True)
+def traced_once(monkeypatch):
+    """What the network looks like does not depend on the job: every test counts the same trace."""
+    monkeypatch.setattr("dmqbench.tasks.cost.meta_topology", once)
+
+
+once = cache(meta_topology)
+
+
 def cost(*overrides):
     return describe_cost(make_job(compose([LDM4, "task=cost", *overrides])))
 
 
-@cache
 def ldm4():
-    return meta_topology(ModelConfig("ldm4_imagenet", "architecture").checkpoint)
+    return once(ModelConfig("ldm4_imagenet", "architecture").checkpoint)
 
 
 @cache
