@@ -440,7 +440,8 @@ def test_completion_offers_options(tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_command_with_130_within_five_seconds(tmp_path, number):
     code = (
-        "import sys, types, time\n"
+        "import signal, sys, types, time\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # background shells have it ignored
         "run = types.ModuleType('dmqbench.tasks.run')\n"
         "def carry_out(job):\n"
         "    print('started', flush=True)\n"
@@ -452,17 +453,20 @@ def test_a_signal_ends_the_command_with_130_within_five_seconds(tmp_path, number
         "sweeps.hash_once = lambda model: '0' * 64\n"
         "sys.exit(cli.main(['method=rtn']))"
     )
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-c", code],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
-    assert process.stdout is not None and process.stdout.readline() == "started\n"
-    started = time.monotonic()
-    process.send_signal(number)
-    _, errors = process.communicate(timeout=30)
+    ) as process:
+        try:
+            assert process.stdout is not None and process.stdout.readline() == "started\n"
+            started = time.monotonic()
+            process.send_signal(number)
+            _, errors = process.communicate(timeout=30)
+        finally:
+            process.kill()
     assert process.returncode == 130 and time.monotonic() - started < 5
     assert errors.splitlines()[-1].startswith("dmqbench: interrupted")
