@@ -9,7 +9,7 @@ import pytest
 import torch
 from config.test_compose import ids_of, job, refused
 from diffusers import DDIMPipeline, DDIMScheduler
-from e2e.commands import SMALL
+from e2e.commands import TINY
 from safetensors.torch import load_file
 from tiny import unet
 
@@ -173,7 +173,10 @@ def test_methods_without_calibration_know_nothing_of_it():
 
 # ---- the job
 
-TINY = (*SMALL, "metrics.names=[psnr]", "metrics.samples=32", "budget.trajectories=16", "budget.samples=16", "seed=1")
+JOB = (
+    *(*TINY, "metrics.names=[psnr]", "metrics.samples=32", "sampler.chunk=32", "seed=1"),
+    *("budget.trajectories=16", "budget.validation=16"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -182,7 +185,7 @@ def store(tmp_path_factory):
 
 
 def tiny(store, *overrides):
-    return make_job(compose([*TINY, f"store.root={store}", "method=rtn", "bits=w4a6", *overrides]))
+    return make_job(compose([*JOB, f"store.root={store}", "method=rtn", "bits=w4a6", *overrides]))
 
 
 @pytest.fixture(scope="module")

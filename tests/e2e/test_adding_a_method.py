@@ -5,7 +5,7 @@ import re
 import textwrap
 from pathlib import Path
 
-from e2e.commands import SMALL
+from e2e.commands import TINY
 
 import dmqbench.methods
 from dmqbench.config.compose import compose, search_path
@@ -27,7 +27,7 @@ def test_a_method_of_ones_own(tmp_path, monkeypatch):
     (tmp_path / "conf" / "method" / "mine.yaml").write_text(shown("yaml"))
     (tmp_path / "mine.py").write_text(shown("python"))
     monkeypatch.setattr(dmqbench.methods, "__path__", [*dmqbench.methods.__path__, str(tmp_path)])
-    common = [*search_path([str(tmp_path / "conf")]), *SMALL, f"store.root={tmp_path / 'runs'}", "bits=w4a8"]
+    common = [*search_path([str(tmp_path / "conf")]), *TINY, f"store.root={tmp_path / 'runs'}", "bits=w4a8"]
     psnr = {}
     for name, overrides in {
         "rtn": ["method=rtn"],

@@ -2,12 +2,11 @@
 
 import json
 import os
-import subprocess
-import sys
 
 import pytest
-from e2e.commands import START, dmqbench, environment, result_folder
+from e2e.commands import SMALL, TINY, answered_without_torch, dmqbench, result_folder
 
+JOB = (*SMALL, "method=rtn", "bits=w4a8")
 RESULT_KEYS = {
     *("job_id", "method", "model", "bits", "scope", "dataset", "seed", "config"),
     *("metrics", "unavailable", "cost", "timing", "environment"),
@@ -26,7 +25,7 @@ TIMING_KEYS = {
 def store(tmp_path_factory):
     """A store in which round-to-nearest at W4A8 is done, with its diagnosis."""
     root = tmp_path_factory.mktemp("e2e") / "runs"
-    status, output, errors = dmqbench(root, "method=rtn", "bits=w4a8", "diagnose=true")
+    status, output, errors = dmqbench(root, *JOB, "diagnose=true")
     assert status == 0, errors
     return root, result_folder(output)
 
@@ -67,21 +66,14 @@ def test_a_job_says_where_its_error_comes_from(store):
 
 def test_a_finished_job_is_answered_without_torch(store):
     root, folder = store
-    code = f"{START.replace('sys.exit(main())', 'status = main()')}; print('torch' in sys.modules); sys.exit(status)"
-    from e2e.commands import SMALL
-
-    command = [sys.executable, "-c", code, f"store.root={root}", *SMALL, "method=rtn", "bits=w4a8"]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment(), cwd=root.parent)
-    assert done.returncode == 0, done.stderr
-    *_, last, torch_imported = done.stdout.strip().splitlines()
-    assert (last, torch_imported) == (str(folder), "False")
+    assert answered_without_torch(root, *JOB) == folder
 
 
 def test_another_metric_is_added_without_sampling_again(store):
     root, folder = store
     samples = sorted(root.glob("samples/*/*"))
     before = {path: path.stat().st_mtime_ns for path in samples}
-    status, output, errors = dmqbench(root, "method=rtn", "bits=w4a8", "metrics.names=[psnr,lpips]")
+    status, output, errors = dmqbench(root, *JOB, "metrics.names=[psnr,lpips]")
     assert status == 0, errors
     assert result_folder(output) == folder
     result = json.loads((folder / "result.json").read_text())
@@ -93,14 +85,14 @@ def test_another_metric_is_added_without_sampling_again(store):
 def test_activation_bits_share_the_weight_stage(store):
     root, _ = store
     before = len(list(root.glob("quantized/*")))
-    status, _, errors = dmqbench(root, "method=rtn", "bits=w4a4")
+    status, _, errors = dmqbench(root, *SMALL, "method=rtn", "bits=w4a4")
     assert status == 0, errors
     assert len(list(root.glob("quantized/*"))) == before + 1
 
 
 def test_full_precision_is_identical_to_itself(store):
     root, _ = store
-    status, output, errors = dmqbench(root, "method=fp")
+    status, output, errors = dmqbench(root, *SMALL, "method=fp")
     assert status == 0, errors
     metrics = json.loads((result_folder(output) / "result.json").read_text())["metrics"]
     assert metrics["psnr"]["value"] is None
@@ -125,18 +117,18 @@ def test_a_corrupted_artifact_is_put_aside_and_made_again(store):
             for path in samples.iterdir():
                 path.unlink()
             samples.rmdir()
-    status, output, errors = dmqbench(root, "method=rtn", "bits=w4a8")
+    status, output, errors = dmqbench(root, *JOB)
     assert status == 0, errors
     assert "moved to" in errors
     assert json.loads((result_folder(output) / "result.json").read_text())["metrics"] == before
 
 
-def test_32_bits_are_full_precision(store):
-    root, _ = store
-    status, output, errors = dmqbench(root, "method=q_diffusion", "bits=w32a32")
+def test_32_bits_are_full_precision(shared_store):
+    job = (*TINY, "method=q_diffusion")
+    status, output, errors = dmqbench(shared_store, *job, "bits=w32a32")
     assert status == 0, errors
     assert json.loads((result_folder(output) / "result.json").read_text())["metrics"]["psnr"]["exact"] is True
-    status, output, errors = dmqbench(root, "method=q_diffusion", "bits=w4a32")
+    status, output, errors = dmqbench(shared_store, *job, "bits=w4a32")
     assert status == 0, errors
     result = json.loads((result_folder(output) / "result.json").read_text())
     assert result["bits"] == "w4a32"
@@ -158,7 +150,7 @@ def test_the_store_can_be_verified(store):
 
 def test_both_engines_draw_the_same_pictures(store):
     root, folder = store
-    status, output, errors = dmqbench(root, "method=rtn", "bits=w4a8", "engine=int_reference", "metrics.samples=128")
+    status, output, errors = dmqbench(root, *JOB, "engine=int_reference", "metrics.samples=128")
     assert status == 0, errors
     from safetensors.torch import load_file
 

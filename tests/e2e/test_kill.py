@@ -5,13 +5,23 @@ import json
 import signal
 import time
 
-from e2e.commands import dmqbench, finish, result_folder, start
+import pytest
+from e2e.commands import TINY, dmqbench, finish, kill, result_folder, running, wait_for
 
-METHOD = ("method=q_diffusion", "bits=w4a6")
-DMQ = (
-    *("method=dmq", "bits=w4a4", "model=ladder_1"),
-    *("budget.scale_iterations=50", "method.equivalent_scaling.schedule=joint"),
-)
+METHOD = (*TINY, "method=q_diffusion", "bits=w4a6")
+STOPPED_IN = {
+    "equivalent_scaling": (
+        0,
+        *("method=dmq", "bits=w4a4", "budget.scale_iterations=50", "method.equivalent_scaling.schedule=joint"),
+    ),
+    "trajectory_reconstruction": (
+        3,
+        *("method=accuquant", "bits=w4a6", "method.trajectory_reconstruction.horizon=3"),
+        "budget.trajectory_iterations=6",
+    ),
+    "low_rank_tuning": (2, "method=efficient_dm", "bits=w2a4", "budget.tuning_iterations=10"),
+}
+"""Stages that learn over many iterations, with how many others are done before."""
 
 
 def digests(root):
@@ -20,81 +30,86 @@ def digests(root):
     return {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def wait_for(condition, process, seconds=200):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline, "it never got that far"
-        time.sleep(0.05)
+def stages_done(root):
+    return {path.parent.name for path in root.glob("quantized/*/manifest.json")}
+
+
+def findings(root):
+    return {path.parent.name: path.read_text() for path in root.glob("quantized/*/findings.json")}
+
+
+def begun(root):
+    """Checkpoints of stages that are not finished yet."""
+    done = stages_done(root)
+    return [path for path in root.glob(".work/*/checkpoint.safetensors") if path.parent.name not in done]
 
 
 def test_killed_in_calibration_and_in_sampling_then_resumed_to_the_same_bits(tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    status, _, errors = dmqbench(whole, *METHOD)
+    method = (*METHOD, "metrics.samples=64")
+    status, output, errors = dmqbench(whole, *method)
     assert status == 0, errors
+    result = json.loads((result_folder(output) / "result.json").read_text())
 
-    process = start(killed, *METHOD)
-    wait_for(lambda: any(killed.glob(".work/*/checkpoint.safetensors")), process)
-    process.send_signal(signal.SIGKILL)
-    finish(process)
-    assert list(killed.glob(".work/*/checkpoint.safetensors"))
+    with running(killed, *method) as process:
+        wait_for(lambda: bool(begun(killed)), process)
+        kill(process)
+    assert begun(killed)
 
-    process = start(killed, *METHOD)
-    finished = len(list(whole.glob("quantized/*")))
-    wait_for(lambda: len(list(killed.glob("quantized/*/manifest.json"))) == finished, process)
-    wait_for(lambda: len(list(killed.glob("samples/*/*.safetensors"))) > 10, process)
-    process.send_signal(signal.SIGKILL)
-    finish(process)
+    samples = killed / "samples" / result["samples"]["quantized"]
+    with running(killed, *method) as process:
+        wait_for(lambda: any(samples.glob("*.safetensors")), process)
+        kill(process)
+    assert stages_done(killed) == stages_done(whole)
 
-    status, output, errors = dmqbench(killed, *METHOD)
+    status, output, errors = dmqbench(killed, *method)
     assert status == 0, errors
     assert digests(killed) == digests(whole)
-    metrics = json.loads((result_folder(output) / "result.json").read_text())["metrics"]
-    [other] = whole.glob("result/*/result.json")
-    assert metrics == json.loads(other.read_text())["metrics"]
+    assert json.loads((result_folder(output) / "result.json").read_text())["metrics"] == result["metrics"]
 
 
-def test_killed_in_the_middle_of_learned_scaling_then_resumed_to_the_same_bits(tmp_path):
+@pytest.mark.parametrize("stage", STOPPED_IN)
+def test_killed_in_the_middle_of_learning_then_resumed_to_the_same_bits(tmp_path, stage):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    status, _, errors = dmqbench(whole, *DMQ, "task=calibrate")
+    before, *chosen = STOPPED_IN[stage]
+    method = (*TINY, *chosen, "task=calibrate")
+    status, _, errors = dmqbench(whole, *method)
     assert status == 0, errors
 
-    process = start(killed, *DMQ, "task=calibrate")
-    wait_for(lambda: any(killed.glob(".work/*/checkpoint.safetensors")), process)
-    process.send_signal(signal.SIGKILL)
-    finish(process)
-    assert not list(killed.glob("quantized/*/manifest.json"))
+    with running(killed, *method) as process:
+        wait_for(lambda: len(stages_done(killed)) == before and bool(begun(killed)), process)
+        kill(process)
+    assert len(stages_done(killed)) == before and begun(killed)
 
-    status, _, errors = dmqbench(killed, *DMQ, "task=calibrate")
+    status, _, errors = dmqbench(killed, *method)
     assert status == 0, errors
     assert digests(killed) == digests(whole)
-    findings = [sorted(path.read_text() for path in root.glob("quantized/*/findings.json")) for root in (killed, whole)]
-    assert findings[0] == findings[1]
-    assert len(findings[0]) == 2
+    assert stages_done(killed) == stages_done(whole)
+    assert findings(killed) == findings(whole) != {}
 
 
 def test_two_processes_share_one_set_of_samples_and_one_is_killed(tmp_path):
     alone, together = tmp_path / "alone", tmp_path / "together"
-    status, _, errors = dmqbench(alone, "method=fp", "task=sample")
+    method = (*TINY, "method=fp", "task=sample", "metrics.samples=64")
+    status, _, errors = dmqbench(alone, *method)
     assert status == 0, errors
 
-    first, second = (start(together, "method=fp", "task=sample") for _ in range(2))
-    wait_for(lambda: any(together.glob("samples/*/*.safetensors")), first)
-    first.send_signal(signal.SIGKILL)
-    finish(first)
-    status, _, errors = finish(second)
+    with running(together, *method) as first, running(together, *method) as second:
+        wait_for(lambda: any(together.glob("samples/*/*.safetensors")), first)
+        kill(first)
+        status, _, errors = finish(second)
     assert status == 0, errors
     assert digests(together) == digests(alone)
 
 
-def test_an_interrupt_is_status_130_within_seconds(tmp_path):
-    for number in (signal.SIGINT, signal.SIGTERM):
-        store = tmp_path / number.name
-        process = start(store, *METHOD, "budget.weight_iterations=100000")
-        wait_for(lambda store=store: any(store.glob("trajectories/*/manifest.json")), process)
-        time.sleep(3)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_is_status_130_within_seconds(tmp_path, number):
+    store = tmp_path / "runs"
+    with running(store, *METHOD, "budget.weight_iterations=100000") as process:
+        wait_for(lambda: bool(stages_done(store)), process)
+        time.sleep(3)  # into the iterations of the second stage
         sent = time.monotonic()
         process.send_signal(number)
         status, _, errors = finish(process)
-        assert status == 130, errors
-        assert time.monotonic() - sent < 5
+    assert status == 130, errors
+    assert time.monotonic() - sent < 5

@@ -3,11 +3,12 @@
 import json
 
 import pytest
-from e2e.commands import dmqbench, result_folder
+from e2e.commands import TINY, dmqbench, result_folder
 from standins import stand_in_folder
 
 from dmqbench.results.formats import load_results
 
+JOB = (*TINY, "method=rtn", "bits=w4a8", "sampler.chunk=32", "metrics.samples=128", "metrics.pairs=32")
 NAMES = "metrics.names=[psnr,lpips,fid,fid2fp32,sfid,kid,is,precision,recall,clip]"
 
 
@@ -15,7 +16,7 @@ NAMES = "metrics.names=[psnr,lpips,fid,fid2fp32,sfid,kid,is,precision,recall,cli
 def store(tmp_path_factory):
     """A finished job with the embedded metrics."""
     root = tmp_path_factory.mktemp("metrics") / "runs"
-    status, output, errors = dmqbench(root, "method=rtn", "bits=w4a8")
+    status, output, errors = dmqbench(root, *JOB)
     assert status == 0, errors
     return root, result_folder(output)
 
@@ -27,7 +28,7 @@ def untouched(root):
 
 def test_metrics_whose_weights_are_missing_are_listed_with_how_to_get_them(store):
     root, folder = store
-    status, output, errors = dmqbench(root, "method=rtn", "bits=w4a8", NAMES)
+    status, output, errors = dmqbench(root, *JOB, NAMES)
     assert (status, result_folder(output)) == (0, folder), errors
     unavailable = json.loads((folder / "result.json").read_text())["unavailable"]
     assert unavailable.keys() == {"lpips", "fid", "fid2fp32", "sfid", "kid", "is", "precision", "recall", "clip"}
@@ -43,7 +44,7 @@ def test_metrics_whose_weights_are_missing_are_listed_with_how_to_get_them(store
 def test_added_metrics_cost_neither_calibration_nor_sampling_and_stand_ins_reach_no_table(store, tmp_path):
     root, folder = store
     weights, before = stand_in_folder(tmp_path / "weights"), untouched(root)
-    status, output, errors = dmqbench(root, "method=rtn", "bits=w4a8", NAMES, f"metrics.weights={weights}")
+    status, output, errors = dmqbench(root, *JOB, NAMES, f"metrics.weights={weights}")
     assert (status, result_folder(output)) == (0, folder), errors
     assert untouched(root) == before
     result = json.loads((folder / "result.json").read_text())
@@ -64,7 +65,7 @@ def test_added_metrics_cost_neither_calibration_nor_sampling_and_stand_ins_reach
 def test_the_result_keeps_every_value_by_its_protocol(store):
     root, folder = store
     first = json.loads((folder / "result.json").read_text())["metrics"]["psnr"]
-    status, _, errors = dmqbench(root, "method=rtn", "bits=w4a8", "metrics.names=[psnr]", "metrics.pairs=16")
+    status, _, errors = dmqbench(root, *JOB, "metrics.names=[psnr]", "metrics.pairs=16")
     assert status == 0, errors
     result = json.loads((folder / "result.json").read_text())
     assert result["metrics"]["psnr"]["n"] == 16

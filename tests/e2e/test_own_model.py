@@ -2,10 +2,18 @@
 
 import json
 
-from e2e.commands import dmqbench, result_folder
+from e2e.commands import SMALL, dmqbench, result_folder
 from tiny import save_pipeline, unet
 
-OWN = ("model=local", "metrics.names=[psnr,mse]", "metrics.samples=32", "sampler.chunk=16", "method=rtn", "bits=w8a8")
+OWN = (
+    *SMALL,
+    "model=local",
+    "metrics.names=[psnr,mse]",
+    "metrics.samples=32",
+    "sampler.chunk=16",
+    "method=rtn",
+    "bits=w8a8",
+)
 
 
 def test_a_folder_of_ones_own(tmp_path):

@@ -3,22 +3,12 @@
 import json
 
 import pytest
-from e2e.commands import SMALL
+from e2e.commands import TINY
 
 from dmqbench.config.compose import compose
 from dmqbench.config.job import make_job
 from dmqbench.tasks.run import carry_out as run_job
 
-TINY = (
-    *SMALL,
-    "metrics.samples=32",
-    "metrics.names=[psnr,mse]",
-    "budget.scale_iterations=1",
-    "budget.weight_iterations=1",
-    "budget.activation_iterations=1",
-    "budget.trajectory_iterations=1",
-    "budget.tuning_iterations=2",
-)
 VARIANTS = {
     "paper scope, attention quantized": ["method=q_diffusion", "bits.scope=paper"],
     "ranges per step": ["method=q_diffusion", "bits.ranges=step"],
@@ -65,8 +55,8 @@ VARIANTS = {
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_a_job_runs_and_its_protocol_says_how(tmp_path, variant):
-    overrides = [*TINY, f"store.root={tmp_path / 'runs'}", *VARIANTS[variant]]
+def test_a_job_runs_and_its_protocol_says_how(shared_store, variant):
+    overrides = [*TINY, "metrics.names=[psnr,mse]", f"store.root={shared_store}", *VARIANTS[variant]]
     psnr = {}
     for bits in ("w8a8", "w3a3") if "other" not in variant else ("w8a8",):
         chosen = ["bits=w8a8"] if bits == "w8a8" else ["bits=w3a4", "bits.activation=3"]

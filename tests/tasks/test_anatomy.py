@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from e2e.commands import SMALL
+from e2e.commands import TINY
 from examples import costly
 from hypothesis import given
 from hypothesis import strategies as st
@@ -143,8 +143,7 @@ def test_an_id_names_what_the_numbers_depend_on():
 
 
 def planned(store, *overrides):
-    small = ("budget.trajectories=4", "budget.validation=4", "model=digits")
-    return plan(parse_arguments([f"store.root={store}", *SMALL, *small, *overrides]))[0].job
+    return plan(parse_arguments([f"store.root={store}", *TINY, "budget.trajectories=4", *overrides]))[0].job
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +154,7 @@ def folder(tmp_path_factory):
 
 def test_a_job_leaves_its_numbers_and_pictures(folder):
     record = json.loads((folder / "anatomy.json").read_text())
-    assert (record["model"], record["method"], record["bits"], record["trajectories"]) == ("digits", "rtn", "w4a6", 4)
+    assert (record["model"], record["method"], record["bits"], record["trajectories"]) == ("ladder_1", "rtn", "w4a6", 4)
     layers = record["layers"]
     assert len(record["timesteps"]) == 4
     for layer in layers:

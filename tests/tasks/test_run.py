@@ -4,7 +4,7 @@ import json
 import shutil
 
 import pytest
-from e2e.commands import SMALL
+from e2e.commands import TINY
 from safetensors.torch import load_file
 
 from dmqbench.config.compose import compose
@@ -14,13 +14,20 @@ from dmqbench.tasks.run import carry_out as run_job
 from dmqbench.tasks.trajectories import bank_of
 from dmqbench.tasks.workshop import Workshop
 
-TINY = (*SMALL, "metrics.names=[psnr]", "sampler.steps=2", "budget.trajectories=16", "budget.samples=16")
+JOB = (
+    *TINY,
+    "metrics.names=[psnr]",
+    "metrics.pairs=32",
+    "sampler.steps=2",
+    "sampler.chunk=32",
+    "budget.trajectories=16",
+)
 
 
 @pytest.fixture
 def job(tmp_path):
     def make(*overrides: str):
-        return make_job(compose([*TINY, f"store.root={tmp_path / 'runs'}", "method=rtn", "bits=w4a6", *overrides]))
+        return make_job(compose([*JOB, f"store.root={tmp_path / 'runs'}", "method=rtn", "bits=w4a6", *overrides]))
 
     return make
 

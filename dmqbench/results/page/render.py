@@ -72,8 +72,7 @@ class _Rendering:
             return _heat_trace(mark, panel)
         is_first = bool(mark.name) and mark.name not in self.named
         self.named.add(mark.name)
-        common: Json = {"name": plain(legend_name(mark.name, _NAME)), "showlegend": is_first}
-        common |= {"legendgroup": plain(mark.name)} if len(self.figure.panels) > 1 else {}  # groups stand apart
+        common = {"name": plain(legend_name(mark.name, _NAME)), "legendgroup": plain(mark.name), "showlegend": is_first}
         common |= {"text": [plain(text) for text in mark.texts]} if mark.texts else {}
         common |= {"customdata": list(mark.jobs)} if mark.jobs else {}
         return common | (_line_trace(mark, panel) if isinstance(mark, Line) else _bar_trace(mark, panel))
