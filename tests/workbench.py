@@ -10,6 +10,7 @@ from dmqbench.data.bank import TrajectoryBank
 from dmqbench.models.adapter import Adapter
 from dmqbench.models.conditioning import ClassConditioner, PixelDecoder, TextConditioner
 from dmqbench.models.rollout import Denoising
+from dmqbench.models.topology import Topology
 from dmqbench.quant.functional import affine_parameters
 from dmqbench.quant.layers import quant_layers, quantization, quantize_layers_
 from dmqbench.quant.plan import uniform_plan
@@ -61,6 +62,17 @@ def sampler(kind: str = "ddim", steps: int = 4, **settings: Any) -> SamplerPlan:
     return build_plan(SamplerSpec(kind, steps, **settings), SCHEDULE)
 
 
+_traced: dict[str, Topology] = {}
+
+
+def topology_of(adapter: Adapter) -> Topology:
+    """What a trace finds, which follows from the architecture alone and takes longer than many a stage here."""
+    architecture = adapter.network.to_json_string()
+    if architecture not in _traced:
+        _traced[architecture] = adapter.topology()
+    return _traced[architecture]
+
+
 def workbench(
     bits: BitWidth = W3A6,
     *,
@@ -74,7 +86,7 @@ def workbench(
 ) -> Workbench:
     """A network with quantizable layers, all switched off, and a bank of its trajectories, four-step by default."""
     adapter = adapter_of(unet() if network is None else network)
-    plan, topology = plan or sampler(), adapter.topology()
+    plan, topology = plan or sampler(), topology_of(adapter)
     denoising = Denoising(adapter, plan, guidance)
     bank = TrajectoryBank(
         denoising.follow(stream="cal", seed=seed, indices=range(trajectories)),

@@ -17,6 +17,7 @@ from dmqbench.tasks.workshop import Workshop
 JOB = (
     *TINY,
     "metrics.names=[psnr]",
+    "metrics.samples=32",
     "metrics.pairs=32",
     "sampler.steps=2",
     "sampler.chunk=32",
