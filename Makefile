@@ -6,6 +6,8 @@ READY := .venv/.ready
 DOCS := .venv/.docs
 # Two threads on a busy two-core machine wait for each other; one per process does not.
 ONE_THREAD := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
+# Tests of a file share what they set up; files of few long tests are not to come last.
+PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test test-slow coverage lint types bench notebooks docs clean
 
@@ -29,14 +31,14 @@ demo: $(INSTALLED)
 	@echo "  $(BIN)/dmqbench-doctor               what this machine can run"
 
 test: $(READY)
-	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 -m 'not slow and not gpu and not network'
+	$(ONE_THREAD) $(BIN)/python -m pytest $(PARALLEL) -m 'not slow and not gpu and not network'
 
 test-slow: $(READY)
-	PROPERTY_EXAMPLES=2000 $(ONE_THREAD) $(BIN)/python -m pytest -n 2 --timeout 7200 \
+	PROPERTY_EXAMPLES=2000 $(ONE_THREAD) $(BIN)/python -m pytest $(PARALLEL) --timeout 7200 \
 		-m '(slow or hypothesis) and not gpu and not network'
 
 coverage: $(READY)
-	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 -m 'not slow and not gpu and not network' --cov --cov-report=term:skip-covered
+	$(ONE_THREAD) $(BIN)/python -m pytest $(PARALLEL) -m 'not slow and not gpu and not network' --cov --cov-report=term:skip-covered
 
 lint: $(READY)
 	$(BIN)/ruff check .
