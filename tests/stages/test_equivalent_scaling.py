@@ -86,7 +86,7 @@ def test_scales_live_in_the_layers_and_in_the_state(joint):
 
 @pytest.mark.parametrize(("travel", "rate"), [(0.08, 0.01), (0.8, 0.1), (40.0, 0.1)])
 def test_the_rate_covers_the_travel_within_bounds(travel, rate):
-    assert stage_of(travel=travel).learning_rate == pytest.approx(rate)
+    assert stage_of(travel=travel).settings.learning_rate == pytest.approx(rate)
 
 
 def test_scales_stay_positive_under_any_learning_rate(monkeypatch):
