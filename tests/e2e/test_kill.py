@@ -13,6 +13,7 @@ STOPPED_IN = {
     "equivalent_scaling": (
         0,
         *("method=dmq", "bits=w4a4", "budget.scale_iterations=50", "method.equivalent_scaling.schedule=joint"),
+        "method.stages=[equivalent_scaling,weight_range,activation_range,power_of_two_scaling]",
     ),
     "trajectory_reconstruction": (
         3,
