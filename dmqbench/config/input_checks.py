@@ -181,7 +181,3 @@ def read_prompts(path: str) -> tuple[str, ...]:
     except UnicodeDecodeError:
         raise ForeignError("prompts", path, "is not text in UTF-8") from None
     return tuple(lines[:-1] if lines[-1] == "" else lines)
-
-
-def _times(shape: tuple[int, ...]) -> str:
-    return "×".join(map(str, shape))

@@ -26,7 +26,7 @@ from dmqbench.config.method_checks import (
 from dmqbench.config.model_checks import check_foreign_network, check_weights, checked_model
 from dmqbench.config.model_facts import timesteps
 from dmqbench.config.plugin_code import require_module
-from dmqbench.config.plugins import left_out_with, shipped_with
+from dmqbench.config.plugins import left_out_with, plugin_with, shipped_with
 from dmqbench.config.plugins import metrics as known_metrics
 from dmqbench.config.precision_plans import given_plan
 from dmqbench.config.schema import (
@@ -55,7 +55,8 @@ def make_job(config: DictConfig) -> Job:
     groups = {group: kind(**_frozen(plain[group])) for group, kind in GROUPS.items()}
     check_weights(plain["task"], groups["model"])
     method = checked_method(plain["method"], OmegaConf.to_container(config.method, resolve=False))
-    require_module(method.name)
+    if plugin_with("method", method.name) is not None:  # a YAML of the user's own may be looked at without a module
+        require_module(method.name)
     _check_seeds(plain)
     _check_bits(groups["bits"])
     _check_metrics(groups["metrics"])
