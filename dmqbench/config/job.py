@@ -1,7 +1,7 @@
 """Checking a composed configuration and turning it into a job. Imports neither torch nor Hydra."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -39,7 +39,7 @@ from dmqbench.config.schema import (
     without_calibration,
 )
 from dmqbench.quant.spec import group_size
-from dmqbench.samplers.timesteps import SPACINGS
+from dmqbench.samplers.timesteps import SPACINGS, SettingError
 
 
 def make_job(config: DictConfig) -> Job:
@@ -50,83 +50,61 @@ def make_job(config: DictConfig) -> Job:
         ModelError: a model whose shape is not configured has no folder to read it from.
     """
     plain = _resolved(config)
-    for key, allowed in (("task", schema.TASKS), ("engine", schema.ENGINES)):
-        require_one_of(key, plain[key], allowed)
-    groups = {group: kind(**_frozen(plain[group])) for group, kind in GROUPS.items()}
-    check_weights(plain["task"], groups["model"])
     method = checked_method(plain["method"], OmegaConf.to_container(config.method, resolve=False))
-    if plugin_with("method", method.name) is not None:  # a YAML of the user's own may be looked at without a module
-        require_module(method.name)
-    _check_seeds(plain)
-    _check_bits(groups["bits"])
-    _check_metrics(groups["metrics"])
-    _check_counts(groups["budget"])
-    require_one_of("tracker.mode", groups["tracker"].mode, schema.TRACKER_MODES)
-    require_one_of(
-        "dataset",
-        groups["dataset"].name,
-        groups["model"].datasets,
-        problem=f"does not fit model={groups['model'].name}",
-    )
-    calibration = schema.CalibrationConfig(**plain["calibration"])
-    require_one_of("calibration.match", calibration.match, schema.MATCHES)
-    guidances = {"sampler.guidance": groups["sampler"].guidance, "calibration.guidance": calibration.guidance}
-    groups["model"] = checked_model(groups["model"], guidances)
-    groups["dataset"] = _with_images(groups["dataset"])
-    reference = groups["dataset"].reference
-    if reference is not None and not Path(reference).exists():
-        raise ConfigError("dataset.reference", reference, problem="does not exist")
-    if method.name == schema.FOREIGN:
-        check_foreign_network(method.path, groups["model"])
-    _check_sampler(groups["sampler"], groups["model"])
-    calibration = resolved_calibration(calibration, groups["sampler"])
-    calibrated_on = replace(groups["sampler"], **calibration.changes)
-    _check_sampler(calibrated_on, groups["model"], "calibration")
-    groups["bits"] = replace(groups["bits"], ranges=_ranges(groups["bits"], method))
-    inputs, edit = schema.InputsConfig(**plain["inputs"]), schema.EditConfig(**plain["edit"])
-    check_kind(plain["task_kind"], edit, groups["sampler"])
-    strength = edit.strength if plain["task_kind"] == "edit" else 1.0
-    calls = len(timesteps(calibrated_on, groups["model"], strength))
-    check_points(groups["budget"].samples, groups["bits"].ranges, calls)
-    check_windows(method, calls)
-    groups["trainer"] = replace(groups["trainer"], accelerator=_accelerator(groups["trainer"].accelerator))
-    evaluate = schema.EvaluateConfig(**plain["evaluate"])
-    _check_evaluate(plain["task"], evaluate, groups["model"], groups["metrics"])
-    resolved = {**plain, **{group: asdict(value) for group, value in groups.items()}, "bits": groups["bits"].facts}
-    del resolved["store"]  # where results lie is no part of what they are
-    resolved["method"] = without_limits(plain["method"])
-    if calibration == schema.CalibrationConfig():
-        del resolved["calibration"]
-    else:
-        resolved["calibration"] = asdict(calibration)
-    if plain["task_kind"] == "generate":
-        for key in ("task_kind", "inputs", "edit"):
-            del resolved[key]
-    job = Job(
-        task=plain["task"],
-        seed=plain["seed"],
-        engine=plain["engine"],
-        diagnose=plain["diagnose"],
-        method=method,
-        **groups,
-        evaluate=evaluate,
-        store_root=_store_root(plain["store"]["root"]),
-        config=_plain(resolved),
-        calibration=calibration,
-        task_kind=plain["task_kind"],
-        inputs=inputs,
-        edit=edit,
-    )
-    check_inputs(job)
-    if evaluate.samples is not None:
+    asked = _asked(plain, method)
+    for check in CHECKS_AS_ASKED:
+        check(asked)
+    job = _completed(asked, plain)
+    for check in CHECKS_OF_COMPLETED:
+        check(job)
+    if job.evaluate.samples is not None:
         return images_job(job)
     if method.name in schema.UNCALIBRATED:
         return without_calibration(job, method)
-    if job.bits.plan is not None:
-        job = replace(job, plan=given_plan(job))
-    check_plans(job)
-    check_trained(job)
-    return job
+    for check in CHECKS_OF_CALIBRATION:
+        check(job)
+    return job if job.bits.plan is None else replace(job, plan=given_plan(job))
+
+
+def _asked(plain: Mapping[str, Any], method: MethodConfig) -> Job:
+    """Return the job as it is written, nothing of it checked but the method."""
+    return Job(
+        **{key: plain[key] for key in ("task", "seed", "engine", "diagnose", "task_kind")},
+        **{name: kind(**_frozen(plain[name])) for name, kind in (GROUPS | schema.NODES).items()},
+        method=method,
+        store_root=_store_root(plain["store"]["root"]),
+        config={},
+    )
+
+
+def _completed(asked: Job, plain: Mapping[str, Any]) -> Job:
+    """Return the job with what its values leave to the model, the plug-ins, the method, the sampler and the machine."""
+    guidances = {"sampler.guidance": asked.sampler.guidance, "calibration.guidance": asked.calibration.guidance}
+    job = replace(
+        asked,
+        model=checked_model(asked.model, guidances),
+        dataset=_with_images(asked.dataset),
+        bits=replace(asked.bits, ranges=_ranges(asked.bits, asked.method)),
+        trainer=replace(asked.trainer, accelerator=_accelerator(asked.trainer.accelerator)),
+        calibration=resolved_calibration(asked.calibration, asked.sampler),
+    )
+    return replace(job, config=_recorded(job, plain))
+
+
+def _recorded(job: Job, plain: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what results keep of a configuration: resolved, and without what says nothing of this job."""
+    left_out = {"store"}  # where results lie is no part of what they are
+    if job.calibration == schema.CalibrationConfig():
+        left_out.add("calibration")
+    if job.task_kind == "generate":
+        left_out |= {"task_kind", "inputs", "edit"}
+    resolved = {
+        **plain,
+        **{group: asdict(getattr(job, group)) for group in (*GROUPS, "calibration")},
+        "bits": job.bits.facts,
+        "method": without_limits(plain["method"]),
+    }
+    return _plain({key: value for key, value in resolved.items() if key not in left_out})
 
 
 def _resolved(config: DictConfig) -> dict[str, Any]:
@@ -152,25 +130,35 @@ def _plain(value: Any) -> Any:
     return [_plain(part) for part in value] if isinstance(value, (list, tuple)) else value
 
 
-def _check_seeds(plain: Mapping[str, Any]) -> None:
-    require_at_least("seed", plain["seed"], 0)
-    require_at_least("metrics.seed", plain["metrics"]["seed"], 0)
+def _check_words(job: Job) -> None:
+    require_one_of("task", job.task, schema.TASKS)
+    require_one_of("engine", job.engine, schema.ENGINES)
+    require_one_of("tracker.mode", job.tracker.mode, schema.TRACKER_MODES)
+    require_one_of("trainer.accelerator", job.trainer.accelerator, schema.ACCELERATORS)
+    require_one_of("calibration.match", job.calibration.match, schema.MATCHES)
 
 
-def _check_bits(bits: BitsConfig) -> None:
+def _check_module(job: Job) -> None:
+    """Refuse a plug-in's method that has no module; a YAML of the user's own may be looked at without one."""
+    if plugin_with("method", job.method.name) is not None:
+        require_module(job.method.name)
+
+
+def _check_seeds(job: Job) -> None:
+    require_at_least("seed", job.seed, 0)
+    require_at_least("metrics.seed", job.metrics.seed, 0)
+
+
+def _check_bits(job: Job) -> None:
+    bits = job.bits
     require_one_of("bits.weight", bits.weight, schema.WEIGHT_BITS, problem="is not allowed")
     require_one_of("bits.activation", bits.activation, schema.ACTIVATION_BITS, problem="is not allowed")
     require_one_of("bits.scope", bits.scope, schema.SCOPES)
     check_ranges("bits.ranges", bits.ranges, ("method", *schema.RANGES))
 
 
-def _ranges(bits: BitsConfig, method: MethodConfig) -> str:
-    """The ranges of the job: groups of one call are steps."""
-    ranges = method.ranges if bits.ranges == "method" else bits.ranges
-    return "step" if group_size(ranges) == 1 else ranges
-
-
-def _check_metrics(metrics: schema.MetricsConfig) -> None:
+def _check_metrics(job: Job) -> None:
+    metrics = job.metrics
     for name in metrics.names:
         if (plugin := left_out_with("metric", name)) is not None:
             raise ConfigError("metrics.names", name, problem=f"is of the plug-in {plugin.name}, {plugin.summary}")
@@ -190,19 +178,34 @@ def _check_metrics(metrics: schema.MetricsConfig) -> None:
         )
 
 
-def _with_images(dataset: schema.DatasetConfig) -> schema.DatasetConfig:
-    """The same data set; the images of one that a plug-in brings are in the plug-in."""
-    images = shipped_with("images", dataset.name) if dataset.reference is None else None
-    return dataset if images is None else replace(dataset, reference=str(images))
-
-
-def _check_counts(budget: schema.BudgetConfig) -> None:
-    for item in fields(budget):
+def _check_budget(job: Job) -> None:
+    for item in fields(job.budget):
         if item.name != "name":
-            require_at_least(f"budget.{item.name}", getattr(budget, item.name), 1)
+            require_at_least(f"budget.{item.name}", getattr(job.budget, item.name), 1)
 
 
-def _check_sampler(sampler: schema.SamplerConfig, model: ModelConfig, node: str = "sampler") -> None:
+def _check_dataset(job: Job) -> None:
+    problem = f"does not fit model={job.model.name}"
+    require_one_of("dataset", job.dataset.name, job.model.datasets, problem=problem)
+
+
+def _check_reference(job: Job) -> None:
+    reference = job.dataset.reference
+    if reference is not None and not Path(reference).exists():
+        raise ConfigError("dataset.reference", reference, problem="does not exist")
+
+
+def _check_foreign_network(job: Job) -> None:
+    if job.foreign:
+        check_foreign_network(job.method.path, job.model)
+
+
+def _check_samplers(job: Job) -> None:
+    _check_sampler(job.sampler, job.model, "sampler")
+    _check_sampler(job.calibration_sampler, job.model, "calibration")
+
+
+def _check_sampler(sampler: schema.SamplerConfig, model: ModelConfig, node: str) -> None:
     require_at_least(f"{node}.chunk", sampler.chunk, 1)
     require_at_least(f"{node}.batch", sampler.batch, 1)
     require_at_least(f"{node}.guidance", sampler.guidance, 0)
@@ -213,29 +216,67 @@ def _check_sampler(sampler: schema.SamplerConfig, model: ModelConfig, node: str 
     try:
         sampler.spec()
         timesteps(sampler, model)
-    except ValueError as error:
-        # These messages begin with the name of the field.
-        name = str(error).split()[0]
+    except SettingError as error:
         known, otherwise = (asdict(sampler), "name") if node == "sampler" else (("steps", "eta"), "steps")
-        name = name if name in known else otherwise
+        field = error.field.removeprefix("sampler ")
+        name = field if field in known else otherwise
         raise ConfigError(f"{node}.{name}", getattr(sampler, name), problem=f"is not possible: {error}") from None
 
 
-def _check_evaluate(
-    task: str, evaluate: schema.EvaluateConfig, model: ModelConfig, metrics: schema.MetricsConfig
-) -> None:
-    for key, value in asdict(evaluate).items():
-        if value is not None and task != "evaluate":
+def _check_kind(job: Job) -> None:
+    check_kind(job.task_kind, job.edit, job.sampler)
+
+
+def _check_calls(job: Job) -> None:
+    calls = len(timesteps(job.calibration_sampler, job.model, job.strength))
+    check_points(job.budget.samples, job.bits.ranges, calls)
+    check_windows(job.method, calls)
+
+
+def _check_evaluate(job: Job) -> None:
+    for key, value in asdict(job.evaluate).items():
+        if value is not None and job.task != "evaluate":
             raise ConfigError(f"evaluate.{key}", value, problem="is read by task=evaluate only")
     try:
-        check_foreign(evaluate, model, metrics.samples)
+        check_foreign(job.evaluate, job.model, job.metrics.samples)
     except ForeignError as error:
         raise ConfigError(error.key, error.value, problem=error.problem) from None
 
 
+Check = Callable[[Job], None]
+
+CHECKS_AS_ASKED: tuple[Check, ...] = (
+    *(_check_words, check_weights, _check_module, _check_seeds, _check_bits, _check_metrics),
+    *(_check_budget, _check_dataset),
+)
+"""What can be said of a job as it is written: a first mistake is told in this order."""
+
+CHECKS_OF_COMPLETED: tuple[Check, ...] = (
+    *(_check_reference, _check_foreign_network, _check_samplers, _check_kind, _check_calls, _check_evaluate),
+    check_inputs,
+)
+"""What needs the files of the model, or values that depend on others. Each may rely on those before it."""
+
+CHECKS_OF_CALIBRATION: tuple[Check, ...] = (check_plans, check_trained)
+"""What a job that calibrates must fulfil besides."""
+
+
+def _with_images(dataset: schema.DatasetConfig) -> schema.DatasetConfig:
+    """The same data set; the images of one that a plug-in brings are in the plug-in."""
+    images = shipped_with("images", dataset.name) if dataset.reference is None else None
+    return dataset if images is None else replace(dataset, reference=str(images))
+
+
+def _ranges(bits: BitsConfig, method: MethodConfig) -> str:
+    """The ranges of the job: groups of one call are steps."""
+    ranges = method.ranges if bits.ranges == "method" else bits.ranges
+    return "step" if group_size(ranges) == 1 else ranges
+
+
 def _accelerator(wanted: str) -> str:
-    require_one_of("trainer.accelerator", wanted, schema.ACCELERATORS)
-    return wanted if wanted != "auto" else "gpu" if cuda_expected() else "cpu"
+    if wanted != "auto":
+        return wanted
+    return "gpu" if cuda_expected() else "cpu"
 
 
 def cuda_expected() -> bool:

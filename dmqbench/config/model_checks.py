@@ -8,7 +8,7 @@ from dmqbench.config import schema
 from dmqbench.config.errors import ConfigError, require_one_of
 from dmqbench.config.model_facts import network_config
 from dmqbench.config.plugins import shipped_with
-from dmqbench.config.schema import CONDITIONS, ModelConfig
+from dmqbench.config.schema import CONDITIONS, Job, ModelConfig
 from dmqbench.models.folders import SCHEDULER_CONFIG, ModelError, decoder_folder, locate
 from dmqbench.models.foreign import require_fit
 from dmqbench.store.files import safe_name
@@ -49,10 +49,10 @@ def check_condition(model: ModelConfig, network: Mapping[str, Any]) -> None:
 _NEEDED = {"embedded": (), "architecture": (), "local": ("path",), "hub": ("path", "revision")}
 
 
-def check_weights(task: str, model: ModelConfig) -> None:
-    if model.shapes_only and task not in schema.COUNTING_TASKS:
-        problem = f"needs weights, and those of {model.name} are not shipped; take another model"
-        raise ConfigError("task", task, schema.COUNTING_TASKS, problem, nearest="cost")
+def check_weights(job: Job) -> None:
+    if job.model.shapes_only and job.task not in schema.COUNTING_TASKS:
+        problem = f"needs weights, and those of {job.model.name} are not shipped; take another model"
+        raise ConfigError("task", job.task, schema.COUNTING_TASKS, problem, nearest="cost")
 
 
 def check_foreign_network(path: str | None, model: ModelConfig) -> None:

@@ -332,6 +332,14 @@ GROUPS = {
 }
 """Schema of every group but ``method``."""
 
+NODES = {
+    "evaluate": EvaluateConfig,
+    "inputs": InputsConfig,
+    "edit": EditConfig,
+    "calibration": CalibrationConfig,
+}
+"""Schema of what a job is given besides its groups."""
+
 
 PAPER_SCOPE = {"first_last": False, "embedding": False, "attention": False, "split": True}
 """What is quantized besides ordinary layers, and are skip inputs split; these values are the common scope."""

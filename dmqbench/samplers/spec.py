@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from dmqbench.samplers.timesteps import KINDS, SPACINGS, require_one_of, require_strength
+from dmqbench.samplers.timesteps import KINDS, SPACINGS, SettingError, require_one_of, require_strength
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 SAMPLER_VERSION = 1
@@ -36,7 +36,7 @@ class SamplerSpec:
         version: ``SAMPLER_VERSION``; any other is refused: an old configuration cannot name new numbers.
 
     Raises:
-        ValueError: a value or a combination that the sampler does not have.
+        SettingError: a value or a combination that the sampler does not have.
     """
 
     kind: Kind
@@ -56,23 +56,23 @@ class SamplerSpec:
         require_one_of("spacing", self.spacing, SPACINGS)
         require_one_of("prediction", self.prediction, PREDICTIONS)
         if self.steps < 1:
-            raise ValueError(f"steps {self.steps}: allowed are 1 and more")
+            raise SettingError("steps", f"{self.steps}: allowed are 1 and more")
         if not 0 <= self.eta <= 1:
-            raise ValueError(f"eta {self.eta}: allowed are 0 to 1")
+            raise SettingError("eta", f"{self.eta}: allowed are 0 to 1")
         if self.eta > 0 and self.kind != "ddim":
-            raise ValueError(f"eta {self.eta} with {self.kind}: allowed is 0, only ddim has an eta")
+            raise SettingError("eta", f"{self.eta} with {self.kind}: allowed is 0, only ddim has an eta")
         require_strength(self.strength, self.kind, self.skip_prk)
         if self.clip_sample is not None:
             self._check_clip(self.clip_sample)
         if self.prediction == "sample" and self.kind == "pndm":
-            raise ValueError("prediction 'sample' with pndm: allowed are epsilon, v_prediction")
+            raise SettingError("prediction", "'sample' with pndm: allowed are epsilon, v_prediction")
         if self.version != SAMPLER_VERSION:
-            raise ValueError(
-                f"sampler version {self.version}: allowed is {SAMPLER_VERSION}, the one this code computes"
+            raise SettingError(
+                "sampler version", f"{self.version}: allowed is {SAMPLER_VERSION}, the one this code computes"
             )
 
     def _check_clip(self, limit: float) -> None:
         if not limit > 0:
-            raise ValueError(f"clip_sample {limit}: allowed are positive numbers, or null for off")
+            raise SettingError("clip_sample", f"{limit}: allowed are positive numbers, or null for off")
         if self.kind not in ("ddim", "ddpm"):
-            raise ValueError(f"clip_sample {limit} with {self.kind}: allowed is null, only ddim and ddpm can clip")
+            raise SettingError("clip_sample", f"{limit} with {self.kind}: allowed is null, only ddim and ddpm can clip")

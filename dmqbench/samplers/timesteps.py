@@ -17,18 +17,29 @@ RUNGE_KUTTA_STEPS = 3
 """PNDM takes its first three steps with four network calls each."""
 
 
+class SettingError(ValueError):
+    """A setting of a sampler is not possible: ``field`` is which; ``str`` is one line that begins with it."""
+
+    def __init__(self, field: str, problem: str) -> None:
+        self.field = field
+        super().__init__(field, problem)
+
+    def __str__(self) -> str:
+        return " ".join(self.args)
+
+
 def require_one_of(name: str, value: str, allowed: Sequence[str]) -> None:
-    """Raise a ValueError that names the value and what is allowed, unless ``value`` is among ``allowed``."""
+    """Raise a SettingError that names the value and what is allowed, unless ``value`` is among ``allowed``."""
     if value not in allowed:
-        raise ValueError(f"{name} {value!r}: allowed are {', '.join(allowed)}")
+        raise SettingError(name, f"{value!r}: allowed are {', '.join(allowed)}")
 
 
 def require_strength(strength: float, kind: str, skip_prk: bool) -> None:
-    """Raise a ValueError, one line, unless a sampler of this kind can take the last share ``strength`` of its steps."""
+    """Raise a SettingError unless a sampler of this kind can take the last share ``strength`` of its steps."""
     if not 0 < strength <= 1:
-        raise ValueError(f"strength {strength}: allowed are 0 to 1, without 0")
+        raise SettingError("strength", f"{strength}: allowed are 0 to 1, without 0")
     if strength < 1 and kind == "pndm" and not skip_prk:
-        raise ValueError(f"strength {strength} with pndm and its Runge-Kutta start: allowed is 1, or skip_prk")
+        raise SettingError("strength", f"{strength} with pndm and its Runge-Kutta start: allowed is 1, or skip_prk")
 
 
 def plan_timesteps(
@@ -57,7 +68,7 @@ def plan_timesteps(
         Strictly decreasing timesteps; non-increasing for "pndm", which evaluates some timesteps twice.
 
     Raises:
-        ValueError: an argument is out of its range, or the timesteps would repeat or leave 0..T-1.
+        SettingError: an argument is out of its range, or the timesteps would repeat or leave 0..T-1.
 
     >>> plan_timesteps("ddim", 4, "leading", 0, 1000)
     (750, 500, 250, 0)
@@ -67,9 +78,11 @@ def plan_timesteps(
     require_one_of("sampler kind", kind, KINDS)
     require_one_of("spacing", spacing, SPACINGS)
     if not 1 <= steps <= num_train_timesteps:
-        raise ValueError(f"steps {steps}: allowed are 1 to {num_train_timesteps}, the training timesteps of the model")
+        raise SettingError(
+            "steps", f"{steps}: allowed are 1 to {num_train_timesteps}, the training timesteps of the model"
+        )
     if steps_offset < 0:
-        raise ValueError(f"steps_offset {steps_offset}: allowed are 0 and more")
+        raise SettingError("steps_offset", f"{steps_offset}: allowed are 0 and more")
     require_strength(strength, kind, skip_prk)
     skipped = steps - max(1, round(strength * steps))
     if kind == "pndm":
@@ -80,14 +93,16 @@ def plan_timesteps(
     else:
         timesteps = _grid(spacing, steps, steps_offset, num_train_timesteps)[skipped:]
     if timesteps[0] >= num_train_timesteps:
-        raise ValueError(
-            f"steps_offset {steps_offset} with {steps} steps: the first timestep would be {timesteps[0]}, "
-            f"allowed are 0 to {num_train_timesteps - 1}"
+        raise SettingError(
+            "steps_offset",
+            f"{steps_offset} with {steps} steps: the first timestep would be {timesteps[0]}, "
+            f"allowed are 0 to {num_train_timesteps - 1}",
         )
     if kind != "pndm" and len(set(timesteps)) < len(timesteps):
-        raise ValueError(
-            f"steps {steps} with {kind} and {spacing} spacing: timesteps repeat, allowed are fewer than "
-            f"{num_train_timesteps}"
+        raise SettingError(
+            "steps",
+            f"{steps} with {kind} and {spacing} spacing: timesteps repeat, allowed are fewer than "
+            f"{num_train_timesteps}",
         )
     return tuple(timesteps)
 
@@ -109,7 +124,7 @@ def _pndm(grid: list[int], skip_prk: bool, half_step: int) -> list[int]:
     if skip_prk:
         return grid[:1] + grid[1:2] + grid[1:]
     if len(grid) <= RUNGE_KUTTA_STEPS:
-        raise ValueError(f"steps {len(grid)} without skip_prk: allowed are {RUNGE_KUTTA_STEPS + 1} and more")
+        raise SettingError("steps", f"{len(grid)} without skip_prk: allowed are {RUNGE_KUTTA_STEPS + 1} and more")
     timesteps = []
     for start, end in pairwise(grid[: RUNGE_KUTTA_STEPS + 1]):
         timesteps += [start, end + half_step, end + half_step, end]
