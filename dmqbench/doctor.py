@@ -20,7 +20,7 @@ from dmqbench.launch.findings import ABSENT, BROKEN, OK, Check, Finding, Status
 from dmqbench.launch.machine_checks import GIB, launchers, machine, packages, plug_ins
 from dmqbench.launch.model_checks import metrics, models
 from dmqbench.launch.model_checks import weights as files_of_weights
-from dmqbench.store.artifacts import KINDS, Store
+from dmqbench.store.artifacts import KINDS, Store, default_root
 from dmqbench.tracking.record import redact
 from dmqbench.tracking.wandb_client import resolve_mode
 
@@ -91,7 +91,7 @@ def _tracking() -> Iterator[Finding]:
 
 def store_root() -> Path:
     """The run store that a command without ``store.root`` uses."""
-    return Path(os.environ.get("DMQBENCH_RUNS") or "runs").expanduser().absolute()
+    return default_root().expanduser().absolute()
 
 
 def _store() -> Iterator[Finding]:

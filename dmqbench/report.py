@@ -2,7 +2,6 @@
 
 import argparse
 import io
-import os
 import re
 import shlex
 import sys
@@ -24,7 +23,7 @@ from dmqbench.results.formats import (
     load_results,
 )
 from dmqbench.results.result import Result
-from dmqbench.store.artifacts import Store, StoreError
+from dmqbench.store.artifacts import Store, StoreError, default_root
 from dmqbench.store.files import save_atomic
 
 FORMATS = ("table", "md", "json", "csv", "latex", "html")
@@ -36,7 +35,7 @@ _PICTURE_ROWS = 40
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table of a store, write its page and draw its picture; return the exit status."""
     options = _parser().parse_args(arguments)
-    root = Path(options.store or os.environ.get("DMQBENCH_RUNS") or "runs")
+    root = Path(options.store or default_root())
     if options.check and not root.is_dir():
         _complain(f"there is no run store {root}")
         return 2

@@ -9,7 +9,6 @@ from dmqbench.config.plugin_code import stage_origin
 from dmqbench.config.schema import (
     DTYPE,
     FURTHER_SCOPE,
-    OWN_IMAGES_VERSION,
     EvaluateConfig,
     Job,
     ModelConfig,
@@ -18,6 +17,7 @@ from dmqbench.config.schema import (
     full_precision,
 )
 from dmqbench.data.archives import stored_hash
+from dmqbench.data.own_images import OWN_IMAGES_VERSION
 from dmqbench.models.foreign import foreign_hash
 from dmqbench.quant.spec import group_size
 from dmqbench.store.files import short_hash

@@ -10,7 +10,6 @@ from dmqbench.config.errors import ConfigError
 from dmqbench.config.model_facts import image_shape
 from dmqbench.config.plugin_code import method_module
 from dmqbench.config.schema import (
-    OWN_IMAGES,
     TASK_KINDS,
     TO_COME,
     EditConfig,
@@ -20,6 +19,7 @@ from dmqbench.config.schema import (
     SamplerConfig,
 )
 from dmqbench.data.archives import LEAST_IMAGES, ArchiveError, ArchiveInfo, image_names, inspect
+from dmqbench.data.own_images import OWN_IMAGES
 from dmqbench.samplers.timesteps import require_strength
 
 

@@ -38,8 +38,10 @@ from dmqbench.config.schema import (
     full_precision,
     without_calibration,
 )
-from dmqbench.quant.spec import group_size
+from dmqbench.quant.spec import ENGINE_NAMES, group_size
 from dmqbench.samplers.timesteps import SPACINGS, SettingError
+from dmqbench.store.artifacts import default_root
+from dmqbench.tracking.wandb_client import MODES
 
 
 def make_job(config: DictConfig) -> Job:
@@ -132,8 +134,8 @@ def _plain(value: Any) -> Any:
 
 def _check_words(job: Job) -> None:
     require_one_of("task", job.task, schema.TASKS)
-    require_one_of("engine", job.engine, schema.ENGINES)
-    require_one_of("tracker.mode", job.tracker.mode, schema.TRACKER_MODES)
+    require_one_of("engine", job.engine, ENGINE_NAMES)
+    require_one_of("tracker.mode", job.tracker.mode, MODES)
     require_one_of("trainer.accelerator", job.trainer.accelerator, schema.ACCELERATORS)
     require_one_of("calibration.match", job.calibration.match, schema.MATCHES)
 
@@ -292,7 +294,7 @@ def cuda_expected() -> bool:
 
 
 def _store_root(configured: str | None) -> Path:
-    return Path(configured or os.environ.get("DMQBENCH_RUNS") or "runs").expanduser().absolute()
+    return Path(configured or default_root()).expanduser().absolute()
 
 
 def images_job(job: Job) -> Job:

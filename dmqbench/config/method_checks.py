@@ -11,7 +11,6 @@ from dmqbench.config.ids import needs_match
 from dmqbench.config.limits import LIMITS, Limits
 from dmqbench.config.model_facts import timesteps
 from dmqbench.config.schema import (
-    FULL_PRECISION,
     METHOD_KEYS,
     CalibrationConfig,
     Job,
@@ -19,7 +18,7 @@ from dmqbench.config.schema import (
     SamplerConfig,
     StageConfig,
 )
-from dmqbench.quant.spec import group_size
+from dmqbench.quant.spec import FULL_PRECISION, group_size
 
 WHOSE_PARAMETERS = {
     "nearest": "the activation parameters of the calibrated call at the nearest timestep",

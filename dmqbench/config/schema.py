@@ -3,7 +3,6 @@
 The same dataclasses are Hydra's schemas and what the code below ``run.py`` is given. Standard library only.
 """
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Optional
@@ -11,13 +10,12 @@ from typing import Any, Optional
 from dmqbench.config.limits import LIMITS, Limits
 from dmqbench.models.folders import SHIPPED, ModelSource
 from dmqbench.quant.plan import PrecisionPlan
-from dmqbench.quant.spec import COMMON_SCOPE, Scope
+from dmqbench.quant.spec import COMMON_SCOPE, ENGINE_NAMES, FULL_PRECISION, Scope
 from dmqbench.samplers.spec import SAMPLER_VERSION, SamplerSpec
 
 REQUIRED: Any = "???"
 """OmegaConf's mark of a value that a YAML must give."""
 
-FULL_PRECISION = 32
 DTYPE = "float32"
 
 FOREIGN = "foreign"
@@ -40,7 +38,6 @@ TASK_KINDS = ("generate", "restore", "edit")
 CONDITIONS = ("super_resolution",)
 """Images that a network may read beside its state; see ``data.degradation``."""
 
-ENGINES = ("simulate", "int_reference")
 SCOPES = ("common", "paper")
 RANGES = ("shared", "step", "groupN")
 """Network calls that share activation parameters: all, none, or each N consecutive ones (``quant.spec.group_size``)."""
@@ -49,7 +46,6 @@ MATCHES = ("refuse", "nearest", "interpolate")
 WEIGHT_BITS = (*range(1, 9), FULL_PRECISION)
 ACTIVATION_BITS = (*range(2, 9), 16, FULL_PRECISION)
 ACCELERATORS = ("cpu", "gpu", "auto")
-TRACKER_MODES = ("auto", "online", "offline", "disabled")
 DIAGNOSIS = "diagnosis.json"
 """Errors per step and layer, beside the result."""
 
@@ -511,22 +507,15 @@ def without_calibration(job: Job, method: MethodConfig) -> Job:
     config = {
         **{key: value for key, value in job.config.items() if key != "calibration"},
         "seed": 0,
-        "engine": ENGINES[0],
+        "engine": ENGINE_NAMES[0],
         "bits": bits.facts,
         "method": asdict(method),
         "evaluate": asdict(EvaluateConfig()),
     }
     nothing: dict[str, Any] = {"evaluate": EvaluateConfig(), "calibration": CalibrationConfig(), "plan": None}
-    return replace(job, method=method, bits=bits, seed=0, engine=ENGINES[0], **nothing, config=config)
+    return replace(job, method=method, bits=bits, seed=0, engine=ENGINE_NAMES[0], **nothing, config=config)
 
 
 def scope_of(job: Job) -> Scope:
     """What the job quantizes beyond ordinary layers: the same for all methods, or what the method's paper does."""
     return Scope(**job.method.paper_scope) if job.bits.scope == "paper" else COMMON_SCOPE
-
-
-OWN_IMAGES: Mapping[str, tuple[int, int, int]] = {"digits": (1, 16, 16)}
-"""Dataset → (C, H, W) of the images shipped for it."""
-
-OWN_IMAGES_VERSION = 1
-"""Raised when other images are shipped, or streams draw from other parts of them."""

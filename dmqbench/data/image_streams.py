@@ -72,4 +72,4 @@ def _distinct(images: np.ndarray) -> np.ndarray:
 
 
 OWN_STREAMS = {"digits": digit_streams}
-"""Dataset → the images that are shipped for it, as ``task_kinds.OWN_IMAGES`` lists them."""
+"""Dataset → the images that are shipped for it, as ``own_images.OWN_IMAGES`` lists them."""

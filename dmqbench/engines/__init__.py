@@ -12,10 +12,11 @@ from dmqbench.engines.int_reference import int_reference
 from dmqbench.engines.simulate import simulate
 from dmqbench.quant.frozen import FrozenLayer, freeze_layer
 from dmqbench.quant.layers import quant_layers
+from dmqbench.quant.spec import ENGINE_NAMES
 
 Engine = Callable[[FrozenLayer], Callable[[Tensor], Tensor]]
 
-ENGINES: dict[str, Engine] = {"simulate": simulate, "int_reference": int_reference}
+ENGINES: dict[str, Engine] = dict(zip(ENGINE_NAMES, (simulate, int_reference), strict=True))
 
 
 def lower_(network: nn.Module, engine: str) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dmqbench.config.schema import INCEPTIONS, STAND_IN
 from dmqbench.data.archives import NAMES, arrays_in, read_images
-from dmqbench.data.images import to_uint8
+from dmqbench.data.own_images import OWN_IMAGES, own_images
 from dmqbench.eval.features import Extractor, Features, Output
 from dmqbench.eval.frechet import Gaussian
 from dmqbench.eval.inception import ADM, INCEPTION, POOL_DIMENSION
@@ -123,22 +123,12 @@ def _images(path: str) -> _Images:
 
 @lru_cache(maxsize=1)
 def _shipped(dataset: str) -> _Images:
-    if dataset not in SHIPPED_IMAGES:
+    if dataset not in OWN_IMAGES:
         raise MetricUnavailable(
             f"no images of dataset={dataset} are known here: give them, or their statistics, with dataset.reference"
         )
-    pixels = SHIPPED_IMAGES[dataset]()
+    pixels = own_images(dataset)
     return _Images(pixels, content_hash(pixels))
-
-
-def _digits_images() -> Tensor:
-    from dmqbench.data.digits import load_digits
-
-    return to_uint8(load_digits()[0])
-
-
-SHIPPED_IMAGES: dict[str, Callable[[], Tensor]] = {"digits": _digits_images}
-"""Dataset → its images, uint8 [N, C, H, W], after the same rounding as samples."""
 
 
 def _of_statistics(

@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 FULL_PRECISION = 32
+ENGINE_NAMES = ("simulate", "int_reference")
+"""How a frozen layer can be computed; ``engines.ENGINES`` has a function for each."""
+
 SMALLEST_WEIGHT_BITS, LARGEST_WEIGHT_BITS = 1, 8
 
 _GROUP = re.compile(r"group([1-9][0-9]{0,8})")

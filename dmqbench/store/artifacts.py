@@ -68,6 +68,11 @@ class _Inspection:
     problems: Mapping[str, str]
 
 
+def default_root() -> Path:
+    """Return where the run store is that nobody named: ``DMQBENCH_RUNS``, otherwise ``runs`` in the working folder."""
+    return Path(os.environ.get("DMQBENCH_RUNS") or "runs")
+
+
 class Store:
     """Artifacts at ``root/{kind}/{id}/``; what is under way is in ``.work/``, what is damaged in ``.aside/``.
 

@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save
 from dmqbench.calibration.stage import Stage, UnitCheckpoint, UnitProgress, Workbench, run_stage
 from dmqbench.config.effort import work_of_stage
 from dmqbench.config.model_facts import timesteps
+from dmqbench.config.precision_plans import PLAN_FILE
 from dmqbench.config.schema import FINDINGS, Job, StageConfig
 from dmqbench.methods import stages_of
 from dmqbench.models.exchange import Description, quantized_attentions
@@ -21,7 +22,7 @@ from dmqbench.store.artifacts import Artifact
 from dmqbench.store.files import load_json, save_atomic, save_json
 from dmqbench.tasks.mirror import facts_of, tell_job, tell_location, tracker
 from dmqbench.tasks.trajectories import bank_of
-from dmqbench.tasks.workshop import OUTCOME, PLAN, STATE, Workshop, open_workshop
+from dmqbench.tasks.workshop import OUTCOME, STATE, Workshop, open_workshop
 from dmqbench.tracking.progress import Meter
 
 
@@ -67,7 +68,7 @@ def _run_stage(shop: Workshop, config: StageConfig, id: str, parent: Artifact | 
     # A weight-only stage is shared by all activation bit-widths: its plan must not name the first comer's.
     reached = plan_of_layers(shop.quantized.network, shop.precision_plan)
     plan = reached.with_activation_bits(FULL_PRECISION) if stage.weights_only else reached
-    save_json(folder / OUTCOME / PLAN, plan.to_json())
+    save_json(folder / OUTCOME / PLAN_FILE, plan.to_json())
     cost = {"seconds": stage.seconds, "network_forwards": stage.network_forwards, **stage.peaks}
     findings = stage.findings()  # it runs the network as well, which is no calibration
     if findings:
@@ -103,7 +104,7 @@ def description(shop: Workshop, last: Artifact) -> Description:
     return Description(
         method=job.method.name,
         bits={**job.bits.facts, **({"plan": job.plan.hash} if job.plan else {})},
-        plan=load_json(last.path / PLAN),
+        plan=load_json(last.path / PLAN_FILE),
         attentions=quantized_attentions(topology, shop.scope, shop.bits),
         timesteps=timesteps(job.calibration_sampler, job.model),
         engine=job.engine,
@@ -118,5 +119,5 @@ def description(shop: Workshop, last: Artifact) -> Description:
 def load_state_(shop: Workshop, stage: Artifact) -> None:
     """Set the layers to what a stage has left, other weight bits included."""
     network = shop.quantized.network
-    adopt_weight_bits_(network, PrecisionPlan.from_json(load_json(stage.path / PLAN)))
+    adopt_weight_bits_(network, PrecisionPlan.from_json(load_json(stage.path / PLAN_FILE)))
     load_calibration_state_(network, load_file(stage.path / STATE))

@@ -7,7 +7,7 @@ from typing import Any
 
 from dmqbench.config.ids import job_ids
 from dmqbench.config.model_facts import is_of_model, layer_shapes
-from dmqbench.config.precision_plans import mean_weight_bits, plan_hash
+from dmqbench.config.precision_plans import PLAN_FILE, mean_weight_bits, plan_hash
 from dmqbench.config.schema import DIAGNOSIS, FOREIGN, UNKNOWN, EvaluateConfig, Job, full_precision
 from dmqbench.data.archives import inspect
 from dmqbench.eval.evaluate import Evaluation
@@ -28,7 +28,7 @@ from dmqbench.store.artifacts import Artifact, Store
 from dmqbench.store.files import json_text, load_json
 from dmqbench.tasks.cost import describe_cost, quantization_of
 from dmqbench.tasks.sample import shown_inputs
-from dmqbench.tasks.workshop import PLAN, STATE, Workshop
+from dmqbench.tasks.workshop import STATE, Workshop
 from dmqbench.tracking.environment import environment, peak_memory_mib
 
 
@@ -142,7 +142,7 @@ def run_facts(shop: Workshop, stages: list[Artifact], calibration: tuple[Calibra
 
 def reached_plan(stages: list[Artifact]) -> PrecisionPlan | None:
     """The precision plan after the last stage; None where there is no stage."""
-    return PrecisionPlan.from_json(load_json(stages[-1].path / PLAN)) if stages else None
+    return PrecisionPlan.from_json(load_json(stages[-1].path / PLAN_FILE)) if stages else None
 
 
 def plan_facts(shop: Workshop, stages: list[Artifact]) -> PlanFacts | None:

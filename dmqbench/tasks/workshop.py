@@ -24,7 +24,6 @@ from dmqbench.tracking.environment import PeakMemory
 from dmqbench.tracking.record import Record
 
 STATE = "state.safetensors"
-PLAN = "plan.json"
 OUTCOME = "outcome"
 """Folder inside a work area that becomes the artifact; beside it may lie a checkpoint, which does not."""
 

@@ -5,10 +5,10 @@ import pytest
 import torch
 from PIL import Image
 
-from dmqbench.config.schema import OWN_IMAGES
 from dmqbench.data.archives import LEAST_IMAGES, ArchiveError
 from dmqbench.data.degradation import super_resolution_condition
 from dmqbench.data.image_streams import OWN_STREAMS, ImageStreams, digit_streams, file_streams
+from dmqbench.data.own_images import OWN_IMAGES
 
 STREAMS = ("cal", "val", "eval")
 

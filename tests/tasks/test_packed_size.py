@@ -7,12 +7,13 @@ from tiny import unet
 from dmqbench.api import quantize_
 from dmqbench.config.compose import compose
 from dmqbench.config.job import make_job
+from dmqbench.config.precision_plans import PLAN_FILE
 from dmqbench.models.quantized import DESCRIPTION, WEIGHTS, save
 from dmqbench.quant.plan import PrecisionPlan
 from dmqbench.store.artifacts import Store
 from dmqbench.store.files import load_json
 from dmqbench.tasks.cost import describe_cost
-from dmqbench.tasks.workshop import PLAN, STATE
+from dmqbench.tasks.workshop import STATE
 
 STEPS = 4
 TINY = (
@@ -59,7 +60,7 @@ def test_sizes_are_those_of_the_file(tmp_path, method, bits, options, foretold):
     local = ("model=local", f"model.path={tmp_path / 'model'}", f"sampler.steps={STEPS}")
     job = make_job(compose([*local, f"method={method}", f"bits={bits}", *options]))
     stage = Store(tmp_path / "store").path("quantized", facts["ids"]["stages"][job.method.stages[-1].name])
-    reached = PrecisionPlan.from_json(load_json(stage / PLAN))
+    reached = PrecisionPlan.from_json(load_json(stage / PLAN_FILE))
     measured = describe_cost(job, reached, stage / STATE)
     assert measured["size_mib"]["packed"] == mib(length)
 
