@@ -14,7 +14,7 @@ import pytest
 from dmqbench import cli
 from dmqbench.config.metric_facts import OWN_METRICS
 from dmqbench.config.schema import DIAGNOSIS, TASKS
-from dmqbench.launch import sweeps
+from dmqbench.launch import announce, expected, sweeps
 from dmqbench.launch.help import GROUP_NAMES
 from dmqbench.store.artifacts import Store
 
@@ -86,7 +86,8 @@ def stub(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "dmqbench.tasks.plan", plan)
     monkeypatch.setitem(sys.modules, "dmqbench.results.formats", report)
     monkeypatch.setattr(cli, "launch", remembering)
-    monkeypatch.setattr(sweeps, "hash_once", lambda model: "0" * 64)
+    for module in (sweeps, announce, expected):  # each has the name, whichever test imported it first
+        monkeypatch.setattr(module, "hash_once", lambda model: "0" * 64)
     monkeypatch.setenv("DMQBENCH_RUNS", str(tmp_path / "runs"))
     monkeypatch.chdir(tmp_path)
     before = signal.getsignal(signal.SIGTERM)
