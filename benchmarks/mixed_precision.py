@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.common import Silent, interleaved_seconds, live_peak
-from dmqbench.calibration.stage import Workbench, run_stage
+from dmqbench.calibration.run import run_stage
+from dmqbench.calibration.stage import Workbench
 from dmqbench.data.bank import TrajectoryBank
 from dmqbench.models.adapter import load_adapter
 from dmqbench.models.folders import ModelSource

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.common import Silent, interleaved_seconds
-from dmqbench.calibration.stage import Workbench, run_stage
+from dmqbench.calibration.run import run_stage
+from dmqbench.calibration.stage import Workbench
 from dmqbench.data.bank import TrajectoryBank
 from dmqbench.models.adapter import load_adapter
 from dmqbench.models.folders import ModelSource

@@ -10,7 +10,9 @@ from pathlib import Path
 import torch
 
 from benchmarks.common import Silent
-from dmqbench.calibration.stage import UnitCheckpoint, Workbench, run_stage
+from dmqbench.calibration.checkpoint import UnitCheckpoint
+from dmqbench.calibration.run import run_stage
+from dmqbench.calibration.stage import Workbench
 from dmqbench.data.bank import TrajectoryBank
 from dmqbench.models.adapter import load_adapter
 from dmqbench.models.folders import ModelSource

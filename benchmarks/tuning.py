@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.common import Silent
-from dmqbench.calibration.stage import Workbench, run_stage
+from dmqbench.calibration.run import run_stage
+from dmqbench.calibration.stage import Workbench
 from dmqbench.data.bank import TrajectoryBank
 from dmqbench.engines import lower_
 from dmqbench.eval.paired import psnr

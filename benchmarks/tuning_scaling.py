@@ -11,7 +11,7 @@ import math
 import torch
 
 from benchmarks.equivalent_scaling import SETTINGS, workbench
-from dmqbench.calibration.stage import run_stage
+from dmqbench.calibration.run import run_stage
 from dmqbench.stages.equivalent_scaling import EquivalentScaling
 
 POINTS = ((100, 1.0), (100, 3.0), (100, 6.0), (50, 3.0))

@@ -119,7 +119,8 @@ def carry_out(planned: Sequence["Planned"], takes: str = "") -> int:
     from dmqbench.launch.announce import ANSWERING, announcement
     from dmqbench.launch.answered import is_answered
     from dmqbench.methods import require_stages
-    from dmqbench.store.artifacts import Store, StoreError
+    from dmqbench.store.artifact import StoreError
+    from dmqbench.store.artifacts import Store
 
     try:
         outcomes = {number: Outcome(str(one.folder)) for number, one in enumerate(planned) if is_answered(one)}

@@ -23,7 +23,8 @@ from dmqbench.results.formats import (
     load_results,
 )
 from dmqbench.results.result import Result
-from dmqbench.store.artifacts import Store, StoreError, default_root
+from dmqbench.store.artifact import StoreError
+from dmqbench.store.artifacts import Store, default_root
 from dmqbench.store.files import save_atomic
 
 FORMATS = ("table", "md", "json", "csv", "latex", "html")

@@ -7,7 +7,8 @@ import numpy as np
 from rich.console import Console
 from safetensors.numpy import save_file
 
-from dmqbench.eval.protocol import Floor, Measurement, Protocol
+from dmqbench.eval.measurement import Floor, Measurement
+from dmqbench.eval.protocol import Protocol
 from dmqbench.results import formats
 from dmqbench.results.result import Result
 from dmqbench.store.artifacts import Store

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from workbench import W3A6, sampler, set_min_max_ranges_, workbench
 
-from dmqbench.calibration.stage import run_stage
+from dmqbench.calibration.run import run_stage
 from dmqbench.quant.layers import quant_layers, quantization
 from dmqbench.quant.spec import StepGroups
 from dmqbench.stages.low_rank_tuning import LowRankTuning

@@ -20,7 +20,8 @@ from dmqbench.models.hooks import hooked
 from dmqbench.models.rollout import Denoising
 from dmqbench.models.topology import Topology, feature_module
 from dmqbench.quant.functional import quantize
-from dmqbench.quant.layers import QuantLayer, quant_layers, quantization
+from dmqbench.quant.layer import QuantLayer
+from dmqbench.quant.layers import quant_layers, quantization
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ from dmqbench.anatomy.recorded import batches, predict, spread_calls
 from dmqbench.data.bank import Trajectories
 from dmqbench.models.hooks import hooked
 from dmqbench.models.rollout import Denoising
-from dmqbench.quant.layers import QuantLayer, quant_layers, quantization
+from dmqbench.quant.layer import QuantLayer
+from dmqbench.quant.layers import quant_layers, quantization
 
 TRAJECTORIES = 8
 

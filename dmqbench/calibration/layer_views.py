@@ -10,7 +10,8 @@ from dmqbench.calibration.capture import run_points, without_points
 from dmqbench.calibration.stage import Workbench
 from dmqbench.data.bank import Trajectories
 from dmqbench.models.hooks import hooked
-from dmqbench.quant.layers import QuantLayer, quantization
+from dmqbench.quant.layer import QuantLayer
+from dmqbench.quant.layers import quantization
 
 
 @dataclass(frozen=True)

@@ -5,23 +5,14 @@ Lightning epoch per unit and one ``fit`` per stage. What a stage leaves behind i
 nothing else.
 """
 
-import hashlib
-import json
-import logging
 import time
-import warnings
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Checkpoint
-from safetensors import safe_open
-from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -34,15 +25,8 @@ from dmqbench.models.topology import Topology
 from dmqbench.quant.spec import StepGroups
 from dmqbench.quant.state import calibration_state, load_calibration_state_
 from dmqbench.samplers.plan import SamplerPlan
-from dmqbench.store.files import save_atomic
 from dmqbench.tracking.environment import memory_facts
-from dmqbench.tracking.progress import Meter
 from dmqbench.tracking.record import curve
-
-DIGEST = "sha256"
-
-PROGRESS = "progress:"
-"""How tensors of a checkpoint begin that are no calibration state."""
 
 MIB = 2**20
 
@@ -291,118 +275,4 @@ class _Ticks(IterableDataset):
             yield self.stage.iteration
 
 
-class UnitCheckpoint(Checkpoint):
-    """Keeps the calibration state after every unit in one file, written atomically.
-
-    The number of finished units travels in the file's own header, so that state and progress cannot part. Lightning
-    calls only a ``Checkpoint`` after the module's own hook, which completes the unit; other callbacks come before.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, stage: pl.LightningModule) -> None:
-        assert isinstance(stage, Stage)
-        progress = {
-            "units_done": str(stage.first_unit + stage.current_epoch + 1),
-            "network_forwards": repr(stage.network_forwards),
-            "seconds": repr(stage.seconds),
-            "peaks": json.dumps(stage.peaks),
-        }
-        carried = {PROGRESS + name: value for name, value in stage.progress().items()}
-        state = stage.state() | carried
-        save_atomic(self.path, save(state, {**progress, DIGEST: _digest(state, progress)}))
-
-    def resume(self, stage: Stage) -> None:
-        """Set the network and the stage to where a killed run left them, if it left anything."""
-        if not self.path.exists():
-            return
-        try:
-            with safe_open(self.path, framework="pt") as file:
-                progress = file.metadata() or {}
-            state = load(self.path.read_bytes())
-            if progress.pop(DIGEST, None) != _digest(state, progress):
-                raise ValueError("its digest differs")
-            carried = {name: state.pop(name) for name in list(state) if name.startswith(PROGRESS)}
-            stage.load_state_(state)
-        except Exception as error:  # a damaged checkpoint costs its units, never the job
-            stage.bench.record.log("checkpoint_discarded", stage=stage.name, reason=str(error))
-            return
-        stage.first_unit = int(progress["units_done"])
-        stage.network_forwards = float(progress["network_forwards"])
-        stage.seconds = float(progress["seconds"])
-        stage.peaks = json.loads(progress.get("peaks", "{}"))
-        stage.load_progress_({name.removeprefix(PROGRESS): value for name, value in carried.items()})
-
-
-def _digest(state: dict[str, Tensor], progress: dict[str, str]) -> str:
-    """The file format has no checksum of its own: a flipped bit would only show in the samples, or never."""
-    digest = hashlib.sha256(json.dumps(progress, sort_keys=True).encode())
-    digest.update(save(state))
-    return digest.hexdigest()
-
-
-def run_stage(stage: Stage, accelerator: str, callbacks: Sequence[pl.Callback]) -> None:
-    """Run a stage, from where ``UnitCheckpoint.resume`` set it; its outcome is ``stage.state()``.
-
-    Raises:
-        CalibrationDiverged: a loss is not finite.
-        KeyboardInterrupt: the user or a signal stopped it; finished units are kept by the checkpoint.
-    """
-    remaining = len(stage.units()) - stage.first_unit
-    if remaining <= 0:
-        return
-    with _quiet_lightning():
-        trainer = pl.Trainer(
-            accelerator=accelerator,
-            devices=1,
-            max_epochs=remaining,
-            logger=False,
-            enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
-            reload_dataloaders_every_n_epochs=1,
-            callbacks=list(callbacks),
-        )
-        try:
-            trainer.fit(stage)
-        except SystemExit:  # Lightning turns Ctrl-C into an exit; the caller decides what a stop means
-            raise KeyboardInterrupt from None
-
-
-@contextmanager
-def _quiet_lightning() -> Iterator[None]:
-    """Keep off the screen what Lightning advertises, and its advice on what stages do without."""
-    logger = logging.getLogger("pytorch_lightning")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module="pytorch_lightning")
-            yield
-    finally:
-        logger.setLevel(level)
-
-
 StageFactory = type[Stage]
-
-
-class UnitProgress(pl.Callback):
-    """Moves a meter on within every unit of a stage, and after it."""
-
-    def __init__(self, shown: Meter) -> None:
-        self.shown = shown
-
-    def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *_: object) -> None:
-        assert isinstance(module, Stage)
-        self.shown.move(min(0.99, module.iteration / module.iterations(module.unit)), _said_of(trainer, module))
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        assert isinstance(module, Stage)
-        self.shown.advance(_said_of(trainer, module))
-
-
-def _said_of(trainer: pl.Trainer, stage: Stage) -> str:
-    loss = trainer.callback_metrics.get("loss")
-    return stage.unit + ("" if loss is None else f"  loss {float(loss):.3g}")

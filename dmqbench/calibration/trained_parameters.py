@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from dmqbench.quant.layers import QuantLayer
+from dmqbench.quant.layer import QuantLayer
 from dmqbench.quant.quantizer import ActivationQuantizer, WeightQuantizer
 
 

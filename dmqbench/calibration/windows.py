@@ -123,3 +123,15 @@ def spans_of(
         else:
             spans.append([group])
     return tuple(Span(tuple(groups)) for groups in spans)
+
+
+@dataclass(frozen=True)
+class WindowErrors:
+    """Of a batch of windows."""
+
+    noise: Tensor
+    """Mean squared error of every sample's prediction, [n, length]."""
+    distilled: Tensor | None = None
+    """Mean over the terms of what is distilled, a scalar; None without distillation."""
+    terms: float = 0.0
+    """How many those are, over the number of predicted values."""

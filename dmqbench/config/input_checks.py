@@ -18,7 +18,9 @@ from dmqbench.config.schema import (
     ModelConfig,
     SamplerConfig,
 )
-from dmqbench.data.archives import LEAST_IMAGES, ArchiveError, ArchiveInfo, image_names, inspect
+from dmqbench.data.archive_info import LEAST_IMAGES, ArchiveError, ArchiveInfo, times
+from dmqbench.data.archives import inspect
+from dmqbench.data.image_folders import image_names
 from dmqbench.data.own_images import OWN_IMAGES
 from dmqbench.samplers.timesteps import require_strength
 
@@ -64,14 +66,14 @@ def check_inputs(job: Job) -> None:
 def _check_images(job: Job) -> None:
     """Images of the model's size must be there; only headers are read."""
     path, needed = job.inputs.images, image_shape(job.model)
-    wanted = f"model={job.model.name} makes {_times(needed)} (C×H×W)"
+    wanted = f"model={job.model.name} makes {times(needed)} (C×H×W)"
     if path is None:
         shipped = OWN_IMAGES.get(job.dataset.name)
         if shipped is None:
             problem = f"must be given: no images of dataset={job.dataset.name} are shipped"
             raise ConfigError("inputs.images", None, problem=problem)
         if shipped != needed:
-            problem = f"must be given: images of dataset={job.dataset.name} are {_times(shipped)}, and {wanted}"
+            problem = f"must be given: images of dataset={job.dataset.name} are {times(shipped)}, and {wanted}"
             raise ConfigError("inputs.images", None, problem=problem)
         return
     try:
@@ -80,14 +82,10 @@ def _check_images(job: Job) -> None:
         within = f"{error.path.name}: " if str(error.path) != str(path) else ""
         raise ConfigError("inputs.images", path, problem=f"cannot be used: {within}{error.reason}") from None
     if found.shape != needed:
-        raise ConfigError("inputs.images", path, problem=f"holds images of {_times(found.shape)}, and {wanted}")
+        raise ConfigError("inputs.images", path, problem=f"holds images of {times(found.shape)}, and {wanted}")
     if found.count < LEAST_IMAGES:
         problem = f"holds {found.count} images; streams share none, so at least {LEAST_IMAGES} are needed"
         raise ConfigError("inputs.images", path, problem=problem)
-
-
-def _times(shape: tuple[int, ...]) -> str:
-    return "×".join(map(str, shape))
 
 
 LARGEST_PROMPTS = 64 * 2**20
@@ -121,14 +119,14 @@ def check_foreign(evaluate: EvaluateConfig, model: ModelConfig, samples: int) ->
     if evaluate.fp_samples is not None:
         theirs = _inspected("fp_samples", evaluate.fp_samples)
         if ours.shape != theirs.shape:
-            problem = f"holds images of {_times(theirs.shape)}, and evaluate.samples of {_times(ours.shape)} (C×H×W)"
+            problem = f"holds images of {times(theirs.shape)}, and evaluate.samples of {times(ours.shape)} (C×H×W)"
             raise ForeignError("fp_samples", evaluate.fp_samples, problem)
         _check_names(Path(evaluate.samples), Path(evaluate.fp_samples))
     elif ours.shape != (shape := image_shape(model)):
         raise ForeignError(
             "samples",
             evaluate.samples,
-            f"holds images of {_times(ours.shape)}, and model={model.name} makes {_times(shape)} (C×H×W): name the "
+            f"holds images of {times(ours.shape)}, and model={model.name} makes {times(shape)} (C×H×W): name the "
             "model that they are of, or give evaluate.fp_samples",
         )
     _check_words(evaluate)

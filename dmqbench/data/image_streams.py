@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dmqbench.data.archives import LEAST_IMAGES, ArchiveError, read_images
+from dmqbench.data.archive_info import LEAST_IMAGES, ArchiveError
+from dmqbench.data.archives import read_images
 from dmqbench.data.images import to_signed, to_uint8
 from dmqbench.data.noise import Stream
 

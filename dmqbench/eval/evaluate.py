@@ -12,8 +12,9 @@ from dmqbench.config.schema import STAND_IN, MetricsConfig
 from dmqbench.eval.clip import clip_metric
 from dmqbench.eval.extractors import extractor_for
 from dmqbench.eval.features import Extractor, Features
+from dmqbench.eval.measurement import Estimate, Floor, Measurement
 from dmqbench.eval.paired import PairedMetric, PerImage, summarise
-from dmqbench.eval.protocol import Estimate, Floor, Measurement, MetricUnavailable, Protocol, WeightsMissing
+from dmqbench.eval.protocol import MetricUnavailable, Protocol, WeightsMissing
 from dmqbench.eval.reference import Reference, load_reference
 from dmqbench.eval.registry import Estimates, SetMetric, Side, metric_of
 from dmqbench.eval.weights import is_stand_in

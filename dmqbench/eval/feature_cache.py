@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from dmqbench.eval.evaluate import FeatureSource, FloorSource, SampleSet
 from dmqbench.eval.features import Extractor, Features, extract
-from dmqbench.eval.protocol import Floor
+from dmqbench.eval.measurement import Floor
 from dmqbench.store.artifacts import Store
 from dmqbench.store.files import json_text, load_json, save_atomic, short_hash
 from dmqbench.tracking.progress import Meter

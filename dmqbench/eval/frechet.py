@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dmqbench.eval.protocol import Estimate, MetricUnavailable
+from dmqbench.eval.measurement import Estimate
+from dmqbench.eval.protocol import MetricUnavailable
 from dmqbench.eval.statistics import GROUPS, Interval, Replicated, even_groups, group_edges, jackknife
 
 _LEAST = 8

@@ -5,7 +5,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from dmqbench.eval.protocol import Estimate, MetricUnavailable
+from dmqbench.eval.measurement import Estimate
+from dmqbench.eval.protocol import MetricUnavailable
 from dmqbench.eval.statistics import Replicated, even_groups, group_edges, jackknife
 
 SPLITS = 10

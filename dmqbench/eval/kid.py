@@ -12,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dmqbench.eval.protocol import Estimate, MetricUnavailable
+from dmqbench.eval.measurement import Estimate
+from dmqbench.eval.protocol import MetricUnavailable
 from dmqbench.eval.statistics import Replicated, even_groups, group_edges, jackknife
 
 _LEAST = 8

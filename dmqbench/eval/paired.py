@@ -15,7 +15,8 @@ from torch import Tensor
 
 from dmqbench.config.plugins import metrics
 from dmqbench.data.images import require_pair, to_float01
-from dmqbench.eval.protocol import Measurement, MetricUnavailable, Protocol
+from dmqbench.eval.measurement import Measurement
+from dmqbench.eval.protocol import MetricUnavailable, Protocol
 from dmqbench.eval.statistics import bootstrap_mean
 
 PerImage = list[float | None]

@@ -8,7 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dmqbench.eval.protocol import Estimate, MetricUnavailable
+from dmqbench.eval.measurement import Estimate
+from dmqbench.eval.protocol import MetricUnavailable
 from dmqbench.eval.statistics import Replicated, even_groups, group_edges, jackknife, share_interval
 
 NEIGHBOURS = 3

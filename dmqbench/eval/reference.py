@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from dmqbench.config.schema import INCEPTIONS, STAND_IN
-from dmqbench.data.archives import NAMES, arrays_in, read_images
+from dmqbench.data.archives import read_images
+from dmqbench.data.npz_images import NAMES, arrays_in
 from dmqbench.data.own_images import OWN_IMAGES, own_images
 from dmqbench.eval.features import Extractor, Features, Output
 from dmqbench.eval.frechet import Gaussian

@@ -16,9 +16,10 @@ from dmqbench.eval.inception import POOL_DIMENSION, SPATIAL_DIMENSION
 from dmqbench.eval.inception_score import LEAST, inception_score_estimate
 from dmqbench.eval.kid import kid_estimate
 from dmqbench.eval.lpips import lpips_metric
+from dmqbench.eval.measurement import Estimate
 from dmqbench.eval.paired import MSE, PSNR, PSNR_TRUTH, SSIM, PairedMetric
 from dmqbench.eval.precision_recall import precision_recall_estimates
-from dmqbench.eval.protocol import Estimate, MetricUnavailable
+from dmqbench.eval.protocol import MetricUnavailable
 
 Side = Tensor | Gaussian
 """One side of a comparison: features [N, d], or, of a dataset, their mean and covariance alone."""

@@ -120,10 +120,14 @@ class Denoising:
         self, state: State, output: Tensor, call: int, *, stream: Stream, seed: int, indices: Sequence[int]
     ) -> State:
         """Return the state after ``call`` predicted ``output``, a stochastic sampler's noise drawn for ``indices``."""
-        noise = None
-        if self.sampler.calls[call].sigma > 0:
-            noise = step_noise(stream, seed, indices, call, self.adapter.sample_shape).to(state.x)
-        return self.sampler.step(state, output, call, noise)
+        noise = self.noise(call, stream=stream, seed=seed, indices=indices)
+        return self.sampler.step(state, output, call, None if noise is None else noise.to(state.x))
+
+    def noise(self, call: int, *, stream: Stream, seed: int, indices: Sequence[int]) -> Tensor | None:
+        """Return what a stochastic sampler adds after ``call``; None where nothing is added."""
+        if self.sampler.calls[call].sigma == 0:
+            return None
+        return step_noise(stream, seed, indices, call, self.adapter.sample_shape).to(self.device)
 
     def follow(self, *, stream: Stream, seed: int, indices: Sequence[int]) -> Trajectories:
         """Follow the trajectories of ``indices`` together, one network call per step of the plan."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dmqbench.quant.functional import quantize
-from dmqbench.quant.layers import QuantLayer
+from dmqbench.quant.layer import QuantLayer
 from dmqbench.quant.quantizer import ActivationQuantizer, along_axis
 
 LinearMap = Callable[[Tensor, Tensor, Tensor | None], Tensor]

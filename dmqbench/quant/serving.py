@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from dmqbench.quant.attention import AttentionQuantizers
 from dmqbench.quant.context import StepContext, Toward
 from dmqbench.quant.frozen import FrozenLayer, freeze_layer
-from dmqbench.quant.layers import QuantLayer, freeze_, quant_layers
+from dmqbench.quant.layer import QuantLayer
+from dmqbench.quant.layers import freeze_, quant_layers
 from dmqbench.quant.spec import StepGroups, nearest_calls, neighbouring_calls
 from dmqbench.quant.state import activation_quantizers, tensors_of
 

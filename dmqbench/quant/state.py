@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from dmqbench.quant.attention import AttentionQuantizers
 from dmqbench.quant.functional import interpolate_parameters
-from dmqbench.quant.layers import QuantLayer, quant_layers
+from dmqbench.quant.layer import QuantLayer
+from dmqbench.quant.layers import quant_layers
 from dmqbench.quant.quantizer import ActivationQuantizer
 from dmqbench.quant.spec import Neighbours, StepGroups
 

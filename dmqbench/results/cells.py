@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from dmqbench.eval.protocol import Floor, Measurement
+from dmqbench.eval.measurement import Floor, Measurement
 from dmqbench.results.result import Result, printable
 from dmqbench.results.seeds import Spread
 

@@ -1,15 +1,14 @@
 """Which of two results is better, or that it cannot be told with this n. Imports no torch."""
 
 import math
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from dmqbench.config.plugins import is_paired
 from dmqbench.config.schema import UNKNOWN
-from dmqbench.eval.protocol import Measurement, agree, differing_entries, unknown_entries
+from dmqbench.eval.measurement import Measurement
+from dmqbench.eval.protocol import agree, differing_entries, unknown_entries
 from dmqbench.eval.statistics import (
     Difference,
     Interval,
@@ -17,10 +16,11 @@ from dmqbench.eval.statistics import (
     Verdict,
     paired_difference,
     replicate_difference,
-    student_interval,
-    verdict_of,
 )
 from dmqbench.results.result import Result
+
+if TYPE_CHECKING:
+    from dmqbench.results.over_seeds import SeedComparison
 
 UNITS = {"psnr": "dB", "psnr_truth": "dB"}
 
@@ -45,41 +45,7 @@ class Comparison:
     @property
     def sentence(self) -> str:
         samples = f"{self.n} {'pairs' if is_paired(self.metric) else 'samples'}"
-        return _sentence(self, samples)
-
-
-@dataclass(frozen=True)
-class SeedComparison:
-    """What the ``differences`` a − b per calibration seed say of a: their mean and its Student interval over seeds.
-
-    ``comparisons`` are those within each of the ``seeds``; ``agree`` of them differ in the direction of the mean, or
-    of the verdict where exact results have no number.
-    """
-
-    metric: str
-    a: str
-    b: str
-    seeds: tuple[int, ...]
-    comparisons: tuple[Comparison, ...]
-    difference: float | None
-    ci95: Interval | None
-    agree: int
-    verdict: Verdict
-    reason: str | None = None
-
-    @property
-    def n(self) -> int:
-        return min(comparison.n for comparison in self.comparisons)
-
-    @property
-    def differences(self) -> tuple[float | None, ...]:
-        return tuple(comparison.difference for comparison in self.comparisons)
-
-    @property
-    def sentence(self) -> str:
-        count = len(self.seeds)
-        seeds = f"{count} seeds of which {self.agree} agree" if count > 1 else "1 seed"
-        return _sentence(self, seeds)
+        return sentence_of(self, samples)
 
 
 def compare(a: Result, b: Result, metric: str) -> Comparison:
@@ -89,7 +55,7 @@ def compare(a: Result, b: Result, metric: str) -> Comparison:
     both on the same evaluation seeds. ``ValueError``, one line, if either lacks the metric or the protocols differ.
     An entry that is unknown of foreign samples does not count as a difference; the reason names it.
     """
-    ours, theirs = _measured(a, metric), _measured(b, metric)
+    ours, theirs = measured(a, metric), measured(b, metric)
     unknown = _unknown_entries(a, b, metric)
     found, reason = _judged(a, b, metric)
     if unknown:
@@ -98,33 +64,8 @@ def compare(a: Result, b: Result, metric: str) -> Comparison:
     return Comparison(metric, label_a, label_b, min(ours.n, theirs.n), found.mean, found.ci95, found.verdict, reason)
 
 
-def over_seeds(a: Sequence[Result], b: Sequence[Result], metric: str) -> SeedComparison:
-    """Return whether method a is better than method b over calibration seeds.
-
-    Results pair by seed; one full-precision result pairs with every seed. The Student interval is over seeds, for the
-    same evaluation noise; with one seed there is none and no verdict. ``ValueError``, one line, if either side holds
-    several methods or bit widths, a seed twice, or none that the other has.
-    """
-    ours, theirs = _by_seed(a, "the first"), _by_seed(b, "the second")
-    seeds = tuple(sorted(_shared_seeds(ours, theirs)))
-    if not seeds:
-        raise ValueError(
-            f"{metric}: no calibration seed in common: {_listed(ours)} against {_listed(theirs)}; run the same seeds"
-        )
-    comparisons = tuple(compare(_at(ours, seed), _at(theirs, seed), metric) for seed in seeds)
-    known = [comparison.difference for comparison in comparisons if comparison.difference is not None]
-    mean = float(np.mean(known)) if len(known) == len(comparisons) else None
-    verdict, interval, reason = _over_seeds(comparisons, mean, _direction(a[0], b[0], metric))
-    if mean is None:
-        agreeing = max(Counter(comparison.verdict for comparison in comparisons).values())
-    else:
-        agreeing = sum(difference * mean > 0 for difference in known)
-    names = (comparisons[0].a, comparisons[0].b)
-    return SeedComparison(metric, *names, seeds, comparisons, mean, interval, agreeing, verdict, reason)
-
-
 def _judged(a: Result, b: Result, metric: str) -> tuple[Difference, str | None]:
-    ours, theirs = _measured(a, metric), _measured(b, metric)
+    ours, theirs = measured(a, metric), measured(b, metric)
     if ours.exact and theirs.exact:
         return Difference(None, None, 0, 0, "cannot tell"), "both are identical to the reference"
     if ours.exact:
@@ -147,7 +88,7 @@ def _judged(a: Result, b: Result, metric: str) -> tuple[Difference, str | None]:
 
 def _difference(a: Result, b: Result, metric: str) -> tuple[Difference, str | None]:
     """Return the difference, with its interval where the results hold what gives one, else with the reason."""
-    ours, theirs = _measured(a, metric), _measured(b, metric)
+    ours, theirs = measured(a, metric), measured(b, metric)
     assert ours.value is not None and theirs.value is not None  # only exact results have none
     higher = bool(ours.higher_is_better)
     bare = Difference(ours.value - theirs.value, None, ours.n, 0, "cannot tell")
@@ -193,36 +134,10 @@ def _at_floor(found: Measurement) -> bool:
     return found.value >= min(ends) if found.higher_is_better else found.value <= max(ends)
 
 
-def _over_seeds(
-    comparisons: Sequence[Comparison], mean: float | None, higher_is_better: bool | None
-) -> tuple[Verdict, Interval | None, str | None]:
-    if len(comparisons) == 1:
-        return "cannot tell", None, "a claim of order needs several calibration seeds"
-    if mean is None:
-        first, exact = comparisons[0].verdict, "some are identical to the reference, so there is no mean"
-        return (first if all(one.verdict == first for one in comparisons) else "cannot tell"), None, exact
-    differences = [comparison.difference for comparison in comparisons]
-    if len(set(differences)) == 1:
-        same = "identical" if mean == 0 else "the calibration seed changes neither: compare them over samples"
-        return "cannot tell", None, same
-    interval = student_interval(np.array(differences, dtype=np.float64))
-    if higher_is_better is None:
-        return "cannot tell", interval, "which direction is better is not recorded"
-    floors = [one for one in comparisons if one.reason and "numerical floor" in one.reason]
-    if len(floors) == len(comparisons):
-        return "cannot tell", interval, floors[0].reason
-    return verdict_of(interval, higher_is_better), interval, None
-
-
-def _measured(result: Result, metric: str) -> Measurement:
+def measured(result: Result, metric: str) -> Measurement:
     if metric not in result.measurements:
-        raise ValueError(f"{_name(result)} has no {metric}; it has {', '.join(result.measurements) or 'none'}")
+        raise ValueError(f"{name_of(result)} has no {metric}; it has {', '.join(result.measurements) or 'none'}")
     return result.measurements[metric]
-
-
-def _direction(a: Result, b: Result, metric: str) -> bool | None:
-    directions = (_measured(one, metric).higher_is_better for one in (a, b))
-    return next((higher for higher in directions if higher is not None), None)
 
 
 def _unknown_entries(a: Result, b: Result, metric: str) -> tuple[str, ...]:
@@ -232,7 +147,7 @@ def _unknown_entries(a: Result, b: Result, metric: str) -> tuple[str, ...]:
     """
     if a.model != b.model:
         raise ValueError(f"{metric}: results of different models do not compare (model: {a.model} | {b.model})")
-    ours, theirs = (_measured(result, metric).protocol for result in (a, b))
+    ours, theirs = (measured(result, metric).protocol for result in (a, b))
     absent = ("scope", "engine") if a.full_precision or b.full_precision else ()
     unknown = tuple(dict.fromkeys((*unknown_entries(ours), *unknown_entries(theirs))))
     if agree(ours, theirs, absent):
@@ -243,45 +158,13 @@ def _unknown_entries(a: Result, b: Result, metric: str) -> tuple[str, ...]:
     raise ValueError(f"{metric}: values of different protocols do not compare ({part})")
 
 
-def _by_seed(results: Sequence[Result], which: str) -> dict[int | None, Result]:
-    """Return the results by calibration seed; ``None`` stands for every seed."""
-    names = sorted({_name(result) for result in results})
-    if len(names) != 1:
-        raise ValueError(
-            f"over_seeds: {which} results must be of one method and bits, got {', '.join(names) or 'none'}"
-        )
-    found: dict[int | None, Result] = {}
-    for result in results:
-        seed = None if result.full_precision else result.seed
-        if found.get(seed, result) != result:
-            raise ValueError(f"over_seeds: {names[0]} has calibration seed {seed} twice: choose one")
-        found[seed] = result
-    return found
-
-
-def _shared_seeds(ours: Mapping[int | None, Result], theirs: Mapping[int | None, Result]) -> set[int]:
-    if None in ours and None in theirs:
-        return {0}
-    of_all_seeds = None in ours or None in theirs
-    shared = ours.keys() | theirs.keys() if of_all_seeds else ours.keys() & theirs.keys()
-    return {seed for seed in shared if seed is not None}
-
-
-def _at(results: Mapping[int | None, Result], seed: int) -> Result:
-    return results[seed] if seed in results else results[None]
-
-
-def _listed(results: Mapping[int | None, Result]) -> str:
-    return ", ".join(str(seed) for seed in sorted(seed for seed in results if seed is not None))
-
-
-def _name(result: Result) -> str:
+def name_of(result: Result) -> str:
     return result.label if result.bits == UNKNOWN else f"{result.label} {result.bits}"
 
 
 def _labels(a: Result, b: Result) -> tuple[str, str]:
     """Name both by label and bits, and by what else tells them apart."""
-    names = [_name(result) for result in (a, b)]
+    names = [name_of(result) for result in (a, b)]
     for entry in ("ranges", "seed"):
         values = [getattr(result, entry) for result in (a, b)]
         if names[0] == names[1] and values[0] != values[1]:
@@ -289,7 +172,7 @@ def _labels(a: Result, b: Result) -> tuple[str, str]:
     return names[0], names[1]
 
 
-def _sentence(found: Comparison | SeedComparison, over: str) -> str:
+def sentence_of(found: "Comparison | SeedComparison", over: str) -> str:
     if found.verdict == "cannot tell":
         claim = f"cannot tell {found.a} from {found.b} in {found.metric} with {over}"
     else:

@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from scipy import stats
 
-from dmqbench.eval.protocol import Measurement
+from dmqbench.eval.measurement import Measurement
 from dmqbench.eval.statistics import Interval
 from dmqbench.results.diagnosis import sound_diagnosis
 from dmqbench.results.result import Result

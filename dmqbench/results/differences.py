@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 
 from dmqbench.config.schema import UNKNOWN
 from dmqbench.results.cells import bits_text, number_text
-from dmqbench.results.compare import Comparison, SeedComparison, compare, over_seeds
+from dmqbench.results.compare import Comparison, compare
+from dmqbench.results.over_seeds import SeedComparison, over_seeds
 from dmqbench.results.result import Result, printable
 from dmqbench.results.seeds import same_but_seed
 from dmqbench.results.sheets import Cell, Line, Sheet, title_of

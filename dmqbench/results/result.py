@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dmqbench.config.schema import STAND_IN, UNKNOWN, model_label, plan_name
-from dmqbench.eval.protocol import Measurement
+from dmqbench.eval.measurement import Measurement
 from dmqbench.results.record import (
     QUANTIZATION_KEYS,
     RUN_KEYS,

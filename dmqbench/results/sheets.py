@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
-from dmqbench.eval.protocol import Floor
+from dmqbench.eval.measurement import Floor
 from dmqbench.results.best import Best, best_of
 from dmqbench.results.cells import bits_text, duration_text, floor_text, size_text, spread_text, value_text, word_text
 from dmqbench.results.notes import notes_of

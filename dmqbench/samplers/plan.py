@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from dmqbench.samplers.calls import Call
@@ -37,6 +38,23 @@ class State(NamedTuple):
     x: Tensor
     anchor: Tensor
     history: tuple[Tensor, ...]
+
+    @classmethod
+    def joined(cls, states: Sequence["State"]) -> "State":
+        """Return the states of all samples as one."""
+        return cls(
+            torch.cat([state.x for state in states]),
+            torch.cat([state.anchor for state in states]),
+            tuple(torch.cat(outputs) for outputs in zip(*(state.history for state in states), strict=True)),
+        )
+
+    def chosen(self, index: Tensor, device: torch.device) -> "State":
+        """Return the state of the samples ``index``, on the device."""
+
+        def pick(tensor: Tensor) -> Tensor:
+            return tensor[index.to(tensor.device)].to(device)
+
+        return State(pick(self.x), pick(self.anchor), tuple(pick(output) for output in self.history))
 
 
 @dataclass(frozen=True)

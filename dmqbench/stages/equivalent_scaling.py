@@ -7,7 +7,6 @@ that were kept: whichever takes fewer passes of the network.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,18 +14,18 @@ from torch import Tensor, nn
 
 from dmqbench.calibration.capture import memory_groups
 from dmqbench.calibration.layer_views import LayerBatch, LayerViews
-from dmqbench.calibration.stage import HELD_OUT_POINTS, MIB, CalibrationDiverged, Stage, Workbench
+from dmqbench.calibration.stage import HELD_OUT_POINTS, CalibrationDiverged, Stage, Workbench
 from dmqbench.data.noise import draw_batch
-from dmqbench.quant.layers import QuantLayer, quant_layers
+from dmqbench.quant.layer import QuantLayer
+from dmqbench.quant.layers import quant_layers
 from dmqbench.quant.scaling import SMALLEST_EQUIVALENT_SCALE
-from dmqbench.quant.weighting import TimestepWeighting, bins_of_calls
+from dmqbench.quant.weighting import bins_of_calls
+from dmqbench.stages.equivalent_scaling_settings import Settings
 from dmqbench.stages.scale_learner import HeldOutFacts, ScaleLearner, layer_facts, weighting_facts
 
 SLICE = 25
 """Iterations between two checkpoints, and between two looks at the held-out error."""
 
-LARGEST_RATE = 0.1
-"""Learning rate beyond which τ, which starts at 1, would be thrown about rather than learned."""
 
 ADAM_MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -36,60 +35,6 @@ def can_be_scaled(layer: QuantLayer) -> bool:
     return (layer.weight_quantizer is not None or layer.activation_quantizer is not None) and (
         getattr(layer, "groups", 1) == 1
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """How τ is learned, and under which error."""
-
-    iterations: int
-    """Adam steps of every layer, with a cosine schedule to 0."""
-    batch: int
-    """Bank points in one step."""
-    samples: int
-    """Bank points in all."""
-    travel: float
-    """Learning rate × iterations: 6 is the paper's 1e-3 × 6,000, and fewer iterations then reach as far (at a rate of
-    at most ``LARGEST_RATE``)."""
-    ranges: str
-    """The activation range under which τ learns: ``batch``, that of each mini-batch, which mixes steps (the published
-    form); ``deployed``, that of all calibration points in each row of steps."""
-    zero_in_range: bool
-    """Whether weight ranges are widened to hold zero while τ is learned, as they are afterwards."""
-    weighting: str
-    """``uniform``, ``linear``, ``quadratic`` or ``adaptive``: see ``TimestepWeighting``, as for the next two."""
-    strength: float
-    momentum: float
-    bins: int
-    """Bins of the weighting, equal runs of network calls; 0: every call has its own."""
-    bin_error: str
-    """``mean``, or ``sum`` as in the published code: see ``TimestepWeighting``."""
-    patience: int
-    """A layer stops when its held-out error has not improved for so many slices of 25 iterations, and the best τ is
-    kept, be it 1; with 0 the last one is, as published."""
-    schedule: str
-    """``joint``: all layers learn from one pass per step; ``cached``: one after another from kept inputs; ``auto``: the
-    one with fewer passes of the network."""
-    memory_mib: int
-    """Bound in MiB on the inputs and outputs that are kept together (a single layer may need more where ``schedule`` is
-    ``cached``), and on what one layer's step keeps for its backward pass."""
-
-    @property
-    def learning_rate(self) -> float:
-        return min(self.travel / self.iterations, LARGEST_RATE)
-
-    @property
-    def deployed(self) -> bool:
-        return self.ranges == "deployed"
-
-    @property
-    def memory(self) -> int:
-        """``memory_mib`` in bytes."""
-        return self.memory_mib * MIB
-
-    @property
-    def timestep_weighting(self) -> TimestepWeighting:
-        return TimestepWeighting(self.weighting, self.strength, self.momentum, self.bin_error)
 
 
 class EquivalentScaling(Stage):

@@ -12,7 +12,6 @@ averaged feature has a gradient through all of them.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -31,81 +30,26 @@ from dmqbench.calibration.best_state import (
 )
 from dmqbench.calibration.stage import Stage, Workbench
 from dmqbench.calibration.trained_parameters import TrainedScales, VariableOptimizer, copies, linear_decay, set_
-from dmqbench.calibration.windows import Windows, all_windows, draw_windows
+from dmqbench.calibration.windows import WindowErrors, Windows, all_windows, draw_windows
 from dmqbench.data.noise import Stream, generator
 from dmqbench.models.hooks import hooked
 from dmqbench.models.topology import feature_module
-from dmqbench.quant.layers import QuantLayer, quant_layers, quantization
+from dmqbench.quant.layers import quant_layers, quantization
 from dmqbench.quant.relation import relation_divergence, smoothed
 from dmqbench.quant.state import activation_quantizers
+from dmqbench.stages.low_rank_settings import ACTIVATION_SCALES, WEIGHT_SCALES, Settings
 from dmqbench.tracking.record import curve
 
 STEP = "step "
 """How facts begin that hold a layer's weight step before training."""
 
 ADAPTERS = ("adapter_down", "adapter_up")
-WEIGHT_SCALES, ACTIVATION_SCALES = "weight scales", "activation scales"
 
 
 FORWARDS_OF_A_STEP = 3
 """A forward pass, and a backward pass that counts as two."""
 
 EPSILON = 1e-8
-
-
-@dataclass(frozen=True)
-class Errors:
-    """Of a batch of windows."""
-
-    noise: Tensor
-    """Mean squared error of every sample's prediction, [n, length]."""
-    distilled: Tensor | None = None
-    """Mean over the terms of what is distilled, a scalar; None without distillation."""
-    terms: float = 0.0
-    """How many those are, over the number of predicted values."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What is trained by the network's predictions, and by which loss."""
-
-    iterations: int
-    """Optimizer steps."""
-    batch: int
-    """Samples of an iteration; whole windows, at least one."""
-    rank: int
-    """Of the adapters, at most."""
-    adapter_travel: float
-    """Adam's first rate times iterations, in steps of the layer's weight (its mean scale). The published rate,
-    step/2500 over 16,000 iterations, is 6.4."""
-    weight_scale_travel: float
-    """The same for weight scales, in logarithms."""
-    activation_scale_travel: float
-    """The same for activation scales, in logarithms."""
-    distillation: str
-    """``relation`` of positions to each other (TRD), plain ``feature`` error, or ``none``."""
-    distillation_weight: float
-    """λ."""
-    loss: str
-    """``normalised``: the error of every call, and what is distilled, are divided by their held-out values before
-    training, so that λ is the ratio of the two parts there; ``published``: sums of squared errors, which the last calls
-    dominate, and of the rows of the relation map times λ."""
-    window: int
-    """Consecutive calls that are computed together, and whose features are averaged."""
-    checks: int
-    """How often the held-out error of predictions is looked at; the best state is kept."""
-
-    @property
-    def distils(self) -> bool:
-        return self.distillation != "none"
-
-    @property
-    def normalised(self) -> bool:
-        return self.loss == "normalised"
-
-    @property
-    def scale_travels(self) -> dict[str, float]:
-        return {WEIGHT_SCALES: self.weight_scale_travel, ACTIVATION_SCALES: self.activation_scale_travel}
 
 
 class LowRankTuning(Stage):
@@ -183,7 +127,7 @@ class LowRankTuning(Stage):
         self._train()
         self._show()
         for name, layer in self.layers.items():
-            self.facts[f"{STEP}{name}"] = _weight_step(layer)
+            self.facts[f"{STEP}{name}"] = layer.weight_step()
         before = self._held_out()
         for when in ("before", "after"):
             self.facts |= {f"{part} {when}": values.clone() for part, values in before.items()}
@@ -213,7 +157,7 @@ class LowRankTuning(Stage):
                 self.parts[part][iteration] = value.detach()
         return loss
 
-    def _parts(self, errors: Errors, windows: Windows) -> dict[str, Tensor]:
+    def _parts(self, errors: WindowErrors, windows: Windows) -> dict[str, Tensor]:
         """What the loss is the sum of, ``distilled`` before its weight λ."""
         before = self._before("noise")
         noise = (errors.noise / (before[windows.calls] if self.settings.normalised else before.mean())).mean()
@@ -263,7 +207,7 @@ class LowRankTuning(Stage):
 
     # ---- errors
 
-    def _errors(self, stream: Stream, windows: Windows) -> Errors:
+    def _errors(self, stream: Stream, windows: Windows) -> WindowErrors:
         """Of the quantized network on the recorded states of ``windows``."""
         of_stream, bench = self.trajectories[stream], self.bench
         inputs, device = windows.inputs(of_stream), bench.device
@@ -276,7 +220,7 @@ class LowRankTuning(Stage):
         output, students = run(True)
         noise = (output - target).square().flatten(1).mean(1).unflatten(0, (len(windows), -1))
         if not self.settings.distils:
-            return Errors(noise)
+            return WindowErrors(noise)
         with torch.no_grad():
             _, teachers = run(False)
         self.network_forwards += windows.samples * bench.branches
@@ -287,7 +231,7 @@ class LowRankTuning(Stage):
             distilled, terms = relation_divergence(student, teacher), student[..., 0].numel()
         else:
             distilled, terms = (student - teacher).square().mean(), student.numel()
-        return Errors(noise, distilled, terms / target.numel())
+        return WindowErrors(noise, distilled, terms / target.numel())
 
     @contextmanager
     def _features(self) -> Iterator[list[Tensor]]:
@@ -352,12 +296,3 @@ class LowRankTuning(Stage):
             **{f"noise_error_{when}": listed(f"noise {when}") for when in ("before", "after")},
             **{f"distilled_error_{when}": listed(f"distilled {when}") for when in ("before", "after")},
         }
-
-
-def _weight_step(layer: QuantLayer) -> Tensor:
-    """The mean step of a layer's weight quantizer, in units of the unscaled weight that adapters are added to."""
-    assert layer.weight_quantizer is not None
-    step = layer.weight_quantizer.spread(layer.weight_quantizer.scale.detach()).flatten(1)
-    if layer.equivalent_scale is None:
-        return step.mean()
-    return (step * (1 / layer.equivalent_scale.detach())).mean()

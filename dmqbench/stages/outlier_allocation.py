@@ -26,7 +26,8 @@ from dmqbench.quant.allocation import (
     row_order,
 )
 from dmqbench.quant.functional import affine_parameters, fake_quantize
-from dmqbench.quant.layers import QuantLayer, quant_layers, quantization
+from dmqbench.quant.layer import QuantLayer
+from dmqbench.quant.layers import quant_layers, quantization
 from dmqbench.quant.quantizer import along_axis
 from dmqbench.quant.scaling import channel_extremes, spread, weight_magnitudes
 from dmqbench.quant.spec import StepGroups

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from dmqbench.calibration.capture import capture_inputs
 from dmqbench.calibration.stage import HELD_OUT_POINTS, CalibrationDiverged, Stage, Workbench
 from dmqbench.data.bank import Trajectories
-from dmqbench.quant.layers import QuantLayer, quant_layers, quantization
+from dmqbench.quant.layer import QuantLayer
+from dmqbench.quant.layers import quant_layers, quantization
 from dmqbench.quant.power_of_two import Ballot, Exponents, candidate_errors
 from dmqbench.quant.quantizer import ActivationQuantizer
 from dmqbench.stages.reconstruction import reconstruction_error

@@ -10,7 +10,8 @@ from torch import Tensor
 from dmqbench.calibration.capture import run_points, without_points
 from dmqbench.calibration.stage import Stage, Workbench
 from dmqbench.quant.functional import affine_parameters
-from dmqbench.quant.layers import QuantLayer, quant_layers, quantization
+from dmqbench.quant.layer import QuantLayer
+from dmqbench.quant.layers import quant_layers, quantization
 from dmqbench.quant.observers import Observer
 from dmqbench.quant.quantizer import ActivationQuantizer
 from dmqbench.quant.spec import StepGroups

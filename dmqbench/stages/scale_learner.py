@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dmqbench.calibration.layer_views import LayerBatch
-from dmqbench.quant.layers import QuantLayer
+from dmqbench.quant.layer import QuantLayer
 from dmqbench.quant.scaling import (
     Grid,
     ScaledLayer,

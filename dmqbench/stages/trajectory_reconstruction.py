@@ -7,8 +7,7 @@ state, each goes on from its own states, and the loss compares the end states al
 
 import math
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -36,58 +35,16 @@ from dmqbench.calibration.trained_parameters import (
 )
 from dmqbench.calibration.windows import Span, spans_of
 from dmqbench.data.bank import Trajectories
-from dmqbench.data.noise import Stream, draw_batch, step_noise
+from dmqbench.data.noise import Stream, draw_batch
 from dmqbench.quant.layers import freeze_weight_, quant_layers, quantization
 from dmqbench.quant.state import activation_quantizers
 from dmqbench.samplers.adjoint import power_spectrum, recorded_states
 from dmqbench.samplers.plan import State
-from dmqbench.stages.trajectory_gradients import CONTROLS, RULES, GradientRule, GroupProblem
+from dmqbench.stages.trajectory_facts import SpanFacts
+from dmqbench.stages.trajectory_gradients import RULES, GroupProblem
+from dmqbench.stages.trajectory_settings import REFERENCE, Settings
 
 STREAMS: tuple[Stream, ...] = ("cal", "val")
-LARGEST_RATE = 0.003
-"""Of Adam, in logarithms of scales and in grid steps: with few iterations of many calls each, larger ones overshoot."""
-
-REFERENCE = "replayed"
-"""The rule that others are compared with: exact, in the memory of one call."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What is trained by the error of end states, and by which gradient."""
-
-    horizon: int
-    """M, calls that the quantized model runs by itself; more than there are means all."""
-    iterations: int
-    """Per group. Cost does not depend on M: fewer groups have more calls each."""
-    batch: int
-    """Trajectories in an iteration."""
-    recipe: str
-    """``scales`` of activations, or ``joint``: with the weights' rounding and scales, shared by all groups."""
-    gradient: str
-    """A name of ``trajectory_gradients.RULES`` or ``CONTROLS``."""
-    start: str
-    """``fp``, the recorded full-precision state; ``quantized``, the state that the calibrated calls before the group
-    lead to (at the last check, where groups share parameters); the target is full precision's either way. Held-out
-    errors "before" are then those after the calls before were calibrated."""
-    scale_travel: float
-    """Adam's first rate times iterations, in logarithms of a scale: with the cosine, a scale can move by half of it.
-    Less, where iterations are so few that the rate would be above ``LARGEST_RATE``."""
-    rounding_travel: float
-    """The same for a weight between its two grid points, 0..1."""
-    checks: int
-    """How often the held-out error is looked at; the best state is kept."""
-
-    @property
-    def joint(self) -> bool:
-        return self.recipe == "joint"
-
-    @property
-    def rule(self) -> GradientRule:
-        return (RULES | CONTROLS)[self.gradient]
-
-    @property
-    def from_quantized(self) -> bool:
-        return self.start == "quantized"
 
 
 class TrajectoryReconstruction(Stage):
@@ -117,8 +74,7 @@ class TrajectoryReconstruction(Stage):
             for part in slices_of_checks(self._total(span), settings.checks)
         }
         """Units: parts of the iterations of each span."""
-        self.facts: dict[str, list[float]] = {}
-        """Per span: the best iteration, agreement with the exact gradient, held-out errors of its groups."""
+        self.facts: dict[str, SpanFacts] = {}
         self.trained: list[Trained] = []
         self.optimizer: VariableOptimizer | None = None
         self.best: dict[str, Tensor] = {}
@@ -148,13 +104,10 @@ class TrajectoryReconstruction(Stage):
             self.trained.append(TrainedWeights(self.weights))
 
     def _optimizer(self, span: Span) -> VariableOptimizer:
-        total, groups = self._total(span), len(span.groups)
-        scale, rounding = (
-            min(travel / total, LARGEST_RATE) for travel in (self.settings.scale_travel, self.settings.rounding_travel)
-        )
+        total, before = self._total(span), self.facts[span.name].before
+        scale, rounding = self.settings.rates(total)
         rates = {name: rounding if name.endswith(".latent") else scale for name in self._variables()}
-        before = self.facts[span.name][-2 * groups : -groups]
-        return VariableOptimizer(self._variables(), rates, total, unit=sum(before) / groups or 1.0)
+        return VariableOptimizer(self._variables(), rates, total, unit=sum(before) / len(before) or 1.0)
 
     def _variables(self) -> dict[str, Tensor]:
         return {name: value for part in self.trained for name, value in part.variables().items()}
@@ -175,7 +128,7 @@ class TrajectoryReconstruction(Stage):
         if part.start == 0:
             errors = self._held_out_errors(span)
             self.best, self.best_error = copies(self._variables()), sum(errors)
-            self.facts[span.name] = [0.0, *self._agreement(span), *errors, *errors]
+            self.facts[span.name] = SpanFacts(0.0, *self._agreement(span), before=errors, after=errors)
             self.optimizer = self._optimizer(span)
 
     def iterate(self, unit: str, iteration: int) -> Tensor:
@@ -202,8 +155,7 @@ class TrajectoryReconstruction(Stage):
         errors, groups = self._held_out_errors(span), len(span.groups)
         if sum(errors) < self.best_error:
             self.best, self.best_error = copies(self._variables()), sum(errors)
-            facts = self.facts[span.name]
-            facts[0], facts[-groups:] = float(part.stop), errors
+            self.facts[span.name] = replace(self.facts[span.name], best_iteration=float(part.stop), after=errors)
         if part.stop == self._total(span):
             set_(self._variables(), self.best)
         for trained in self.trained:
@@ -244,7 +196,7 @@ class TrajectoryReconstruction(Stage):
                         parts[visit.call + 1].append(visit.after)
                     if visit.call + 1 >= max(firsts):
                         break
-        return {first: _joined(states) for first, states in parts.items()}
+        return {first: State.joined(states) for first, states in parts.items()}
 
     def _problem(self, stream: Stream, chosen: Tensor, group: range) -> GroupProblem:
         bench, of_stream = self.bench, self.trajectories[stream]
@@ -253,22 +205,17 @@ class TrajectoryReconstruction(Stage):
         def denoise(x: Tensor, call: int) -> Tensor:
             return bench.denoising.predict_at(x, call, cond)
 
-        def noise(call: int) -> Tensor | None:
-            if bench.sampler.calls[call].sigma == 0:
-                return None
-            shape = bench.adapter.sample_shape
-            return step_noise(stream, bench.seed, chosen.tolist(), call, shape).to(bench.device)
-
         return GroupProblem(
             denoise=denoise,
             plan=bench.sampler,
             first=group.start,
-            start=_chosen(self.starts[stream][group.start], chosen, bench.device),
+            start=self.starts[stream][group.start].chosen(chosen, bench.device),
             references=[
-                _chosen(self.states[stream][place], chosen, bench.device)
-                for place in range(group.start, group.stop + 1)
+                self.states[stream][place].chosen(chosen, bench.device) for place in range(group.start, group.stop + 1)
             ],
-            noises=[noise(call) for call in group],
+            noises=[
+                bench.denoising.noise(call, stream=stream, seed=bench.seed, indices=chosen.tolist()) for call in group
+            ],
             spectrum=self.spectrum,
         )
 
@@ -314,7 +261,7 @@ class TrajectoryReconstruction(Stage):
     # ---- what is kept and told
 
     def progress(self) -> dict[str, Tensor]:
-        facts = {f"{FACTS}{name}": torch.tensor(values, dtype=torch.float64) for name, values in self.facts.items()}
+        facts = {f"{FACTS}{name}": facts.to_tensor() for name, facts in self.facts.items()}
         if self.optimizer is None:
             return facts
         constants = {name: value for part in self.trained for name, value in part.constants().items()}
@@ -325,7 +272,7 @@ class TrajectoryReconstruction(Stage):
         }
 
     def load_progress_(self, progress: dict[str, Tensor]) -> None:
-        self.facts = {name: values.tolist() for name, values in part_of(progress, FACTS).items()}
+        self.facts = {name: SpanFacts.of(values) for name, values in part_of(progress, FACTS).items()}
         if self.first_unit == len(self.units()):
             return
         span, part = self.slices[self.units()[self.first_unit]]
@@ -343,41 +290,8 @@ class TrajectoryReconstruction(Stage):
         """Held-out end-state errors before and after, and how far the gradient agreed with the exact one, per span."""
         if not self.spans:
             return {}
+        horizon = len(self.spans[0].groups[0])
         return {
-            "settings": {
-                "horizon": len(self.spans[0].groups[0]),
-                "gradient": self.settings.gradient,
-                "joint": self.settings.joint,
-            },
-            "spans": [self._found(span, self.facts[span.name]) for span in self.spans],
+            "settings": {"horizon": horizon, "gradient": self.settings.gradient, "joint": self.settings.joint},
+            "spans": [self.facts[span.name].to_json(span) for span in self.spans],
         }
-
-    @staticmethod
-    def _found(span: Span, facts: Sequence[float]) -> dict[str, Any]:
-        best, cosine, ratio, *errors = facts
-        groups = len(span.groups)
-        return {
-            "groups": [[group.start, group.stop - 1] for group in span.groups],
-            "best_iteration": int(best),
-            "gradient_cosine": cosine if math.isfinite(cosine) else None,
-            "gradient_ratio": ratio if math.isfinite(ratio) else None,
-            "error_before": errors[:groups],
-            "error_after": errors[groups:],
-        }
-
-
-def _joined(states: Sequence[State]) -> State:
-    return State(
-        torch.cat([state.x for state in states]),
-        torch.cat([state.anchor for state in states]),
-        tuple(torch.cat(outputs) for outputs in zip(*(state.history for state in states), strict=True)),
-    )
-
-
-def _chosen(state: State, index: Tensor, device: torch.device) -> State:
-    """The samples ``index`` of a state, on the device."""
-
-    def pick(tensor: Tensor) -> Tensor:
-        return tensor[index.to(tensor.device)].to(device)
-
-    return State(pick(state.x), pick(state.anchor), tuple(pick(output) for output in state.history))

@@ -6,12 +6,22 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dmqbench.store.files import exclusive, replacing, safe_name, save_atomic, sweep_temporary, sync
-from dmqbench.store.manifest import MANIFEST, Entry, Manifest, Verifier, behind_link, safe_file_name
+from dmqbench.store.artifact import (
+    NEXT,
+    Artifact,
+    Checked,
+    Inspection,
+    StoreError,
+    own_file,
+    rename_durably,
+    seal,
+    tidy,
+)
+from dmqbench.store.files import exclusive, replacing, safe_name, save_atomic, sweep_temporary
+from dmqbench.store.manifest import MANIFEST, Entry, Manifest, Verifier, behind_link
 
 log = logging.getLogger(__name__)
 
@@ -20,52 +30,6 @@ GROWING = frozenset({"samples", "features"})
 """Kinds made of independent files, each worth keeping when another one is damaged."""
 
 _ID = re.compile(r"[0-9a-f]{16}")
-_NEXT = ".next"
-
-
-class StoreError(Exception):
-    """The store cannot be used as asked; one line for the user."""
-
-
-@dataclass(frozen=True)
-class Artifact:
-    """A folder whose files were verified."""
-
-    path: Path
-    manifest: Manifest
-
-    @property
-    def kind(self) -> str:
-        return self.manifest.kind
-
-    @property
-    def id(self) -> str:
-        return self.manifest.id
-
-    @property
-    def facts(self) -> Mapping[str, Any]:
-        return self.manifest.facts
-
-    @property
-    def files(self) -> dict[str, Path]:
-        return {name: self.path / name for name in self.manifest.files}
-
-
-@dataclass(frozen=True)
-class Checked:
-    """What ``verify_all`` found out about one artifact: it is whole where there are no problems."""
-
-    kind: str
-    id: str
-    problems: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class _Inspection:
-    """``manifest`` is None if it is missing or damaged; ``problems`` maps a file to what is wrong with it."""
-
-    manifest: Manifest | None
-    problems: Mapping[str, str]
 
 
 def default_root() -> Path:
@@ -140,7 +104,7 @@ class Store:
         with exclusive(self.work_area / f"{name}.lock", lambda: on_wait(message)):
             if part is None:
                 with self._editing(kind, id):
-                    _tidy(folder)
+                    tidy(folder)
                 sweep_temporary(self._work_path(id))
                 if kind not in GROWING and (folder / MANIFEST).exists():
                     shutil.rmtree(self._work_path(id), ignore_errors=True)
@@ -186,14 +150,14 @@ class Store:
         target, work = self.path(kind, id), self._work_path(id)
         if not folder.resolve().is_relative_to(work.resolve()):
             raise ValueError(f"{folder} is not in the work area of {id}")
-        manifest = Manifest(kind, id, _seal(folder), facts)
+        manifest = Manifest(kind, id, seal(folder), facts)
         save_atomic(folder / MANIFEST, manifest.dump())
         with self._editing(kind, id):
             theirs = self._settle(kind, id)
             if theirs is None:
                 if target.exists():
                     self._put_aside(target, kind, id, "it has no manifest")
-                _rename_durably(folder, target)
+                rename_durably(folder, target)
             else:
                 log.info("%s %s was made by another job meanwhile", kind, id)
         shutil.rmtree(work, ignore_errors=True)
@@ -213,7 +177,7 @@ class Store:
         stays and ``write`` is not called. ``facts`` are used by whoever adds the first file.
         """
         folder = self.path(kind, id)
-        target = _own_file(folder, name)
+        target = own_file(folder, name)
         with self._editing(kind, id):
             manifest = self._readable_manifest(kind, id) or Manifest(kind, id, {}, facts or {})
             files = dict(manifest.files)
@@ -238,16 +202,16 @@ class Store:
         """
         folder = self.path(kind, id)
         for name in files:
-            _own_file(folder, name)
+            own_file(folder, name)
         with self._editing(kind, id):
             before = self._settle(kind, id)
             manifest = before.manifest if before is not None else Manifest(kind, id)
             for name, content in files.items():
-                save_atomic(folder / _NEXT / name, content)
-            entries = {name: Entry.of(folder / _NEXT / name) for name in files}
+                save_atomic(folder / NEXT / name, content)
+            entries = {name: Entry.of(folder / NEXT / name) for name in files}
             after = Manifest(kind, id, {**manifest.files, **entries}, manifest.facts if facts is None else facts)
-            save_atomic(folder / _NEXT / MANIFEST, after.dump())
-            _tidy(folder)
+            save_atomic(folder / NEXT / MANIFEST, after.dump())
+            tidy(folder)
         return Artifact(folder, after)
 
     def verify_all(self) -> Iterator[Checked]:
@@ -266,23 +230,23 @@ class Store:
         """The short lock around every change of a finished folder; a maker's lock may be held around it."""
         return exclusive(self.work_area / f"{kind}-{id}.edit.lock")
 
-    def _inspect(self, kind: str, id: str) -> _Inspection | None:
+    def _inspect(self, kind: str, id: str) -> Inspection | None:
         """What is in the folder now; None if there is no manifest and none about to be put in place."""
         folder = self.path(kind, id)
         try:
             manifest = Manifest.load(folder, kind, id)
         except (FileNotFoundError, NotADirectoryError):
-            unfinished = (folder / _NEXT / MANIFEST).exists()
-            return _Inspection(None, {MANIFEST: "is not in place yet"}) if unfinished else None
+            unfinished = (folder / NEXT / MANIFEST).exists()
+            return Inspection(None, {MANIFEST: "is not in place yet"}) if unfinished else None
         except (OSError, ValueError) as error:
-            return _Inspection(None, {MANIFEST: str(error)})
+            return Inspection(None, {MANIFEST: str(error)})
         found = {name: self._verifier.problem(folder, name, entry) for name, entry in manifest.files.items()}
-        return _Inspection(manifest, {name: problem for name, problem in found.items() if problem is not None})
+        return Inspection(manifest, {name: problem for name, problem in found.items() if problem is not None})
 
     def _settle(self, kind: str, id: str) -> Artifact | None:
         """Finish or put aside what is not whole; return what is then there; under the editing lock."""
         folder = self.path(kind, id)
-        _tidy(folder)
+        tidy(folder)
         inspection = self._inspect(kind, id)
         if inspection is None:
             return None
@@ -303,7 +267,7 @@ class Store:
     def _readable_manifest(self, kind: str, id: str) -> Manifest | None:
         """The manifest alone, files unverified: adding one to many must not cost reading them all."""
         folder = self.path(kind, id)
-        _tidy(folder)
+        tidy(folder)
         try:
             return Manifest.load(folder, kind, id)
         except FileNotFoundError:
@@ -314,14 +278,14 @@ class Store:
 
     def _put_aside(self, folder: Path, kind: str, id: str, why: str) -> None:
         target = self._free_aside(kind, id)
-        _rename_durably(folder, target)
+        rename_durably(folder, target)
         log.warning("%s %s is damaged (%s): moved to %s, to be made again", kind, id, why, target)
 
     def _put_aside_file(self, kind: str, id: str, name: str, problem: str) -> None:
         folder = self.path(kind, id)
         moved = name.split("/")[0] if behind_link(folder, name) else name
         if os.path.lexists(folder / moved):
-            _rename_durably(folder / moved, self._free_aside(kind, id) / moved)
+            rename_durably(folder / moved, self._free_aside(kind, id) / moved)
         log.warning("%s of %s %s %s: put aside, to be made again", name, kind, id, problem)
 
     def _free_aside(self, kind: str, id: str) -> Path:
@@ -335,49 +299,3 @@ def _checked_id(id: str) -> str:
     if not isinstance(id, str) or not _ID.fullmatch(id):
         raise ValueError(f"{ascii(id)[:60]} is not an id: 16 lower-case hexadecimal digits")
     return safe_name(id)
-
-
-def _own_file(folder: Path, name: str) -> Path:
-    """Path of a file about to be written; StoreError if a link would lead it elsewhere."""
-    if behind_link(folder, safe_file_name(name)):
-        raise StoreError(f"{folder / name} lies behind a link")
-    return folder / name
-
-
-def _rename_durably(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    os.rename(source, target)
-    sync(target.parent)
-    sync(source.parent)
-
-
-def _seal(folder: Path) -> dict[str, Entry]:
-    """Force everything in ``folder`` to the disk and hash it; ValueError if it cannot be an artifact."""
-    sweep_temporary(folder)
-    (folder / MANIFEST).unlink(missing_ok=True)
-    entries = {}
-    for path in sorted(folder.rglob("*")):
-        if path.is_symlink() or not (path.is_file() or path.is_dir()):
-            raise ValueError(f"{path} is not a plain file")
-        if path.is_file():
-            entries[safe_file_name(path.relative_to(folder).as_posix())] = Entry.of(path)
-        sync(path)
-    if not entries:
-        raise ValueError(f"{folder} has no files to publish")
-    return entries
-
-
-def _tidy(folder: Path) -> None:
-    """Sweep leftovers and finish what ``replace_files`` staged, its manifest last; under the editing lock."""
-    sweep_temporary(folder)
-    staged = folder / _NEXT
-    if (staged / MANIFEST).exists():
-        for path in sorted(staged.rglob("*")):
-            name = path.relative_to(staged)
-            if path.is_file() and name != Path(MANIFEST):
-                (folder / name).parent.mkdir(exist_ok=True)
-                os.replace(path, folder / name)
-                sync((folder / name).parent)
-        os.replace(staged / MANIFEST, folder / MANIFEST)
-        sync(folder)
-    shutil.rmtree(staged, ignore_errors=True)

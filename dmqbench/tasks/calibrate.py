@@ -6,7 +6,9 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save
 
-from dmqbench.calibration.stage import Stage, UnitCheckpoint, UnitProgress, Workbench, run_stage
+from dmqbench.calibration.checkpoint import UnitCheckpoint
+from dmqbench.calibration.run import UnitProgress, run_stage
+from dmqbench.calibration.stage import Stage, Workbench
 from dmqbench.config.effort import work_of_stage
 from dmqbench.config.model_facts import timesteps
 from dmqbench.config.precision_plans import PLAN_FILE
@@ -18,7 +20,7 @@ from dmqbench.quant.layers import adopt_weight_bits_, plan_of_layers
 from dmqbench.quant.plan import PrecisionPlan
 from dmqbench.quant.spec import FULL_PRECISION
 from dmqbench.quant.state import load_calibration_state_
-from dmqbench.store.artifacts import Artifact
+from dmqbench.store.artifact import Artifact
 from dmqbench.store.files import load_json, save_atomic, save_json
 from dmqbench.tasks.mirror import facts_of, tell_job, tell_location, tracker
 from dmqbench.tasks.trajectories import bank_of

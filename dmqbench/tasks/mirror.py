@@ -11,7 +11,7 @@ from dmqbench.config.schema import FOREIGN, STAND_IN, UNKNOWN, Job
 from dmqbench.eval.evaluate import Evaluation
 from dmqbench.results.plots.samples import picture_of
 from dmqbench.results.result import Result
-from dmqbench.store.artifacts import StoreError
+from dmqbench.store.artifact import StoreError
 from dmqbench.tasks.cost import quantization_of
 from dmqbench.tasks.workshop import Workshop
 from dmqbench.tracking.record import Part

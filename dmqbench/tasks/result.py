@@ -24,7 +24,8 @@ from dmqbench.results.record import (
     largest,
 )
 from dmqbench.results.result import Result, records_of
-from dmqbench.store.artifacts import Artifact, Store
+from dmqbench.store.artifact import Artifact
+from dmqbench.store.artifacts import Store
 from dmqbench.store.files import json_text, load_json
 from dmqbench.tasks.cost import describe_cost, quantization_of
 from dmqbench.tasks.sample import shown_inputs

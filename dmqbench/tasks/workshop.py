@@ -19,7 +19,8 @@ from dmqbench.quant.layers import adopt_weight_bits_
 from dmqbench.quant.plan import PrecisionPlan, uniform_plan
 from dmqbench.quant.spec import BitWidth, Scope, StepGroups, step_groups
 from dmqbench.samplers.plan import SamplerPlan, build_plan
-from dmqbench.store.artifacts import Artifact, Store
+from dmqbench.store.artifact import Artifact
+from dmqbench.store.artifacts import Store
 from dmqbench.tracking.environment import PeakMemory
 from dmqbench.tracking.record import Record
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from workbench import MSE, WEIGHT_RECONSTRUCTION, workbench
 
-from dmqbench.calibration.stage import UnitCheckpoint, run_stage
+from dmqbench.calibration.checkpoint import UnitCheckpoint
+from dmqbench.calibration.run import run_stage
 from dmqbench.stages.ranges import WeightRange
 from dmqbench.stages.reconstruction import WeightReconstruction
 

@@ -8,7 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from workbench import MSE, WEIGHT_RECONSTRUCTION, workbench
 
-from dmqbench.calibration.stage import CURVE_POINTS, CalibrationDiverged, UnitCheckpoint, curve_iterations, run_stage
+from dmqbench.calibration.checkpoint import UnitCheckpoint
+from dmqbench.calibration.run import run_stage
+from dmqbench.calibration.stage import CURVE_POINTS, CalibrationDiverged, curve_iterations
 from dmqbench.stages.ranges import WeightRange
 from dmqbench.stages.reconstruction import WeightReconstruction
 

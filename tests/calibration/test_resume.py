@@ -18,7 +18,9 @@ from workbench import (
     workbench,
 )
 
-from dmqbench.calibration.stage import CalibrationDiverged, UnitCheckpoint, run_stage
+from dmqbench.calibration.checkpoint import UnitCheckpoint
+from dmqbench.calibration.run import run_stage
+from dmqbench.calibration.stage import CalibrationDiverged
 from dmqbench.quant.layers import freeze_weight_, quant_layers
 from dmqbench.quant.spec import BitWidth
 from dmqbench.stages.ranges import ActivationRange, WeightRange

@@ -17,7 +17,7 @@ from dmqbench.config.input_checks import ForeignError, check_foreign, read_promp
 from dmqbench.config.job import images_job, make_job
 from dmqbench.config.model_facts import image_shape, weights_hash
 from dmqbench.config.schema import EvaluateConfig, ModelConfig, full_precision
-from dmqbench.data.archives import ArchiveError
+from dmqbench.data.archive_info import ArchiveError
 from dmqbench.tasks.result import declared_quantization, label_of
 
 DIGITS = ModelConfig("digits", "embedded", sample_shape=(1, 16, 16), classes=10, datasets=("digits",))

@@ -14,17 +14,9 @@ from hypothesis import strategies as st
 from numpy.lib import format as npy
 from PIL import Image
 
-from dmqbench.data.archives import (
-    LARGEST_ARCHIVE,
-    LARGEST_SIDE,
-    ArchiveError,
-    archive_hash,
-    arrays_in,
-    content_hash,
-    inspect,
-    read_batches,
-    read_images,
-)
+from dmqbench.data.archive_info import LARGEST_ARCHIVE, LARGEST_SIDE, ArchiveError
+from dmqbench.data.archives import archive_hash, content_hash, inspect, read_batches, read_images
+from dmqbench.data.npz_images import arrays_in
 
 
 def pixels(count=5, channels=3, height=6, width=7, seed=0):

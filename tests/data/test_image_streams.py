@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dmqbench.data.archives import LEAST_IMAGES, ArchiveError
+from dmqbench.data.archive_info import LEAST_IMAGES, ArchiveError
 from dmqbench.data.degradation import super_resolution_condition
 from dmqbench.data.image_streams import OWN_STREAMS, ImageStreams, digit_streams, file_streams
 from dmqbench.data.own_images import OWN_IMAGES

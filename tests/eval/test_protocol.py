@@ -3,17 +3,8 @@ from dataclasses import fields, replace
 
 import pytest
 
-from dmqbench.eval.protocol import (
-    Floor,
-    Measurement,
-    Protocol,
-    agree,
-    differing_entries,
-    entries_of,
-    metric_of,
-    same_protocol,
-    unknown_entries,
-)
+from dmqbench.eval.measurement import Floor, Measurement, same_protocol
+from dmqbench.eval.protocol import Protocol, agree, differing_entries, entries_of, metric_of, unknown_entries
 
 PROTOCOL = Protocol(
     metric="psnr",

@@ -7,9 +7,9 @@ from torch import nn
 
 from dmqbench.quant.context import StepContext
 from dmqbench.quant.functional import affine_parameters, fake_quantize
+from dmqbench.quant.layer import QuantLayer
 from dmqbench.quant.layers import (
     QuantConv2d,
-    QuantLayer,
     QuantLinear,
     freeze_,
     freeze_weight_,

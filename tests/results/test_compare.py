@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from dmqbench.eval.protocol import Protocol
 from dmqbench.eval.statistics import group_edges
-from dmqbench.results.compare import compare, over_seeds
+from dmqbench.results.compare import compare
+from dmqbench.results.over_seeds import over_seeds
 from dmqbench.results.result import Result
 
 PROTOCOL = Protocol(

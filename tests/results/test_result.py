@@ -10,7 +10,7 @@ from handmade import measured
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dmqbench.eval.protocol import Floor, Measurement
+from dmqbench.eval.measurement import Floor, Measurement
 from dmqbench.results.record import (
     Artifacts,
     CalibrationPart,

@@ -5,7 +5,9 @@ import torch
 from tiny import dit, text_unet
 from workbench import Log, adapter_of, sampler
 
-from dmqbench.calibration.stage import UnitCheckpoint, Workbench, run_stage
+from dmqbench.calibration.checkpoint import UnitCheckpoint
+from dmqbench.calibration.run import run_stage
+from dmqbench.calibration.stage import Workbench
 from dmqbench.data.bank import TrajectoryBank
 from dmqbench.engines import lower_
 from dmqbench.models.attention import ExplicitAttention, attention_modules

@@ -4,7 +4,7 @@ import pytest
 import torch
 from workbench import MSE, workbench
 
-from dmqbench.calibration.stage import run_stage
+from dmqbench.calibration.run import run_stage
 from dmqbench.quant.functional import affine_parameters
 from dmqbench.quant.layers import quant_layers, quantization
 from dmqbench.quant.spec import BitWidth, StepGroups

@@ -10,11 +10,11 @@ from torch import nn
 from workbench import EQUIVALENT_SCALING, workbench
 
 from dmqbench.calibration.capture import capture_inputs
-from dmqbench.calibration.stage import run_stage
+from dmqbench.calibration.run import run_stage
 from dmqbench.quant.layers import quant_layers
 from dmqbench.quant.scaling import SMALLEST_EQUIVALENT_SCALE
 from dmqbench.quant.spec import BitWidth, StepGroups
-from dmqbench.stages import equivalent_scaling
+from dmqbench.stages import equivalent_scaling, equivalent_scaling_settings
 from dmqbench.stages.equivalent_scaling import EquivalentScaling
 
 W4A4 = BitWidth(4, 4)
@@ -90,7 +90,7 @@ def test_the_rate_covers_the_travel_within_bounds(travel, rate):
 
 
 def test_scales_stay_positive_under_any_learning_rate(monkeypatch):
-    monkeypatch.setattr(equivalent_scaling, "LARGEST_RATE", 5.0)
+    monkeypatch.setattr(equivalent_scaling_settings, "LARGEST_RATE", 5.0)
     smallest = []
 
     class Watched(EquivalentScaling):

@@ -10,7 +10,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from workbench import EQUIVALENT_SCALING, workbench
 
-from dmqbench.calibration.stage import CalibrationDiverged, UnitCheckpoint, run_stage
+from dmqbench.calibration.checkpoint import UnitCheckpoint
+from dmqbench.calibration.run import run_stage
+from dmqbench.calibration.stage import CalibrationDiverged
 from dmqbench.quant.layers import quant_layers
 from dmqbench.quant.spec import BitWidth, StepGroups
 from dmqbench.stages import equivalent_scaling

@@ -6,7 +6,8 @@ from tiny import dit, text_unet
 from tuning import MIN_MAX, begun, held_out_errors, interrupted, ranged, run, stage_of, won
 from workbench import W3A6, sampler
 
-from dmqbench.calibration.stage import CalibrationDiverged, run_stage
+from dmqbench.calibration.run import run_stage
+from dmqbench.calibration.stage import CalibrationDiverged
 from dmqbench.calibration.windows import draw_windows
 from dmqbench.quant.layers import freeze_, quant_layers, quantization
 from dmqbench.quant.spec import BitWidth, Scope, StepGroups

@@ -6,7 +6,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from tuning import interrupted, ranged, run, stage_of
 
-from dmqbench.calibration.stage import PROGRESS, UnitCheckpoint, run_stage
+from dmqbench.calibration.checkpoint import PROGRESS, UnitCheckpoint
+from dmqbench.calibration.run import run_stage
 from dmqbench.quant.spec import BitWidth
 
 KINDS = {

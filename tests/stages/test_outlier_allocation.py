@@ -8,12 +8,14 @@ from tiny import unet
 from torch import nn
 from workbench import MSE, workbench
 
-from dmqbench.calibration.stage import UnitCheckpoint, run_stage
+from dmqbench.calibration.checkpoint import UnitCheckpoint
+from dmqbench.calibration.run import run_stage
 from dmqbench.config.compose import compose
 from dmqbench.config.job import make_job
 from dmqbench.quant.allocation import row_bits, row_kurtosis
 from dmqbench.quant.functional import affine_parameters
-from dmqbench.quant.layers import QuantLayer, freeze_, quant_layers
+from dmqbench.quant.layer import QuantLayer
+from dmqbench.quant.layers import freeze_, quant_layers
 from dmqbench.quant.observers import Observer
 from dmqbench.quant.spec import BitWidth, StepGroups
 from dmqbench.stages.outlier_allocation import OutlierAllocation

@@ -8,7 +8,9 @@ import torch
 from tiny import dit, text_unet
 from workbench import MSE, workbench
 
-from dmqbench.calibration.stage import CalibrationDiverged, UnitCheckpoint, run_stage
+from dmqbench.calibration.checkpoint import UnitCheckpoint
+from dmqbench.calibration.run import run_stage
+from dmqbench.calibration.stage import CalibrationDiverged
 from dmqbench.quant.layers import quant_layers, quantization
 from dmqbench.quant.spec import BitWidth, Scope, StepGroups
 from dmqbench.stages.power_of_two_scaling import PowerOfTwoScaling, layers_to_scale

@@ -5,7 +5,7 @@ import torch
 from tiny import unet
 from workbench import ACTIVATION_RANGE, MSE, workbench
 
-from dmqbench.calibration.stage import run_stage
+from dmqbench.calibration.run import run_stage
 from dmqbench.quant.context import StepContext
 from dmqbench.quant.functional import affine_parameters
 from dmqbench.quant.layers import quant_layers, quantization

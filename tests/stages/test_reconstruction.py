@@ -13,7 +13,7 @@ from workbench import (
 )
 
 from dmqbench.calibration.capture import capture_inputs, capture_outputs, first_tensor
-from dmqbench.calibration.stage import run_stage
+from dmqbench.calibration.run import run_stage
 from dmqbench.quant.layers import freeze_weight_, quant_layers, quantization, set_quantization_
 from dmqbench.quant.spec import BitWidth
 from dmqbench.quant.state import activation_quantizers, calibration_state, load_calibration_state_

@@ -8,12 +8,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from workbench import ACTIVATION_RANGE, MSE, W3A6, sampler, set_min_max_ranges_, workbench
 
-from dmqbench.calibration.stage import CalibrationDiverged, UnitCheckpoint, run_stage
+from dmqbench.calibration.checkpoint import UnitCheckpoint
+from dmqbench.calibration.run import run_stage
+from dmqbench.calibration.stage import CalibrationDiverged
 from dmqbench.config.stage_files import limits_of
 from dmqbench.quant.layers import freeze_, quant_layers, quantization
 from dmqbench.quant.spec import BitWidth, StepGroups
 from dmqbench.quant.state import activation_quantizers, calibration_state, load_calibration_state_
-from dmqbench.stages import trajectory_reconstruction
+from dmqbench.stages import trajectory_reconstruction, trajectory_settings
 from dmqbench.stages.ranges import ActivationRange, WeightRange
 from dmqbench.stages.trajectory_gradients import CONTROLS, RULES, GradientRule
 from dmqbench.stages.trajectory_reconstruction import TrajectoryReconstruction
@@ -40,7 +42,7 @@ CHAOS = 0.02
 @pytest.fixture(autouse=True)
 def one_thread_and_any_rate(monkeypatch):
     """Sums must be split alike in runs that are compared to the bit; a few iterations must move something."""
-    monkeypatch.setattr(trajectory_reconstruction, "LARGEST_RATE", math.inf)
+    monkeypatch.setattr(trajectory_settings, "LARGEST_RATE", math.inf)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -391,7 +393,7 @@ def test_the_quantized_prefix_may_run_in_batches_of_any_size():
 
 
 def test_few_iterations_do_not_make_a_rate_larger_than_allowed(monkeypatch):
-    monkeypatch.setattr(trajectory_reconstruction, "LARGEST_RATE", 0.01)
+    monkeypatch.setattr(trajectory_settings, "LARGEST_RATE", 0.01)
     for iterations, rate in ((1, 0.01), (100, 0.3 / 200)):
         stage = stage_of(ranged(steps=StepGroups.shared()), iterations=iterations)
         stage.start_unit(stage.units()[0])

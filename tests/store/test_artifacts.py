@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dmqbench.store import artifacts, files, manifest
-from dmqbench.store.artifacts import Artifact, Store, StoreError
+from dmqbench.store.artifact import Artifact, StoreError
+from dmqbench.store.artifacts import Store
 from dmqbench.store.files import exclusive, load_json, replacing, safe_name, save_atomic, save_json, sha256_file
 
 ID = "0123456789abcdef"

@@ -7,7 +7,7 @@ import pytest
 from handmade import measured
 
 from dmqbench.eval.evaluate import Evaluation
-from dmqbench.eval.protocol import Measurement
+from dmqbench.eval.measurement import Measurement
 from dmqbench.results.record import Cost, Timing
 from dmqbench.results.result import Result, records_of
 from dmqbench.store.artifacts import Store

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from dmqbench.eval.protocol import Measurement
+from dmqbench.eval.measurement import Measurement
 from dmqbench.results.cells import bits_text
 from dmqbench.results.correlations import ProxyCorrelation
 from dmqbench.results.page.axes import Json, calls_axis, log_axis, plain, plain_axis, positive, rounded

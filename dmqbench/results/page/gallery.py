@@ -13,7 +13,8 @@ from PIL import Image
 from safetensors import SafetensorError
 
 from dmqbench.results.stored import first_images
-from dmqbench.store.artifacts import Store, StoreError
+from dmqbench.store.artifact import StoreError
+from dmqbench.store.artifacts import Store
 
 MOST_IMAGES, FEWEST_IMAGES = 24, 4
 LONGEST_SIDE = 128

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dmqbench.eval.protocol import Measurement
+from dmqbench.eval.measurement import Measurement
 from dmqbench.results.cells import number_text
 from dmqbench.results.diagnosis import Diagnosis
 from dmqbench.results.figure import Figure, calls_axis

@@ -8,7 +8,7 @@ from dmqbench.results.studies.outlier_allocation import OutlierAllocation
 from dmqbench.results.studies.power_of_two_scaling import PowerOfTwoScaling
 from dmqbench.results.studies.precision_ablation import precision_figures
 from dmqbench.results.studies.study import Study, of_jobs, of_stage
-from dmqbench.results.studies.trajectory_ablation import ablation_figures, ablation_pictures
+from dmqbench.results.studies.trajectory_ablation_figures import ablation_figures, ablation_pictures
 from dmqbench.results.studies.trajectory_reconstruction import TrajectoryReconstruction
 from dmqbench.results.studies.vote_selection import sample_figures
 

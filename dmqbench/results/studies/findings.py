@@ -11,7 +11,8 @@ from typing import Any, ClassVar, TypeVar
 from dmqbench.config.schema import FINDINGS
 from dmqbench.results.figure import Figure
 from dmqbench.results.result import Result
-from dmqbench.store.artifacts import Store, StoreError
+from dmqbench.store.artifact import StoreError
+from dmqbench.store.artifacts import Store
 from dmqbench.store.files import load_json
 from dmqbench.store.manifest import Manifest, Verifier
 

@@ -1,0 +1,180 @@
+"""What quantized layers share. They compute
+
+    y = Q_a(x / s) * Q_w(s ⊙ (W0 + B A)) + bias
+
+with s the equivalent scale per input channel and B A a low-rank adapter, both optional. W0 is never changed: with
+both switches off the same module is the full-precision teacher.
+"""
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dmqbench.quant.context import StepContext
+from dmqbench.quant.plan import LayerPlan
+from dmqbench.quant.quantizer import ActivationQuantizer, WeightQuantizer
+from dmqbench.quant.spec import InputGroups, StepGroups
+
+
+class QuantLayer(nn.Module):
+    """What quantized layers share; mixed in before a torch layer that has ``weight`` and ``bias``."""
+
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+    channel_axis: int = 1
+    kind: str
+
+    def attach_quantizers_(self, plan: LayerPlan, context: StepContext, steps: StepGroups) -> None:
+        """Add quantizers for ``plan`` beside the weight; both switches start off.
+
+        Raises:
+            ValueError: the plan cuts the input of a grouped convolution, whose rows see a part of it already.
+        """
+        if plan.boundaries and getattr(self, "groups", 1) != 1:
+            raise ValueError(f"layer {plan.name}: the input of a grouped convolution cannot be cut")
+        groups = InputGroups(self.weight.shape[1], plan.boundaries)
+        self.plan = plan
+        self.weight_on = False
+        self.activation_on = False
+        self.lowered: Callable[[Tensor], Tensor] | None = None
+        self.equivalent_scale: nn.Parameter | None = None
+        self.adapter_down: nn.Parameter | None = None
+        self.adapter_up: nn.Parameter | None = None
+        self.register_buffer("fixed_weight", None, persistent=False)
+        self.weight_quantizer: WeightQuantizer | None = None
+        self.activation_quantizer: ActivationQuantizer | None = None
+        if plan.quantizes_weight:
+            self.weight_quantizer = self._weight_quantizer(plan, groups)
+        if plan.activation_levels is not None:
+            channels = self.weight.shape[1] * getattr(self, "groups", 1)
+            self.activation_quantizer = ActivationQuantizer(
+                context,
+                plan.activation_levels,
+                InputGroups(channels, plan.boundaries),
+                self.channel_axis,
+                steps,
+            )
+        self.to(self.weight.device)
+
+    def _weight_quantizer(self, plan: LayerPlan, groups: InputGroups) -> WeightQuantizer:
+        levels = torch.tensor(plan.weight_levels_of_rows(len(self.weight)))
+        return WeightQuantizer(levels, groups, self.weight.ndim)
+
+    @classmethod
+    @abstractmethod
+    def of(cls, layer: Any) -> "QuantLayer":
+        """Return a quantizable layer that shares the parameters of ``layer``."""
+
+    @abstractmethod
+    def apply_weight(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The layer's linear map with another weight."""
+
+    def _along_input(self, vector: Tensor, ndim: int, axis: int) -> Tensor:
+        shape = [1] * ndim
+        shape[axis] = -1
+        return vector.reshape(shape)
+
+    def set_equivalent_scale_(self, scale: Tensor) -> nn.Parameter:
+        """Set s [C_in]; any fixed rounding was for another weight and is dropped."""
+        if scale.shape != (self.weight.shape[1],) or getattr(self, "groups", 1) != 1:
+            raise ValueError(
+                f"an equivalent scale needs one value per input channel of an ungrouped layer ({self.kind})"
+            )
+        self.equivalent_scale = nn.Parameter(scale, requires_grad=False)
+        self.drop_rounding_()
+        return self.equivalent_scale
+
+    def add_adapter_(self, rank: int, generator: torch.Generator) -> tuple[nn.Parameter, nn.Parameter]:
+        """Add a low-rank ΔW = up · down over the flattened input; it starts at zero. Returns (down, up)."""
+        columns = self.weight[0].numel()
+        down = torch.randn(rank, columns, generator=generator) / columns**0.5
+        self.adapter_down = nn.Parameter(down.to(self.weight))
+        self.adapter_up = nn.Parameter(self.weight.new_zeros(len(self.weight), rank))
+        self.drop_rounding_()
+        return self.adapter_down, self.adapter_up
+
+    def set_weight_bits_(self, bits: int | tuple[int, ...]) -> None:
+        """Quantize the weight with other ``bits``: one number, or one per row; 32 leaves it in full precision.
+
+        The weight must be calibrated again. Equivalent scale, adapter and activation side stay.
+
+        Raises:
+            ValueError: a number of bits is not allowed, or there is not one for every row.
+        """
+        plan = self.plan.with_weight_bits(bits, len(self.weight))
+        groups = InputGroups(self.weight.shape[1], plan.boundaries)
+        self.plan = plan
+        self.fixed_weight, self.lowered = None, None
+        self.weight_quantizer = None
+        if plan.quantizes_weight:
+            self.weight_quantizer = self._weight_quantizer(plan, groups).to(self.weight.device)
+
+    def drop_rounding_(self) -> None:
+        """Forget learned or fixed rounding, because the weight or the grid that it was for has changed."""
+        self.fixed_weight, self.lowered = None, None
+        if self.weight_quantizer is not None:
+            self.weight_quantizer.codes, self.weight_quantizer.alpha = None, None
+
+    def scaled_weight(self) -> Tensor:
+        """s ⊙ (W0 + ΔW): what the weight quantizer sees."""
+        weight: Tensor = self.weight
+        if self.adapter_down is not None and self.adapter_up is not None:
+            weight = weight + (self.adapter_up @ self.adapter_down).view_as(weight)
+        if self.equivalent_scale is not None:
+            weight = weight * self._along_input(self.equivalent_scale, weight.ndim, 1)
+        return weight
+
+    def effective_weight(self) -> Tensor:
+        """The weight that the layer computes with while quantization is on."""
+        if not self.weight_on or self.weight_quantizer is None:
+            return self.scaled_weight()
+        if self.fixed_weight is not None:
+            return self.fixed_weight
+        return self.weight_quantizer(self.scaled_weight())
+
+    def weight_step(self) -> Tensor:
+        """The mean step of the weight's quantizer, in units of the unscaled weight that adapters are added to."""
+        assert self.weight_quantizer is not None
+        step = self.weight_quantizer.spread(self.weight_quantizer.scale.detach()).flatten(1)
+        if self.equivalent_scale is None:
+            return step.mean()
+        return (step * (1 / self.equivalent_scale.detach())).mean()
+
+    def scaled_input(self, x: Tensor) -> Tensor:
+        """x / s: what the activation quantizer sees."""
+        if self.equivalent_scale is None:
+            return x
+        return x / self._along_input(self.equivalent_scale, x.ndim, self.channel_axis)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not (self.weight_on or self.activation_on):
+            return self.apply_weight(x, self.weight, self.bias)
+        if self.lowered is not None and self.weight_on and self.activation_on:
+            return self.lowered(x)
+        x = self.scaled_input(x)
+        if self.activation_on and self.activation_quantizer is not None:
+            x = self.activation_quantizer(x)
+        return self.apply_weight(x, self.effective_weight(), self.bias)
+
+    @torch.no_grad()
+    def freeze_weight_(self) -> None:
+        """Fix the weight's codes. Activation parameters can still be trained; nothing quantizes a weight any more."""
+        if self.weight_quantizer is not None:
+            self.weight_quantizer.fix_(self.scaled_weight())
+            self.fixed_weight = self.weight_quantizer.reconstruct()
+
+    @torch.no_grad()
+    def freeze_(self) -> None:
+        """Fix weight and activation parameters.
+
+        Raises:
+            RuntimeError: the activation range was never calibrated.
+        """
+        if self.activation_quantizer is not None and not self.activation_quantizer.initialised:
+            raise RuntimeError(f"layer {self.plan.name}: the activation range is not calibrated")
+        self.freeze_weight_()
+        for parameter in self.parameters():
+            parameter.requires_grad_(False)
