@@ -101,7 +101,9 @@ def hand_to_hydra(arguments: Sequence[str]) -> int:
     try:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=ROOT)(_nothing)()
     except SystemExit as stop:
-        return stop.code if isinstance(stop.code, int) else FAILED if stop.code else DONE
+        if isinstance(stop.code, int):
+            return stop.code
+        return FAILED if stop.code else DONE
     return DONE
 
 

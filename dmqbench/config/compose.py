@@ -379,7 +379,7 @@ def _check_method_yaml(method: DictConfig) -> None:
 
 
 def _is_stage(node: Any) -> bool:
-    """Are these the settings of a stage, be it one that the method's list leaves out?"""
+    """Whether these are the settings of a stage, be it one that the method's list leaves out."""
     return isinstance(node, DictConfig) and all(key in node for key in STAGE_KEYS)
 
 

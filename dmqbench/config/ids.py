@@ -94,7 +94,7 @@ def inputs_id(job: Job) -> str:
 
 
 def needs_match(job: Job) -> bool:
-    """Must calls of sampling find activation parameters that were calibrated at other timesteps than their own?"""
+    """Whether calls of sampling must find activation parameters that were calibrated at other timesteps than theirs."""
     size = group_size(job.bits.ranges) if job.has_rows else None
     calibrated = timesteps(job.calibration_sampler, job.model, job.strength)
     return size is not None and size < len(calibrated) and calibrated != timesteps(job.sampler, job.model, job.strength)

@@ -208,7 +208,7 @@ def _folder_with_conf(places: Iterable[str]) -> Path | None:
 
 
 def _check_names(plugin: Plugin, owners: Mapping[tuple[str, str], str]) -> None:
-    """Refuse folders that are no group, and names that are taken: whose number would it be?"""
+    """Refuse folders that are no group, and names that are taken, as a number would be of either."""
     for folder in sorted(path.name for path in plugin.conf.iterdir() if path.is_dir()):
         if folder not in FOLDERS:
             raise PluginError(f"conf/{folder} is no group; nearest: {closest(folder, FOLDERS)}")

@@ -115,7 +115,7 @@ class ModelConfig:
 
     @property
     def shapes_only(self) -> bool:
-        """Has it no weights?"""
+        """Whether it has no weights."""
         return self.source == "architecture"
 
     @property
@@ -446,13 +446,13 @@ class Job:
 
     @property
     def has_rows(self) -> bool:
-        """Does calibration give network calls activation parameters of their own, or their group's?"""
+        """Whether calibration gives network calls activation parameters of their own, or their group's."""
         calibrated = any("activation" in stage.uses for stage in self.method.stages)
         return calibrated and self.bits.ranges != "shared" and self.bits.activation != FULL_PRECISION
 
     @property
     def diagnosed(self) -> bool:
-        """Are errors measured per step and layer?"""
+        """Whether errors are measured per step and layer."""
         return self.diagnose and self.method.name != "fp" and self.undiagnosed is None
 
     @property
@@ -472,12 +472,12 @@ class Job:
 
     @property
     def works_on_images(self) -> bool:
-        """Does it restore or edit images that are given?"""
+        """Whether it restores or edits images that are given."""
         return self.task_kind != "generate"
 
     @property
     def foreign(self) -> bool:
-        """Is its network one that another program quantized?"""
+        """Whether its network is one that another program quantized."""
         return self.method.name == FOREIGN
 
     @property

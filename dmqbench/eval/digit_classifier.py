@@ -47,7 +47,7 @@ def load_classifier(weights: Mapping[str, Tensor]) -> DigitClassifier:
 
 @torch.no_grad()
 def recognised(classifier: DigitClassifier, images: Tensor, labels: Tensor) -> Tensor:
-    """Return [N] booleans: is the image recognised as the digit it was asked to be?"""
+    """Return [N] booleans: whether the image is recognised as the digit that it was asked to be."""
     return classifier(images).argmax(1) == labels
 
 

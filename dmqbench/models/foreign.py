@@ -28,8 +28,10 @@ code fetched from elsewhere, or write no safetensors."""
 
 _PACKAGES = {"optimum.quanto": "optimum-quanto"}
 
-_MUST_FIT = ("_class_name", "in_channels", "out_channels", "sample_size", "num_class_embeds", "num_embeds_ada_norm",
-             "cross_attention_dim")  # fmt: skip
+_MUST_FIT = (
+    *("_class_name", "in_channels", "out_channels", "sample_size"),
+    *("num_class_embeds", "num_embeds_ada_norm", "cross_attention_dim"),
+)
 """Entries of ``config.json`` that say what a network reads and writes; old files leave out those at their default."""
 
 _ADVICE = "give a folder that diffusers' save_pretrained wrote"

@@ -95,7 +95,7 @@ class PrecisionPlan:
 
     @property
     def mixed_rows(self) -> bool:
-        """Has a layer rows of different weight bits?"""
+        """Whether a layer has rows of different weight bits."""
         return any(not isinstance(bits, int) for bits in self.weight_bits.values())
 
     @property
@@ -180,7 +180,7 @@ def uniform_plan(layers: Iterable[TracedLayer], bits: BitWidth, scope: Scope) ->
 
 
 def _left_out(layer: TracedLayer, scope: Scope) -> bool:
-    """Does the scope leave this layer, which is neither the first nor the last, in full precision?"""
+    """Whether the scope leaves this layer, which is neither the first nor the last, in full precision."""
     return (
         (layer.embedding and not scope.embedding)
         or (layer.shortcut and not scope.shortcuts)

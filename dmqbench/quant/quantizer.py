@@ -167,7 +167,7 @@ class ActivationQuantizer(nn.Module):
 
     @property
     def interpolates(self) -> bool:
-        """Are the samples in flight on their way between calls whose rows may differ?"""
+        """Whether the samples in flight are on their way between calls whose rows may differ."""
         return self.per_step and self.context.toward is not None
 
     def in_flight(self, rows: Tensor | slice) -> tuple[Tensor, Tensor]:

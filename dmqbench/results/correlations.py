@@ -55,6 +55,13 @@ class ProxyCorrelation:
         return "rises" if self.ci95.low > 0 else "falls"
 
 
+def direction(ends: Interval) -> str:
+    """Return in words whether something goes with another, by the interval of their correlation."""
+    if ends.low > 0:
+        return "rises with"
+    return "falls with" if ends.high < 0 else "cannot be told to follow"
+
+
 def correlations(results: Iterable[Result], metric: str = "psnr") -> list[ProxyCorrelation]:
     """Correlate every proxy with ``metric`` over ``results``, which should share a table (one model and protocol).
 

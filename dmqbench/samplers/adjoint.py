@@ -41,7 +41,7 @@ def recorded_states(plan: SamplerPlan, x: Tensor, outputs: Tensor) -> Iterator[S
 
 
 def on_trajectory(plan: SamplerPlan, place: int, end: int) -> bool:
-    """Does the state before call ``place`` carry on to ``end`` by itself, or is it only looked at by the network?
+    """Whether the state before call ``place`` carries on to ``end`` by itself; else the network only looks at it.
 
     The intermediate points of a Runge-Kutta step are of the second kind: the next update starts from the anchor.
     """

@@ -31,7 +31,7 @@ ADAM_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def can_be_scaled(layer: QuantLayer) -> bool:
-    """Is anything of it quantized, and does every output channel read every input channel?"""
+    """Whether anything of it is quantized, and every output channel reads every input channel."""
     return (layer.weight_quantizer is not None or layer.activation_quantizer is not None) and (
         getattr(layer, "groups", 1) == 1
     )

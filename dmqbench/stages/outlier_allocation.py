@@ -141,7 +141,9 @@ class OutlierAllocation(Stage):
         handed_on = self._quantized_input(layer, given)
         bits = self.bits[name]
         moves = moved_rows(len(weight), bits, self.settings.largest_tenths, self.settings.plus) if decided else (0,)
-        needed = (bits,) if len(moves) == 1 else (bits, bits + 1) if self.settings.plus else (bits - 1, bits, bits + 1)
+        needed = range(bits if self.settings.plus else bits - 1, bits + 2)
+        if len(moves) == 1:
+            needed = range(bits, bits + 1)
         compared = handed_on if self.settings.on_quantized_inputs else given
         weights = {width: self._quantized_weight(layer, weight, width) for width in needed}
         outputs = {width: layer.apply_weight(compared, weights[width], layer.bias) for width in needed}

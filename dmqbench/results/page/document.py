@@ -221,9 +221,10 @@ def _row(line: Line, sheet: Sheet, table: Table) -> Row:
         "MiB": cost(row, "size"),
         sheet.columns[-1]: row.calibration_seconds,
     }
-    sorts = [_metric_rank(row, column) if column in table.metrics else named.get(column, cell.text)
-             for column, cell in zip(sheet.columns, line.cells, strict=True)]  # fmt: skip
-    return Row(line, tuple(sorts), row.folder.name, printable(row.label), bits_text(row))
+    texts = {column: cell.text for column, cell in zip(sheet.columns, line.cells, strict=True)}
+    ranks = {column: _metric_rank(row, column) for column in texts if column in table.metrics}
+    sorts = tuple((texts | named | ranks)[column] for column in sheet.columns)
+    return Row(line, sorts, row.folder.name, printable(row.label), bits_text(row))
 
 
 def _bits_rank(row: Result) -> int:

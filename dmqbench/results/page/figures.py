@@ -64,18 +64,18 @@ def frontier(points: Iterable[tuple[float, float]], higher_is_better: bool) -> l
 def trade_off(table: Table, metric: str, axis: Axis, palette: Mapping[str, str]) -> Json:
     """Plot ``metric`` against a cost: a trace per method with intervals, and the line of the best at each cost."""
     measured = [(row, row.measurements[metric]) for row in table.rows if metric in row.measurements]
-    known = [(row, found, found.value) for row, found in measured
-             if found.value is not None and cost(row, axis.key) is not None]  # fmt: skip
+    costly = [(row, found) for row, found in measured if cost(row, axis.key) is not None]
+    known = [(row, found, found.value) for row, found in costly if found.value is not None]
     higher = next((found.higher_is_better for _, found, _ in known), None)
     logarithmic = _is_error(known)
     shown = [(row, found, value) for row, found, value in known if not logarithmic or value > 0]
     named = _named_points(shown)
-    traces = [_methods_trace(label, [pair for pair in shown if pair[0].label == label], axis, palette, named)
-              for label in dict.fromkeys(row.label for row, _, _ in shown)]  # fmt: skip
+    points = {label: [pair for pair in shown if pair[0].label == label] for label in (row.label for row, _, _ in shown)}
+    traces = [_methods_trace(label, own, axis, palette, named) for label, own in points.items()]
     if higher is not None and len(shown) > 1:
         line = frontier([(cost(row, axis.key) or 0.0, value) for row, _, value in shown], higher)
         traces.insert(0, _frontier_trace(line))
-    arrow = "" if higher is None else " · higher is better" if higher else " · lower is better"
+    arrow = {None: "", True: " · higher is better", False: " · lower is better"}[higher]
     left_out = len(measured) - len(shown)
     y_title = f"{_UNITS.get(metric, plain(metric))}{arrow}"
     y_axis = log_axis(y_title, [value for _, _, value in shown]) if logarithmic else plain_axis(y_title)

@@ -12,7 +12,7 @@ from statistics import geometric_mean
 from typing import Any
 
 from dmqbench.results.compare import Comparison, compare
-from dmqbench.results.correlations import correlate
+from dmqbench.results.correlations import correlate, direction
 from dmqbench.results.diagnosis import load_diagnosis
 from dmqbench.results.figure import Axis, Figure, Line, Panel, tail
 from dmqbench.results.result import Result
@@ -94,11 +94,10 @@ class DoseCurve:
             )
             if found is not None:
                 pearson, spearman, ends = found
-                verdict = (
-                    "rises with" if ends.low > 0 else "falls with" if ends.high < 0 else "cannot be told to follow"
-                )
                 numbers = f"Pearson {pearson:.2f} [{ends.low:.2f}, {ends.high:.2f}], Spearman {spearman:.2f}"
-                said.append(f"{RUNG_NAMES[rung]}: the gain {verdict} disparity ({numbers}, {len(points)} models)")
+                said.append(
+                    f"{RUNG_NAMES[rung]}: the gain {direction(ends)} disparity ({numbers}, {len(points)} models)"
+                )
         return said + [f"{model} is left out: {why}" for model, why in self.left_out.items()]
 
 

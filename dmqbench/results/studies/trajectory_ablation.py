@@ -13,7 +13,7 @@ from typing import Any, Literal
 from dmqbench.config.schema import ABOUT_STAGE
 from dmqbench.config.stage_files import limits_of
 from dmqbench.results.compare import Comparison, compare
-from dmqbench.results.correlations import correlate
+from dmqbench.results.correlations import correlate, direction
 from dmqbench.results.result import Result
 from dmqbench.results.studies.dose_response import halves
 from dmqbench.results.studies.findings import FindingsReader
@@ -106,7 +106,8 @@ class Ablation:
         said = [self.setting]
         for curve in self.curves:
             found = self._followed(curve) if self.varied == "horizon" else _against_exact(curve)
-            said += [f"{curve.name}: {found}" if curve.name else found] if found else []
+            if found:
+                said.append(f"{curve.name}: {found}" if curve.name else found)
         said.append("end-state error: on validation trajectories, by which the best state was chosen; geometric mean")
         if self.varied == "horizon":
             said.append("errors of other horizons are errors after other numbers of calls")
@@ -121,9 +122,8 @@ class Ablation:
         if found is None:
             return None
         pearson, _, ends = found
-        verdict = "rises with" if ends.low > 0 else "falls with" if ends.high < 0 else "cannot be told to follow"
         numbers = f"Pearson {pearson:.2f} [{ends.low:.2f}, {ends.high:.2f}], {len(known)} jobs"
-        return f"PSNR {verdict} the horizon ({numbers})"
+        return f"PSNR {direction(ends)} the horizon ({numbers})"
 
 
 def ablation(rows: Iterable[Result], reader: FindingsReader, varied: Varied) -> Ablation | None:
