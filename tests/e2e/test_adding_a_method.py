@@ -5,7 +5,9 @@ import re
 import textwrap
 from pathlib import Path
 
+import torch
 from e2e.commands import TINY
+from safetensors.torch import load_file
 
 import dmqbench.methods
 from dmqbench.config.compose import compose, search_path
@@ -28,16 +30,23 @@ def test_a_method_of_ones_own(tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text(shown("python"))
     monkeypatch.setattr(dmqbench.methods, "__path__", [*dmqbench.methods.__path__, str(tmp_path)])
     common = [*search_path([str(tmp_path / "conf")]), *TINY, f"store.root={tmp_path / 'runs'}", "bits=w4a8"]
-    psnr = {}
-    for name, overrides in {
-        "rtn": ["method=rtn"],
-        "mine": ["method=mine", "method.nudge.strength=0.5"],
-        "mine, stronger": ["method=mine", "method.nudge.strength=2.0"],
-    }.items():
-        folder = run_job(make_job(compose([*common, *overrides])))
-        psnr[name] = json.loads((folder / "result.json").read_text())["metrics"]["psnr"]["value"]
-    assert len(set(psnr.values())) == 3, psnr
-    assert psnr["rtn"] == max(psnr.values()), psnr
+    store, psnr = tmp_path / "runs", set()
+    for strength in (None, 0.5, 2.0):
+        own = ["method=rtn"] if strength is None else ["method=mine", f"method.nudge.strength={strength}"]
+        folder = run_job(make_job(compose([*common, *own])))
+        result = json.loads((folder / "result.json").read_text())
+        psnr.add(result["metrics"]["psnr"]["value"])
+        stages = dict(result["artifacts"]["stages"])
+        if strength is not None:
+            before, after = (
+                load_file(store / "quantized" / stages[stage] / "state.safetensors")
+                for stage in ("weight_range", "nudge")
+            )
+            scales = [name for name in before if "weight" in name and name.endswith("scale")]
+            assert scales
+            for name in scales:
+                torch.testing.assert_close(after[name], before[name] * (1 + strength))
+    assert len(psnr) == 3
     # The trajectories, the full-precision samples and the first stage are shared.
     assert len(list((tmp_path / "runs" / "trajectories").iterdir())) == 1
     assert len(list((tmp_path / "runs" / "quantized").iterdir())) == 1 + 1 + 2 * 2

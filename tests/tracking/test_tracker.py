@@ -437,7 +437,7 @@ def a_server_that_is_not_there():
 JOB_OF_TWO_PARTS = """
     import sys
     from pathlib import Path
-    from dmqbench.cli import show_warnings
+    from dmqbench.launch.launcher import show_warnings
     from dmqbench.tracking.record import Record
     from dmqbench.tracking.tracker import Tracker
     show_warnings()
