@@ -42,6 +42,14 @@ class Extractor:
 
 
 @torch.no_grad()
+def require_matrix(values: Tensor, what: str, columns: str = "d") -> None:
+    """Refuse what is no finite matrix of one row per image; ValueError, one line."""
+    if values.ndim != 2:
+        raise ValueError(f"{what} must be N×{columns}, got shape {tuple(values.shape)}")
+    if not torch.isfinite(values).all():
+        raise ValueError(f"{what} hold NaN or infinity")
+
+
 def extract(extractor: Extractor, images: Tensor, images_at_once: int = _IMAGES_AT_ONCE) -> dict[str, Tensor]:
     """Return all outputs of the network for uint8 images [N, C, H, W], float32 on the CPU."""
     require_images(images)

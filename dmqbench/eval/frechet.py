@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from dmqbench.eval.features import require_matrix
 from dmqbench.eval.measurement import Estimate
 from dmqbench.eval.protocol import MetricUnavailable
 from dmqbench.eval.statistics import GROUPS, Interval, Replicated, even_groups, group_edges, jackknife
@@ -196,10 +197,7 @@ def _consecutive_pairs(edges: list[int]) -> Iterator[tuple[slice, slice]]:
 
 
 def _checked(features: Tensor) -> Tensor:
-    if features.ndim != 2:
-        raise ValueError(f"features must be N×d, got shape {tuple(features.shape)}")
-    if not torch.isfinite(features).all():
-        raise ValueError("features hold NaN or infinity")
+    require_matrix(features, "features")
     n, dimension = features.shape
     needed = max(2 * dimension, _LEAST)
     if n < needed:

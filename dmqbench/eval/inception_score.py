@@ -5,6 +5,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from dmqbench.eval.features import require_matrix
 from dmqbench.eval.measurement import Estimate
 from dmqbench.eval.protocol import MetricUnavailable
 from dmqbench.eval.statistics import Replicated, even_groups, group_edges, jackknife
@@ -24,10 +25,7 @@ def inception_score_estimate(logits: Tensor) -> Estimate:
 
     ``MetricUnavailable`` below 1,000 samples.
     """
-    if logits.ndim != 2:
-        raise ValueError(f"logits must be N×K, got shape {tuple(logits.shape)}")
-    if not torch.isfinite(logits).all():
-        raise ValueError("logits hold NaN or infinity")
+    require_matrix(logits, "logits", "K")
     n = len(logits)
     if n < LEAST:
         raise MetricUnavailable(f"an Inception score needs at least {LEAST} samples, got {n}")

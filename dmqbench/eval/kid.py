@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dmqbench.eval.features import require_matrix
 from dmqbench.eval.measurement import Estimate
 from dmqbench.eval.protocol import MetricUnavailable
 from dmqbench.eval.statistics import Replicated, even_groups, group_edges, jackknife
@@ -128,10 +129,7 @@ def _kernel(products: Tensor, dimension: int) -> Tensor:
 
 
 def _checked(features: Tensor, what: str) -> Tensor:
-    if features.ndim != 2:
-        raise ValueError(f"{what} must be N×d, got shape {tuple(features.shape)}")
-    if not torch.isfinite(features).all():
-        raise ValueError(f"{what} hold NaN or infinity")
+    require_matrix(features, what)
     if len(features) < _LEAST:
         raise MetricUnavailable(f"a kernel distance needs at least {_LEAST} {what}, got {len(features)}")
     return features

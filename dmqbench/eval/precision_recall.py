@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dmqbench.eval.features import require_matrix
 from dmqbench.eval.measurement import Estimate
 from dmqbench.eval.protocol import MetricUnavailable
 from dmqbench.eval.statistics import Replicated, even_groups, group_edges, jackknife, share_interval
@@ -148,10 +149,7 @@ def _share(held: _Held, edges: list[int], deleted: bool) -> Estimate:
 
 
 def _checked(features: Tensor, what: str) -> Tensor:
-    if features.ndim != 2:
-        raise ValueError(f"features of {what} must be N×d, got shape {tuple(features.shape)}")
-    if not torch.isfinite(features).all():
-        raise ValueError(f"features of {what} hold NaN or infinity")
+    require_matrix(features, f"features of {what}")
     if len(features) < _LEAST:
         raise MetricUnavailable(f"precision and recall need at least {_LEAST} {what}, got {len(features)}")
     return features
