@@ -210,6 +210,7 @@ def _rebuilt(folder: Path, description: Description, plain_codes: bool) -> nn.Mo
     for name, shape in needed.items():
         if list(tensors[name].shape) != shape:
             raise ModelError(f"{folder}: {name} has shape {list(tensors[name].shape)}, and the network's is {shape}")
-    network.load_state_dict({name: tensors.pop(name) for name in needed}, strict=False)
+    # Weights that are codes in the file are replaced with their layers below.
+    network.load_state_dict(full | {name: tensors.pop(name) for name in needed})
     exchange_(network, description, tensors)
     return network
