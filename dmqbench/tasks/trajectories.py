@@ -9,7 +9,6 @@ from dmqbench.config.effort import work_of_trajectories
 from dmqbench.config.schema import Job
 from dmqbench.data.bank import Trajectories, TrajectoryBank, join
 from dmqbench.data.noise import Stream
-from dmqbench.quant.layers import quantization
 from dmqbench.store.files import save_atomic
 from dmqbench.tasks.workshop import OUTCOME, Workshop, open_workshop
 from dmqbench.tracking.environment import memory_facts
@@ -45,10 +44,7 @@ def _follow_all(shop: Workshop) -> dict[str, float]:
     denoising = shop.calibrating(shop.full_precision)
     shop.memory.begin_part()
     started = time.perf_counter()
-    with (
-        Meter(f"trajectories of {job.model.name}", len(starts), work=work_of_trajectories(job)) as meter,
-        quantization(denoising.adapter.network, weight=False, activation=False),
-    ):
+    with Meter(f"trajectories of {job.model.name}", len(starts), work=work_of_trajectories(job)) as meter:
         for stream, start in starts:
             path = folder / f"{stream}_{start // batch:05d}.safetensors"
             if not path.exists():
