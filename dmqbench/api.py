@@ -16,13 +16,14 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from omegaconf import DictConfig
 from safetensors.torch import load_file
 
+from dmqbench.config.checked_job import Job
 from dmqbench.config.compose import compose
 from dmqbench.config.errors import ConfigError
 from dmqbench.config.job import make_job
 from dmqbench.config.model_facts import timesteps
+from dmqbench.config.names import RUNNABLE_NETWORKS
 from dmqbench.config.precision_plans import check_layers
 from dmqbench.config.schedulers import sampler_overrides
-from dmqbench.config.schema import RUNNABLE_NETWORKS, Job
 from dmqbench.models.exchange import exchange_
 from dmqbench.models.export import exported, quantizable_parts, undisturbed
 from dmqbench.models.folders import ModelError

@@ -13,7 +13,7 @@ import pytest
 
 from dmqbench import cli
 from dmqbench.config.metric_facts import OWN_METRICS
-from dmqbench.config.schema import DIAGNOSIS, TASKS
+from dmqbench.config.names import DIAGNOSIS, TASKS
 from dmqbench.launch import announce, expected, sweeps
 from dmqbench.launch.help import GROUP_NAMES
 from dmqbench.store.artifacts import Store

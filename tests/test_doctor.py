@@ -10,7 +10,8 @@ import torch
 
 from dmqbench import doctor
 from dmqbench.config.metric_facts import OWN_METRICS
-from dmqbench.config.schema import RUNNABLE_NETWORKS, MetricsConfig
+from dmqbench.config.names import RUNNABLE_NETWORKS
+from dmqbench.config.schema import MetricsConfig
 from dmqbench.doctor import findings, main
 from dmqbench.eval.weights import INCEPTION_SCRIPT, INCEPTION_STATE, LPIPS_BACKBONE_FILES, WEIGHT_FILES
 from dmqbench.launch import machine_checks, model_checks

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dmqbench.anatomy.layer_errors import LayerErrors, layer_errors, relative_error
 from dmqbench.anatomy.recorded import batches, predict
-from dmqbench.config.schema import DIAGNOSIS_VERSION
+from dmqbench.config.names import DIAGNOSIS_VERSION
 from dmqbench.data.bank import Trajectories
 from dmqbench.data.noise import Stream
 from dmqbench.models.rollout import Denoising

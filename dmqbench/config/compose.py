@@ -5,7 +5,7 @@ A wrong configuration is a ``ConfigError``: one line with the key, the value and
 
 import itertools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import fields, is_dataclass
 from functools import lru_cache, partial
@@ -22,39 +22,24 @@ from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
-from omegaconf import DictConfig, ListConfig, Node, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
+from dmqbench.config.checked_job import ABOUT_STAGE
 from dmqbench.config.errors import ConfigError, closest
-from dmqbench.config.method_checks import references
+from dmqbench.config.method_yaml import check_method_yaml
+from dmqbench.config.names import TO_COME
 from dmqbench.config.places import CONF
 from dmqbench.config.plugin_code import require_module
 from dmqbench.config.plugins import Plugin, conf_folders, left_out_with, usable
-from dmqbench.config.schema import (
-    ABOUT_STAGE,
-    GROUPS,
-    METHOD_KEYS,
-    OPTIONAL_METHOD_KEYS,
-    STAGE_KEYS,
-    TO_COME,
-    RootConfig,
-)
-from dmqbench.config.stage_files import stage_values
+from dmqbench.config.schema import GROUPS, RootConfig
+from dmqbench.config.values import leaves, refuse_resolvers, set_value
 
 ROOT = "config"
 HIDDEN = "base_"
 """Prefix of schemas, which are no options."""
 
-_RESOLVER = re.compile(r"\$\{[^}]*:")
-_CALLS_NOTHING = "calls a resolver, which configurations here must not"
 _METHOD_GROUP = "method"
-_KINDS = {
-    bool: "true or false",
-    int: "a whole number",
-    float: "a number",
-    str: "a word",
-    list: "a list [...]",
-}
 
 
 def register_schemas() -> None:
@@ -131,24 +116,24 @@ def compose(overrides: Sequence[str]) -> DictConfig:
     texts = tuple(choice.input_line or "" for choice in choices)
     others = hydra_own or usable()  # YAMLs of others may change while the process lives
     config = _composed(tuple(hydra_own), texts) if others else deepcopy(_of_package(texts))
-    _check_method_yaml(config.method)
+    check_method_yaml(config.method)
     values = [
         (key, value)
         for override in own
         if override not in choices
-        for key, value in _leaves(override.key_or_group, override.value())
+        for key, value in leaves(override.key_or_group, override.value())
     ]
     OmegaConf.update(config, "method.variant", config.method.get("variant", ""), force_add=True)
     own_settings = [(key, value) for key, value in values if key.startswith("method.")]
     for key, value in [pair for pair in values if pair not in own_settings] + _preset(config.method, values):
-        _set(config, key, value)
+        set_value(config, key, value)
     if own_settings:
         given = _settings(config)
         for key, value in own_settings:
-            _set(config, key, value)
+            set_value(config, key, value)
         config.method.variant = config.method.variant or variant_text(given, _settings(config))
     else:
-        _refuse_resolvers(OmegaConf.to_container(config, resolve=False), "")
+        refuse_resolvers(OmegaConf.to_container(config, resolve=False), "")
     return config
 
 
@@ -184,7 +169,7 @@ def _preset(method: DictConfig, values: Sequence[tuple[str, Any]]) -> list[tuple
     faithful = dict(values).get("method.faithful", method.faithful)
     if faithful is not True or "faithful_settings" not in method:
         return []
-    return list(_leaves("method", OmegaConf.to_container(method.faithful_settings)))
+    return list(leaves("method", OmegaConf.to_container(method.faithful_settings)))
 
 
 def _settings(config: DictConfig) -> dict[str, Any]:
@@ -193,11 +178,11 @@ def _settings(config: DictConfig) -> dict[str, Any]:
     Raises:
         ConfigError: a value anywhere in the configuration calls a resolver.
     """
-    _refuse_resolvers(OmegaConf.to_container(config, resolve=False), "")
+    refuse_resolvers(OmegaConf.to_container(config, resolve=False), "")
     try:
-        return dict(_leaves("", OmegaConf.to_container(config.method, resolve=True)))
+        return dict(leaves("", OmegaConf.to_container(config.method, resolve=True)))
     except OmegaConfBaseException:  # make_job says which reference leads nowhere
-        return dict(_leaves("", OmegaConf.to_container(config.method, resolve=False)))
+        return dict(leaves("", OmegaConf.to_container(config.method, resolve=False)))
 
 
 def parse(overrides: Sequence[str]) -> list[Override]:
@@ -290,122 +275,6 @@ def _yaml_value(name: str, keys: Sequence[str], folders: Sequence[Path]) -> Any:
             found = [OmegaConf.select(values, key) for key in keys if isinstance(values, DictConfig)]
             return next((value for value in found if value is not None), None)
     return None
-
-
-def _leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict) and value:
-        for name, part in value.items():
-            yield from _leaves(f"{key}.{name}", part)
-    else:
-        yield key, value
-
-
-def _set(config: DictConfig, key: str, value: Any) -> None:
-    """Give an existing key a value of its type."""
-    known = list(_known_keys(config))
-    if key not in known:
-        siblings = OmegaConf.select(config, key.rpartition(".")[0]) if "." in key else config
-        group = siblings if isinstance(siblings, DictConfig) else config
-        allowed = [str(name) for name in group if name not in ABOUT_STAGE[1:]]
-        similar = [name for name in known if name.startswith(key.rpartition(".")[0] + ".")] if "." in key else []
-        raise ConfigError(key, value, allowed, "is not a key", closest(key, similar or [*known, *map(str, config)]))
-    kind = _kind_of(config, key)
-    if value is not None and kind is not None:
-        default = OmegaConf.select(config, key)
-        value = _converted(key, value, kind, list(default) if kind is list else default)
-    try:
-        OmegaConf.update(config, key, value, merge=False, force_add=False)
-    except OmegaConfBaseException as error:
-        raise ConfigError(key, value, problem=f"does not fit: {str(error).splitlines()[0]}") from None
-
-
-def _known_keys(config: DictConfig, prefix: str = "") -> Iterator[str]:
-    """Dotted names of all values."""
-    for key in config:
-        if key in ABOUT_STAGE[1:]:
-            continue
-        node = config._get_node(key)
-        name = f"{prefix}{key}"
-        if isinstance(node, DictConfig) and not node._is_none():
-            yield from _known_keys(node, f"{name}.")
-        else:
-            yield name
-
-
-def _kind_of(config: DictConfig, key: str) -> type | None:
-    """The type of a key: its schema's, or in a method its value's in the YAML; None where that is null."""
-    parent, _, name = key.rpartition(".")
-    group = OmegaConf.select(config, parent) if parent else config
-    node = group._get_node(name)
-    declared = node._metadata.ref_type if isinstance(node, Node) else None
-    if declared in _KINDS:
-        return declared
-    value = OmegaConf.select(config, key)
-    if isinstance(value, ListConfig):
-        return list
-    return None if value is None else type(value)
-
-
-def _converted(key: str, value: Any, kind: type, default: Any) -> Any:
-    fits = {
-        bool: isinstance(value, bool),
-        int: isinstance(value, int) and not isinstance(value, bool),
-        float: isinstance(value, (int, float)) and not isinstance(value, bool),
-        list: isinstance(value, list),
-        str: not isinstance(value, (list, dict)),
-    }
-    if isinstance(value, str) and value.startswith("${"):
-        return value
-    if not fits.get(kind, True):
-        raise ConfigError(key, value, [_KINDS[kind]], f"is not {_KINDS[kind]}", default)
-    return kind(value) if kind in (float, str) else value
-
-
-def _check_method_yaml(method: DictConfig) -> None:
-    """A method's YAML has all common keys, a node for every stage, and nothing else."""
-    for key in METHOD_KEYS:
-        if key not in method:
-            raise ConfigError(f"method.{key}", None, METHOD_KEYS, "is missing in the method's YAML", nearest=key)
-    stages = [str(stage) for stage in method.stages]
-    known = (*METHOD_KEYS, *OPTIONAL_METHOD_KEYS, *references(OmegaConf.to_container(method, resolve=False)))
-    for key in method:
-        if key not in known and key not in stages and not _is_stage(method[key]):
-            allowed = (*known, *stages)
-            raise ConfigError(
-                f"method.{key}", "...", allowed, "in the method's YAML is not a key", closest(key, allowed)
-            )
-    for stage in dict.fromkeys([*stages, *(str(key) for key in method if _is_stage(method[key]))]):
-        _check_stage_yaml(stage, method.get(stage))
-
-
-def _is_stage(node: Any) -> bool:
-    """Whether these are the settings of a stage, be it one that the method's list leaves out."""
-    return isinstance(node, DictConfig) and all(key in node for key in STAGE_KEYS)
-
-
-def _check_stage_yaml(stage: str, node: Any) -> None:
-    if not isinstance(node, DictConfig):
-        raise ConfigError("method.stages", stage, problem="has no settings of that name in the method's YAML")
-    known = list(stage_values(stage) or node)
-    for key in node:
-        if key not in known:
-            name = f"method.{stage}.{key}"
-            raise ConfigError(name, node[key], known, "in the method's YAML is not a key", closest(key, known))
-    for key in STAGE_KEYS:
-        if key not in node:
-            raise ConfigError(f"method.{stage}.{key}", None, problem="is missing in the method's YAML")
-
-
-def _refuse_resolvers(value: Any, key: str) -> None:
-    """A configuration refers to other values of itself, never to the environment or to code."""
-    if isinstance(value, dict):
-        for name, part in value.items():
-            _refuse_resolvers(part, f"{key}.{name}".lstrip("."))
-    elif isinstance(value, list):
-        for part in value:
-            _refuse_resolvers(part, key)
-    elif isinstance(value, str) and _RESOLVER.search(value):
-        raise ConfigError(key, value, problem=_CALLS_NOTHING)
 
 
 def variant_text(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:

@@ -1,7 +1,8 @@
 """About how much work the parts of a job are, in network calls of batch 1: for progress alone, never for results."""
 
+from dmqbench.config.checked_job import Job, StageConfig
 from dmqbench.config.model_facts import timesteps
-from dmqbench.config.schema import Job, SamplerConfig, StageConfig
+from dmqbench.config.schema import SamplerConfig
 
 QUANTIZED = 1.5
 """A call of the quantized network takes so many of full precision's."""

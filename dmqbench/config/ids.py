@@ -4,18 +4,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from dmqbench.config.checked_job import FURTHER_SCOPE, Job, StageConfig, full_precision
 from dmqbench.config.model_facts import timesteps
+from dmqbench.config.names import DTYPE
 from dmqbench.config.plugin_code import stage_origin
-from dmqbench.config.schema import (
-    DTYPE,
-    FURTHER_SCOPE,
-    EvaluateConfig,
-    Job,
-    ModelConfig,
-    SamplerConfig,
-    StageConfig,
-    full_precision,
-)
+from dmqbench.config.schema import EvaluateConfig, ModelConfig, SamplerConfig
 from dmqbench.data.archives import stored_hash
 from dmqbench.data.own_images import OWN_IMAGES_VERSION
 from dmqbench.models.foreign import foreign_hash

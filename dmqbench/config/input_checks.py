@@ -6,18 +6,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from dmqbench.config.checked_job import Job
 from dmqbench.config.errors import ConfigError
 from dmqbench.config.model_facts import image_shape
+from dmqbench.config.names import TASK_KINDS, TO_COME
 from dmqbench.config.plugin_code import method_module
-from dmqbench.config.schema import (
-    TASK_KINDS,
-    TO_COME,
-    EditConfig,
-    EvaluateConfig,
-    Job,
-    ModelConfig,
-    SamplerConfig,
-)
+from dmqbench.config.schema import EditConfig, EvaluateConfig, ModelConfig, SamplerConfig
 from dmqbench.data.archive_info import LEAST_IMAGES, ArchiveError, ArchiveInfo, times
 from dmqbench.data.archives import inspect
 from dmqbench.data.image_folders import image_names

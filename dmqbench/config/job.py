@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from dmqbench.config import schema
+from dmqbench.config.checked_job import Job, MethodConfig, full_precision, without_calibration
 from dmqbench.config.errors import ConfigError, require_at_least, require_one_of
 from dmqbench.config.input_checks import ForeignError, check_foreign, check_inputs, check_kind
 from dmqbench.config.method_checks import (
@@ -25,19 +26,23 @@ from dmqbench.config.method_checks import (
 )
 from dmqbench.config.model_checks import check_foreign_network, check_weights, checked_model
 from dmqbench.config.model_facts import timesteps
+from dmqbench.config.names import (
+    ACCELERATORS,
+    ACTIVATION_BITS,
+    INCEPTIONS,
+    LPIPS_BACKBONES,
+    MATCHES,
+    RANGES,
+    SCOPES,
+    TASKS,
+    UNCALIBRATED,
+    WEIGHT_BITS,
+)
 from dmqbench.config.plugin_code import require_module
 from dmqbench.config.plugins import left_out_with, plugin_with, shipped_with
 from dmqbench.config.plugins import metrics as known_metrics
 from dmqbench.config.precision_plans import given_plan
-from dmqbench.config.schema import (
-    GROUPS,
-    BitsConfig,
-    Job,
-    MethodConfig,
-    ModelConfig,
-    full_precision,
-    without_calibration,
-)
+from dmqbench.config.schema import GROUPS, BitsConfig, ModelConfig
 from dmqbench.quant.spec import ENGINE_NAMES, group_size
 from dmqbench.samplers.timesteps import SPACINGS, SettingError
 from dmqbench.store.artifacts import default_root
@@ -61,7 +66,7 @@ def make_job(config: DictConfig) -> Job:
         check(job)
     if job.evaluate.samples is not None:
         return images_job(job)
-    if method.name in schema.UNCALIBRATED:
+    if method.name in UNCALIBRATED:
         return without_calibration(job, method)
     for check in CHECKS_OF_CALIBRATION:
         check(job)
@@ -133,11 +138,11 @@ def _plain(value: Any) -> Any:
 
 
 def _check_words(job: Job) -> None:
-    require_one_of("task", job.task, schema.TASKS)
+    require_one_of("task", job.task, TASKS)
     require_one_of("engine", job.engine, ENGINE_NAMES)
     require_one_of("tracker.mode", job.tracker.mode, MODES)
-    require_one_of("trainer.accelerator", job.trainer.accelerator, schema.ACCELERATORS)
-    require_one_of("calibration.match", job.calibration.match, schema.MATCHES)
+    require_one_of("trainer.accelerator", job.trainer.accelerator, ACCELERATORS)
+    require_one_of("calibration.match", job.calibration.match, MATCHES)
 
 
 def _check_module(job: Job) -> None:
@@ -153,10 +158,10 @@ def _check_seeds(job: Job) -> None:
 
 def _check_bits(job: Job) -> None:
     bits = job.bits
-    require_one_of("bits.weight", bits.weight, schema.WEIGHT_BITS, problem="is not allowed")
-    require_one_of("bits.activation", bits.activation, schema.ACTIVATION_BITS, problem="is not allowed")
-    require_one_of("bits.scope", bits.scope, schema.SCOPES)
-    check_ranges("bits.ranges", bits.ranges, ("method", *schema.RANGES))
+    require_one_of("bits.weight", bits.weight, WEIGHT_BITS, problem="is not allowed")
+    require_one_of("bits.activation", bits.activation, ACTIVATION_BITS, problem="is not allowed")
+    require_one_of("bits.scope", bits.scope, SCOPES)
+    check_ranges("bits.ranges", bits.ranges, ("method", *RANGES))
 
 
 def _check_metrics(job: Job) -> None:
@@ -165,8 +170,8 @@ def _check_metrics(job: Job) -> None:
         if (plugin := left_out_with("metric", name)) is not None:
             raise ConfigError("metrics.names", name, problem=f"is of the plug-in {plugin.name}, {plugin.summary}")
         require_one_of("metrics.names", name, tuple(known_metrics()))
-    require_one_of("metrics.inception", metrics.inception, schema.INCEPTIONS)
-    require_one_of("metrics.lpips", metrics.lpips, schema.LPIPS_BACKBONES)
+    require_one_of("metrics.inception", metrics.inception, INCEPTIONS)
+    require_one_of("metrics.lpips", metrics.lpips, LPIPS_BACKBONES)
     if metrics.weights is not None and not Path(metrics.weights).is_dir():
         raise ConfigError("metrics.weights", metrics.weights, problem="is not a folder")
     require_at_least("metrics.samples", metrics.samples, 1)

@@ -5,19 +5,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from dmqbench.config import schema
+from dmqbench.config.checked_job import (
+    ABOUT_STAGE,
+    FURTHER_SCOPE,
+    METHOD_KEYS,
+    OPTIONAL_METHOD_KEYS,
+    PAPER_SCOPE,
+    Job,
+    MethodConfig,
+    StageConfig,
+)
 from dmqbench.config.errors import ConfigError, closest, require_one_of
 from dmqbench.config.ids import needs_match
 from dmqbench.config.limits import LIMITS, Limits
 from dmqbench.config.model_facts import timesteps
-from dmqbench.config.schema import (
-    METHOD_KEYS,
-    CalibrationConfig,
-    Job,
-    MethodConfig,
-    SamplerConfig,
-    StageConfig,
-)
+from dmqbench.config.names import CALIBRATIONS, FOREIGN, RANGES, UNCALIBRATED
+from dmqbench.config.schema import CalibrationConfig, SamplerConfig
 from dmqbench.quant.spec import FULL_PRECISION, group_size
 
 WHOSE_PARAMETERS = {
@@ -108,10 +111,10 @@ def checked_method(plain: Mapping[str, Any], unresolved: Any) -> MethodConfig:
         require_one_of("method.stages", stage, available)
     limits = {stage: Limits.of(stage, plain[stage]) for stage in plain["stages"]}
     _check_order(plain["stages"], limits)
-    if not plain["stages"] and plain["name"] not in schema.UNCALIBRATED:
+    if not plain["stages"] and plain["name"] not in UNCALIBRATED:
         raise ConfigError("method.stages", "[]", problem=f"leaves nothing to method={plain['name']}")
-    require_one_of("method.calibration", plain["calibration"], schema.CALIBRATIONS)
-    check_ranges("method.ranges", plain["ranges"], schema.RANGES)
+    require_one_of("method.calibration", plain["calibration"], CALIBRATIONS)
+    check_ranges("method.ranges", plain["ranges"], RANGES)
     _check_scope("method.paper_scope", plain["paper_scope"])
     _check_common_keys(plain, unresolved)
     _check_own_keys(plain, unresolved)
@@ -148,7 +151,7 @@ def _check_common_keys(plain: Mapping[str, Any], unresolved: Mapping[str, Any]) 
     read = references({key: value for key, value in unresolved.items() if key not in METHOD_KEYS})
     if plain.get("faithful_settings"):
         read.add("faithful")
-    if plain["name"] == schema.FOREIGN:
+    if plain["name"] == FOREIGN:
         read.add("path")
     for key, default in (("faithful", False), ("path", None), ("calibration", "common")):
         if plain[key] != default and key not in read:
@@ -158,7 +161,7 @@ def _check_common_keys(plain: Mapping[str, Any], unresolved: Mapping[str, Any]) 
 
 def _check_own_keys(plain: Mapping[str, Any], unresolved: Mapping[str, Any]) -> None:
     """Refuse a switch of the method's own that is on while no stage that is listed reads it."""
-    for key in references(unresolved) - {*METHOD_KEYS, *schema.OPTIONAL_METHOD_KEYS}:
+    for key in references(unresolved) - {*METHOD_KEYS, *OPTIONAL_METHOD_KEYS}:
         readers = [name for name, node in unresolved.items() if key in references(node)]
         if plain[key] is True and not set(readers) & set(plain["stages"]):
             problem = f"changes nothing without the stage {' or '.join(readers)}"
@@ -166,17 +169,17 @@ def _check_own_keys(plain: Mapping[str, Any], unresolved: Mapping[str, Any]) -> 
 
 
 def _check_scope(key: str, value: Mapping[str, Any]) -> None:
-    for name in (*schema.PAPER_SCOPE, *(name for name in schema.FURTHER_SCOPE if name in value)):
+    for name in (*PAPER_SCOPE, *(name for name in FURTHER_SCOPE if name in value)):
         if not isinstance(value.get(name), bool):
             raise ConfigError(f"{key}.{name}", value.get(name), (True, False), "is not true or false")
     for name in value:
-        require_one_of(key, name, (*schema.PAPER_SCOPE, *schema.FURTHER_SCOPE))
+        require_one_of(key, name, (*PAPER_SCOPE, *FURTHER_SCOPE))
 
 
 def _stage(name: str, values: Mapping[str, Any], limits: Limits) -> StageConfig:
     for use in values["uses"]:
         require_one_of(f"method.{name}.uses", use, ("weight", "activation"))
-    settings = {key: value for key, value in values.items() if key not in schema.ABOUT_STAGE}
+    settings = {key: value for key, value in values.items() if key not in ABOUT_STAGE}
     limits.check(settings, f"method.{name}.")
     return StageConfig(
         name,

@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from dmqbench.config import schema
+from dmqbench.config.checked_job import Job
 from dmqbench.config.errors import ConfigError, require_one_of
 from dmqbench.config.model_facts import network_config
+from dmqbench.config.names import CONDITIONS, COUNTING_TASKS, FOREIGN, RUNNABLE_NETWORKS
 from dmqbench.config.plugins import shipped_with
-from dmqbench.config.schema import CONDITIONS, Job, ModelConfig
+from dmqbench.config.schema import ModelConfig
 from dmqbench.models.folders import SCHEDULER_CONFIG, ModelError, decoder_folder, locate
 from dmqbench.models.foreign import require_fit
 from dmqbench.store.files import safe_name
@@ -50,14 +51,14 @@ _NEEDED = {"embedded": (), "architecture": (), "local": ("path",), "hub": ("path
 
 
 def check_weights(job: Job) -> None:
-    if job.model.shapes_only and job.task not in schema.COUNTING_TASKS:
+    if job.model.shapes_only and job.task not in COUNTING_TASKS:
         problem = f"needs weights, and those of {job.model.name} are not shipped; take another model"
-        raise ConfigError("task", job.task, schema.COUNTING_TASKS, problem, nearest="cost")
+        raise ConfigError("task", job.task, COUNTING_TASKS, problem, nearest="cost")
 
 
 def check_foreign_network(path: str | None, model: ModelConfig) -> None:
     if path is None:
-        raise ConfigError("method.path", None, problem=f"must be given with method={schema.FOREIGN}")
+        raise ConfigError("method.path", None, problem=f"must be given with method={FOREIGN}")
     try:
         require_fit(path, network_config(model))
     except ModelError as error:
@@ -80,8 +81,8 @@ def checked_model(model: ModelConfig, guidances: Mapping[str, float | None]) -> 
     config = network_config(model)
     if model.shapes_only:
         return replace(model, sample_shape=_sample_shape(model, config))
-    if config.get("_class_name") not in schema.RUNNABLE_NETWORKS:
-        runnable = ", ".join(schema.RUNNABLE_NETWORKS)
+    if config.get("_class_name") not in RUNNABLE_NETWORKS:
+        runnable = ", ".join(RUNNABLE_NETWORKS)
         raise ConfigError("model.path", model.path, problem=f"holds a {config.get('_class_name')}; allowed: {runnable}")
     if not (locate(model.checkpoint) / SCHEDULER_CONFIG).is_file():
         raise ConfigError(

@@ -5,9 +5,9 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from dmqbench.config.checked_job import GivenPlan, Job, scope_of
 from dmqbench.config.errors import ConfigError
 from dmqbench.config.model_facts import layer_shapes
-from dmqbench.config.schema import GivenPlan, Job, scope_of
 from dmqbench.quant.plan import PrecisionPlan, uniform_plan
 from dmqbench.quant.spec import FULL_PRECISION, BitWidth
 from dmqbench.store.files import load_json, safe_name, short_hash

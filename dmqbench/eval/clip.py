@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dmqbench.config.names import STAND_IN
 from dmqbench.config.plugins import metrics
-from dmqbench.config.schema import STAND_IN, MetricsConfig
+from dmqbench.config.schema import MetricsConfig
 from dmqbench.data.images import require_images
 from dmqbench.eval.inception import as_rgb
 from dmqbench.eval.protocol import WeightsMissing

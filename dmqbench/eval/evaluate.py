@@ -7,8 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
+from dmqbench.config.names import STAND_IN
 from dmqbench.config.plugins import metrics
-from dmqbench.config.schema import STAND_IN, MetricsConfig
+from dmqbench.config.schema import MetricsConfig
 from dmqbench.eval.clip import clip_metric
 from dmqbench.eval.extractors import extractor_for
 from dmqbench.eval.features import Extractor, Features

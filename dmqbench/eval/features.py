@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from dmqbench.config.schema import STAND_IN
+from dmqbench.config.names import STAND_IN
 from dmqbench.data.images import require_images
 
 Output = Literal["pool", "spatial", "logits"]

@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dmqbench.config.schema import STAND_IN, MetricsConfig
+from dmqbench.config.names import STAND_IN
+from dmqbench.config.schema import MetricsConfig
 from dmqbench.eval.features import Extractor, Features
 from dmqbench.eval.weights import Located, inception_file, locate
 
@@ -45,7 +46,7 @@ Forward = Callable[[Tensor], Features]
 
 
 def inception_extractor(settings: MetricsConfig, device: str, protocol: str | None = None) -> Extractor:
-    """Return the network of ``protocol``, one of ``schema.INCEPTIONS``, or else of ``metrics.inception``.
+    """Return the network of ``protocol``, one of ``INCEPTIONS``, or else of ``metrics.inception``.
 
     All give "pool" [N, 2048]; ``adm`` gives "logits" [N, 1008], without the bias of the last layer, and "spatial"
     [N, 2023] as well. ``MetricUnavailable`` if its weights are not to be had.

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dmqbench.config.schema import STAND_IN, MetricsConfig
+from dmqbench.config.names import STAND_IN
+from dmqbench.config.schema import MetricsConfig
 from dmqbench.data.images import require_pair, to_signed
 from dmqbench.eval.inception import as_rgb
 from dmqbench.eval.paired import PairedMetric, PerImage

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from dmqbench.config.schema import UNKNOWN
+from dmqbench.config.names import UNKNOWN
 
 _ALWAYS_SAID = ("seed", "sampler", "timesteps", "eta", "guidance", "chunk", "engine")
 """Entries that every value has, unless they are listed as unknown."""

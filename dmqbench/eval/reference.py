@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dmqbench.config.schema import INCEPTIONS, STAND_IN
+from dmqbench.config.names import INCEPTIONS, STAND_IN
 from dmqbench.data.archives import read_images
 from dmqbench.data.npz_images import NAMES, arrays_in
 from dmqbench.data.own_images import OWN_IMAGES, own_images

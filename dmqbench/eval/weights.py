@@ -108,7 +108,7 @@ WEIGHT_FILES = (INCEPTION_SCRIPT, INCEPTION_STATE, *LPIPS_BACKBONE_FILES.values(
 
 
 def inception_file(protocol: str) -> WeightFile:
-    """The file that one of ``schema.INCEPTIONS`` needs."""
+    """The file that one of ``INCEPTIONS`` needs."""
     return INCEPTION_SCRIPT if protocol in ("clean", "legacy_tensorflow") else INCEPTION_STATE
 
 

@@ -4,8 +4,8 @@ import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from dmqbench.config.checked_job import Job, full_precision
 from dmqbench.config.ids import job_ids
-from dmqbench.config.schema import Job, full_precision
 from dmqbench.launch.sweeps import Planned, hash_once
 from dmqbench.store.artifacts import Store
 

@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import asdict
 
+from dmqbench.config.checked_job import Job
+from dmqbench.config.names import DIAGNOSIS
 from dmqbench.config.plugin_code import metric_origin
 from dmqbench.config.plugins import metrics as known_metrics
-from dmqbench.config.schema import DIAGNOSIS, Job
 from dmqbench.eval.protocol import entries_of
 from dmqbench.launch.sweeps import Planned
 from dmqbench.results.result import Result

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator, Sequence
 
+from dmqbench.config.checked_job import Job, full_precision
 from dmqbench.config.effort import work_of_diagnosis, work_of_samples, work_of_stage, work_of_trajectories
 from dmqbench.config.ids import JobIds, job_ids
-from dmqbench.config.schema import Job, full_precision
 from dmqbench.launch.sweeps import Planned, hash_once
 from dmqbench.store.artifacts import Store
 

@@ -3,8 +3,8 @@
 import textwrap
 from collections.abc import Iterable
 
+from dmqbench.config.names import TASKS
 from dmqbench.config.plugins import known_names, plugins, usable
-from dmqbench.config.schema import TASKS
 
 GROUP_NAMES = ("method", "model", "bits", "dataset", "sampler", "metrics", "budget", "tracker", "trainer")
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from dmqbench.config.job import cuda_expected
+from dmqbench.config.names import ACCELERATORS
 from dmqbench.config.plugins import plugins
-from dmqbench.config.schema import ACCELERATORS
 from dmqbench.launch.findings import ABSENT, BROKEN, OK, Finding
 
 LAUNCHERS = {

@@ -3,8 +3,9 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from dmqbench.config.names import RUNNABLE_NETWORKS
 from dmqbench.config.plugins import metrics as known_metrics
-from dmqbench.config.schema import RUNNABLE_NETWORKS, MetricsConfig
+from dmqbench.config.schema import MetricsConfig
 from dmqbench.eval.protocol import MetricUnavailable
 from dmqbench.eval.weights import (
     LPIPS_BACKBONE_FILES,

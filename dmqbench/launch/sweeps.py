@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from omegaconf import OmegaConf
 from yaml import YAMLError
 
+from dmqbench.config.checked_job import Job
 from dmqbench.config.compose import compose, expand, parse, search_path
 from dmqbench.config.errors import ConfigError, closest
 from dmqbench.config.ids import job_ids
@@ -17,7 +18,6 @@ from dmqbench.config.job import cuda_expected, make_job
 from dmqbench.config.model_facts import weights_hash
 from dmqbench.config.places import SWEEPS
 from dmqbench.config.plugins import left_out_with, usable
-from dmqbench.config.schema import Job
 from dmqbench.store.artifacts import Store
 from dmqbench.store.files import canonical_json
 

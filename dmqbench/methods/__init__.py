@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from dmqbench.config.checked_job import MethodConfig
 from dmqbench.config.errors import ConfigError
 from dmqbench.config.plugin_code import method_module, require_module, stage_origin
-from dmqbench.config.schema import MethodConfig
 
 if TYPE_CHECKING:
     from dmqbench.calibration.stage import StageFactory

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from dmqbench.config.names import UNKNOWN
 from dmqbench.config.plugins import is_paired
-from dmqbench.config.schema import UNKNOWN
 from dmqbench.eval.measurement import Measurement
 from dmqbench.eval.protocol import agree, differing_entries, unknown_entries
 from dmqbench.eval.statistics import (

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dmqbench.config.schema import DIAGNOSIS, DIAGNOSIS_VERSION
+from dmqbench.config.names import DIAGNOSIS, DIAGNOSIS_VERSION
 from dmqbench.results.result import Result, printable
 from dmqbench.store.files import load_json
 

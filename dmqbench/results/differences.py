@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from dmqbench.config.schema import UNKNOWN
+from dmqbench.config.names import UNKNOWN
 from dmqbench.results.cells import bits_text, number_text
 from dmqbench.results.compare import Comparison, compare
 from dmqbench.results.over_seeds import SeedComparison, over_seeds

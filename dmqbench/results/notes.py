@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 
-from dmqbench.config.schema import UNKNOWN
+from dmqbench.config.names import UNKNOWN
 from dmqbench.eval.protocol import entries_of, unknown_entries
 from dmqbench.results.cells import DECLARED
 from dmqbench.results.correlations import correlations

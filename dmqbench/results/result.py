@@ -7,7 +7,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from dmqbench.config.schema import STAND_IN, UNKNOWN, model_label, plan_name
+from dmqbench.config.checked_job import plan_name
+from dmqbench.config.names import STAND_IN, UNKNOWN
+from dmqbench.config.schema import model_label
 from dmqbench.eval.measurement import Measurement
 from dmqbench.results.record import (
     QUANTIZATION_KEYS,

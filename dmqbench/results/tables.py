@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
+from dmqbench.config.names import UNKNOWN
 from dmqbench.config.plugins import metrics
-from dmqbench.config.schema import UNKNOWN
 from dmqbench.eval.protocol import agree, differing_entries
 from dmqbench.results.result import Result
 

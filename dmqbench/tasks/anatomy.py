@@ -17,8 +17,8 @@ from dmqbench.anatomy.recorded import batches, spread_calls
 from dmqbench.anatomy.sensitivity import sensitivity
 from dmqbench.anatomy.statistics import InputStatistics, input_statistics, short, weight_statistics
 from dmqbench.anatomy.weight_rows import row_histograms, row_statistics
+from dmqbench.config.checked_job import Job
 from dmqbench.config.ids import JobIds
-from dmqbench.config.schema import Job
 from dmqbench.data.bank import TrajectoryBank
 from dmqbench.models.adapter import Adapter
 from dmqbench.models.rollout import Denoising

@@ -9,10 +9,11 @@ from safetensors.torch import load_file, save
 from dmqbench.calibration.checkpoint import UnitCheckpoint
 from dmqbench.calibration.run import UnitProgress, run_stage
 from dmqbench.calibration.stage import Stage, Workbench
+from dmqbench.config.checked_job import Job, StageConfig
 from dmqbench.config.effort import work_of_stage
 from dmqbench.config.model_facts import timesteps
+from dmqbench.config.names import FINDINGS
 from dmqbench.config.precision_plans import PLAN_FILE
-from dmqbench.config.schema import FINDINGS, Job, StageConfig
 from dmqbench.methods import stages_of
 from dmqbench.models.exchange import Description, quantized_attentions
 from dmqbench.models.sources import meta_topology

@@ -6,7 +6,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dmqbench.config.schema import UNCALIBRATED, UNKNOWN, Job, scope_of
+from dmqbench.config.checked_job import Job, scope_of
+from dmqbench.config.names import UNCALIBRATED, UNKNOWN
 from dmqbench.methods import stages_of
 from dmqbench.models.foreign import foreign_facts
 from dmqbench.models.sources import meta_topology

@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
+from dmqbench.config.checked_job import Job, full_precision
 from dmqbench.config.ids import images_id, job_ids
 from dmqbench.config.input_checks import read_prompts
 from dmqbench.config.model_facts import weights_hash
-from dmqbench.config.schema import Job, full_precision
 from dmqbench.data.archives import inspect, read_batches
 from dmqbench.eval.evaluate import Evaluator, SampleSet
 from dmqbench.eval.feature_cache import feature_source, floor_source

@@ -2,8 +2,9 @@
 
 from dataclasses import replace
 
+from dmqbench.config.checked_job import Job, full_precision
 from dmqbench.config.ids import inputs_id, job_ids, perturbed_id
-from dmqbench.config.schema import UNCALIBRATED, Job, full_precision
+from dmqbench.config.names import UNCALIBRATED
 from dmqbench.eval.evaluate import Evaluator, Floors, SampleSet
 from dmqbench.eval.feature_cache import feature_source, floor_source
 from dmqbench.eval.protocol import Protocol

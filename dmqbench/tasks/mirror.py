@@ -7,7 +7,8 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from dmqbench.config.schema import FOREIGN, STAND_IN, UNKNOWN, Job
+from dmqbench.config.checked_job import Job
+from dmqbench.config.names import FOREIGN, STAND_IN, UNKNOWN
 from dmqbench.eval.evaluate import Evaluation
 from dmqbench.results.plots.samples import picture_of
 from dmqbench.results.result import Result

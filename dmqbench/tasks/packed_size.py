@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 from torch import nn
 
+from dmqbench.config.checked_job import Job
 from dmqbench.config.model_facts import network_config, timesteps
-from dmqbench.config.schema import Job
 from dmqbench.methods import stages_of
 from dmqbench.models.exchange import quantize_network_, quantized_attentions
 from dmqbench.models.quantized_file import file_length, frozen_state, packed, shapes_in

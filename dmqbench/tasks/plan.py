@@ -1,9 +1,10 @@
 """``task=plan``: what would run, what is in the store already, and what the quantized model costs."""
 
+from dmqbench.config.checked_job import Job, full_precision
 from dmqbench.config.ids import job_ids, needs_match, perturbed_id
 from dmqbench.config.method_checks import WHOSE_PARAMETERS
 from dmqbench.config.model_facts import timesteps, weights_hash
-from dmqbench.config.schema import Job, SamplerConfig, full_precision
+from dmqbench.config.schema import SamplerConfig
 from dmqbench.models.rollout import chunk_count, chunk_name
 from dmqbench.results.result import Result
 from dmqbench.store.artifacts import Store

@@ -5,10 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from dmqbench.config.checked_job import Job, full_precision
 from dmqbench.config.ids import job_ids
 from dmqbench.config.model_facts import is_of_model, layer_shapes
+from dmqbench.config.names import DIAGNOSIS, FOREIGN, UNKNOWN
 from dmqbench.config.precision_plans import PLAN_FILE, mean_weight_bits, plan_hash
-from dmqbench.config.schema import DIAGNOSIS, FOREIGN, UNKNOWN, EvaluateConfig, Job, full_precision
+from dmqbench.config.schema import EvaluateConfig
 from dmqbench.data.archives import inspect
 from dmqbench.eval.evaluate import Evaluation
 from dmqbench.quant.plan import PrecisionPlan

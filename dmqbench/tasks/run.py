@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from dmqbench.anatomy.diagnosis import diagnose
-from dmqbench.config.schema import DIAGNOSIS, DIAGNOSIS_VERSION, Job
+from dmqbench.config.checked_job import Job
+from dmqbench.config.names import DIAGNOSIS, DIAGNOSIS_VERSION
 from dmqbench.store.files import load_json
 from dmqbench.tasks.calibrate import calibrate_and_tell
 from dmqbench.tasks.evaluator import make_evaluator

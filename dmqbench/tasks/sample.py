@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import load_file, save
 from torch import nn
 
+from dmqbench.config.checked_job import Job
 from dmqbench.config.effort import work_of_samples
 from dmqbench.config.ids import inputs_id
-from dmqbench.config.schema import Job
 from dmqbench.engines import lower_
 from dmqbench.eval.evaluate import SampleSet
 from dmqbench.models.adapter import Adapter

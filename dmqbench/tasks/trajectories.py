@@ -5,8 +5,8 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save
 
+from dmqbench.config.checked_job import Job
 from dmqbench.config.effort import work_of_trajectories
-from dmqbench.config.schema import Job
 from dmqbench.data.bank import Trajectories, TrajectoryBank, join
 from dmqbench.data.noise import Stream
 from dmqbench.store.files import save_atomic

@@ -5,9 +5,10 @@ from functools import cached_property
 
 import torch
 
+from dmqbench.config.checked_job import Job, scope_of
 from dmqbench.config.ids import job_ids
 from dmqbench.config.model_facts import weights_hash
-from dmqbench.config.schema import Job, SamplerConfig, scope_of
+from dmqbench.config.schema import SamplerConfig
 from dmqbench.data.image_streams import OWN_STREAMS, ImageStreams, file_streams
 from dmqbench.models.adapter import Adapter, load_adapter
 from dmqbench.models.exchange import quantize_network_, quantized_attentions

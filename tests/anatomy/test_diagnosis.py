@@ -10,7 +10,7 @@ from torch import nn
 from workbench import SCHEDULE, W3A6, sampler, set_min_max_ranges_, workbench
 
 from dmqbench.anatomy.diagnosis import compare, diagnose, step_errors
-from dmqbench.config.schema import DIAGNOSIS
+from dmqbench.config.names import DIAGNOSIS
 from dmqbench.data.bank import Trajectories
 from dmqbench.data.noise import step_noise
 from dmqbench.engines import lower_

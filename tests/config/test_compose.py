@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from dmqbench.config import schema
+from dmqbench.config.checked_job import Job, full_precision
 from dmqbench.config.compose import compose, expand, search_path
 from dmqbench.config.errors import ConfigError
 from dmqbench.config.ids import JobIds, job_ids
@@ -34,7 +35,7 @@ def no_environment(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
 
 
-def job(*overrides: str) -> schema.Job:
+def job(*overrides: str) -> Job:
     return make_job(compose(overrides))
 
 
@@ -154,11 +155,11 @@ def test_ranges_of_the_method_are_resolved():
 def test_full_precision_has_one_form():
     made = job("method=fp", "bits=w4a4", "seed=5", "bits.scope=paper", "engine=int_reference")
     assert (made.bits.name, made.seed, made.bits.scope, made.engine) == ("w32a32", 0, "common", "simulate")
-    assert made == schema.full_precision(made)
+    assert made == full_precision(made)
 
 
 def test_full_precision_of_a_quantized_job_is_the_full_precision_job():
-    quantized = schema.full_precision(job("method=q_diffusion", "seed=3"))
+    quantized = full_precision(job("method=q_diffusion", "seed=3"))
     alone = job("method=fp")
     assert job_ids(quantized, WEIGHTS).samples == job_ids(alone, WEIGHTS).samples
     assert (quantized.method, quantized.bits) == (alone.method, alone.bits)

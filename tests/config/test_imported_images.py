@@ -11,12 +11,13 @@ import pytest
 from PIL import Image
 from tiny import autoencoder, save_pipeline, unet
 
+from dmqbench.config.checked_job import full_precision
 from dmqbench.config.compose import compose
 from dmqbench.config.ids import foreign_ids, images_id, job_ids
 from dmqbench.config.input_checks import ForeignError, check_foreign, read_prompts
 from dmqbench.config.job import images_job, make_job
 from dmqbench.config.model_facts import image_shape, weights_hash
-from dmqbench.config.schema import EvaluateConfig, ModelConfig, full_precision
+from dmqbench.config.schema import EvaluateConfig, ModelConfig
 from dmqbench.data.archive_info import ArchiveError
 from dmqbench.tasks.result import declared_quantization, label_of
 

@@ -7,11 +7,11 @@ import pytest
 from handmade import Bench, measured
 from tiny import save_pipeline, unet
 
+from dmqbench.config.checked_job import full_precision
 from dmqbench.config.compose import compose
 from dmqbench.config.errors import ConfigError
 from dmqbench.config.ids import inputs_id, job_ids
 from dmqbench.config.job import make_job
-from dmqbench.config.schema import full_precision
 from dmqbench.results.tables import comparable_tables, why_apart
 
 WEIGHTS = "0" * 64

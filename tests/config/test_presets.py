@@ -2,11 +2,11 @@
 
 import pytest
 
+from dmqbench.config.checked_job import StageConfig
 from dmqbench.config.compose import compose, search_path, variant_text
 from dmqbench.config.errors import ConfigError
 from dmqbench.config.ids import job_ids
 from dmqbench.config.job import make_job
-from dmqbench.config.schema import StageConfig
 
 FAITHFUL = ["method=dmq", "method.faithful=true"]
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from dmqbench.config.metric_facts import OWN_METRICS
-from dmqbench.config.schema import STAND_IN, MetricsConfig
+from dmqbench.config.names import STAND_IN
+from dmqbench.config.schema import MetricsConfig
 from dmqbench.eval import registry
 from dmqbench.eval.evaluate import Evaluator, Floors, SampleSet
 from dmqbench.eval.features import Extractor, extract

@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 from standins import SPATIAL_DIMENSION, inception_state, stand_in_folder
 
-from dmqbench.config.schema import INCEPTIONS, MetricsConfig
+from dmqbench.config.names import INCEPTIONS
+from dmqbench.config.schema import MetricsConfig
 from dmqbench.eval.extractors import extractor_for
 from dmqbench.eval.features import extract
 from dmqbench.eval.inception import (

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from standins import backbone_state, stand_in_folder
 
-from dmqbench.config.schema import LPIPS_BACKBONES, MetricsConfig
+from dmqbench.config.names import LPIPS_BACKBONES
+from dmqbench.config.schema import MetricsConfig
 from dmqbench.data.images import ImageError
 from dmqbench.eval.lpips import LEAST_SIDE, enlarged, load_network, lpips_metric
 from dmqbench.eval.protocol import MetricUnavailable

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from dmqbench.config.metric_facts import OWN_METRICS
-from dmqbench.config.schema import INCEPTIONS, LPIPS_BACKBONES, MetricsConfig
+from dmqbench.config.names import INCEPTIONS, LPIPS_BACKBONES
+from dmqbench.config.schema import MetricsConfig
 from dmqbench.eval import weights
 from dmqbench.eval.protocol import MetricUnavailable
 from dmqbench.eval.weights import INCEPTION_SCRIPT, STAND_IN_MARKER, WEIGHT_FILES, Located, WeightFile, find, locate

@@ -10,10 +10,11 @@ from math import prod
 import pytest
 
 from dmqbench.cli import main
+from dmqbench.config.checked_job import FURTHER_SCOPE, PAPER_SCOPE
 from dmqbench.config.compose import compose
 from dmqbench.config.ids import job_ids
 from dmqbench.config.job import make_job
-from dmqbench.config.schema import FURTHER_SCOPE, PAPER_SCOPE, ModelConfig
+from dmqbench.config.schema import ModelConfig
 from dmqbench.models.sources import NetworkSpec, example_inputs, meta_model, meta_topology
 from dmqbench.models.topology import trace
 from dmqbench.quant.cost import CountedLayer, count_cost

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from dmqbench.config.schema import UNKNOWN
+from dmqbench.config.names import UNKNOWN
 from dmqbench.results.result import Result
 from dmqbench.results.stored import Pixels, first_images
 from dmqbench.store.artifacts import Store

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-from dmqbench.config.schema import FINDINGS
+from dmqbench.config.names import FINDINGS
 from dmqbench.results.figure import Figure
 from dmqbench.results.result import Result
 from dmqbench.store.artifact import StoreError

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from statistics import geometric_mean, mean
 from typing import Any, Literal
 
-from dmqbench.config.schema import ABOUT_STAGE
+from dmqbench.config.checked_job import ABOUT_STAGE
 from dmqbench.config.stage_files import limits_of
 from dmqbench.results.compare import Comparison, compare
 from dmqbench.results.correlations import correlate, direction

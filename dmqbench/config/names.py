@@ -1,0 +1,77 @@
+"""The words that configurations and results use, and what they stand for."""
+
+from typing import Any
+
+from dmqbench.quant.spec import FULL_PRECISION
+
+REQUIRED: Any = "???"
+"""OmegaConf's mark of a value that a YAML must give."""
+
+DTYPE = "float32"
+
+FOREIGN = "foreign"
+"""The method of networks, and of samples, that were made elsewhere."""
+
+UNCALIBRATED = ("fp", FOREIGN)
+"""Methods whose samples depend neither on bits nor on a calibration of ours."""
+
+RUNNABLE_NETWORKS = ("UNet2DModel",)
+"""Denoiser classes that a job can run; those conditioned on text need prompts, which are not built yet."""
+
+TASKS = ("run", "trajectories", "calibrate", "sample", "evaluate", "plan", "cost", "anatomy")
+
+COUNTING_TASKS = ("plan", "cost")
+"""Tasks that need no weights."""
+
+TASK_KINDS = ("generate", "restore", "edit")
+"""What samples are: drawn from noise alone; restored from a degraded image; edited from an image that was noised."""
+
+CONDITIONS = ("super_resolution",)
+"""Images that a network may read beside its state; see ``data.degradation``."""
+
+SCOPES = ("common", "paper")
+
+RANGES = ("shared", "step", "groupN")
+"""Network calls that share activation parameters: all, none, or each N consecutive ones (``quant.spec.group_size``)."""
+
+CALIBRATIONS = ("common", "paper")
+MATCHES = ("refuse", "nearest", "interpolate")
+WEIGHT_BITS = (*range(1, 9), FULL_PRECISION)
+ACTIVATION_BITS = (*range(2, 9), 16, FULL_PRECISION)
+ACCELERATORS = ("cpu", "gpu", "auto")
+
+DIAGNOSIS = "diagnosis.json"
+"""Errors per step and layer, beside the result."""
+
+DIAGNOSIS_VERSION = 1
+
+FINDINGS = "findings.json"
+"""What a stage found out, for the report, beside its state; not every stage has something to say."""
+
+STAND_IN = "stand-in-"
+"""How a metric's name begins that was computed with a network of the right interface but other weights, in tests;
+no table shows it."""
+
+UNKNOWN = "unknown"
+"""What stands for a fact about samples or models made elsewhere that this program cannot know."""
+
+INCEPTIONS = ("clean", "legacy_tensorflow", "legacy_pytorch", "adm")
+"""Protocols of ``fid``, ``fid2fp32`` and ``kid``: clean-fid's modes, and that of the ADM evaluation suite."""
+
+LPIPS_BACKBONES = ("alex", "vgg", "squeeze")
+
+TO_COME = {
+    "method": (
+        *("smoothquant", "ptq4dm", "ptqd", "tfmq_dm", "eda_dm", "quest", "svdquant"),
+        "compose",
+    ),
+    "model": (
+        *("scenes", "ddpm_cifar10", "ldm4_bedroom", "ldm8_church", "ldm4_ffhq", "ldm4_celebahq"),
+        *("sd14", "dit_xl_256"),
+    ),
+    "dataset": (
+        *("scenes", "cifar10", "lsun_bedroom", "lsun_church", "ffhq", "celebahq", "imagenet"),
+        *("coco2014", "coco2017"),
+    ),
+}
+"""Options that are planned and refused as such until their YAML exists."""
