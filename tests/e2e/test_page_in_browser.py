@@ -85,7 +85,7 @@ class Visit:
     def column(self, name: str, table: str = "#table-0") -> list[str]:
         """Texts of a column's visible rows of jobs."""
         heads = self.page.locator(f"{table} table.results thead th").all_inner_texts()
-        place = [head.replace("\n", "").strip() for head in heads].index(name) + 1
+        place = [head.replace("\n", "").rstrip(" ↑↓") for head in heads].index(name) + 1
         rows = f"{table} table.results tbody tr[data-job]:visible > :nth-child({place})"
         return self.page.locator(rows).all_inner_texts()
 

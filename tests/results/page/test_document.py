@@ -114,6 +114,13 @@ def test_every_row_stands_in_the_page_with_its_protocols_and_what_was_not_availa
     assert "simulated in floating point" in text and "can never show" in text
 
 
+def test_columns_say_which_direction_is_better(bench):
+    headings = re.findall(r'<th scope="col"[^>]*><button[^>]*>(.*?)</button>', made(bench))
+    headings = [re.sub("<[^>]*>", "", heading) for heading in headings]
+    assert "psnr ↑" in headings and "method" in headings
+    assert any(heading.startswith("fd_") and heading.endswith(" ↓") for heading in headings)
+
+
 def test_tables_of_other_protocols_have_sections_of_their_own(bench):
     bench.job("dmq", "w4a6", 35.0, protocol={"timesteps": tuple(range(50))})
     text = made(bench)
