@@ -50,13 +50,22 @@ def _clip_(ratio: Tensor, zero_point: Tensor, levels: Tensor | int) -> Tensor:
     return ratio.clamp_min_(-zero_point).clamp_max_(levels - 1 - zero_point)
 
 
+CLIPPINGS = ("after_rounding", "before_rounding")
+"""Which values count as inside the range when gradients are taken. ``after_rounding``: those whose rounded quotient is
+on the grid, so up to half a step beyond an end, as in the published codes of DMQ and of EfficientDM and MPQ-DM;
+``before_rounding``: those whose quotient is."""
+
+
 class _FakeQuantize(torch.autograd.Function):
-    """One node instead of six: a chain keeps every intermediate, and takes 2 to 3 times as long."""
+    """One node instead of six: a chain keeps every intermediate, and takes 2 to 3 times as long.
+
+    The mask is inclusive at both ends, which that of ``torch.clamp`` is not.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, levels: Tensor | int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, levels: Tensor | int, clipping: str) -> Tensor:
         ctx.save_for_backward(x, scale, zero_point)
-        ctx.levels = levels
+        ctx.levels, ctx.clipping = levels, clipping
         return quantize(x, scale, zero_point, levels).mul_(scale)
 
     @staticmethod
@@ -64,8 +73,9 @@ class _FakeQuantize(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, scale, zero_point = ctx.saved_tensors
         ratio = x / scale
-        clipped = _clip_(ratio.clone(), zero_point, ctx.levels)
-        inside = clipped == ratio
+        judged = ratio.round() if ctx.clipping == "after_rounding" else ratio
+        clipped = _clip_(judged.clone(), zero_point, ctx.levels)
+        inside = clipped == judged
         of_x = of_scale = of_zero_point = None
         if ctx.needs_input_grad[0]:
             of_x = gradient * inside
@@ -74,16 +84,19 @@ class _FakeQuantize(torch.autograd.Function):
             of_scale = (gradient * torch.where(inside, integers - ratio, integers)).sum_to_size(scale.shape)
         if ctx.needs_input_grad[2]:
             of_zero_point = -(gradient * scale * ~inside).sum_to_size(zero_point.shape)
-        return of_x, of_scale, of_zero_point, None
+        return of_x, of_scale, of_zero_point, None, None
 
 
-def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, levels: Tensor | int) -> Tensor:
+def fake_quantize(
+    x: Tensor, scale: Tensor, zero_point: Tensor, levels: Tensor | int, clipping: str = "after_rounding"
+) -> Tensor:
     """Quantize and reconstruct, differentiable once in ``x``, ``scale`` and ``zero_point``.
 
     The gradient of x is 1 inside the range and 0 outside; that of the scale is round(x/s) − x/s inside and the
     clipped integer outside (LSQ, Esser et al. 2020, eq. 3); that of the zero-point is 0 inside and −s outside.
+    ``clipping``, one of ``CLIPPINGS``, says what is inside; the values do not depend on it.
     """
-    return _FakeQuantize.apply(x, scale, zero_point, levels)
+    return _FakeQuantize.apply(x, scale, zero_point, levels, clipping)
 
 
 RECTIFIED_LOW, RECTIFIED_HIGH = -0.1, 1.1

@@ -12,6 +12,7 @@ from dmqbench.quant.attention import AttentionQuantizers
 from dmqbench.quant.context import StepContext
 from dmqbench.quant.layer import QuantLayer
 from dmqbench.quant.plan import PrecisionPlan
+from dmqbench.quant.quantizer import ActivationQuantizer, WeightQuantizer
 from dmqbench.quant.spec import StepGroups
 
 
@@ -124,6 +125,13 @@ def set_quantization_(network: nn.Module, *, weight: bool, activation: bool) -> 
             module.weight_on, module.activation_on = weight, activation
         elif isinstance(module, AttentionQuantizers):
             module.activation_on = activation
+
+
+def set_clipping_(network: nn.Module, clipping: str) -> None:
+    """Let the gradients of every quantizer inside ``network`` be clipped so: see ``functional.CLIPPINGS``."""
+    for module in network.modules():
+        if isinstance(module, ActivationQuantizer | WeightQuantizer):
+            module.clipping = clipping
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from dmqbench.quant.context import StepContext
 from dmqbench.quant.functional import (
+    CLIPPINGS,
     dynamic_parameters,
     fake_quantize,
     interpolate_parameters,
@@ -43,6 +44,8 @@ class WeightQuantizer(nn.Module):
     group_of_channel: Tensor
     codes: Tensor | None
     """Stored codes, uint8 [R, C, …] in 0..L−1; integers of the weight are codes − zero_point."""
+    clipping = CLIPPINGS[0]
+    """Of the gradient: see ``functional.CLIPPINGS``."""
 
     def __init__(self, levels: Tensor, groups: InputGroups, ndim: int) -> None:
         super().__init__()
@@ -72,7 +75,7 @@ class WeightQuantizer(nn.Module):
             return self.reconstruct()
         if self.alpha is not None:
             return soft_round_weight(weight, self.alpha, *self.grid())
-        return fake_quantize(weight, *self.grid())
+        return fake_quantize(weight, *self.grid(), self.clipping)
 
     def rows(self, weight: Tensor) -> tuple[Tensor, ...]:
         """One [R, K] matrix per input group, for the observers."""
@@ -128,6 +131,8 @@ class ActivationQuantizer(nn.Module):
     group_of_channel: Tensor
     exponent: Tensor | None
     """Powers of two on the scale, int8 [rows or 1, C]; None means none."""
+    clipping = CLIPPINGS[0]
+    """Of the gradient: see ``functional.CLIPPINGS``."""
 
     def __init__(
         self,
@@ -227,7 +232,7 @@ class ActivationQuantizer(nn.Module):
         if self.observer is not None:
             self.observer(x)
             return x
-        return fake_quantize(x, *self.parameters_for(x), self.levels)
+        return fake_quantize(x, *self.parameters_for(x), self.levels, self.clipping)
 
     def integers(self, x: Tensor) -> Tensor:
         """Return q = code − zero_point of ``x``, as floats."""

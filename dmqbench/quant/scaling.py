@@ -11,7 +11,7 @@ from math import inf
 import torch
 from torch import Tensor
 
-from dmqbench.quant.functional import SMALLEST_SCALE, affine_parameters, fake_quantize
+from dmqbench.quant.functional import CLIPPINGS, SMALLEST_SCALE, affine_parameters, fake_quantize
 from dmqbench.quant.quantizer import along_axis
 from dmqbench.quant.spec import InputGroups
 
@@ -62,7 +62,12 @@ def spread(table: Tensor, groups: InputGroups) -> Tensor:
 
 
 def scaled_fake_quantized_weight(
-    weight: Tensor, scale: Tensor, levels: Tensor, groups: InputGroups, with_zero: bool
+    weight: Tensor,
+    scale: Tensor,
+    levels: Tensor,
+    groups: InputGroups,
+    with_zero: bool,
+    clipping: str = CLIPPINGS[0],
 ) -> Tensor:
     """Q(τ ⊙ W) / τ under min-max ranges per (row, input group): the weight that acts on the unscaled input.
 
@@ -78,7 +83,7 @@ def scaled_fake_quantized_weight(
     row_levels = levels.to(weight.dtype)[:, None]
     step, zero_point = min_max_parameters(*ends, row_levels, with_zero)
     tables = (spread(step, groups) / scale, spread(zero_point, groups), row_levels)
-    return fake_quantize(weight, *(along_axis(table, weight.ndim, 1) for table in tables))
+    return fake_quantize(weight, *(along_axis(table, weight.ndim, 1) for table in tables), clipping=clipping)
 
 
 Grid = tuple[Tensor, Tensor]
@@ -101,6 +106,8 @@ class ScaledLayer:
     weight_levels: Tensor | None
     activation_levels: int | None
     zero_in_range: bool
+    clipping: str = CLIPPINGS[0]
+    """Of the gradient: see ``functional.CLIPPINGS``."""
 
     def input_grid(self, low: Tensor, high: Tensor, scale: Tensor) -> Grid | None:
         """The grid of an input whose channels span ``low`` to ``high`` [rows, C]; None if it is not quantized.
@@ -116,7 +123,9 @@ class ScaledLayer:
         """Q(τ ⊙ W) / τ."""
         if self.weight_levels is None:
             return self.weight
-        return scaled_fake_quantized_weight(self.weight, scale, self.weight_levels, self.groups, self.zero_in_range)
+        return scaled_fake_quantized_weight(
+            self.weight, scale, self.weight_levels, self.groups, self.zero_in_range, self.clipping
+        )
 
     def output(self, x: Tensor, grid: Grid | None, weight: Tensor) -> Tensor:
         """The quantized output [B, …] on ``x`` [B, …].
@@ -127,7 +136,7 @@ class ScaledLayer:
         """
         if grid is not None and self.activation_levels is not None:
             divisor, zero_point = (along_axis(table, x.ndim, self.channel_axis) for table in grid)
-            x = fake_quantize(x, divisor, zero_point, self.activation_levels)
+            x = fake_quantize(x, divisor, zero_point, self.activation_levels, self.clipping)
         return self.linear_map(x, weight, self.bias)
 
     def positions(self, output: Tensor) -> int:

@@ -74,7 +74,9 @@ class EquivalentScaling(Stage):
     def _learner(self, layer: QuantLayer) -> ScaleLearner:
         settings, bins = self.settings, int(self.bin_of_call.max()) + 1
         weighting, zero_in_range = settings.timestep_weighting, settings.zero_in_range
-        return ScaleLearner(layer, weighting, bins, zero_in_range, settings.deployed, settings.memory)
+        return ScaleLearner(
+            layer, weighting, bins, zero_in_range, settings.deployed, settings.memory, settings.clipping
+        )
 
     # ---- what is done in which order
 

@@ -30,6 +30,8 @@ class Settings:
     """``normalised``: the error of every call, and what is distilled, are divided by their held-out values before
     training, so that λ is the ratio of the two parts there; ``published``: sums of squared errors, which the last calls
     dominate, and of the rows of the relation map times λ."""
+    clipping: str
+    """Which values count as inside the grid when gradients are taken: see ``functional.CLIPPINGS``."""
     window: int
     """Consecutive calls that are computed together, and whose features are averaged."""
     checks: int

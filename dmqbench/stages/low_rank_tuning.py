@@ -34,7 +34,7 @@ from dmqbench.calibration.windows import WindowErrors, Windows, all_windows, dra
 from dmqbench.data.noise import Stream, generator
 from dmqbench.models.hooks import hooked
 from dmqbench.models.topology import feature_module
-from dmqbench.quant.layers import quant_layers, quantization
+from dmqbench.quant.layers import quant_layers, quantization, set_clipping_
 from dmqbench.quant.relation import relation_divergence, smoothed
 from dmqbench.quant.state import activation_quantizers
 from dmqbench.stages.low_rank_settings import ACTIVATION_SCALES, WEIGHT_SCALES, Settings
@@ -61,6 +61,7 @@ class LowRankTuning(Stage):
 
     def __init__(self, bench: Workbench, settings: Settings) -> None:
         super().__init__(bench, settings)
+        set_clipping_(bench.network, settings.clipping)
         self.trajectories = {"cal": bench.bank.cal, "val": bench.bank.val}
         parts = slices_of_checks(settings.iterations, settings.checks)
         self.layers = {name: layer for name, layer in quant_layers(bench.network).items() if layer.weight_quantizer}

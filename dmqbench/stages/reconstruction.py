@@ -16,7 +16,7 @@ from dmqbench.calibration.stage import HELD_OUT_POINTS, MIB, Stage, Workbench
 from dmqbench.data.bank import Trajectories
 from dmqbench.data.noise import draw_batch
 from dmqbench.quant.functional import rounding_regularizer
-from dmqbench.quant.layers import freeze_weight_, quant_layers, quantization, set_quantization_
+from dmqbench.quant.layers import freeze_weight_, quant_layers, quantization, set_clipping_, set_quantization_
 from dmqbench.quant.state import activation_quantizers
 
 EVERY_CHANNEL = slice(None)
@@ -63,6 +63,8 @@ class WeightReconstructionSettings(ReconstructionSettings):
 class ActivationReconstructionSettings(ReconstructionSettings):
     """And under which error."""
 
+    clipping: str
+    """Which values count as inside the grid when gradients are taken: see ``functional.CLIPPINGS``."""
     exponent: float
     """p of the output error |error|^p; Q-Diffusion has 2.4."""
 
@@ -254,6 +256,10 @@ class ActivationReconstruction(BlockReconstruction):
     activations_on = True
     settings_type = ActivationReconstructionSettings
     settings: ActivationReconstructionSettings
+
+    def __init__(self, bench: Workbench, settings: ActivationReconstructionSettings) -> None:
+        super().__init__(bench, settings)
+        set_clipping_(bench.network, settings.clipping)
 
     @property
     def exponent(self) -> float:

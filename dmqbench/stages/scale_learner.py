@@ -35,6 +35,7 @@ class ScaleLearner:
         deployed: learn under the ranges of all calibration points, once ``span`` has seen them; otherwise under
             those of each batch.
         part_bytes: bound on what a step keeps for its backward pass; at least one sample is computed at a time.
+        clipping: see ``ScaledLayer``.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class ScaleLearner:
         zero_in_range: bool,
         deployed: bool,
         part_bytes: int,
+        clipping: str,
     ) -> None:
         self.layer = layer
         self.weighting = weighting
@@ -63,6 +65,7 @@ class ScaleLearner:
             weight_levels=None if weights is None else weights.levels,
             activation_levels=None if activation is None else activation.levels,
             zero_in_range=zero_in_range,
+            clipping=clipping,
         )
         """The layer as a function of τ."""
         self.running = layer.weight.new_zeros(bins)

@@ -36,7 +36,7 @@ from dmqbench.calibration.trained_parameters import (
 from dmqbench.calibration.windows import Span, spans_of
 from dmqbench.data.bank import Trajectories
 from dmqbench.data.noise import Stream, draw_batch
-from dmqbench.quant.layers import freeze_weight_, quant_layers, quantization
+from dmqbench.quant.layers import freeze_weight_, quant_layers, quantization, set_clipping_
 from dmqbench.quant.state import activation_quantizers
 from dmqbench.samplers.adjoint import power_spectrum, recorded_states
 from dmqbench.samplers.plan import State
@@ -56,6 +56,7 @@ class TrajectoryReconstruction(Stage):
 
     def __init__(self, bench: Workbench, settings: Settings) -> None:
         super().__init__(bench, settings)
+        set_clipping_(bench.network, settings.clipping)
         self.rule = settings.rule
         self.trajectories: dict[Stream, Trajectories] = {"cal": bench.bank.cal, "val": bench.bank.val}
         self.spectrum = power_spectrum(bench.bank.cal.x[:, -1]).to(bench.device)

@@ -5,10 +5,12 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from clipping import chain
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dmqbench.quant.functional import (
+    CLIPPINGS,
     affine_parameters,
     dynamic_parameters,
     fake_quantize,
@@ -143,36 +145,38 @@ def test_not_a_number_is_not_hidden():
     assert fake_quantize(torch.tensor([torch.nan]), torch.ones(1), torch.zeros(1), 4).isnan().all()
 
 
-@given(st.integers(0, 2**31), LEVELS)
-def test_straight_through_gradient_is_the_identity_inside_and_zero_outside(seed, levels):
-    generator = torch.Generator().manual_seed(seed)
-    x = (4 * torch.randn(64, generator=generator)).requires_grad_(True)
-    upstream = torch.randn(64, generator=generator)
-    scale, zero_point = affine_parameters(torch.tensor(-3.0), torch.tensor(2.0), levels)
-    (gradient,) = torch.autograd.grad(fake_quantize(x, scale, zero_point, levels), x, upstream)
-    inside = (x / scale >= -zero_point) & (x / scale <= levels - 1 - zero_point)
-    assert torch.equal(gradient, upstream * inside)
+@pytest.mark.parametrize("clipping", CLIPPINGS)
+@given(st.integers(0, 2**31), st.lists(LEVELS, min_size=1, max_size=5))
+def test_gradients_are_those_of_the_chain_of_operations(clipping, seed, levels):
+    """Rows of different levels, some values far outside, some on the grid, some within half a step of its ends."""
+    random = torch.Generator().manual_seed(seed)
+    per_row = torch.tensor(levels)[:, None]
+    scale = torch.rand(len(levels), 1, dtype=torch.float64, generator=random) + 0.1
+    zero_point = (torch.rand(len(levels), 1, dtype=torch.float64, generator=random) * (per_row - 1)).round()
+    ends = torch.stack([-zero_point, per_row - 1 - zero_point]).flatten(1).T * scale
+    near = [ends + scale * share for share in (-0.6, -0.5, -0.4, 0.0, 0.4, 0.5, 0.6)]
+    far = torch.randn(len(levels), 20, dtype=torch.float64, generator=random) * scale * per_row
+    leaves = [tensor.requires_grad_(True) for tensor in (torch.cat([far, *near], dim=1), scale, zero_point)]
+    x, scale, zero_point = leaves
+    upstream = torch.randn(x.shape, dtype=torch.float64, generator=random)
+    ours = fake_quantize(x, scale, zero_point, per_row, clipping)
+    theirs = chain(x, scale, zero_point, per_row, clipping)
+    torch.testing.assert_close(ours, theirs)
+    for gradient, expected in zip(
+        torch.autograd.grad(ours, leaves, upstream), torch.autograd.grad(theirs, leaves, upstream), strict=True
+    ):
+        torch.testing.assert_close(gradient, expected, rtol=1e-9, atol=1e-9)
 
 
-def test_values_on_the_ends_of_the_grid_count_as_inside():
-    x = torch.tensor([-2.0, 0.0, 1.0], requires_grad=True)
-    (gradient,) = torch.autograd.grad(fake_quantize(x, torch.tensor(1.0), torch.tensor(2.0), 4).sum(), x)
-    assert gradient.tolist() == [1, 1, 1]
-
-
-@given(st.integers(0, 2**31), LEVELS)
-def test_scale_gradient_is_the_learned_step_size_rule(seed, levels):
-    x = 3 * torch.randn(50, generator=torch.Generator().manual_seed(seed))
-    scale, zero_point = affine_parameters(torch.tensor(-2.0), torch.tensor(3.0), levels)
-    scale.requires_grad_(True)
-    fake_quantize(x, scale, zero_point, levels).sum().backward()
-    expected = 0.0
-    step, bottom, top = scale.item(), -zero_point.item(), levels - 1 - zero_point.item()
-    for value in x.double().tolist():
-        ratio = value / step
-        expected += min(max(round(ratio), bottom), top) - (ratio if bottom <= ratio <= top else 0)
-    assert scale.grad is not None
-    assert scale.grad.item() == pytest.approx(expected, rel=1e-3, abs=1e-3 * levels)
+@pytest.mark.parametrize(
+    "clipping, inside", [("after_rounding", [0, 1, 1, 1, 1, 1, 0]), ("before_rounding", [0, 0, 1, 1, 1, 0, 0])]
+)
+def test_where_a_value_near_the_ends_counts_as_inside(clipping, inside):
+    """A half rounds to even, so that −2.5 belongs to the end at −2, and 1.5 lies beyond the one at 1."""
+    x = torch.tensor([-2.6, -2.5, -2.0, 0.0, 1.0, 1.4, 1.5], requires_grad=True)
+    quantized = fake_quantize(x, torch.tensor(1.0), torch.tensor(2.0), 4, clipping)
+    (gradient,) = torch.autograd.grad(quantized.sum(), x)
+    assert gradient.tolist() == inside
 
 
 def test_scale_and_zero_point_gradients_of_clipped_values_are_finite_differences():

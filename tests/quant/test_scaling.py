@@ -3,10 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from clipping import chain
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dmqbench.quant.functional import affine_parameters
+from dmqbench.quant.functional import CLIPPINGS, affine_parameters
 from dmqbench.quant.scaling import (
     ScaledLayer,
     channel_extremes,
@@ -38,7 +39,7 @@ def parametrized(test):
     return pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())(test)
 
 
-def made(case, sides=SIDES["both"], with_zero=True):
+def made(case, sides=SIDES["both"], with_zero=True, clipping=CLIPPINGS[0]):
     """(layer, τ, input, full-precision output), in double precision so that no tie is decided by rounding."""
     linear_map, weight_shape, input_shape, axis, boundaries = case
     weight = torch.randn(weight_shape, dtype=torch.float64) + 0.3
@@ -47,27 +48,19 @@ def made(case, sides=SIDES["both"], with_zero=True):
     scale = torch.rand(CHANNELS, dtype=torch.float64) + 0.4
     levels = None if sides[0] is None else torch.full((ROWS,), sides[0])
     groups = InputGroups(CHANNELS, boundaries)
-    layer = ScaledLayer(linear_map, weight, bias, axis, groups, levels, sides[1], with_zero)
+    layer = ScaledLayer(linear_map, weight, bias, axis, groups, levels, sides[1], with_zero, clipping)
     return layer, scale, x, linear_map(x, weight, bias)
 
 
-def round_through(value):
-    return value + (value.round() - value).detach()
-
-
-def explicit_quantized(values, levels, with_zero, by_row):
-    """Min-max fake quantization of each row by itself, or of the whole tensor, with the gradient of ``fake_quantize``:
-
-    values are clipped before they are rounded, so none passes from beyond the last code.
-    """
+def explicit_quantized(values, levels, with_zero, by_row, clipping=CLIPPINGS[0]):
+    """Min-max fake quantization of each row by itself, or of the whole tensor."""
     flat = values.flatten(1) if by_row else values.reshape(1, -1)
     low, high = flat.amin(1, keepdim=True), flat.amax(1, keepdim=True)
     if with_zero:
         low, high = low.clamp(max=0), high.clamp(min=0)
     step = (high - low) / (levels - 1)
     zero_point = (-low / step).round().clamp(0, levels - 1).detach()
-    integers = round_through((flat / step).clamp(-zero_point, levels - 1 - zero_point))
-    return (integers * step).reshape(values.shape)
+    return chain(flat, step, zero_point, levels, clipping).reshape(values.shape)
 
 
 def explicit_output(layer, scale, x):
@@ -79,10 +72,12 @@ def explicit_output(layer, scale, x):
     cuts = [part.stop - part.start for part in layer.groups.slices]
     if layer.activation_levels is not None:
         parts = x.split(cuts, layer.channel_axis)
-        x = torch.cat([explicit_quantized(v, layer.activation_levels, True, False) for v in parts], layer.channel_axis)
+        quantized = [explicit_quantized(v, layer.activation_levels, True, False, layer.clipping) for v in parts]
+        x = torch.cat(quantized, layer.channel_axis)
     if layer.weight_levels is not None:
         levels, parts = int(layer.weight_levels[0]), weight.split(cuts, 1)
-        weight = torch.cat([explicit_quantized(v, levels, layer.zero_in_range, True) for v in parts], 1)
+        quantized = [explicit_quantized(v, levels, layer.zero_in_range, True, layer.clipping) for v in parts]
+        weight = torch.cat(quantized, 1)
     return layer.linear_map(x, weight, layer.bias)
 
 
@@ -219,9 +214,10 @@ def weights_of(errors):
     return (1 - errors / errors.sum()) ** 2
 
 
+@pytest.mark.parametrize("clipping", CLIPPINGS)
 @parametrized
-def test_the_gradient_is_that_of_the_unfused_form(case, sides, with_zero):
-    layer, scale, x, target = made(case, sides, with_zero)
+def test_the_gradient_is_that_of_the_unfused_form(case, sides, with_zero, clipping):
+    layer, scale, x, target = made(case, sides, with_zero, clipping)
     scale.requires_grad_(True)
     errors = explicit_errors(layer, scale, x, target)
     loss = (weights_of(errors.detach()) * errors).mean()
@@ -230,6 +226,22 @@ def test_the_gradient_is_that_of_the_unfused_form(case, sides, with_zero):
     gradient, found = weighted_gradient(layer, scale, x, target, batch_grid(layer, x), weights_of, part=BATCH)
     torch.testing.assert_close(gradient, expected)
     torch.testing.assert_close(found, loss.detach())
+
+
+@pytest.mark.parametrize(
+    "clipping, expected",
+    [
+        ("after_rounding", [-0.0049, 0.0234, 0.0497, -0.0682]),
+        ("before_rounding", [-0.0066, -0.0135, 0.0883, -0.0682]),
+    ],
+)
+def test_the_gradient_of_one_small_layer(clipping, expected):
+    """W4A8; the first row was computed with DMQ's published code (LES under the ranges of the batch, τ = 1)."""
+    weight = torch.tensor([[0.13, -0.42, 0.77, 0.05], [-0.9, 0.31, 0.22, -0.08]])
+    x = torch.tensor([[1, -2, 0.5, 4], [0.1, 0.2, -0.3, 8], [-1, 0.5, 2, -6]])
+    layer = ScaledLayer(F.linear, weight, None, 1, InputGroups(4), torch.tensor([16, 16]), 256, False, clipping)
+    gradient, _ = weighted_gradient(layer, torch.ones(4), x, x @ weight.T, batch_grid(layer, x), torch.ones_like, 3)
+    torch.testing.assert_close(gradient, torch.tensor(expected), atol=6e-5, rtol=0)
 
 
 @pytest.mark.parametrize("rows", ["shared", "per sample"])
