@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import time
 import traceback
 from collections.abc import Sequence
 from contextlib import suppress
@@ -44,7 +45,7 @@ def launch(planned: Sequence["Planned"]) -> list[Outcome]:
     from dmqbench.config.places import CONF
     from dmqbench.launch.expected import expected_work
 
-    first = planned[0]
+    first, works = planned[0], expected_work(planned)
     # Hydra writes nothing but a launcher's own files, and those beside the results.
     places = [f"hydra.sweep.dir='{first.job.store_root / '.hydra'}'", "hydra.sweep.subdir='.'"]
     with initialize_config_dir(str(CONF), job_name="dmqbench", version_base="1.3"):
@@ -55,10 +56,10 @@ def launch(planned: Sequence["Planned"]) -> list[Outcome]:
         )
         launcher = Plugins.instance().instantiate_launcher(
             hydra_context=HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks(config)),
-            task_function=partial(run_one, tuple(planned)),
+            task_function=partial(run_one, tuple(planned), works, time.time()),
             config=config,
         )
-        with Course(expected_work(planned)):
+        with Course(works):
             returned = launcher.launch([_as_hydra_takes_them(one.overrides) for one in planned], initial_job_idx=0)
     return [job.return_value for job in returned]
 
@@ -68,18 +69,25 @@ def _as_hydra_takes_them(overrides: Sequence[str]) -> list[str]:
     return [f"++{text}" if text.startswith("method.variant=") else text for text in overrides]
 
 
-def run_one(planned: Sequence["Planned"], config: Any) -> Outcome:
-    """Carry out the job whose turn it is in a launcher's process. It was composed and checked before."""
+def run_one(planned: Sequence["Planned"], works: Sequence[float], since: float, config: Any) -> Outcome:
+    """Carry out the job whose turn it is in a launcher's process. It was composed and checked before.
+
+    ``works``: about how much work each is; ``since``: the time at which the first began.
+    """
     from hydra.core.hydra_config import HydraConfig
 
+    from dmqbench.launch.expected import expected_work
+
     number = HydraConfig.get().job.num
-    one = planned[number]
-    course = Course.running  # None in a process of another launcher
-    if course is not None:
-        course.begin(number, one.job.title)
+    one, course = planned[number], Course.running
+    if course is None:  # this is a process of another launcher
+        course = Course.running = Course(works, shared=True)
+        course.started = time.perf_counter() - (time.time() - since)
+    course.begin(number, one.job.title)
+    if course.shared:
+        course.done = sum(works) - sum(expected_work(planned))
     if len(planned) > 1:
-        left = f"; {course.left}" if course is not None and course.left else ""
-        complain(f"{number + 1} of {len(planned)}: {one.job.title}{left}")
+        complain("; ".join(filter(None, [f"{number + 1} of {len(planned)}: {one.job.title}", course.left])))
     return attempt(one)
 
 

@@ -35,17 +35,19 @@ _WIDE = 120
 class Course:
     """The jobs of one command; ``works`` says about how much work each is, in any unit.
 
-    While it is entered, meters tell it what they have done, and share its display.
+    While it is entered, meters tell it what they have done, and share its display. ``shared``: other processes do
+    some of the jobs and write to the same terminal, where their bars would cover each other.
     """
 
     running: "Course | None" = None
 
-    def __init__(self, works: Sequence[float]) -> None:
+    def __init__(self, works: Sequence[float], shared: bool = False) -> None:
         self.works = tuple(works)
+        self.shared = shared
         self.number = 0
         self.done = 0.0
         self.started: float | None = None
-        self.bars = _bars(Console(stderr=True))
+        self.bars = None if shared else _bars(Console(stderr=True))
         self.task: TaskID | None = None
 
     def __enter__(self) -> "Course":
