@@ -17,6 +17,7 @@ from dmqbench.quant.functional import (
     quantize,
     rectified_sigmoid,
     rectified_sigmoid_inverse,
+    round_through,
     rounding_regularizer,
     soft_round_weight,
 )
@@ -245,3 +246,11 @@ def test_gradient_of_soft_rounding_is_a_finite_difference():
     alpha = torch.randn(3, 4, generator=generator, dtype=torch.float64, requires_grad=True)
     levels = torch.tensor([[4.0], [8.0], [16.0]], dtype=torch.float64)
     assert torch.autograd.gradcheck(lambda a: soft_round_weight(weight, a, scale, zero_point, levels), alpha)
+
+
+def test_rounding_through_rounds_half_to_even_and_passes_the_gradient():
+    x = torch.tensor([0.5, 1.5, -2.25, 2.75], requires_grad=True)
+    rounded = round_through(x)
+    rounded.backward(torch.tensor([1.0, 2.0, 3.0, 4.0]))
+    assert rounded.tolist() == [0.0, 2.0, -2.0, 3.0] and x.grad is not None
+    assert x.grad.tolist() == [1.0, 2.0, 3.0, 4.0]

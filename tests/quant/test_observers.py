@@ -189,3 +189,37 @@ def test_observers_are_found_by_name():
         assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
     with pytest.raises(ValueError, match=r"observer=median is not known .*min_max, mse, percentile"):
         Observer("median")
+
+
+def test_what_an_observer_is_given_arrives_at_the_search():
+    """Values whose best candidate is far from the first, so that a number of candidates that is lost is seen."""
+    values = torch.randn(1, 4000, generator=torch.Generator().manual_seed(0))
+    levels, ends = torch.tensor(4), (torch.tensor([-2.0]), torch.tensor([3.0]))
+    few, many = (Observer("mse", candidates=count)(values, levels) for count in (10, 80))
+    assert few == mse_search(values, levels, candidates=10) and few != many
+    assert Observer("mse")(values, levels, ends) == mse_search(values, levels, ends=ends) != many
+
+
+def test_a_hundred_candidates_are_allowed():
+    values = torch.randn(3, 40, generator=torch.Generator().manual_seed(1))
+    low, high = mse_search(values, torch.tensor(16), candidates=100)
+    assert (low <= 0).all() and (high >= 0).all()
+
+
+def test_doubles_are_searched_in_doubles():
+    values = torch.randn(4, 200, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    low, high = mse_search(values, torch.tensor(8))
+    assert low.dtype == high.dtype == torch.float64
+    hundredths = 100 * low / values.amin(1)
+    assert (hundredths - hundredths.round()).abs().max() < 1e-12
+
+
+def test_the_usual_share_of_percentiles_is_999_in_a_thousand():
+    values = torch.randn(2, 5000, generator=torch.Generator().manual_seed(3))
+    assert all(torch.equal(a, b) for a, b in zip(percentile(values), percentile(values, 0.999), strict=True))
+
+
+def test_a_moving_range_of_which_one_end_is_known_begins_anew():
+    moving = MovingRange(0.9, low=torch.zeros(1))
+    moving.update(torch.tensor([[1.0, 2.0]]))
+    assert (moving.low, moving.high) == (torch.tensor([1.0]), torch.tensor([2.0]))

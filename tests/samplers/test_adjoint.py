@@ -160,6 +160,30 @@ def test_arguments_and_their_graphs_are_left_alone():
     assert not any(tensor.requires_grad for tensor in (*outputs, *found))
 
 
+def test_gradients_off_the_trajectory_are_not_read():
+    plan = build_plan(RUNGE_KUTTA, SCHEDULE)
+    states, outputs = visited(plan)
+    gradients = [drawn(40 + index) for index in range(4)]
+    unread = [
+        gradient if on_trajectory(plan, place, 4) else torch.full(SHAPE, math.nan, dtype=torch.float64)
+        for place, gradient in enumerate(gradients, start=1)
+    ]
+    assert sum(bool(gradient.isnan().any()) for gradient in unread) == 3
+    expected, found = (
+        output_gradients(plan, 0, states[:5], outputs[:4], [None] * 4, given) for given in (gradients, unread)
+    )
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, expected, strict=True))
+
+
+def test_a_last_update_that_stays_at_its_noise_level_has_no_gradient():
+    plan = build_plan(SamplerSpec("pndm", 5, final_alpha_one=False), SCHEDULE)
+    states, outputs = visited(plan)
+    last = plan.network_calls - 1
+    assert plan.timesteps[last] == 0 and plan.gains[last] == 0
+    [found] = output_gradients(plan, last, states[last:], outputs[last:], [None], [drawn(1)])
+    assert torch.equal(found, torch.zeros(SHAPE, dtype=torch.float64))
+
+
 # ---- transports
 
 
@@ -212,6 +236,12 @@ def test_the_spectral_transport_of_white_data_is_the_scalar_one(height, width, p
     torch.testing.assert_close(spectral_transport(plan, 4, white)(gradient, place), expected)
 
 
+def test_the_spectral_transport_keeps_the_precision_of_the_gradient():
+    plan = build_plan(SamplerSpec("ddim", 6), SCHEDULE)
+    spectrum = torch.full((1, 4, 3), 0.4, dtype=torch.float64)
+    assert spectral_transport(plan, 4, spectrum)(torch.ones(2, 1, 4, 4), 1).dtype == torch.float32
+
+
 def test_the_spectral_transport_scales_every_wave_by_its_own_ratio():
     plan = build_plan(SamplerSpec("ddim", 6), SCHEDULE)
     table = alphas_of_states(plan)
@@ -228,7 +258,14 @@ def test_the_spectral_transport_scales_every_wave_by_its_own_ratio():
 
 
 @pytest.mark.parametrize(
-    "spec", [SamplerSpec("ddim", 8), SamplerSpec("ddim", 8, eta=1.0), SamplerSpec("pndm", 8), RUNGE_KUTTA]
+    "spec",
+    [
+        SamplerSpec("ddim", 8),
+        SamplerSpec("ddim", 8, eta=1.0),
+        SamplerSpec("ddim", 8, clip_sample=1e6),
+        SamplerSpec("pndm", 8),
+        RUNGE_KUTTA,
+    ],
 )
 def test_the_linear_transport_is_what_the_updates_pass_on_by_themselves(spec):
     """At fixed outputs; a step of Runge-Kutta starts from its anchor, whatever lies between."""
@@ -279,3 +316,8 @@ def test_what_all_samples_share_has_no_power():
 
 def test_one_sample_counts_as_data_of_unit_variance():
     assert torch.equal(power_spectrum(drawn(9, (1, 2, 4, 4))), torch.ones(2, 4, 3, dtype=torch.float64))
+
+
+def test_the_power_of_two_samples_is_their_variance():
+    samples = drawn(11, (2, 1, 3, 1))
+    torch.testing.assert_close(power_spectrum(samples).mean(), samples.var(0).mean())

@@ -201,3 +201,20 @@ def test_impossible_specs_are_refused_in_one_line(arguments, message):
 def test_more_steps_than_training_timesteps_are_refused():
     with pytest.raises(ValueError, match="steps 201: allowed are 1 to 200"):
         build_plan(SamplerSpec("ddim", 201), SCHEDULE)
+
+
+def state_of(*values):
+    """A state of as many samples as values, with one output in its history."""
+    x = torch.tensor(values)[:, None]
+    return State(x, x + 10, (x + 20,))
+
+
+def test_states_of_samples_are_joined_and_chosen_again():
+    joined = State.joined([state_of(0.0, 1.0), state_of(2.0)])
+    assert all(torch.equal(a, b) for a, b in zip(tensors(joined), tensors(state_of(0.0, 1.0, 2.0)), strict=True))
+    chosen = joined.chosen(torch.tensor([2, 0]), torch.device("meta"))
+    assert all(tensor.device.type == "meta" for tensor in tensors(chosen))
+    chosen = joined.chosen(torch.tensor([2, 0]), torch.device("cpu"))
+    assert all(torch.equal(a, b) for a, b in zip(tensors(chosen), tensors(state_of(2.0, 0.0)), strict=True))
+    with pytest.raises(ValueError, match="zip"):
+        State.joined([state_of(0.0), state_of(1.0)._replace(history=())])

@@ -85,3 +85,12 @@ def test_impossible_values_are_refused(arguments, message):
 def test_betas_that_leave_nothing_to_predict_are_refused(betas):
     with pytest.raises(ValueError, match="allowed are those that keep"):
         NoiseSchedule(1000, *betas).alphas_cumprod()
+
+
+def test_one_training_timestep_is_allowed():
+    assert len(NoiseSchedule(1).alphas_cumprod()) == 1
+
+
+def test_every_key_of_a_configuration_is_read():
+    config = {"num_train_timesteps": 7, "beta_start": 0.1, "beta_end": 0.2, "beta_schedule": "scaled_linear"}
+    assert vars(NoiseSchedule.from_scheduler_config(config)) == config

@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, PNDMScheduler
 
-from dmqbench.samplers.timesteps import SPACINGS, plan_timesteps
+from dmqbench.samplers.timesteps import SPACINGS, SettingError, plan_timesteps
 
 SCHEDULERS = {
     "ddim": (DDIMScheduler, {}),
@@ -103,3 +103,8 @@ def test_needs_neither_torch_nor_numpy():
     )
     answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "[]"
+
+
+def test_a_wrong_setting_names_its_field():
+    error = SettingError("steps", "0: allowed are 1 and more")
+    assert (error.field, str(error)) == ("steps", "steps 0: allowed are 1 and more")
