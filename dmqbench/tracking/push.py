@@ -1,6 +1,5 @@
 """Uploading afterwards what the records of a run store hold: runs that were offline, cut off or not mirrored at all."""
 
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -85,20 +84,10 @@ def push(root: Path, console: Console) -> int:
             return _say(console, f"{path.name} did not get through ({one_line(error)}); push again to go on", 1)
     if place is None:
         return _say(console, "the records name no run: they are older than this command", 1)
-    return _save(root, workspace_of_records(records, place), console)
-
-
-def workspace_of_records(records: Sequence[Path], place: tuple[str, str]) -> "Workspace | None":
-    """The workspace of these records, at (entity, project); None without the package that makes them."""
     if find_spec("wandb_workspaces") is None:
-        return None
-    return workspace_of(contents_of(records), *place)
-
-
-def _save(root: Path, workspace: "Workspace | None", console: Console) -> int:
-    if workspace is None:
         return _say(console, "no workspace: it needs `pip install dmqbench[dashboards]`", 1)
     try:
+        workspace = workspace_of(contents_of(records), *place)
         address = within(_SAVE_S, partial(_saved, root / REMEMBERED, workspace))
     except Exception as error:
         return _say(console, f"the workspace was not saved ({one_line(error)})", 1)

@@ -6,6 +6,7 @@ import os
 import re
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, final
@@ -24,7 +25,7 @@ _BLOCK = 2**20
 
 
 def redact(value: Any) -> Any:
-    """A copy of a configuration or record in which no secret is left.
+    """Return a copy of a configuration or record in which no secret is left.
 
     Values whose key says key, token, secret, password or credential (as a word: ``tokenizer`` and
     ``max_tokens`` stay) become ``***``, at any depth; so does the user part of every URL.
@@ -153,12 +154,9 @@ class Reader:
 
 
 def read_record(path: Path) -> list[dict[str, Any]]:
-    """Events of a record in order; lines torn by a kill are left out, a file that is not there has none."""
-    reader = Reader(path)
-    try:
+    """Return the events of a record in order; lines torn by a kill are left out, a file that is not there has none."""
+    with closing(Reader(path)) as reader:
         return reader.new()
-    finally:
-        reader.close()
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,7 @@ class Tracker:
         if self.mode != "disabled":
             self._guarded(self._start, f"going on without it, the record is in {self.record.path}")
         self.record.attach(self)
-        self._do(lambda run: run.follow())
+        self.follow()
         return self
 
     def __exit__(
@@ -77,11 +77,15 @@ class Tracker:
             self.record.detach()
             run, self._run = self._run, None
             if run is not None:
-                self._guarded(lambda: self._leave(run, kind), f"the record is in {self.record.path}")
+                self._guarded(lambda: _leave(run, exit_code), f"the record is in {self.record.path}")
 
     def follow(self) -> None:
         """Mirror what is new; called by the record."""
-        self._do(lambda run: run.follow())
+        run = self._run
+        if run is not None and not self._guarded(run.follow, "going on without it"):
+            self._run = None
+            with suppress(Exception):
+                run.finish(1)
 
     def summarize(self, values: Mapping[str, Any]) -> None:
         """Set final values of the run, such as the metrics of a result; nested names are joined by slashes."""
@@ -115,14 +119,14 @@ class Tracker:
         for name, column in values.items():
             self.histogram(f"per_image/{name}", column)
 
-    def diagnosis(self, found: Mapping[str, Any]) -> None:
+    def diagnosis(self, diagnosis: Mapping[str, Any]) -> None:
         """Add the errors over the steps and of the layers of a ``diagnosis.json``, and its proxies to the summary."""
-        steps, layers = found["steps"], found["layers"]
+        steps, layers = diagnosis["steps"], diagnosis["layers"]
         self.curve("error", "call", range(len(steps["accumulated"])), steps)
         if layers is not None:
             rows = zip(layers["names"], layers["skip"], map(max, layers["error"]), strict=True)
             self.table("layers", ["layer", "skip input", "largest relative error over the calls"], list(rows))
-        self.summarize({"proxies": found["proxies"]})
+        self.summarize({"proxies": diagnosis["proxies"]})
 
     def made(self, quantized: str, **facts: Any) -> None:
         """The quantized model with this id is what this run made."""
@@ -144,18 +148,6 @@ class Tracker:
         self._run = WandbRun(self.about, self.record.path, self.directory, self.directory, self.mode, _LEAVE_S)
         log.info("wandb run of this %s: %s", self.part, self.location)
 
-    def _leave(self, run: WandbRun, kind: type[BaseException] | None) -> None:
-        if kind is None:
-            run.settle(_UPLOAD_S)
-        run.finish(0 if kind is None else 1)
-
-    def _do(self, action: Callable[[WandbRun], object]) -> None:
-        run = self._run
-        if run is not None and not self._guarded(lambda: action(run), "going on without it"):
-            self._run = None
-            with suppress(Exception):
-                run.finish(1)
-
     def _guarded(self, action: Callable[[], object], otherwise: str) -> bool:
         """Whether ``action`` succeeded; any failure becomes one warning and never stops a job."""
         try:
@@ -164,3 +156,9 @@ class Tracker:
             log.warning("wandb failed (%s): %s", one_line(error), otherwise)
             return False
         return True
+
+
+def _leave(run: WandbRun, exit_code: int) -> None:
+    if not exit_code:
+        run.settle(_UPLOAD_S)
+    run.finish(exit_code)

@@ -98,10 +98,10 @@ def wandb() -> Any:
 
 def warm_up(mode: str) -> None:
     """Begin to import and start wandb, if it will be needed, while the job does something else."""
+
+    def start() -> None:
+        with suppress(Exception):  # who needs it will say what is wrong
+            wandb().setup().ensure_service()
+
     if resolve_mode(mode) != "disabled":
-        threading.Thread(target=_warm_up, daemon=True).start()
-
-
-def _warm_up() -> None:
-    with suppress(Exception):  # who needs it will say what is wrong
-        wandb().setup().ensure_service()
+        threading.Thread(target=start, daemon=True).start()

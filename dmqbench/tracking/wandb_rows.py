@@ -27,7 +27,8 @@ def points_of(event: Mapping[str, Any]) -> list[dict[str, float]]:
     if event["event"] == "curve":
         return _curve_points(event)
     step = event.get("step")
-    numbers = {key(event["event"], name): value for name, value in event.items() if _is_value(name, value)}
+    values = {name: value for name, value in event.items() if name not in RESERVED and _is_number(value)}
+    numbers = {key(event["event"], name): value for name, value in values.items()}
     if not numbers:
         return []
     return [numbers if step is None else {**numbers, key(event["event"], "step"): step}]
@@ -39,26 +40,22 @@ def _curve_points(event: Mapping[str, Any]) -> list[dict[str, float]]:
     for x, *values in zip_longest(event["at"], *(line["values"] for line in lines)):
         if not _is_number(x):
             break
-        found = {key(chart, line["name"]): y for line, y in zip(lines, values, strict=True) if _is_number(y)}
-        if found:
-            rows.append({**found, key(chart, event["over"]): x})
+        row = {key(chart, line["name"]): y for line, y in zip(lines, values, strict=True) if _is_number(y)}
+        if row:
+            rows.append({**row, key(chart, event["over"]): x})
     return rows
 
 
 def flat(values: Mapping[str, Any], prefix: tuple[str, ...] = ()) -> dict[str, Any]:
     """Nested values under names like ``metrics/psnr/value``; long lists are left out."""
-    found: dict[str, Any] = {}
+    named: dict[str, Any] = {}
     for name, value in values.items():
         here = (*prefix, str(name))
         if isinstance(value, Mapping):
-            found |= flat(value, here)
+            named |= flat(value, here)
         elif value is not None and not (isinstance(value, list) and len(value) > 2):
-            found[key(*here)] = value
-    return found
-
-
-def _is_value(name: str, value: Any) -> bool:
-    return name not in RESERVED and _is_number(value)
+            named[key(*here)] = value
+    return named
 
 
 def _is_number(value: Any) -> bool:

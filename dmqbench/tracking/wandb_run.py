@@ -34,7 +34,8 @@ class WandbRun:
         self.about = about
         self.root = root
         self.online = mode == "online"
-        self._rows = 0
+        self.rows = 0
+        """Rows of the record so far, old and new."""
         self._axes: set[tuple[str, str]] = set()
         self._wandb = wandb()
         directory.mkdir(parents=True, exist_ok=True)
@@ -83,11 +84,6 @@ class WandbRun:
         return self._run.entity, self._run.project
 
     @property
-    def rows(self) -> int:
-        """Rows of the record so far, old and new."""
-        return self._rows
-
-    @property
     def old_rows(self) -> int:
         """Rows that the run had when it was resumed."""
         return self._run.starting_step
@@ -109,6 +105,7 @@ class WandbRun:
         self._run.finish(exit_code=exit_code)
 
     def _show(self, event: Mapping[str, Any]) -> None:
+        name = key(event.get("name", ""))
         match event["event"]:
             case "summary":
                 self._run.summary.update(flat(event["values"]))
@@ -116,9 +113,13 @@ class WandbRun:
                 self._link(event)
             case "end":
                 pass
-            case "image" | "table" | "histogram" as kind:
-                makers = {"image": self._image, "table": self._table, "histogram": self._histogram}
-                self._row(lambda: makers[kind](event))
+            case "image":
+                self._row(lambda: self._image(name, event))
+            case "table":
+                self._row(lambda: {name: self._wandb.Table(columns=event["columns"], data=event["rows"])})
+            case "histogram":
+                bins = (event["counts"], event["edges"])
+                self._row(lambda: {name: self._wandb.Histogram(np_histogram=bins)})
             case _:
                 axes, points = axes_of(event), points_of(event)
                 if points and axes and axes not in self._axes:
@@ -128,23 +129,17 @@ class WandbRun:
                     self._row(lambda values=point: values)
 
     def _row(self, make: Callable[[], Mapping[str, Any]]) -> None:
-        number, self._rows = self._rows, self._rows + 1
+        number, self.rows = self.rows, self.rows + 1
         if number >= self.old_rows:
             self._run.log(make(), step=number, commit=True)
 
-    def _image(self, event: Mapping[str, Any]) -> dict[str, Any]:
+    def _image(self, name: str, event: Mapping[str, Any]) -> dict[str, Any]:
         path = (self.root / event["path"]).resolve()
         # A record may come from elsewhere, and must not make anyone upload other files of theirs.
         if path.suffix != ".png" or not path.is_relative_to(self.root.resolve()) or not path.is_file():
             log.warning("%s: no picture %s in the run store", event["name"], event["path"])
             return {}
-        return {key(event["name"]): self._wandb.Image(str(path), caption=event["caption"] or None)}
-
-    def _table(self, event: Mapping[str, Any]) -> dict[str, Any]:
-        return {key(event["name"]): self._wandb.Table(columns=event["columns"], data=event["rows"])}
-
-    def _histogram(self, event: Mapping[str, Any]) -> dict[str, Any]:
-        return {key(event["name"]): self._wandb.Histogram(np_histogram=(event["counts"], event["edges"]))}
+        return {name: self._wandb.Image(str(path), caption=event["caption"] or None)}
 
     def _link(self, event: Mapping[str, Any]) -> None:
         """Log a quantized model, or declare that the run uses it; without a network only the summary says so."""
