@@ -29,7 +29,7 @@ from dmqbench.models.export import exported, quantizable_parts, undisturbed
 from dmqbench.models.folders import ModelError
 from dmqbench.models.quantized import load, save
 from dmqbench.quant.spec import FULL_PRECISION, step_groups
-from dmqbench.store.artifacts import Store, default_root
+from dmqbench.store.artifacts import Store, store_root
 from dmqbench.tasks.calibrate import calibrated, description
 from dmqbench.tasks.workshop import STATE, Workshop
 
@@ -94,7 +94,7 @@ def quantize_(
             *overrides,
         ]
     )
-    config.store.root = str(Path(store or default_root()).expanduser().absolute())
+    config.store.root = str(store_root(store))
     run_store = Store(config.store.root)
     run_store.check_writable()
     with undisturbed(network), exported(pipe, run_store.work_area) as folder:

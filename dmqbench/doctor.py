@@ -8,7 +8,6 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from textwrap import wrap
 
 from rich.console import Console
@@ -20,7 +19,7 @@ from dmqbench.launch.findings import ABSENT, BROKEN, OK, Check, Finding, Status
 from dmqbench.launch.machine_checks import GIB, launchers, machine, packages, plug_ins
 from dmqbench.launch.model_checks import metrics, models
 from dmqbench.launch.model_checks import weights as files_of_weights
-from dmqbench.store.artifacts import KINDS, Store, default_root
+from dmqbench.store.artifacts import KINDS, Store, store_root
 from dmqbench.tracking.record import redact
 from dmqbench.tracking.wandb_client import resolve_mode
 
@@ -87,11 +86,6 @@ def _tracking() -> Iterator[Finding]:
     detail = f"{installed}, tracker=auto is {mode}, {'a' if keyed else 'no'} key; runs go to {place}"
     advice = "" if keyed or mode == "disabled" else "wandb login, or WANDB_API_KEY, to record online"
     yield Finding("tracking", "wandb", OK, redact(detail), advice, {"mode": mode, "has_key": keyed})
-
-
-def store_root() -> Path:
-    """The run store that a command without ``store.root`` uses."""
-    return default_root().expanduser().absolute()
 
 
 def _store() -> Iterator[Finding]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from dmqbench.config.errors import ConfigError
-from dmqbench.config.stage_files import limits_of
+from dmqbench.config.limits import limits_of
 from dmqbench.data.bank import TrajectoryBank
 from dmqbench.models.adapter import Adapter
 from dmqbench.models.rollout import Denoising

@@ -6,20 +6,7 @@ from typing import Any, Optional
 
 from dmqbench.config.limits import LIMITS, Limits
 from dmqbench.config.names import FOREIGN
-from dmqbench.config.schema import (
-    BitsConfig,
-    BudgetConfig,
-    CalibrationConfig,
-    DatasetConfig,
-    EditConfig,
-    EvaluateConfig,
-    InputsConfig,
-    MetricsConfig,
-    ModelConfig,
-    SamplerConfig,
-    TrackerConfig,
-    TrainerConfig,
-)
+from dmqbench.config.schema import BitsConfig, CalibrationConfig, EvaluateConfig, JobConfig, SamplerConfig
 from dmqbench.quant.plan import PrecisionPlan
 from dmqbench.quant.spec import COMMON_SCOPE, ENGINE_NAMES, FULL_PRECISION, Scope
 
@@ -96,33 +83,13 @@ def plan_name(hash: str) -> str:
     return f"plan {hash[:8]}"
 
 
-@dataclass(frozen=True)
-class Job:
-    """One validated job; every value is resolved. ``config`` is what it came from, as plain data.
+@dataclass(frozen=True, kw_only=True)
+class Job(JobConfig):
+    """One validated job; every value is resolved. ``config`` is what it came from, as plain data."""
 
-    diagnose: measure errors per step and layer beside the metrics.
-    """
-
-    task: str
-    seed: int
-    engine: str
-    diagnose: bool
     method: MethodConfig
-    model: ModelConfig
-    bits: BitsConfig
-    dataset: DatasetConfig
-    sampler: SamplerConfig
-    metrics: MetricsConfig
-    budget: BudgetConfig
-    tracker: TrackerConfig
-    trainer: TrainerConfig
-    evaluate: EvaluateConfig
     store_root: Path
     config: dict[str, Any] = field(repr=False, hash=False)
-    task_kind: str = "generate"
-    inputs: InputsConfig = field(default_factory=InputsConfig)
-    edit: EditConfig = field(default_factory=EditConfig)
-    calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
     plan: Optional[GivenPlan] = None
 
     @property
@@ -174,11 +141,8 @@ class Job:
             return f"{Path(str(self.method.path)).name} {self.model.label}"
         words = ", ".join(filter(None, (self.method.variant, self.plan and self.plan.name)))
         variant = f" ({words})" if words else ""
-        return f"{self.method.name} {self.model.label}{self._task_word} {self.bits.name}{variant}"
-
-    @property
-    def _task_word(self) -> str:
-        return f" edit {self.strength:g}" if self.task_kind == "edit" else ""
+        task = f" edit {self.strength:g}" if self.task_kind == "edit" else ""
+        return f"{self.method.name} {self.model.label}{task} {self.bits.name}{variant}"
 
 
 def full_precision(job: Job) -> Job:

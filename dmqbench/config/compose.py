@@ -27,42 +27,32 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from dmqbench.config.checked_job import ABOUT_STAGE
 from dmqbench.config.errors import ConfigError, closest
-from dmqbench.config.method_yaml import check_method_yaml
-from dmqbench.config.names import TO_COME
-from dmqbench.config.places import CONF
+from dmqbench.config.method_checks import check_method_yaml
+from dmqbench.config.places import CONF, planned
 from dmqbench.config.plugin_code import require_module
 from dmqbench.config.plugins import Plugin, conf_folders, left_out_with, usable
-from dmqbench.config.schema import GROUPS, RootConfig
+from dmqbench.config.schema import GROUPS, OPTION_GROUPS, RootConfig
 from dmqbench.config.values import leaves, refuse_resolvers, set_value
 
 ROOT = "config"
 HIDDEN = "base_"
 """Prefix of schemas, which are no options."""
 
-_METHOD_GROUP = "method"
-
 
 def register_schemas() -> None:
     """Tell Hydra the schemas: ``base_config`` of the root, ``base_<group>`` of every group but ``method``."""
-    store = ConfigStore.instance()
-    store.store(name=f"{HIDDEN}{ROOT}", node=_schema(RootConfig))
-    for group, kind in GROUPS.items():
-        store.store(group=group, name=f"{HIDDEN}{group}", node=_schema(kind))
-
-
-def _schema(kind: type) -> DictConfig:
-    """The typed node of a frozen dataclass, writable while a configuration is composed."""
-    node = OmegaConf.structured(kind)
-    _make_writable(node)
-    return node
+    for group, kind in {None: RootConfig, **GROUPS}.items():
+        node = OmegaConf.structured(kind)
+        _make_writable(node)
+        ConfigStore.instance().store(group=group, name=f"{HIDDEN}{group or ROOT}", node=node)
 
 
 def _make_writable(node: DictConfig) -> None:
+    """Let the node of a frozen dataclass be written while a configuration is composed."""
     OmegaConf.set_readonly(node, None)
     for key in node:
-        child = node._get_node(key)
-        if isinstance(child, DictConfig) and not child._is_missing() and not child._is_none():
-            _make_writable(child)
+        if not OmegaConf.is_missing(node, key) and isinstance(node[key], DictConfig):
+            _make_writable(node[key])
 
 
 class PluginPaths(SearchPathPlugin):
@@ -79,7 +69,7 @@ Plugins.instance().register(PluginPaths)
 
 
 def search_path(config_dirs: Sequence[str]) -> list[str]:
-    """The override that adds folders of the user's own YAMLs.
+    """Return the override that adds folders of the user's own YAMLs.
 
     Raises:
         ConfigError: a folder does not exist.
@@ -93,8 +83,8 @@ def search_path(config_dirs: Sequence[str]) -> list[str]:
 
 def _folders(hydra_own: Sequence[str]) -> list[Path]:
     """The folders that ``search_path`` put into an override."""
-    found = [override.value() for override in parse(hydra_own) if override.key_or_group == "hydra.searchpath"]
-    places = [place for value in found if isinstance(value, list) for place in value]
+    values = [override.value() for override in parse(hydra_own) if override.key_or_group == "hydra.searchpath"]
+    places = [place for value in values if isinstance(value, list) for place in value]
     return [Path(str(place).removeprefix("file://")) for place in places]
 
 
@@ -112,11 +102,11 @@ def compose(overrides: Sequence[str]) -> DictConfig:
     own = [override for override in parsed if not override.is_hydra_override()]
     for override in own:
         _check_form(override)
-    choices = [override for override in own if override.key_or_group in (*GROUPS, _METHOD_GROUP)]
+    choices = [override for override in own if override.key_or_group in OPTION_GROUPS]
     texts = tuple(choice.input_line or "" for choice in choices)
     others = hydra_own or usable()  # YAMLs of others may change while the process lives
     config = _composed(tuple(hydra_own), texts) if others else deepcopy(_of_package(texts))
-    check_method_yaml(config.method)
+    check_method_yaml(dict(OmegaConf.to_container(config.method, resolve=False)))  # type: ignore[arg-type]
     values = [
         (key, value)
         for override in own
@@ -124,12 +114,12 @@ def compose(overrides: Sequence[str]) -> DictConfig:
         for key, value in leaves(override.key_or_group, override.value())
     ]
     OmegaConf.update(config, "method.variant", config.method.get("variant", ""), force_add=True)
-    own_settings = [(key, value) for key, value in values if key.startswith("method.")]
-    for key, value in [pair for pair in values if pair not in own_settings] + _preset(config.method, values):
+    of_method = [(key, value) for key, value in values if key.startswith("method.")]
+    for key, value in [pair for pair in values if pair not in of_method] + _preset(config.method, values):
         set_value(config, key, value)
-    if own_settings:
+    if of_method:
         given = _settings(config)
-        for key, value in own_settings:
+        for key, value in of_method:
             set_value(config, key, value)
         config.method.variant = config.method.variant or variant_text(given, _settings(config))
     else:
@@ -154,7 +144,7 @@ _of_package = lru_cache(maxsize=256)(partial(_composed, ()))
 
 def wrong_options(plugin: Plugin) -> list[str]:
     """Return what is wrong with options of a usable plug-in, one line each; such a one is refused where it is used."""
-    chosen = [f"{group}={name}" for group in (_METHOD_GROUP, *GROUPS) for name in plugin.names(group)]
+    chosen = [f"{group}={name}" for group in OPTION_GROUPS for name in plugin.names(group)]
     problems = []
     for option in chosen if plugin.problem is None else ():
         try:
@@ -165,7 +155,7 @@ def wrong_options(plugin: Plugin) -> list[str]:
 
 
 def _preset(method: DictConfig, values: Sequence[tuple[str, Any]]) -> list[tuple[str, Any]]:
-    """What ``method.faithful=true`` stands for, be it among ``values`` or in the YAML."""
+    """Return what ``method.faithful=true`` stands for, be it among ``values`` or in the YAML."""
     faithful = dict(values).get("method.faithful", method.faithful)
     if faithful is not True or "faithful_settings" not in method:
         return []
@@ -173,7 +163,7 @@ def _preset(method: DictConfig, values: Sequence[tuple[str, Any]]) -> list[tuple
 
 
 def _settings(config: DictConfig) -> dict[str, Any]:
-    """Every value of the method by its dotted name, references resolved where they lead somewhere.
+    """Return every value of the method by its dotted name, references resolved where they lead somewhere.
 
     Raises:
         ConfigError: a value anywhere in the configuration calls a resolver.
@@ -200,20 +190,18 @@ def parse(overrides: Sequence[str]) -> list[Override]:
 
 
 def expand(overrides: Sequence[str]) -> list[list[str]]:
-    """All combinations of the values of a multirun, in the order of the command line."""
+    """Return all combinations of the values of a multirun, in the order of the command line."""
     parse(overrides)
+    choices = []
     with _hydra():
         loader = GlobalHydra.instance().config_loader()
-        parsed = OverridesParser.create(config_loader=loader).parse_overrides(list(overrides))
-        choices = [_values(override) for override in parsed]
+        for override in OverridesParser.create(config_loader=loader).parse_overrides(list(overrides)):
+            if override.is_sweep_override():
+                values = [value for value in override.sweep_string_iterator() if not value.startswith(HIDDEN)]
+                choices.append([f"{override.get_key_element()}={value}" for value in values])
+            else:
+                choices.append([override.input_line or ""])
     return [list(chosen) for chosen in itertools.product(*choices)]
-
-
-def _values(override: Override) -> list[str]:
-    if not override.is_sweep_override():
-        return [override.input_line or ""]
-    values = [value for value in override.sweep_string_iterator() if not value.startswith(HIDDEN)]
-    return [f"{override.get_key_element()}={value}" for value in values]
 
 
 def _hydra() -> initialize_config_dir:
@@ -235,19 +223,19 @@ def _check_form(override: Override) -> None:
 def _check_choice(choice: Override, hydra_own: list[str]) -> None:
     group, value = choice.key_or_group, choice.value()
     loader = GlobalHydra.instance().config_loader()
-    found = loader.get_group_options(group, config_name=ROOT, overrides=hydra_own)
-    options = [name for name in found if not name.startswith(HIDDEN)]
+    names = loader.get_group_options(group, config_name=ROOT, overrides=hydra_own)
+    options = [name for name in names if not name.startswith(HIDDEN)]
     if value in options:
         return
     if (plugin := left_out_with(group, str(value))) is not None:
         raise ConfigError(group, value, options, f"is of the plug-in {plugin.name}, {plugin.summary}")
-    if value in TO_COME.get(group, ()):
+    if value in planned(group):
         raise ConfigError(group, value, options, "is not built yet", nearest=None)
     raise ConfigError(group, value, options)
 
 
 def _translated(error: Exception, folders: Sequence[Path]) -> ConfigError:
-    """What Hydra and OmegaConf say in ten lines, in one; YAMLs are looked for in ``folders``."""
+    """Return what Hydra and OmegaConf say in ten lines, in one; YAMLs are looked for in ``folders``."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
         options = [option for option in error.options if not option.startswith(HIDDEN)]
@@ -268,35 +256,30 @@ def _translated(error: Exception, folders: Sequence[Path]) -> ConfigError:
 
 
 def _yaml_value(name: str, keys: Sequence[str], folders: Sequence[Path]) -> Any:
-    """What a YAML on the search path gives for one of ``keys``, for the message alone."""
-    for path in (folder / f"{name}.yaml" for folder in folders):
-        if path.is_file():
-            values = OmegaConf.load(path)
-            found = [OmegaConf.select(values, key) for key in keys if isinstance(values, DictConfig)]
-            return next((value for value in found if value is not None), None)
-    return None
+    """Return what a YAML on the search path gives for one of ``keys``, for the message alone."""
+    path = next((path for folder in folders if (path := folder / f"{name}.yaml").is_file()), None)
+    content = OmegaConf.load(path) if path is not None else None
+    values = [OmegaConf.select(content, key) for key in keys if isinstance(content, DictConfig)]
+    return next((value for value in values if value is not None), None)
 
 
 def variant_text(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
-    """What sets ``after`` apart from the YAML or preset ``before``, in a few words: part of a row's name in tables.
+    """Return in a few words what sets ``after`` apart from the YAML or preset ``before``: part of a row's name.
 
     What changes no number is not named: settings of stages that are not listed, and those that enter no id.
     """
-    usual, chosen = before[".stages"], after[".stages"]
-    words = ["faithful"] if after.get(".faithful") and not before.get(".faithful") else []
+    usual, chosen = before["stages"], after["stages"]
+    words = ["faithful"] if after.get("faithful") and not before.get("faithful") else []
     words += [f"no {stage}" for stage in usual if stage not in chosen]
     words += [f"with {stage}" for stage in chosen if stage not in usual]
     if not words and usual != chosen:
         words.append("stages=" + ">".join(chosen))
     for name, value in after.items():
-        _, stage, *key = name.split(".")
-        if (
-            before.get(name) == value
-            or stage not in chosen
-            or key[0] in (*ABOUT_STAGE, *after.get(f".{stage}.not_in_id", ()))
-        ):
+        stage, _, key = name.partition(".")
+        no_number = (*ABOUT_STAGE, *after.get(f"{stage}.not_in_id", ()))
+        if before.get(name) == value or stage not in chosen or key.partition(".")[0] in no_number:
             continue
-        shared = sum(f".{other}.{'.'.join(key)}" in after for other in chosen) > 1
-        shown = str(value).lower() if isinstance(value, bool) else value  # as on the command line
-        words.append(f"{stage + '.' if shared else ''}{'.'.join(key)}={shown}")
+        shared = sum(f"{other}.{key}" in after for other in chosen) > 1
+        text = str(value).lower() if isinstance(value, bool) else value  # as on the command line
+        words.append(f"{stage + '.' if shared else ''}{key}={text}")
     return ", ".join(words)

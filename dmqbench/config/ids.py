@@ -31,14 +31,10 @@ class JobIds:
 
 
 def job_ids(job: Job, weights: str) -> JobIds:
-    """Ids of a job on a model whose ``weights_hash`` is ``weights``."""
+    """Return the ids of a job on a model whose ``weights_hash`` is ``weights``."""
     if job.evaluate.samples is not None:
         return foreign_ids(job, weights)
-    model = {
-        "name": job.model.name,
-        "weights": weights,
-        "classes": job.model.classes or 0,
-    }
+    model = {"name": job.model.name, "weights": weights, "classes": job.model.classes or 0}
     trajectories = _id(
         "trajectories",
         model=model,
@@ -70,6 +66,11 @@ def job_ids(job: Job, weights: str) -> JobIds:
     return JobIds(trajectories, tuple(stages), quantized, samples, _id("result", samples=samples))
 
 
+def reference_id(job: Job, weights: str) -> str:
+    """Return the id of the full-precision samples that the paired metrics of ``job`` compare with."""
+    return job_ids(full_precision(job), weights).samples
+
+
 def _sampler_facts(sampler: SamplerConfig, model: ModelConfig, strength: float) -> dict[str, Any]:
     facts = asdict(sampler)
     del facts["batch"]  # how much is computed at once where that changes no number
@@ -77,12 +78,20 @@ def _sampler_facts(sampler: SamplerConfig, model: ModelConfig, strength: float) 
 
 
 def _task_facts(job: Job) -> dict[str, Any]:
-    """What a job that works on images says of them."""
-    return {"task": task_facts(job)} if job.works_on_images else {}
+    """Return what of a job that restores or edits images enters ids: the kind, the images, what is done to them."""
+    if not job.works_on_images:
+        return {}
+    path, model = job.inputs.images, job.model
+    own = f"{job.dataset.name}/{OWN_IMAGES_VERSION}"
+    facts: dict[str, Any] = {"kind": job.task_kind, "images": own if path is None else stored_hash(path)}
+    if job.task_kind == "edit":
+        return {"task": facts | {"strength": job.strength}}
+    degradation = {"kind": model.condition, "channels": model.condition_channels, "factor": model.condition_factor}
+    return {"task": facts | {"degradation": degradation}}
 
 
 def inputs_id(job: Job) -> str:
-    """Id of the samples artifact that shows what a job on images starts from."""
+    """Return the id of the samples artifact that shows what a job on images starts from."""
     return _id("samples", inputs=_task_facts(job))
 
 
@@ -120,12 +129,12 @@ def _id(kind: str, **facts: Any) -> str:
 
 
 def perturbed_id(samples: str, perturbation: float) -> str:
-    """Id of ``samples`` drawn from x_T · (1 + perturbation): the numerical floor of paired metrics."""
+    """Return the id of ``samples`` drawn from x_T · (1 + perturbation): the numerical floor of paired metrics."""
     return _id("samples", of=samples, perturbation=perturbation)
 
 
 def foreign_ids(job: Job, weights: str) -> JobIds:
-    """Ids of a job with ``evaluate.samples``: by the pixels, what they are compared with, and what they are called.
+    """Return the ids of a job with ``evaluate.samples``: by pixels, what they are compared with, and their name.
 
     Raises:
         ArchiveError: the images cannot be read.
@@ -134,32 +143,18 @@ def foreign_ids(job: Job, weights: str) -> JobIds:
     assert evaluate.samples is not None
     own = job_ids(replace(full_precision(job), evaluate=EvaluateConfig()), weights)
     samples = images_id(evaluate.samples)
-    result = short_hash(
-        {
-            "kind": "result",
-            "version": VERSIONS["result"],
-            "samples": samples,
-            "reference": own.samples if evaluate.fp_samples is None else images_id(evaluate.fp_samples),
-            "model": job.model.name,
-            "dataset": job.dataset.name,
-            "name": evaluate.name,
-            "bits": evaluate.bits,
-        }
+    result = _id(
+        "result",
+        samples=samples,
+        reference=own.samples if evaluate.fp_samples is None else images_id(evaluate.fp_samples),
+        model=job.model.name,
+        dataset=job.dataset.name,
+        name=evaluate.name,
+        bits=evaluate.bits,
     )
     return JobIds(own.trajectories, (), None, samples, result)
 
 
 def images_id(path: str | Path) -> str:
-    """Id of the samples artifact that holds the images of an archive or folder, whatever file they came in."""
-    return short_hash({"kind": "samples", "version": VERSIONS["samples"], "images": stored_hash(path)})
-
-
-def task_facts(job: Job) -> dict[str, Any]:
-    """What of a job that restores or edits images enters ids: the kind, the images, and what is done to them."""
-    path, model = job.inputs.images, job.model
-    own = f"{job.dataset.name}/{OWN_IMAGES_VERSION}"
-    facts: dict[str, Any] = {"kind": job.task_kind, "images": own if path is None else stored_hash(path)}
-    if job.task_kind == "edit":
-        return facts | {"strength": job.strength}
-    degradation = {"kind": model.condition, "channels": model.condition_channels, "factor": model.condition_factor}
-    return facts | {"degradation": degradation}
+    """Return the id of the samples artifact that holds the images of an archive or folder, whatever file it was."""
+    return _id("samples", images=stored_hash(path))

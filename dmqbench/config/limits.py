@@ -8,7 +8,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+import yaml
+
 from dmqbench.config.errors import ConfigError, require_one_of
+from dmqbench.config.plugins import conf_folders
+
+
+def stage_values(stage: str) -> dict[str, Any]:
+    """Return what ``conf/stage/STAGE.yaml`` says, references as text; nothing for a stage of a method's YAML alone."""
+    paths = (folder / "stage" / f"{stage}.yaml" for folder in conf_folders())
+    path = next((path for path in paths if path.is_file()), None)
+    return {} if path is None else yaml.safe_load(path.read_text(encoding="utf-8"))
+
 
 LIMITS = "limits"
 """The key of a stage's YAML that they stand under."""
@@ -66,6 +77,11 @@ class Limits:
         for key, (smallest, largest) in self.bounds.items():
             if key in settings:
                 _check_bounds(f"{prefix}{key}", settings[key], smallest, largest)
+
+
+def limits_of(stage: str) -> Limits:
+    """Return the limits of a stage's settings."""
+    return Limits.of(stage, stage_values(stage))
 
 
 def _check_bounds(key: str, value: Any, smallest: float | None, largest: float | None) -> None:

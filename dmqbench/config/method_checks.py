@@ -11,13 +11,14 @@ from dmqbench.config.checked_job import (
     METHOD_KEYS,
     OPTIONAL_METHOD_KEYS,
     PAPER_SCOPE,
+    STAGE_KEYS,
     Job,
     MethodConfig,
     StageConfig,
 )
 from dmqbench.config.errors import ConfigError, closest, require_one_of
 from dmqbench.config.ids import needs_match
-from dmqbench.config.limits import LIMITS, Limits
+from dmqbench.config.limits import LIMITS, Limits, stage_values
 from dmqbench.config.model_facts import timesteps
 from dmqbench.config.names import CALIBRATIONS, FOREIGN, RANGES, UNCALIBRATED
 from dmqbench.config.schema import CalibrationConfig, SamplerConfig
@@ -73,8 +74,8 @@ def check_plans(job: Job) -> None:
     """Refuse to sample at timesteps for which a calibrated model has no parameters, unless told whose to take."""
     if job.calibration.match != "refuse" or not needs_match(job):
         return
-    plans = (timesteps(each, job.model, job.strength) for each in (job.calibration_sampler, job.sampler))
-    kept, wanted = map(_described, plans)
+    plans = (timesteps(sampler, job.model, job.strength) for sampler in (job.calibration_sampler, job.sampler))
+    kept, wanted = (f"{len(plan)} network calls at timesteps {plan[0]} to {plan[-1]}" for plan in plans)
     problem = (
         f"calibrates {kept}, and sampler.steps={job.sampler.steps} samples with {wanted}, for which "
         f"bits.ranges={job.bits.ranges} has no parameters; calibration.match=nearest takes the nearest timestep's, "
@@ -93,8 +94,27 @@ def check_trained(job: Job) -> None:
                 raise ConfigError(f"method.{stage.name}.{key}", stage.settings[key], others, problem)
 
 
-def _described(plan: tuple[int, ...]) -> str:
-    return f"{len(plan)} network calls at timesteps {plan[0]} to {plan[-1]}"
+def check_method_yaml(method: Mapping[str, Any]) -> None:
+    """Check that a method's YAML, references as text, has all common keys, a node for every stage, and nothing else."""
+    stages = [str(stage) for stage in method.get("stages", ())]
+    further = [key for key, node in method.items() if isinstance(node, Mapping) and {*STAGE_KEYS} <= node.keys()]
+    known = (*METHOD_KEYS, *OPTIONAL_METHOD_KEYS, *references(method))
+    _check_keys("method", method, METHOD_KEYS, [*known, *stages, *further])
+    for stage in dict.fromkeys([*stages, *further]):
+        node = method.get(stage)
+        if not isinstance(node, Mapping):
+            raise ConfigError("method.stages", stage, problem="has no settings of that name in the method's YAML")
+        _check_keys(f"method.{stage}", node, STAGE_KEYS, list(stage_values(stage) or node))
+
+
+def _check_keys(name: str, node: Mapping[str, Any], needed: Sequence[str], known: Sequence[str]) -> None:
+    for key in needed:
+        if key not in node:
+            raise ConfigError(f"{name}.{key}", None, problem="is missing in the method's YAML")
+    for key, value in node.items():
+        if key not in known:
+            text = "..." if isinstance(value, Mapping) else value
+            raise ConfigError(f"{name}.{key}", text, known, "in the method's YAML is not a key", closest(key, known))
 
 
 def checked_method(plain: Mapping[str, Any], unresolved: Any) -> MethodConfig:
@@ -127,19 +147,15 @@ def checked_method(plain: Mapping[str, Any], unresolved: Any) -> MethodConfig:
 
 def without_limits(method: Mapping[str, Any]) -> dict[str, Any]:
     """Return the YAML of a method as results keep it: what its stages may be set to is no part of what they are."""
-
-    def kept(value: Any) -> Any:
-        return {key: part for key, part in value.items() if key != LIMITS} if isinstance(value, Mapping) else value
-
-    return {key: kept(value) for key, value in method.items()}
+    stages = {key: value for key, value in method.items() if isinstance(value, Mapping)}
+    return {**method, **{name: {key: value[key] for key in value if key != LIMITS} for name, value in stages.items()}}
 
 
 def references(value: Any) -> set[str]:
-    """Names of the values of the method that a YAML refers to, as in ``${method.faithful}``."""
-    if isinstance(value, Mapping):
-        return {name for part in value.values() for name in references(part)}
-    if isinstance(value, list):
-        return {name for part in value for name in references(part)}
+    """Return the names of the values of the method that a YAML refers to, as in ``${method.faithful}``."""
+    if isinstance(value, (Mapping, list)):
+        parts = value.values() if isinstance(value, Mapping) else value
+        return {name for part in parts for name in references(part)}
     return set(_REFERENCE.findall(value)) if isinstance(value, str) else set()
 
 

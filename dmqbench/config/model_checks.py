@@ -56,11 +56,14 @@ def check_weights(job: Job) -> None:
         raise ConfigError("task", job.task, COUNTING_TASKS, problem, nearest="cost")
 
 
-def check_foreign_network(path: str | None, model: ModelConfig) -> None:
+def check_foreign_network(job: Job) -> None:
+    path = job.method.path
+    if not job.foreign:
+        return
     if path is None:
         raise ConfigError("method.path", None, problem=f"must be given with method={FOREIGN}")
     try:
-        require_fit(path, network_config(model))
+        require_fit(path, network_config(job.model))
     except ModelError as error:
         raise ConfigError("method.path", path, problem=f"cannot be used: {error}") from None
 

@@ -59,19 +59,3 @@ INCEPTIONS = ("clean", "legacy_tensorflow", "legacy_pytorch", "adm")
 """Protocols of ``fid``, ``fid2fp32`` and ``kid``: clean-fid's modes, and that of the ADM evaluation suite."""
 
 LPIPS_BACKBONES = ("alex", "vgg", "squeeze")
-
-TO_COME = {
-    "method": (
-        *("smoothquant", "ptq4dm", "ptqd", "tfmq_dm", "eda_dm", "quest", "svdquant"),
-        "compose",
-    ),
-    "model": (
-        *("scenes", "ddpm_cifar10", "ldm4_bedroom", "ldm8_church", "ldm4_ffhq", "ldm4_celebahq"),
-        *("sd14", "dit_xl_256"),
-    ),
-    "dataset": (
-        *("scenes", "cifar10", "lsun_bedroom", "lsun_church", "ffhq", "celebahq", "imagenet"),
-        *("coco2014", "coco2017"),
-    ),
-}
-"""Options that are planned and refused as such until their YAML exists."""

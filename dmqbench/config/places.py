@@ -1,6 +1,9 @@
 """Where the files lie that come with this package: configurations and sweeps."""
 
+from functools import cache
 from pathlib import Path
+
+import yaml
 
 PACKAGE = Path(__file__).parents[1]
 
@@ -12,6 +15,12 @@ def shipped(name: str) -> Path:
 
 CONF = shipped("conf")
 SWEEPS = shipped("sweeps")
+
+
+@cache
+def planned(group: str) -> tuple[str, ...]:
+    """Return the options of a group that are to come, and refused as such until their YAML exists."""
+    return tuple(yaml.safe_load((CONF / "planned.yaml").read_text(encoding="utf-8")).get(group, ()))
 
 
 def yaml_names(folder: Path) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 The same dataclasses are Hydra's schemas and what the code below ``run.py`` is given. Standard library only.
 """
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Optional
 
@@ -221,15 +221,14 @@ class EditConfig:
 
 
 @dataclass(frozen=True)
-class RootConfig:
-    """The whole configuration. ``method`` is typed by its own YAML."""
+class JobConfig:
+    """What a job is given besides its method and its store; ``diagnose``: errors per step and layer are measured."""
 
     task: str = "run"
     task_kind: str = "generate"
     seed: int = 0
     engine: str = "simulate"
     diagnose: bool = True
-    method: dict[str, Any] = field(default_factory=dict)
     model: ModelConfig = field(default_factory=ModelConfig)
     bits: BitsConfig = field(default_factory=BitsConfig)
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
@@ -238,29 +237,27 @@ class RootConfig:
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
-    store: StoreConfig = field(default_factory=StoreConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     inputs: InputsConfig = field(default_factory=InputsConfig)
     edit: EditConfig = field(default_factory=EditConfig)
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
 
 
-GROUPS = {
-    "model": ModelConfig,
-    "bits": BitsConfig,
-    "dataset": DatasetConfig,
-    "sampler": SamplerConfig,
-    "metrics": MetricsConfig,
-    "budget": BudgetConfig,
-    "tracker": TrackerConfig,
-    "trainer": TrainerConfig,
-}
+@dataclass(frozen=True)
+class RootConfig(JobConfig):
+    """The whole configuration. ``method`` is typed by its own YAML."""
+
+    method: dict[str, Any] = field(default_factory=dict)
+    store: StoreConfig = field(default_factory=StoreConfig)
+
+
+_KINDS: dict[str, Any] = {item.name: item.default_factory for item in fields(JobConfig) if item.default is MISSING}
+
+NODES = {name: _KINDS[name] for name in ("evaluate", "inputs", "edit", "calibration")}
+"""Schema of what a job is given besides its groups."""
+
+GROUPS = {name: kind for name, kind in _KINDS.items() if name not in NODES}
 """Schema of every group but ``method``."""
 
-NODES = {
-    "evaluate": EvaluateConfig,
-    "inputs": InputsConfig,
-    "edit": EditConfig,
-    "calibration": CalibrationConfig,
-}
-"""Schema of what a job is given besides its groups."""
+OPTION_GROUPS = ("method", *GROUPS)
+"""Groups of which a user chooses an option."""

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from omegaconf import DictConfig, ListConfig, Node, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dmqbench.config.checked_job import ABOUT_STAGE
@@ -22,57 +22,42 @@ _KINDS = {
 
 
 def leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """Yield every value within ``value`` by its dotted name, which begins with ``key``."""
     if isinstance(value, dict) and value:
         for name, part in value.items():
-            yield from leaves(f"{key}.{name}", part)
+            yield from leaves(f"{key}.{name}" if key else name, part)
     else:
         yield key, value
 
 
 def set_value(config: DictConfig, key: str, value: Any) -> None:
     """Give an existing key a value of its type."""
-    known = list(_known_keys(config))
+    named = leaves("", OmegaConf.to_container(config, resolve=False))
+    known = [name for name, _ in named if not {*ABOUT_STAGE[1:]} & {*name.split(".")}]
+    parent, _, name = key.rpartition(".")
+    node = OmegaConf.select(config, parent) if parent else config
     if key not in known:
-        siblings = OmegaConf.select(config, key.rpartition(".")[0]) if "." in key else config
-        group = siblings if isinstance(siblings, DictConfig) else config
-        allowed = [str(name) for name in group if name not in ABOUT_STAGE[1:]]
-        similar = [name for name in known if name.startswith(key.rpartition(".")[0] + ".")] if "." in key else []
+        allowed = [
+            str(name) for name in (node if isinstance(node, DictConfig) else config) if name not in ABOUT_STAGE[1:]
+        ]
+        similar = [name for name in known if parent and name.startswith(f"{parent}.")]
         raise ConfigError(key, value, allowed, "is not a key", closest(key, similar or [*known, *map(str, config)]))
-    kind = _kind_of(config, key)
+    default = OmegaConf.select(config, key)
+    if isinstance(default, ListConfig):
+        default = list(default)
+    kind = _declared_type(node, name) or (type(default) if default is not None else None)
     if value is not None and kind is not None:
-        default = OmegaConf.select(config, key)
-        value = _converted(key, value, kind, list(default) if kind is list else default)
+        value = _converted(key, value, kind, default)
     try:
         OmegaConf.update(config, key, value, merge=False, force_add=False)
     except OmegaConfBaseException as error:
         raise ConfigError(key, value, problem=f"does not fit: {str(error).splitlines()[0]}") from None
 
 
-def _known_keys(config: DictConfig, prefix: str = "") -> Iterator[str]:
-    """Dotted names of all values."""
-    for key in config:
-        if key in ABOUT_STAGE[1:]:
-            continue
-        node = config._get_node(key)
-        name = f"{prefix}{key}"
-        if isinstance(node, DictConfig) and not node._is_none():
-            yield from _known_keys(node, f"{name}.")
-        else:
-            yield name
-
-
-def _kind_of(config: DictConfig, key: str) -> type | None:
-    """The type of a key: its schema's, or in a method its value's in the YAML; None where that is null."""
-    parent, _, name = key.rpartition(".")
-    group = OmegaConf.select(config, parent) if parent else config
-    node = group._get_node(name)
-    declared = node._metadata.ref_type if isinstance(node, Node) else None
-    if declared in _KINDS:
-        return declared
-    value = OmegaConf.select(config, key)
-    if isinstance(value, ListConfig):
-        return list
-    return None if value is None else type(value)
+def _declared_type(node: DictConfig, name: str) -> type | None:
+    """Return the type that a schema gives a key, be its value null; OmegaConf 2.3 tells it of values alone."""
+    declared = node._get_node(name)._metadata.ref_type  # type: ignore[union-attr]
+    return declared if declared in _KINDS else None
 
 
 def _converted(key: str, value: Any, kind: type, default: Any) -> Any:

@@ -5,8 +5,7 @@ from collections.abc import Iterable
 
 from dmqbench.config.names import TASKS
 from dmqbench.config.plugins import known_names, plugins, usable
-
-GROUP_NAMES = ("method", "model", "bits", "dataset", "sampler", "metrics", "budget", "tracker", "trainer")
+from dmqbench.config.schema import OPTION_GROUPS
 
 _WIDTH = 79
 _COLUMN = 11
@@ -37,7 +36,7 @@ elsewhere with hydra/launcher=joblib, ray or submitit_slurm.
 
 def help_text() -> str:
     """Return the help, with the options of every group, and what plug-ins there are."""
-    choices = {"task": TASKS, **{group: sorted(known_names(group)) for group in (*GROUP_NAMES, "sweeps")}}
+    choices = {"task": TASKS, **{group: sorted(known_names(group)) for group in (*OPTION_GROUPS, "sweeps")}}
     text = _HELP.format(choices="\n".join(_line(key, names) for key, names in choices.items()))
     return text + "".join(f"{line}\n" for line in ["Plug-ins:", *plugin_lines()] if plugins())
 

@@ -37,6 +37,11 @@ def default_root() -> Path:
     return Path(os.environ.get("DMQBENCH_RUNS") or "runs")
 
 
+def store_root(named: str | os.PathLike[str] | None = None) -> Path:
+    """Return the whole path of a run store: the one that is named, otherwise the default."""
+    return Path(named or default_root()).expanduser().absolute()
+
+
 class Store:
     """Artifacts at ``root/{kind}/{id}/``; what is under way is in ``.work/``, what is damaged in ``.aside/``.
 

@@ -13,8 +13,9 @@ from tiny import autoencoder, save_pipeline, unet
 
 from dmqbench.config.checked_job import full_precision
 from dmqbench.config.compose import compose
+from dmqbench.config.errors import ConfigError
 from dmqbench.config.ids import foreign_ids, images_id, job_ids
-from dmqbench.config.input_checks import ForeignError, check_foreign, read_prompts
+from dmqbench.config.input_checks import check_foreign, read_prompts
 from dmqbench.config.job import images_job, make_job
 from dmqbench.config.model_facts import image_shape, weights_hash
 from dmqbench.config.schema import EvaluateConfig, ModelConfig
@@ -30,7 +31,7 @@ def archive(path: Path, count=6, shape=(16, 16, 1), seed=0) -> str:
 
 
 def refusal(evaluate: EvaluateConfig, model=DIGITS, samples=4) -> str:
-    with pytest.raises(ForeignError) as caught:
+    with pytest.raises(ConfigError) as caught:
         check_foreign(evaluate, model, samples)
     error = caught.value
     assert str(error) == f"{error.key}={error.value} {error.problem}"
@@ -93,7 +94,7 @@ def test_bits_are_said_as_everywhere(tmp_path, bits):
 @pytest.mark.parametrize("name", ["", "  ", "two\nlines", "x" * 81, "\x1b[2J"])
 def test_names_that_would_break_a_table(tmp_path, name):
     evaluate = EvaluateConfig(archive(tmp_path / "x.npz"), name=name)
-    with pytest.raises(ForeignError, match="printable characters"):
+    with pytest.raises(ConfigError, match="printable characters"):
         check_foreign(evaluate, DIGITS, 4)
 
 

@@ -91,7 +91,7 @@ def test_the_named_variant_leaves_out_the_votes_and_shares_every_stage_with_dmq(
 
 
 def test_a_path_is_no_part_of_a_variant():
-    assert variant_text({".path": None, ".stages": []}, {".path": "elsewhere", ".stages": []}) == ""
+    assert variant_text({"path": None, "stages": []}, {"path": "elsewhere", "stages": []}) == ""
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,9 @@ from handmade_findings import FindingsBench
 
 from dmqbench.config.checked_job import Job
 from dmqbench.config.ids import job_ids
+from dmqbench.config.limits import limits_of
 from dmqbench.config.model_facts import weights_hash
 from dmqbench.config.places import CONF, SWEEPS
-from dmqbench.config.stage_files import limits_of
 from dmqbench.launch.sweeps import Planned, check, sweep_jobs
 from dmqbench.results.studies.dose_response import RUNGS, rung_of
 from dmqbench.results.studies.findings import FindingsReader

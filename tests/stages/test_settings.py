@@ -6,8 +6,8 @@ import pytest
 from workbench import MSE, W3A6, workbench
 
 from dmqbench.config.checked_job import ABOUT_STAGE
+from dmqbench.config.limits import limits_of, stage_values
 from dmqbench.config.places import CONF, yaml_names
-from dmqbench.config.stage_files import limits_of, stage_values
 from dmqbench.methods import stages_of
 from dmqbench.stages.ranges import WeightRange
 

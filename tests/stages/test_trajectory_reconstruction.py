@@ -11,7 +11,7 @@ from workbench import ACTIVATION_RANGE, MSE, W3A6, sampler, set_min_max_ranges_,
 from dmqbench.calibration.checkpoint import UnitCheckpoint
 from dmqbench.calibration.run import run_stage
 from dmqbench.calibration.stage import CalibrationDiverged
-from dmqbench.config.stage_files import limits_of
+from dmqbench.config.limits import limits_of
 from dmqbench.quant.layers import freeze_, quant_layers, quantization
 from dmqbench.quant.spec import BitWidth, StepGroups
 from dmqbench.quant.state import activation_quantizers, calibration_state, load_calibration_state_

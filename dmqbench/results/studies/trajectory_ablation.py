@@ -11,7 +11,7 @@ from statistics import geometric_mean, mean
 from typing import Any, Literal
 
 from dmqbench.config.checked_job import ABOUT_STAGE
-from dmqbench.config.stage_files import limits_of
+from dmqbench.config.limits import limits_of
 from dmqbench.results.compare import Comparison, compare
 from dmqbench.results.correlations import correlate, direction
 from dmqbench.results.result import Result
