@@ -10,17 +10,15 @@ from argparse import Namespace
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from dmqbench.launch.help import help_text
-from dmqbench.launch.launcher import MEASURING, Outcome, complain, launch
+from dmqbench.launch.launcher import MEASURING, Outcome, complain, launch, option_parser
 
 if TYPE_CHECKING:
     from dmqbench.launch.sweeps import Planned
 
 DONE, FAILED, WRONG, INTERRUPTED = 0, 1, 2, 130
-
 
 NOT_OFFERED = ("config_name", "config_path", "experimental_rerun")
 """Hydra's options that exchange the whole configuration or load a pickle."""
@@ -33,16 +31,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(help_text(), end="")
         return DONE
     with suppress(ValueError):  # only the main thread of a process has signals
-        signal.signal(signal.SIGTERM, _interrupt)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return _main(arguments)
     except KeyboardInterrupt:
         complain("interrupted; the same command goes on where this one stopped")
         return INTERRUPTED
-
-
-def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt
 
 
 def _main(arguments: list[str]) -> int:
@@ -54,24 +48,21 @@ def _main(arguments: list[str]) -> int:
         options = parse_arguments(arguments)
         if options.shell_completion or options.info or options.hydra_help:
             return hand_to_hydra(arguments)
-        planned = plan(options)
+        jobs = plan(options)
         if options.cfg:
             return hand_to_hydra(arguments)
         takes = how_long(options)
     except (ConfigError, ModelError) as error:
         complain(error)
         return WRONG
-    return carry_out(planned, takes)
+    return carry_out(jobs, takes)
 
 
 def parse_arguments(arguments: Sequence[str]) -> Namespace:
     """Parse Hydra's options; ConfigError for an option that is unknown or not offered here."""
-    from hydra._internal.utils import get_args_parser
-
     from dmqbench.config.errors import ConfigError, closest
 
-    parser = get_args_parser()
-    known = [flag for action in parser._actions for flag in action.option_strings]
+    parser, known = option_parser()
 
     def refuse(message: str) -> NoReturn:
         flags = [text.partition("=") for text in arguments if text.startswith("-")]
@@ -83,10 +74,9 @@ def parse_arguments(arguments: Sequence[str]) -> Namespace:
     parser.error = refuse
     options = parser.parse_args(list(arguments))
     for name in NOT_OFFERED:
-        if getattr(options, name) is not None:
-            flag = f"--{name.replace('_', '-')}"
+        if (value := getattr(options, name)) is not None:
             problem = "is not offered; YAMLs of your own go into a folder given by --config-dir"
-            raise ConfigError(flag, getattr(options, name), ["--config-dir"], problem)
+            raise ConfigError(f"--{name.replace('_', '-')}", value, ["--config-dir"], problem)
     return options
 
 
@@ -97,9 +87,12 @@ def hand_to_hydra(arguments: Sequence[str]) -> int:
     from dmqbench.config.compose import ROOT
     from dmqbench.config.places import CONF
 
+    def nothing(config: Any) -> None:
+        """What Hydra would run if it were asked to."""
+
     sys.argv = [sys.argv[0], *arguments]
     try:
-        hydra.main(version_base="1.3", config_path=str(CONF), config_name=ROOT)(_nothing)()
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name=ROOT)(nothing)()
     except SystemExit as stop:
         if isinstance(stop.code, int):
             return stop.code
@@ -107,11 +100,7 @@ def hand_to_hydra(arguments: Sequence[str]) -> int:
     return DONE
 
 
-def _nothing(config: Any) -> None:
-    """What Hydra would run if it were asked to."""
-
-
-def carry_out(planned: Sequence["Planned"], takes: str = "") -> int:
+def carry_out(jobs: Sequence["Planned"], takes: str = "") -> int:
     """Say what will be done, answer what is in the store, launch the rest, print one table and all folders.
 
     ``takes`` says how long it is known to take. Returns the exit status.
@@ -125,26 +114,25 @@ def carry_out(planned: Sequence["Planned"], takes: str = "") -> int:
     from dmqbench.store.artifacts import Store
 
     try:
-        outcomes = {number: Outcome(str(one.folder)) for number, one in enumerate(planned) if is_answered(one)}
-        missing = [number for number in range(len(planned)) if number not in outcomes]
-        for number in missing:
-            check_layers(planned[number].job)
-            require_stages(planned[number].job.method)
-        if missing and planned[0].job.task not in ANSWERING:
-            Store(planned[0].job.store_root).check_writable()
-        for line in announcement(planned, len(missing), takes):
+        answers = [Outcome(str(planned.folder)) if is_answered(planned) else None for planned in jobs]
+        missing = [planned for planned, answer in zip(jobs, answers, strict=True) if answer is None]
+        for planned in missing:
+            check_layers(planned.job)
+            require_stages(planned.job.method)
+        if missing and jobs[0].job.task not in ANSWERING:
+            Store(jobs[0].job.store_root).check_writable()
+        for line in announcement(jobs, len(missing), takes):
             complain(line)
-        if missing:
-            done = launch([planned[number] for number in missing])
-            outcomes |= zip(missing, done, strict=True)
+        launched = iter(launch(missing) if missing else ())
+        outcomes = [answer or next(launched) for answer in answers]
     except ConfigError as error:
         complain(error)
         return WRONG
     except (StoreError, OSError) as error:
         complain(error)
         return FAILED
-    show([(planned[number], outcomes[number]) for number in range(len(planned))])
-    return FAILED if any(outcome.error for outcome in outcomes.values()) else DONE
+    show(list(zip(jobs, outcomes, strict=True)))
+    return FAILED if any(outcome.error for outcome in outcomes) else DONE
 
 
 def show(done: Sequence[tuple["Planned", Outcome]]) -> None:
@@ -152,17 +140,17 @@ def show(done: Sequence[tuple["Planned", Outcome]]) -> None:
     from dmqbench.launch.announce import next_commands, with_full_precision
     from dmqbench.results.formats import print_results
 
-    folders = [(one, Path(outcome.path)) for one, outcome in done if outcome.path is not None]
-    results = [(one, folder) for one, folder in folders if one.job.task in MEASURING]
+    folders = [(planned, Path(outcome.path)) for planned, outcome in done if outcome.path is not None]
+    results = [(planned, folder) for planned, folder in folders if planned.job.task in MEASURING]
     if results:
         print_results(with_full_precision(results))
     for _, folder in folders:
         print(folder, flush=True)
-    failed = [one for one, outcome in done if outcome.error is not None]
+    failed = sum(outcome.error is not None for _, outcome in done)
     if failed and len(done) > 1:
-        complain(f"{len(failed)} of {len(done)} jobs failed; the others are done")
+        complain(f"{failed} of {len(done)} jobs failed; the others are done")
     if results and sys.stdout.isatty():  # a script knows its next command
-        complain(next_commands([one for one, _ in results]))
+        complain(next_commands(results[0][0].job.store_root))
 
 
 if __name__ == "__main__":

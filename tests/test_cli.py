@@ -14,8 +14,8 @@ import pytest
 from dmqbench import cli
 from dmqbench.config.metric_facts import OWN_METRICS
 from dmqbench.config.names import DIAGNOSIS, TASKS
-from dmqbench.launch import announce, expected, sweeps
-from dmqbench.launch.help import GROUP_NAMES
+from dmqbench.config.schema import OPTION_GROUPS
+from dmqbench.launch import sweeps
 from dmqbench.store.artifacts import Store
 
 ROOT = Path(__file__).parents[1]
@@ -86,8 +86,7 @@ def stub(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "dmqbench.tasks.plan", plan)
     monkeypatch.setitem(sys.modules, "dmqbench.results.formats", report)
     monkeypatch.setattr(cli, "launch", remembering)
-    for module in (sweeps, announce, expected):  # each has the name, whichever test imported it first
-        monkeypatch.setattr(module, "hash_once", lambda model: "0" * 64)
+    monkeypatch.setattr(sweeps, "hash_once", lambda model: "0" * 64)
     monkeypatch.setenv("DMQBENCH_RUNS", str(tmp_path / "runs"))
     monkeypatch.chdir(tmp_path)
     before = signal.getsignal(signal.SIGTERM)
@@ -399,7 +398,7 @@ def test_help_names_every_group_and_needs_neither_hydra_nor_torch(tmp_path):
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     assert done.returncode == 0, done.stdout
-    for word in (*GROUP_NAMES, *TASKS, "rtn", "w4a8", "demo", "base_"):
+    for word in (*OPTION_GROUPS, *TASKS, "rtn", "w4a8", "demo", "base_"):
         assert (word in done.stdout) == (word != "base_")
     assert len(done.stdout.splitlines()) <= 40 and max(map(len, done.stdout.splitlines())) < 80
 

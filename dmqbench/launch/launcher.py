@@ -4,7 +4,8 @@ import logging
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from argparse import ArgumentParser
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from importlib import import_module
@@ -33,35 +34,49 @@ def complain(line: object) -> None:
     print(f"dmqbench: {line}", file=sys.stderr, flush=True)
 
 
-def launch(planned: Sequence["Planned"]) -> list[Outcome]:
+def option_parser() -> tuple[ArgumentParser, list[str]]:
+    """Return Hydra's parser of its options, and their flags; Hydra 1.3 and argparse have no public door to either."""
+    from hydra._internal.utils import get_args_parser
+
+    parser = get_args_parser()
+    return parser, [flag for action in parser._actions for flag in action.option_strings]
+
+
+def launch(jobs: Sequence["Planned"]) -> list[Outcome]:
     """Give the jobs to Hydra's launcher, each as its overrides; a failing one does not stop the others."""
     from hydra import initialize_config_dir
+
+    from dmqbench.config.places import CONF
+    from dmqbench.launch.expected import expected_work
+
+    with initialize_config_dir(str(CONF), job_name="dmqbench", version_base="1.3"):
+        works = expected_work(jobs)
+        launcher = _launcher(jobs[0], partial(run_one, tuple(jobs), works, time.time()))
+        with Course(works):
+            overrides = [_as_hydra_takes_them(planned.overrides) for planned in jobs]
+            returned = launcher.launch(overrides, initial_job_idx=0)
+    return [job.return_value for job in returned]
+
+
+def _launcher(first: "Planned", task: Callable[[Any], Outcome]) -> Any:
+    """Return the launcher that the ``first`` job names; Hydra 1.3 makes one for its own multirun alone."""
     from hydra._internal.callbacks import Callbacks
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.plugins import Plugins
     from hydra.types import HydraContext, RunMode
 
     from dmqbench.config.compose import ROOT
-    from dmqbench.config.places import CONF
-    from dmqbench.launch.expected import expected_work
 
-    first, works = planned[0], expected_work(planned)
+    hydra = GlobalHydra.instance().hydra
+    assert hydra is not None
     # Hydra writes nothing but a launcher's own files, and those beside the results.
     places = [f"hydra.sweep.dir='{first.job.store_root / '.hydra'}'", "hydra.sweep.subdir='.'"]
-    with initialize_config_dir(str(CONF), job_name="dmqbench", version_base="1.3"):
-        hydra = GlobalHydra.instance().hydra
-        assert hydra is not None
-        config = hydra.compose_config(
-            config_name=ROOT, overrides=[*places, *first.hydra_own], run_mode=RunMode.MULTIRUN
-        )
-        launcher = Plugins.instance().instantiate_launcher(
-            hydra_context=HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks(config)),
-            task_function=partial(run_one, tuple(planned), works, time.time()),
-            config=config,
-        )
-        with Course(works):
-            returned = launcher.launch([_as_hydra_takes_them(one.overrides) for one in planned], initial_job_idx=0)
-    return [job.return_value for job in returned]
+    config = hydra.compose_config(ROOT, [*places, *first.hydra_own], RunMode.MULTIRUN)
+    return Plugins.instance().instantiate_launcher(
+        hydra_context=HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks(config)),
+        task_function=task,
+        config=config,
+    )
 
 
 def _as_hydra_takes_them(overrides: Sequence[str]) -> list[str]:
@@ -69,7 +84,7 @@ def _as_hydra_takes_them(overrides: Sequence[str]) -> list[str]:
     return [f"++{text}" if text.startswith("method.variant=") else text for text in overrides]
 
 
-def run_one(planned: Sequence["Planned"], works: Sequence[float], since: float, config: Any) -> Outcome:
+def run_one(jobs: Sequence["Planned"], works: Sequence[float], since: float, config: Any) -> Outcome:
     """Carry out the job whose turn it is in a launcher's process. It was composed and checked before.
 
     ``works``: about how much work each is; ``since``: the time at which the first began.
@@ -79,32 +94,33 @@ def run_one(planned: Sequence["Planned"], works: Sequence[float], since: float, 
     from dmqbench.launch.expected import expected_work
 
     number = HydraConfig.get().job.num
-    one, course = planned[number], Course.running
+    planned, course = jobs[number], Course.running
     if course is None:  # this is a process of another launcher
         course = Course.running = Course(works, shared=True)
         course.started = time.perf_counter() - (time.time() - since)
-    course.begin(number, one.job.title)
+    course.begin(number, planned.job.title)
     if course.shared:
-        course.done = sum(works) - sum(expected_work(planned))
-    if len(planned) > 1:
-        complain("; ".join(filter(None, [f"{number + 1} of {len(planned)}: {one.job.title}", course.left])))
-    return attempt(one)
+        course.done = sum(works) - sum(expected_work(jobs))
+    if len(jobs) > 1:
+        complain("; ".join(filter(None, [f"{number + 1} of {len(jobs)}: {planned.job.title}", course.left])))
+    return attempt(planned)
 
 
-def attempt(one: "Planned") -> Outcome:
+def attempt(planned: "Planned") -> Outcome:
     """Carry out one job; a failure is written to its result folder and told in one line."""
     show_warnings()
+    job, folder = planned.job, planned.folder
     try:
-        if one.folder is not None and one.job.task in MEASURING:
+        if folder is not None and job.task in MEASURING:
             with suppress(OSError):
-                (one.folder / ERROR_FILE).unlink(missing_ok=True)
-        task = import_module(f"dmqbench.tasks.{one.job.task}")  # torch is needed from here on
-        path: Path | None = task.carry_out(one.job)
+                (folder / ERROR_FILE).unlink(missing_ok=True)
+        task = import_module(f"dmqbench.tasks.{job.task}")  # torch is needed from here on
+        path: Path | None = task.carry_out(job)
     except SystemExit:
         # This is how Lightning leaves a fit into which a signal came.
         raise KeyboardInterrupt from None
     except Exception as error:
-        return _failure(one, error)
+        return _failure(planned, error)
     return Outcome(None if path is None else str(path))
 
 
@@ -117,21 +133,17 @@ def show_warnings() -> None:
         logger.addHandler(handler)
 
 
-def _failure(one: "Planned", error: Exception) -> Outcome:
+def _failure(planned: "Planned", error: Exception) -> Outcome:
     from dmqbench.store.files import save_json
 
-    message = " ".join(str(error).split()) or "no message"
-    line = f"{one.job.title}: {type(error).__name__}: {message}"
-    report = {
-        "class": type(error).__name__,
-        "message": message,
-        "command": one.command,
-        "traceback": "".join(traceback.format_exception(error)),
-    }
+    name, message = type(error).__name__, " ".join(str(error).split()) or "no message"
+    line = f"{planned.job.title}: {name}: {message}"
+    trace = "".join(traceback.format_exception(error))
+    report = {"class": name, "message": message, "command": planned.command, "traceback": trace}
     where = ""
-    if one.folder is not None:
+    if planned.folder is not None:
         with suppress(OSError):
-            save_json(one.folder / ERROR_FILE, report)
-            where = f"; see {one.folder / ERROR_FILE}"
-    complain(f"{line}{where}; again with: {one.command}")
+            save_json(planned.folder / ERROR_FILE, report)
+            where = f"; see {planned.folder / ERROR_FILE}"
+    complain(f"{line}{where}; again with: {planned.command}")
     return Outcome(error=line)

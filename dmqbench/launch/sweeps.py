@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 from omegaconf import OmegaConf
 from yaml import YAMLError
 
-from dmqbench.config.checked_job import Job
+from dmqbench.config.checked_job import Job, full_precision
 from dmqbench.config.compose import compose, expand, parse, search_path
 from dmqbench.config.errors import ConfigError, closest
-from dmqbench.config.ids import job_ids
+from dmqbench.config.ids import JobIds, job_ids
 from dmqbench.config.job import cuda_expected, make_job
 from dmqbench.config.model_facts import weights_hash
 from dmqbench.config.places import SWEEPS
@@ -28,12 +28,20 @@ _SWEEP_FIELDS = ("jobs", "overrides", "takes")
 
 
 class Planned(NamedTuple):
-    """A checked job, the overrides it came from, and its result's id (None for a task without weights)."""
+    """A checked job, the overrides it came from, and its ids and those of its full precision.
+
+    A task without weights has none.
+    """
 
     overrides: tuple[str, ...]
     hydra_own: tuple[str, ...]
     job: Job
-    result: str | None
+    ids: JobIds | None = None
+    full_precision: JobIds | None = None
+
+    @property
+    def result(self) -> str | None:
+        return None if self.ids is None else self.ids.result
 
     @property
     def folder(self) -> Path | None:
@@ -41,7 +49,7 @@ class Planned(NamedTuple):
 
     @property
     def command(self) -> str:
-        """How to run this job alone."""
+        """The command that runs this job alone."""
         return shlex.join(["dmqbench", *self.overrides, *self.hydra_own])
 
 
@@ -153,9 +161,11 @@ def check(overrides: Sequence[str], hydra_own: Sequence[str] = ()) -> Planned:
     if here and job.trainer.accelerator == "gpu" and not cuda_expected():
         problem = "needs a CUDA device, and none is seen here"
         raise ConfigError("trainer.accelerator", "gpu", ["cpu"], problem)
-    nameless = job.task == "cost" or job.model.shapes_only
-    result = None if nameless else job_ids(job, hash_once(job.model)).result
-    return Planned(tuple(overrides), tuple(hydra_own), job, result)
+    planned = Planned(tuple(overrides), tuple(hydra_own), job)
+    if job.task == "cost" or job.model.shapes_only:
+        return planned
+    weights = hash_once(job.model)
+    return planned._replace(ids=job_ids(job, weights), full_precision=job_ids(full_precision(job), weights))
 
 
 hash_once = cache(weights_hash)
