@@ -45,6 +45,11 @@ def chunk_name(number: int) -> str:
     return f"chunk_{number:05d}.safetensors"
 
 
+def chunk_names(samples: int, chunk: int) -> list[str]:
+    """Return the names of the chunks that hold ``samples`` images."""
+    return [chunk_name(number) for number in range(chunk_count(samples, chunk))]
+
+
 @dataclass(frozen=True)
 class Denoising:
     """How noise becomes samples: a denoiser, the plan of its sampler, and the guidance scale (1: none).

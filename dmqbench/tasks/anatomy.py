@@ -20,9 +20,7 @@ from dmqbench.anatomy.weight_rows import row_histograms, row_statistics
 from dmqbench.config.checked_job import Job
 from dmqbench.config.ids import JobIds
 from dmqbench.data.bank import TrajectoryBank
-from dmqbench.models.adapter import Adapter
-from dmqbench.models.rollout import Denoising
-from dmqbench.models.topology import LayerInfo, Topology
+from dmqbench.models.topology import LayerInfo
 from dmqbench.quant.spec import FULL_PRECISION
 from dmqbench.results.plots.anatomy import draw
 from dmqbench.store.files import save_json, short_hash
@@ -59,29 +57,26 @@ def carry_out(job: Job) -> Path:
     """Make the anatomy of the job's model, unless it is in the store; return its folder."""
     shop = open_workshop(job)
     id = anatomy_id(shop.ids, job.method.name)
-    return shop.made_once(KIND, id, lambda: _make(shop, id)).path
 
+    def make() -> dict[str, Any]:
+        folder = shop.store.work(id) / OUTCOME
+        record = {"id": id, **examine(shop)}
+        save_json(folder / FILE, record)
+        draw(record, folder)
+        return {}
 
-def _make(shop: Workshop, id: str) -> dict[str, Any]:
-    """Write numbers and pictures into the work folder."""
-    folder = shop.store.work(id) / OUTCOME
-    record = {"id": id, **examine(shop)}
-    save_json(folder / FILE, record)
-    draw(record, folder)
-    return {}
+    return shop.made_once(KIND, id, make).path
 
 
 def examine(shop: Workshop) -> dict[str, Any]:
     """Return the content of ``anatomy.json``: numbers of six digits, ``None`` where one is not defined."""
     job, bank = shop.job, bank_of(shop)
-    inputs = _full_precision_inputs(shop, bank, shop.topology)
+    inputs = _full_precision_inputs(shop, bank)
     disturbed = _sensitivity(shop, bank)
     bits, quantization = _rounded_to(job), quantization_of(job)
-    weights = {layer.name: _weight(shop.full_precision, layer) for layer in shop.topology.layers}
-    layers = [
-        _describe(layer, inputs[layer.name]) | {"weight": _describe_weight(weights[layer.name], bits)}
-        for layer in shop.topology.layers
-    ]
+    network = shop.full_precision.network
+    weights = {name: network.get_submodule(name).get_parameter("weight") for name in inputs}
+    layers = [_describe(layer, inputs[layer.name], weights[layer.name], bits) for layer in shop.topology.layers]
     heaviest = _heaviest(layers)
     return {
         "version": VERSION,
@@ -101,22 +96,14 @@ def examine(shop: Workshop) -> dict[str, Any]:
     }
 
 
-def _weight(adapter: Adapter, layer: LayerInfo) -> Tensor:
-    return adapter.network.get_submodule(layer.name).get_parameter("weight")
-
-
-def _describe_weight(weight: Tensor, bits: Sequence[int]) -> dict[str, Any]:
-    return weight_statistics(weight).to_json() | {"rows": row_statistics(weight, bits).to_json()}
-
-
 def _rounded_to(job: Job) -> tuple[int, ...]:
-    """Weight bits at which it is asked which rows carry the error: the job's, or several where it rounds no weight."""
+    """Return the weight bits at which rows are rounded: the job's, or several where it rounds no weight."""
     quantizes = job.method.stages and job.bits.weight != FULL_PRECISION
     return (job.bits.weight,) if quantizes else ROUNDED_TO
 
 
 def _heaviest(layers: Sequence[Mapping[str, Any]]) -> str | None:
-    """The layer outside the time and label embedding that has the row of highest kurtosis; None if none is defined."""
+    """Return the layer, no embedding's, that has the row of highest kurtosis; None if none is defined."""
     highest = {
         layer["name"]: max((value for value in layer["weight"]["rows"]["kurtosis"] if value is not None), default=0.0)
         for layer in layers
@@ -125,57 +112,48 @@ def _heaviest(layers: Sequence[Mapping[str, Any]]) -> str | None:
     return max(highest, key=lambda name: highest[name]) if any(highest.values()) else None
 
 
-def _full_precision_inputs(shop: Workshop, bank: TrajectoryBank, topology: Topology) -> Mapping[str, InputStatistics]:
+def _full_precision_inputs(shop: Workshop, bank: TrajectoryBank) -> Mapping[str, InputStatistics]:
     members, chunk = min(TRAJECTORIES, len(bank.cal)), shop.job.sampler.chunk
     total = bank.cal.calls * len(batches(members, chunk))
     denoising = shop.calibrating(shop.full_precision)
     with Meter(f"anatomy of {shop.job.model.name}", total) as meter:
-        return input_statistics(denoising, topology, bank.cal, members=members, chunk=chunk, advance=meter.advance)
+        return input_statistics(denoising, shop.topology, bank.cal, members=members, chunk=chunk, advance=meter.advance)
 
 
 def _sensitivity(shop: Workshop, bank: TrajectoryBank) -> dict[str, Any]:
-    """What equal errors at each call do to the final image of the full-precision model."""
-    members, sampler = min(SENSITIVITY_TRAJECTORIES, len(bank.val)), shop.job.calibration_sampler
-    total = len(spread_calls(bank.val.calls)) * len(batches(members, sampler.chunk))
+    """Return what equal errors at each call do to the final image of the full-precision model."""
+    members, chunk = min(SENSITIVITY_TRAJECTORIES, len(bank.val)), shop.job.sampler.chunk
+    total = len(spread_calls(bank.val.calls)) * len(batches(members, chunk))
     denoising = shop.calibrating(shop.full_precision)
     with Meter(f"sensitivity of {shop.job.model.name}", total) as meter:
-        record = sensitivity(
-            denoising, bank.val, seed=bank.seed, chunk=sampler.chunk, members=members, advance=meter.advance
-        ).to_json()
+        disturbed = sensitivity(
+            denoising, bank.val, seed=bank.seed, chunk=chunk, members=members, advance=meter.advance
+        )
+    record = disturbed.to_json()
     means = {key: short(record[key]) for key in ("injected", "mse", "psnr")}
     per_trajectory = {key: short(rows) for key, rows in record["per_trajectory"].items()}
     return record | means | {"per_trajectory": per_trajectory}
 
 
 def _of_quantized(shop: Workshop, bank: TrajectoryBank) -> dict[str, Any]:
-    """Errors of the quantized network's layers and steps, and what becomes of its activations and last feature."""
+    """Return errors of the quantized network's layers and steps, and what becomes of activations and last feature."""
     if shop.job.method.name == "fp":
         return {"quantized": None, "features": None}
     with shop.record:
         calibrated(shop)
-    denoising = shop.calibrating(frozen(shop, shop.calibration_sampler))
-    diagnosis = diagnose(denoising, bank.val, seed=bank.seed, chunk=shop.job.calibration_sampler.chunk)
-    return {"quantized": diagnosis.to_json(), "features": _features(shop, denoising, bank)}
+    chunk = shop.job.sampler.chunk
+    quantized = shop.calibrating(frozen(shop, shop.calibration_sampler))
+    diagnosis = diagnose(quantized, bank.val, seed=bank.seed, chunk=chunk)
+    members, teacher = min(FEATURE_TRAJECTORIES, len(bank.val)), shop.calibrating(shop.adapter)
+    with Meter(f"features of {shop.job.title}", bank.val.calls * len(batches(members, chunk))) as meter:
+        features = feature_statistics(
+            quantized, teacher, shop.topology, bank.val, members=members, chunk=chunk, advance=meter.advance
+        )
+    return {"quantized": diagnosis.to_json(), "features": features.to_json()}
 
 
-def _features(shop: Workshop, quantized: Denoising, bank: TrajectoryBank) -> dict[str, Any]:
-    """What becomes of activations and of the last feature."""
-    members, sampler = min(FEATURE_TRAJECTORIES, len(bank.val)), shop.job.calibration_sampler
-    total = bank.val.calls * len(batches(members, sampler.chunk))
-    with Meter(f"features of {shop.job.title}", total) as meter:
-        return feature_statistics(
-            quantized,
-            shop.calibrating(shop.adapter),
-            shop.topology,
-            bank.val,
-            members=members,
-            chunk=sampler.chunk,
-            advance=meter.advance,
-        ).to_json()
-
-
-def _describe(layer: LayerInfo, inputs: InputStatistics) -> dict[str, Any]:
-    """One layer with the statistics of its input: over everything, per call, per channel, and of a skip's parts."""
+def _describe(layer: LayerInfo, inputs: InputStatistics, weight: Tensor, bits: Sequence[int]) -> dict[str, Any]:
+    """Return a layer with statistics of its input, over everything, per call and channel, and of its weight."""
     return {
         "name": layer.name,
         "kind": layer.kind,
@@ -186,17 +164,16 @@ def _describe(layer: LayerInfo, inputs: InputStatistics) -> dict[str, Any]:
         "input": inputs.whole.to_json(),
         "steps": inputs.steps.to_json(),
         "channels": inputs.channels.to_json(),
-        "skip": _skip(layer, inputs) if layer.boundaries else None,
+        "skip": _skip(inputs) if layer.boundaries else None,
+        "weight": weight_statistics(weight).to_json() | {"rows": row_statistics(weight, bits).to_json()},
     }
 
 
-def _skip(layer: LayerInfo, inputs: InputStatistics) -> dict[str, Any]:
-    """Statistics of the parts of a concatenated input per call, and the ratio of the widest to the narrowest."""
-    count = len(layer.boundaries) + 1
-    width = inputs.parts.high - inputs.parts.low
-    std = inputs.parts.std
+def _skip(inputs: InputStatistics) -> dict[str, Any]:
+    """Return statistics of the parts of a concatenated input per call, and ratios of the widest to the narrowest."""
+    width, std = inputs.parts.high - inputs.parts.low, inputs.parts.std
     return {
-        "parts": [inputs.parts[:, part].to_json() for part in range(count)],
+        "parts": [inputs.parts[:, part].to_json() for part in range(width.shape[1])],
         "range_ratio": short((width.amax(1) / width.amin(1).clamp_min(1e-30)).tolist()),
         "std_ratio": short((std.amax(1) / std.amin(1).clamp_min(1e-30)).tolist()),
     }

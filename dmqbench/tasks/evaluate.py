@@ -1,24 +1,25 @@
 """``task=evaluate``: images that another program sampled, or samples in the store, measured as our own are."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
-from dmqbench.config.checked_job import Job, full_precision
-from dmqbench.config.ids import images_id, job_ids
+from dmqbench.config.checked_job import Job
+from dmqbench.config.ids import images_id, job_ids, reference_id
 from dmqbench.config.input_checks import read_prompts
 from dmqbench.config.model_facts import weights_hash
 from dmqbench.data.archives import inspect, read_batches
 from dmqbench.eval.evaluate import Evaluator, SampleSet
-from dmqbench.eval.feature_cache import feature_source, floor_source
 from dmqbench.eval.protocol import Protocol
-from dmqbench.models.rollout import chunk_count, chunk_name
+from dmqbench.models.rollout import chunk_names
 from dmqbench.store.artifacts import Store
 from dmqbench.tasks import run
-from dmqbench.tasks.evaluator import make_evaluator
+from dmqbench.tasks.evaluator import make_evaluator, of_every_job
 from dmqbench.tasks.mirror import show_in_tracker, tell_job, tell_location, tracker
 from dmqbench.tasks.result import imported_result, names_of_images, write_result
 from dmqbench.tasks.workshop import Workshop, open_workshop
@@ -26,8 +27,7 @@ from dmqbench.tasks.workshop import Workshop, open_workshop
 CHUNK = 64
 """Images in a file of an imported artifact: the same for every job, so that they share it."""
 
-
-UNKNOWN_OF_SAMPLES = (*("scope", "engine", "seed", "sampler", "timesteps", "eta", "guidance", "clip", "chunk", "base"),)
+UNKNOWN_OF_SAMPLES = ("scope", "engine", "seed", "sampler", "timesteps", "eta", "guidance", "clip", "chunk", "base")
 """Entries of a protocol that nobody knows of images made elsewhere."""
 
 
@@ -53,8 +53,8 @@ def evaluate_foreign(job: Job) -> Path:
             started = time.perf_counter()
             evaluation = evaluator.evaluate(samples, job.metrics.names)
             seconds = time.perf_counter() - started
-            found = imported_result(shop, evaluator.full_precision_id, evaluation, seconds)
-            result = write_result(shop.store, found, evaluation, None)
+            result = imported_result(shop, evaluator.full_precision_id, evaluation, seconds)
+            result = write_result(shop.store, result, evaluation, None)
             show_in_tracker(shop, mirror, result, evaluation, None)
     return result.folder
 
@@ -79,48 +79,40 @@ def import_images(store: Store, path: str | Path | None, count: int) -> SampleSe
     assert path is not None
     info, id = inspect(path), images_id(path)
     count = min(count, info.count)
-    names = [chunk_name(number) for number in range(chunk_count(count, CHUNK))]
+    names = chunk_names(count, CHUNK)
     if not set(names) <= store.verified_files("samples", id).keys():
         for name, part in zip(names, read_batches(path, CHUNK, len(names) * CHUNK), strict=True):
             tensors = {"images": torch.from_numpy(part)}
             store.append_file("samples", id, name, lambda target, tensors=tensors: save_file(tensors, target))
+    return SampleSet(id, _stored(store, id, names)[:count])
+
+
+def _stored(store: Store, id: str, names: Sequence[str]) -> Tensor:
     files = store.verified_files("samples", id)
-    return SampleSet(id, torch.cat([load_file(files[name])["images"] for name in names])[:count])
+    return torch.cat([load_file(files[name])["images"] for name in names])
 
 
 def foreign_evaluator(shop: Workshop) -> Evaluator:
-    """What measures these images: against our own full-precision samples, or against those that came with them."""
-    job = shop.job
+    """Return what measures these images: against our own full-precision samples, or those that came with them."""
+    job, given = shop.job, shop.job.evaluate.fp_samples
     prompts = None if job.evaluate.prompts is None else read_prompts(job.evaluate.prompts)
-    if job.evaluate.fp_samples is None:
-        return _against_ours(shop, prompts)
-    references = import_images(shop.store, job.evaluate.fp_samples, job.metrics.samples)
-    own = job_ids(full_precision(job), shop.weights).samples
-    if _is_stored(shop, own, references):
-        return _against_ours(shop, prompts)
+    references = None if given is None else import_images(shop.store, given, job.metrics.samples)
+    if references is None or _is_stored(shop, reference_id(job, shop.weights), references):
+        evaluator = make_evaluator(shop)
+        pairs = 0 if references is None else evaluator.pairs
+        return replace(evaluator, protocol=_unknown(job), pairs=pairs, captions=prompts)
     return Evaluator(
         protocol=_unknown(job),
         full_precision=references,
         full_precision_id=references.id,
         dataset=names_of_images(job)["dataset"],
-        pairs=job.metrics.pairs,
-        settings=job.metrics,
-        features=feature_source(shop.store, job.device_type),
-        floor_of=floor_source(shop.store, job.device_type),
-        reference=job.dataset.reference,
         captions=prompts,
-        device=job.device_type,
+        **of_every_job(shop),
     )
 
 
-def _against_ours(shop: Workshop, prompts: tuple[str, ...] | None) -> Evaluator:
-    evaluator = make_evaluator(shop)
-    pairs = 0 if shop.job.evaluate.fp_samples is None else evaluator.pairs
-    return replace(evaluator, protocol=_unknown(shop.job), pairs=pairs, captions=prompts)
-
-
 def _unknown(job: Job) -> Protocol:
-    """The protocol of images of which nobody says how they were drawn."""
+    """Return the protocol of images of which nobody says how they were drawn."""
     paths = (job.evaluate.samples, job.evaluate.fp_samples)
     lossy = {name for path in paths if path is not None for name in inspect(path).lossy}
     return Protocol(
@@ -143,12 +135,10 @@ def _unknown(job: Job) -> Protocol:
 
 def _is_stored(shop: Workshop, id: str, images: SampleSet) -> bool:
     """Whether the store holds samples ``id``, and ``images`` are the first of them, bit for bit."""
-    files = shop.store.verified_files("samples", id)
-    names = [chunk_name(number) for number in range(chunk_count(len(images), shop.job.sampler.chunk))]
-    if not set(names) <= files.keys():
+    names = chunk_names(len(images), shop.job.sampler.chunk)
+    if not set(names) <= shop.store.verified_files("samples", id).keys():
         return False
-    stored = torch.cat([load_file(files[name])["images"] for name in names])[: len(images)]
-    return torch.equal(stored, images.images)
+    return torch.equal(_stored(shop.store, id, names)[: len(images)], images.images)
 
 
 def evaluate_stored(job: Job) -> Path:
@@ -157,7 +147,7 @@ def evaluate_stored(job: Job) -> Path:
     Raises:
         LookupError: they are not all there.
     """
-    names = [chunk_name(number) for number in range(chunk_count(job.metrics.samples, job.sampler.chunk))]
+    names = chunk_names(job.metrics.samples, job.sampler.chunk)
     present = Store(job.store_root).verified_files("samples", job_ids(job, weights_hash(job.model)).samples)
     if not set(names) <= present.keys():
         raise LookupError(f"{len(present)} of {len(names)} chunks of its samples are in the store; use task=run")

@@ -1,14 +1,15 @@
 """What a job's samples are measured against: full precision, floors, and the protocol that all metrics share."""
 
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 from dmqbench.config.checked_job import Job, full_precision
-from dmqbench.config.ids import inputs_id, job_ids, perturbed_id
+from dmqbench.config.ids import inputs_id, job_ids, perturbed_id, reference_id
 from dmqbench.config.names import UNCALIBRATED
 from dmqbench.eval.evaluate import Evaluator, Floors, SampleSet
 from dmqbench.eval.feature_cache import feature_source, floor_source
 from dmqbench.eval.protocol import Protocol
-from dmqbench.models.adapter import Adapter
 from dmqbench.tasks.sample import samples
 from dmqbench.tasks.workshop import Workshop
 
@@ -17,56 +18,45 @@ PERTURBATION = 1e-7
 
 
 def make_evaluator(shop: Workshop) -> Evaluator:
-    """Full-precision samples, the floors beside them, and the protocol that all metrics of this job share."""
-    job = shop.job
-    fp_id = job_ids(full_precision(job), shop.weights).samples
+    """Return what measures this job: against full precision, with floors, under one protocol for all metrics."""
+    job, metrics, fp_id = shop.job, shop.job.metrics, reference_id(shop.job, shop.weights)
+    # What metrics read where nothing is quantized: once per model, sampler and seed, shared by all jobs.
+    draw = partial(samples, shop, model=lambda: shop.full_precision)
+    full_precision_samples = draw(fp_id, metrics.samples, "full precision", seed=metrics.seed)
+    perturbed, other_seed = perturbed_id(fp_id, PERTURBATION), other_seed_id(job, shop.weights)
+    floors = Floors(
+        draw(perturbed, metrics.pairs, "the numerical floor", seed=metrics.seed, perturbation=PERTURBATION),
+        draw(other_seed, metrics.samples, "the floor of another seed", seed=metrics.seed + 1),
+    )
+    truth = None  # only where an image was degraded, something says what a sample should be
+    if job.task_kind == "restore":
+        truth = SampleSet(inputs_id(job), shop.images.pixels("eval", range(metrics.pairs)))
     return Evaluator(
-        protocol=shared_protocol(shop, fp_id),
-        full_precision=full_precision_samples(shop, fp_id, job.metrics.samples),
+        protocol=_protocol(shop, fp_id),
+        full_precision=full_precision_samples,
         full_precision_id=fp_id,
         dataset=job.dataset.name,
-        reference=job.dataset.reference,
-        pairs=job.metrics.pairs,
-        settings=job.metrics,
-        features=feature_source(shop.store, job.device_type),
-        floor_of=floor_source(shop.store, job.device_type),
-        floors=draw_floors(shop, fp_id),
-        truth=ground_truth(shop),
-        device=job.device_type,
+        floors=floors,
+        truth=truth,
+        **of_every_job(shop),
     )
 
 
-def ground_truth(shop: Workshop) -> SampleSet | None:
-    """The images that were degraded, for all pairs; None where nothing says what a sample should be."""
-    job = shop.job
-    if job.task_kind != "restore":
-        return None
-    return SampleSet(inputs_id(job), shop.images.pixels("eval", range(job.metrics.pairs)))
+def of_every_job(shop: Workshop) -> dict[str, Any]:
+    """Return what an evaluator of any samples is given: the settings, the data, and where features come from."""
+    job, device = shop.job, shop.job.device_type
+    return {
+        "reference": job.dataset.reference,
+        "pairs": job.metrics.pairs,
+        "settings": job.metrics,
+        "features": feature_source(shop.store, device),
+        "floor_of": floor_source(shop.store, device),
+        "device": device,
+    }
 
 
-def full_precision_samples(shop: Workshop, id: str, count: int) -> SampleSet:
-    """The first ``count`` samples ``id`` of the full-precision model, from the store or drawn now."""
-    return samples(shop, id, count, "full precision", lambda: shop.full_precision, seed=shop.job.metrics.seed)
-
-
-def draw_floors(shop: Workshop, fp_id: str) -> Floors:
-    """What the metrics read where nothing is quantized: once per model, sampler and seed, shared by all jobs."""
-    metrics = shop.job.metrics
-
-    def model() -> Adapter:
-        return shop.full_precision
-
-    perturbed, other = perturbed_id(fp_id, PERTURBATION), other_seed_id(shop.job, shop.weights)
-    return Floors(
-        perturbed=samples(
-            shop, perturbed, metrics.pairs, "the numerical floor", model, seed=metrics.seed, perturbation=PERTURBATION
-        ),
-        other_seed=samples(shop, other, metrics.samples, "the floor of another seed", model, seed=metrics.seed + 1),
-    )
-
-
-def shared_protocol(shop: Workshop, fp_id: str) -> Protocol:
-    """The protocol of this job's samples, to which a metric adds its own entries."""
+def _protocol(shop: Workshop, fp_id: str) -> Protocol:
+    """Return the protocol of this job's samples, to which a metric adds its own entries."""
     job = shop.job
     return Protocol(
         metric="shared",
@@ -91,6 +81,6 @@ def shared_protocol(shop: Workshop, fp_id: str) -> Protocol:
 
 
 def other_seed_id(job: Job, weights: str) -> str:
-    """Id of the full-precision samples that are drawn with another seed, for the floor of distribution metrics."""
+    """Return the id of the full-precision samples of another seed, for the floor of distribution metrics."""
     elsewhere = replace(full_precision(job), metrics=replace(job.metrics, seed=job.metrics.seed + 1))
     return job_ids(elsewhere, weights).samples

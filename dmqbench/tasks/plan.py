@@ -1,11 +1,10 @@
 """``task=plan``: what would run, what is in the store already, and what the quantized model costs."""
 
-from dmqbench.config.checked_job import Job, full_precision
-from dmqbench.config.ids import job_ids, needs_match, perturbed_id
+from dmqbench.config.checked_job import Job
+from dmqbench.config.ids import job_ids, needs_match, perturbed_id, reference_id
 from dmqbench.config.method_checks import WHOSE_PARAMETERS
 from dmqbench.config.model_facts import timesteps, weights_hash
-from dmqbench.config.schema import SamplerConfig
-from dmqbench.models.rollout import chunk_count, chunk_name
+from dmqbench.models.rollout import chunk_names
 from dmqbench.results.result import Result
 from dmqbench.store.artifacts import Store
 from dmqbench.tasks import cost
@@ -22,7 +21,7 @@ def carry_out(job: Job) -> None:
         cost.carry_out(job)
         return
     store, hash = Store(job.store_root), weights_hash(job.model)
-    ids, fp = job_ids(job, hash), job_ids(full_precision(job), hash).samples
+    ids, fp = job_ids(job, hash), reference_id(job, hash)
     rows = [
         ("samples", "full precision", fp, job.metrics.samples),
         ("samples", "numerical floor", perturbed_id(fp, PERTURBATION), job.metrics.pairs),
@@ -43,23 +42,23 @@ def carry_out(job: Job) -> None:
         calls = len(timesteps(job.sampler, job.model, job.strength))
         print(f"{job.task_kind}: {source}; {calls} network calls a sample")
     if job.calibration.changes:
-        print(f"calibrated on {_describe(job.calibration_sampler)}; sampled with {_describe(job.sampler)}")
+        plans = (
+            f"{sampler.name}, steps {sampler.steps}, eta {sampler.eta:g}, guidance {sampler.guidance:g}"
+            for sampler in (job.calibration_sampler, job.sampler)
+        )
+        print("calibrated on {}; sampled with {}".format(*plans))
     if needs_match(job):
         print(f"every sampled call has {WHOSE_PARAMETERS[job.calibration.match]}")
     cost.carry_out(job)
 
 
-def _describe(sampler: SamplerConfig) -> str:
-    return f"{sampler.name}, steps {sampler.steps}, eta {sampler.eta:g}, guidance {sampler.guidance:g}"
-
-
 def state_of(store: Store, job: Job, kind: str, id: str, count: int) -> str:
-    """What a run would do about an artifact; ``count`` is the number of samples asked for."""
+    """Return what a run would do about an artifact; ``count`` is the number of samples asked for."""
     artifact = store.verified(kind, id)
     if artifact is None:
         return "to be made"
     if kind == "samples":
-        names = {chunk_name(number) for number in range(chunk_count(count, job.sampler.chunk))}
+        names = set(chunk_names(count, job.sampler.chunk))
         return f"{len(names & artifact.files.keys())} of {len(names)} chunks are there"
     if kind == "result":
         result = Result.load(artifact.path)

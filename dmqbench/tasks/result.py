@@ -5,8 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dmqbench.config.checked_job import Job, full_precision
-from dmqbench.config.ids import job_ids
+from dmqbench.config.checked_job import Job
+from dmqbench.config.ids import reference_id
 from dmqbench.config.model_facts import is_of_model, layer_shapes
 from dmqbench.config.names import DIAGNOSIS, FOREIGN, UNKNOWN
 from dmqbench.config.precision_plans import PLAN_FILE, mean_weight_bits, plan_hash
@@ -90,7 +90,7 @@ def run_result(
         config=job.config,
         samples=Samples(
             quantized=ids.samples,
-            fp=job_ids(full_precision(job), shop.weights).samples,
+            fp=reference_id(job, shop.weights),
             input=shown_inputs(shop) if job.works_on_images else None,
         ),
         **measured(evaluation),
@@ -176,7 +176,7 @@ def extended(old: Result, new: Result) -> Result:
 
     What was looked up took no time; what making it took is still the answer.
     """
-    kept = {name: found for name, found in old.measured.items() if name not in new.unavailable}
+    kept = {name: value for name, value in old.measured.items() if name not in new.unavailable}
     timing = replace(
         new.timing.keeping(old.timing),
         sample_s=new.timing.sample_s or old.timing.sample_s,

@@ -15,7 +15,7 @@ from dmqbench.engines import lower_
 from dmqbench.eval.evaluate import SampleSet
 from dmqbench.models.adapter import Adapter
 from dmqbench.models.image_tasks import OfImages
-from dmqbench.models.rollout import Denoising, chunk_count, chunk_name
+from dmqbench.models.rollout import Denoising, chunk_name, chunk_names
 from dmqbench.quant.layers import freeze_
 from dmqbench.quant.spec import nearest_calls, neighbouring_calls
 from dmqbench.quant.state import follow_calls_, interpolate_calls_
@@ -81,7 +81,7 @@ def samples(
     perturbation: float = 0.0,
 ) -> SampleSet:
     """Return the first ``count`` samples of the artifact ``id``; missing chunks are drawn from ``model()``."""
-    names = [chunk_name(number) for number in range(chunk_count(count, shop.job.sampler.chunk))]
+    names = chunk_names(count, shop.job.sampler.chunk)
     present = shop.store.verified_files("samples", id)
     missing = [number for number, name in enumerate(names) if name not in present]
     if missing:
