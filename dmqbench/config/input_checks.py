@@ -3,6 +3,7 @@
 import os
 import re
 from dataclasses import asdict
+from itertools import zip_longest
 from pathlib import Path
 
 from dmqbench.config.checked_job import Job
@@ -13,7 +14,7 @@ from dmqbench.config.places import planned
 from dmqbench.config.plugin_code import method_module
 from dmqbench.config.schema import EditConfig, EvaluateConfig, ModelConfig
 from dmqbench.data.archive_info import LEAST_IMAGES, ArchiveError, ArchiveInfo, times
-from dmqbench.data.archives import inspect
+from dmqbench.data.archives import inspect, stored_hash
 from dmqbench.data.image_folders import image_names
 from dmqbench.data.own_images import OWN_IMAGES
 from dmqbench.samplers.timesteps import require_strength
@@ -62,7 +63,7 @@ def check_inputs(job: Job) -> None:
 
 
 def _problem_of_images(job: Job) -> str | None:
-    """Return why the images cannot be used, of which only headers are read: they must be there, of the model's size."""
+    """Return why the images cannot be used, which must be there, whole, of the model's size."""
     path, needed, dataset = job.inputs.images, image_shape(job.model), f"dataset={job.dataset.name}"
     wanted = f"model={job.model.name} makes {times(needed)} (C×H×W)"
     if path is None:
@@ -78,15 +79,18 @@ def _problem_of_images(job: Job) -> str | None:
 
 
 def _inspected(key: str, path: str) -> ArchiveInfo:
+    """What is in a folder or an archive, every pixel of which is read: its id is asked for next."""
     try:
-        return inspect(path)
+        found = inspect(path)
+        stored_hash(path)
+        return found
     except ArchiveError as error:
         within = f"{error.path.name}: " if error.path != Path(path) else ""
         raise ConfigError(key, path, problem=f"cannot be used: {within}{error.reason}") from None
 
 
 def check_foreign(evaluate: EvaluateConfig, model: ModelConfig, samples: int) -> None:
-    """Check what ``evaluate`` names, reading headers only; ``samples`` is ``metrics.samples``.
+    """Check what ``evaluate`` names, down to the last pixel; ``samples`` is ``metrics.samples``.
 
     Raises:
         ConfigError: a file cannot be used, or two of them or they and the model do not belong together.
@@ -103,7 +107,7 @@ def check_foreign(evaluate: EvaluateConfig, model: ModelConfig, samples: int) ->
         if images.shape != references.shape:
             problem = f"holds images of {times(references.shape)}, and evaluate.samples of {size} (C×H×W)"
             raise ConfigError("evaluate.fp_samples", evaluate.fp_samples, problem=problem)
-        _check_names(Path(evaluate.samples), Path(evaluate.fp_samples))
+        _check_pairs(images, references)
     elif images.shape != (shape := image_shape(model)):
         problem = f"holds images of {size}, and model={model.name} makes {times(shape)} (C×H×W): name the model that "
         problem += "they are of, or give evaluate.fp_samples"
@@ -116,13 +120,17 @@ def check_foreign(evaluate: EvaluateConfig, model: ModelConfig, samples: int) ->
             raise ConfigError("evaluate.prompts", evaluate.prompts, problem=problem)
 
 
-def _check_names(samples: Path, references: Path) -> None:
-    """Two folders pair by the names of their files: one image that is missing would shift all that follow."""
-    if samples.is_dir() and references.is_dir():
-        for name, other in zip(image_names(samples), image_names(references), strict=False):
+def _check_pairs(samples: ArchiveInfo, references: ArchiveInfo) -> None:
+    """Two folders pair by the names of their files, others by their order: one that is missing would shift the rest."""
+    folders = [info.path for info in (samples, references) if info.path.is_dir()]
+    if len(folders) == 2:
+        for name, other in zip_longest(*map(image_names, folders), fillvalue="nothing"):
             if name != other:
                 problem = f"does not pair with evaluate.samples: {other} stands where {name} does there"
-                raise ConfigError("evaluate.fp_samples", references, problem=problem)
+                raise ConfigError("evaluate.fp_samples", references.path, problem=problem)
+    elif folders and samples.count != references.count:
+        problem = f"holds {references.count} images, and evaluate.samples {samples.count}: which of them are pairs?"
+        raise ConfigError("evaluate.fp_samples", references.path, problem=problem)
 
 
 def _check_words(evaluate: EvaluateConfig) -> None:

@@ -2,7 +2,8 @@
 
 An archive is what ADM's evaluation suite reads and writes: one uint8 array N×H×W×C (N×C×H×W is understood too), called
 ``arr_0``, ``samples`` or ``images``, or else the first one. A folder holds PNG, JPEG or WebP files of one size, in the
-order in which a reader counts (img2 before img10). Pixels are taken as they are: nothing is scaled, cut or flattened.
+order in which a reader counts (img2 before img10). Pixels are what a viewer shows: an image that is to be turned is
+turned, nothing is scaled, cut, flattened or converted, and what would need it is refused.
 """
 
 import hashlib
@@ -14,12 +15,11 @@ from typing import Any
 import numpy as np
 
 from dmqbench.data.archive_info import ArchiveError, ArchiveInfo, Images, times
-from dmqbench.data.image_folders import folder_batches, inspect_folder
+from dmqbench.data.image_folders import folder_batches, image_files, inspect_folder
 from dmqbench.data.npz_images import inspect_npz, npz_batches
 
 LARGEST_READ = 16 * 2**30
 """Bytes of pixels that are held at once."""
-
 
 _BATCH = 64
 
@@ -87,7 +87,7 @@ def stored_hash(path: str | Path) -> str:
     """
     path = Path(path)
     try:
-        files = sorted(path.iterdir()) if path.is_dir() else [path]
+        files = image_files(path) if path.is_dir() else [path]
         state = tuple((file.name, *_size_and_time(file)) for file in files)
     except OSError as error:
         raise ArchiveError(path, f"cannot be read ({error.strerror})") from None
@@ -111,6 +111,3 @@ def _content_hash(parts: Any) -> str:
             digest.update(f"uint8 {times(part.shape[1:])}\n".encode())
         digest.update(np.ascontiguousarray(part).data)
     return digest.hexdigest()
-
-
-# ---- folders

@@ -1,4 +1,7 @@
-"""Images in a folder: PNG, JPEG or WebP files of one size, in natural order. Needs no torch."""
+"""Images in a folder: PNG, JPEG or WebP files of one size, in natural order. Needs no torch.
+
+Pixels are those that a viewer shows: turned as the file says, and refused where bytes alone do not say what is shown.
+"""
 
 import re
 import warnings
@@ -7,27 +10,52 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL.ImageFile import ImageFile
 
 from dmqbench.data.archive_info import LARGEST_SIDE, ArchiveError, ArchiveInfo, Images, require_size, times
+from dmqbench.data.image_colours import other_colours
+from dmqbench.data.png_chunks import png_chunks
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+
+OTHER_SUFFIXES = (
+    *(".apng", ".avif", ".bmp", ".dib", ".exr", ".gif", ".hdr", ".heic", ".heif", ".jfif", ".jp2", ".jpe", ".jxl"),
+    *(".pbm", ".pgm", ".pnm", ".ppm", ".tga", ".tif", ".tiff"),
+)
+"""Of pictures that are not read: one among others would be missing without a word."""
 
 _FORMATS = ("PNG", "JPEG", "WEBP")
 
 _CHANNELS = {"1": 1, "L": 1, "RGB": 3, "P": 3}
 """Channels by the mode that Pillow reads from a file's header."""
 
+_MAY_TURN = {b"eXIf", b"tEXt", b"zTXt", b"iTXt"}
+"""Chunks of a PNG file that may hold an orientation."""
+
+_QUARTERS = (5, 6, 7, 8)
+"""Orientations of images that lie on their side."""
+
 
 def image_names(folder: Path) -> list[str]:
     """Names of the images of a folder, without suffix, in the order in which they are read."""
-    return [path.stem for path in _files(folder)]
+    return [path.stem for path in image_files(folder)]
 
 
-def _files(folder: Path) -> list[Path]:
-    """The images of a folder in natural order."""
-    seen = (path for path in folder.iterdir() if not path.name.startswith("."))
-    images = [path for path in seen if path.suffix.lower() in SUFFIXES and path.is_file()]
+def image_files(folder: Path) -> list[Path]:
+    """Return the images of a folder in natural order; whether they can be read is not known yet.
+
+    Raises:
+        ArchiveError: there are none, or pictures of other formats are among them.
+    """
+    try:
+        seen = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".") and not path.is_dir()]
+    except OSError as error:
+        raise ArchiveError(folder, f"cannot be read ({error.strerror})") from None
+    for path in seen:
+        if path.suffix.lower() in OTHER_SUFFIXES:
+            raise ArchiveError(path, f"of a format that is not read; {', '.join(SUFFIXES)} files are")
+    images = [path for path in seen if path.suffix.lower() in SUFFIXES]
     if not images:
         deeper = any(path.suffix.lower() in SUFFIXES for child in folder.iterdir() for path in _children(child))
         hint = "; those in its subfolders are not read" if deeper else ""
@@ -46,8 +74,10 @@ def _natural(path: Path) -> tuple[list[tuple[int, int, str]], str]:
 
 
 @contextmanager
-def _image(path: Path) -> Iterator[Image.Image]:
+def _image(path: Path) -> Iterator[ImageFile]:
     """The opened file, its header read; whatever is wrong with it becomes one line."""
+    if not path.is_file():
+        raise ArchiveError(path, "a link to nothing" if path.is_symlink() else "no file that can be read")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -59,6 +89,8 @@ def _image(path: Path) -> Iterator[Image.Image]:
         raise ArchiveError(path, f"announces more than {LARGEST_SIDE}×{LARGEST_SIDE} pixels") from None
     except UnidentifiedImageError:
         raise ArchiveError(path, f"not a {', '.join(_FORMATS)} file, whatever its name says") from None
+    except PermissionError:
+        raise ArchiveError(path, "cannot be read (permission denied)") from None
     except (OSError, ValueError, SyntaxError, EOFError) as error:
         reason = " ".join(str(error).split())[:100]
         raise ArchiveError(path, f"damaged ({reason})") from None
@@ -67,21 +99,40 @@ def _image(path: Path) -> Iterator[Image.Image]:
 def _described_file(path: Path) -> ArchiveInfo:
     """The one image of a file."""
     with _image(path) as image:
-        if getattr(image, "n_frames", 1) > 1:
-            raise ArchiveError(path, f"has {getattr(image, 'n_frames', 1)} frames; one image per file is needed")
-        if image.mode in ("LA", "PA", "RGBA") or (image.mode == "P" and "transparency" in image.info):
-            raise ArchiveError(
-                path, "has transparency, and what lies behind it would be a guess; save image.convert('RGB')"
-            )
-        if image.mode not in _CHANNELS:
-            raise ArchiveError(path, f"has pixels of kind {image.mode}; 8 bits, grey or RGB, are needed")
-        info = ArchiveInfo(path, 1, _CHANNELS[image.mode], image.height, image.width, (str(image.format),))
+        if (problem := _not_plain(image)) is not None:
+            raise ArchiveError(path, problem)
+        turned = _orientation(image, path) in _QUARTERS
+        size = (image.width, image.height) if turned else (image.height, image.width)
+        info = ArchiveInfo(path, 1, _CHANNELS[image.mode], *size, (str(image.format),))
     require_size(info)
     return info
 
 
+def _not_plain(image: ImageFile) -> str | None:
+    """Why the bytes of a file are not the pixels that a viewer shows; None if they are."""
+    if getattr(image, "n_frames", 1) > 1:
+        return f"has {getattr(image, 'n_frames', 1)} frames; one image per file is needed"
+    if image.has_transparency_data:
+        return "has transparency, and what lies behind it would be a guess; save image.convert('RGB')"
+    if image.mode not in _CHANNELS:
+        return f"has pixels of kind {image.mode}; 8 bits, grey or RGB, are needed"
+    if any(";16" in str(tile) for tile in image.tile):  # Pillow cuts the lower 8 bits off
+        return "has 16 bits a channel; 8 bits, grey or RGB, are needed"
+    return other_colours(image)
+
+
+def _orientation(image: ImageFile, path: Path) -> int:
+    """How a viewer turns the image, 1 to 8 as EXIF counts: not at all, 1, where nothing readable is said."""
+    if image.format == "PNG" and not _MAY_TURN & {name for name, _ in png_chunks(path)}:
+        return 1  # without a look behind the pixels, for which they are decoded
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # broken tags fail in many ways, and viewers pass over them
+        return 1
+
+
 def inspect_folder(folder: Path) -> ArchiveInfo:
-    files = _files(folder)
+    files = image_files(folder)
     first = _described_file(files[0])
     formats = set(first.formats)
     for path in files[1:]:
@@ -101,7 +152,7 @@ def _require_same(info: ArchiveInfo, first: ArchiveInfo) -> None:
 
 
 def folder_batches(folder: Path, batch: int, limit: int | None) -> Iterator[Images]:
-    files = _files(folder)[:limit]
+    files = image_files(folder)[:limit]
     first = _described_file(files[0])
     for start in range(0, len(files), batch):
         yield np.stack([_pixels(path, first) for path in files[start : start + batch]])
@@ -111,5 +162,7 @@ def _pixels(path: Path, first: ArchiveInfo) -> Images:
     """uint8 [C, H, W] of one file, which must be as large as the first."""
     _require_same(_described_file(path), first)
     with _image(path) as image:
-        pixels = np.asarray(image.convert("L" if first.channels == 1 else "RGB"), np.uint8)
-    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+        upright = image if _orientation(image, path) == 1 else ImageOps.exif_transpose(image)
+        shown = upright.convert("L" if first.channels == 1 else "RGB")
+    pixels = np.asarray(shown, np.uint8)
+    return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))

@@ -78,6 +78,8 @@ def _foreign_notes(table: Table) -> Iterator[str]:
     for entries, labels in open_entries.items():
         names = ", ".join(dict.fromkeys(labels))
         yield f"{names}: made elsewhere; unknown and taken as the table's: {', '.join(entries)}"
+    said = {(row.label, note) for row in table.rows for note in row.notes or ()}
+    yield from (printable(f"{label}: {note}") for label, note in sorted(said))
     if any(row.declared_bits for row in table.rows):
         yield f"{DECLARED} bits as its author declares them: they cannot be seen in images"
 

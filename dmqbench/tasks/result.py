@@ -205,7 +205,7 @@ def names_of_images(job: Job) -> dict[str, Any]:
 def imported_result(shop: Workshop, reference: str, evaluation: Evaluation, seconds: float) -> Result:
     """The result of images made elsewhere; what nobody told this program is None or "unknown"."""
     job, evaluate = shop.job, shop.job.evaluate
-    paths = [path for path in (evaluate.samples, evaluate.fp_samples) if path is not None]
+    found = [inspect(path) for path in (evaluate.samples, evaluate.fp_samples) if path is not None]
     return Result(
         job_id=shop.ids.result,
         method=FOREIGN,
@@ -217,5 +217,12 @@ def imported_result(shop: Workshop, reference: str, evaluation: Evaluation, seco
         **measured(evaluation),
         timing=Timing(evaluate_s=round(seconds, 3), peak_memory_mib=peak_memory_mib()),
         environment=environment(job.device_type),
-        notes=tuple(note for path in paths if (note := inspect(path).note) is not None),
+        notes=(*filter(None, (info.note for info in found)), *_of_sizes([info.count for info in found])),
     )
+
+
+def _of_sizes(counts: list[int]) -> tuple[str, ...]:
+    """What is said of two sets that do not pair to the last image."""
+    if len(set(counts)) < 2:
+        return ()
+    return (f"{counts[0]} images and {counts[1]} of full precision: the first {min(counts)} of both are pairs",)

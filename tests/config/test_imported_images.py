@@ -232,17 +232,75 @@ def test_refusing_needs_no_torch():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_folders_pair_by_the_names_of_their_files(tmp_path):
-    from PIL import Image
+def folder(path: Path, names: list[str]) -> Path:
+    path.mkdir()
+    for number, name in enumerate(names):
+        Image.new("L", (16, 16), 40 * number).save(path / name)
+    return path
 
-    for folder, names in (("ours", ("a0", "a1", "a2")), ("theirs", ("a0", "a2", "a3")), ("fewer", ("a0", "a1"))):
-        (tmp_path / folder).mkdir()
-        for name in names:
-            Image.new("L", (16, 16)).save(tmp_path / folder / f"{name}.png")
-    paths = {name: str(tmp_path / name) for name in ("ours", "theirs", "fewer")}
-    said = refusal(EvaluateConfig(paths["ours"], paths["theirs"]))
+
+def taken_away(file: Path) -> None:
+    file.unlink()
+
+
+def dead_link(file: Path) -> None:
+    file.unlink()
+    file.symlink_to("/nowhere/x.png")
+
+
+def cut_off(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-30])
+
+
+def emptied(file: Path) -> None:
+    file.write_bytes(b"")
+
+
+def another_format(file: Path) -> None:
+    with Image.open(file) as image:
+        image.save(file.with_suffix(".bmp"))
+    file.unlink()
+
+
+def another_name(file: Path) -> None:
+    file.rename(file.with_stem("x" + file.stem))
+
+
+def a_folder_instead(file: Path) -> None:
+    file.unlink()
+    file.mkdir()
+
+
+KINDS = (taken_away, dead_link, cut_off, emptied, another_format, another_name, a_folder_instead)
+
+
+@pytest.mark.parametrize("which", ["samples", "fp_samples"])
+@pytest.mark.parametrize("number", [0, 2, 4], ids=["first", "middle", "last"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_pair_that_is_not_whole_is_named(tmp_path, kind, number, which):
+    paths = {name: folder(tmp_path / name, [f"a{n}.png" for n in range(5)]) for name in ("samples", "fp_samples")}
+    given = EvaluateConfig(**{name: str(path) for name, path in paths.items()})
+    check_foreign(given, DIGITS, 3)
+    kind(paths[which] / f"a{number}.png")
+    assert f"a{number}" in refusal(given, samples=3)
+
+
+@pytest.mark.parametrize("fewer", ["samples", "fp_samples"])
+def test_a_folder_and_an_archive_of_another_size_are_not_pairs(tmp_path, fewer):
+    of_files = str(folder(tmp_path / "files", [f"{n}.png" for n in range(5)]))
+    other = archive(tmp_path / "x.npz", count=6 if fewer == "samples" else 4)
+    assert "which of them are pairs?" in refusal(EvaluateConfig(of_files, other))
+    check_foreign(EvaluateConfig(of_files, archive(tmp_path / "x.npz", count=5)), DIGITS, 3)
+
+
+def test_folders_pair_by_the_names_of_their_files_without_suffix(tmp_path):
+    ours, theirs = folder(tmp_path / "ours", ["a0.png", "a1.png"]), folder(tmp_path / "theirs", ["a0.jpeg", "a1.jpg"])
+    check_foreign(EvaluateConfig(str(ours), str(theirs)), DIGITS, 3)
+    (theirs / ".#a0.png").symlink_to("me@host.1:2")  # of an open editor
+    check_foreign(EvaluateConfig(str(ours), str(theirs)), DIGITS, 3)
+    folder(tmp_path / "other", ["a0.png", "a2.png", "a3.png"])
+    said = refusal(EvaluateConfig(str(ours), str(tmp_path / "other")))
     assert "a2 stands where a1 does there" in said
-    check_foreign(EvaluateConfig(paths["ours"], paths["fewer"]), DIGITS, 3)
 
 
 @pytest.mark.parametrize("name", ["rtn", "dmq", "fp"])
