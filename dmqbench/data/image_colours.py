@@ -2,6 +2,7 @@
 
 from functools import lru_cache
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageCms
@@ -22,10 +23,10 @@ _PROBE = Image.fromarray(np.stack(np.meshgrid(*[np.arange(0, 256, 51)] * 3), -1)
 """Every fifth of each channel."""
 
 
-def other_colours(image: ImageFile) -> str | None:
+def other_colours(image: ImageFile, path: Path) -> str | None:
     """Return what says that an opened image is not in sRGB; None if nothing does."""
     info = image.info
-    chunks = dict(png_chunks(image.filename)) if image.format == "PNG" else {}
+    chunks = dict(png_chunks(path)) if image.format == "PNG" else {}
     if chunks.get(b"cICP", _CICP) != _CICP:
         return "has the colours of another standard than sRGB (cICP); save it in sRGB"
     if b"cICP" in chunks:

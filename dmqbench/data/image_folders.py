@@ -99,7 +99,7 @@ def _image(path: Path) -> Iterator[ImageFile]:
 def _described_file(path: Path) -> ArchiveInfo:
     """The one image of a file."""
     with _image(path) as image:
-        if (problem := _not_plain(image)) is not None:
+        if (problem := _not_plain(image, path)) is not None:
             raise ArchiveError(path, problem)
         turned = _orientation(image, path) in _QUARTERS
         size = (image.width, image.height) if turned else (image.height, image.width)
@@ -108,7 +108,7 @@ def _described_file(path: Path) -> ArchiveInfo:
     return info
 
 
-def _not_plain(image: ImageFile) -> str | None:
+def _not_plain(image: ImageFile, path: Path) -> str | None:
     """Why the bytes of a file are not the pixels that a viewer shows; None if they are."""
     if getattr(image, "n_frames", 1) > 1:
         return f"has {getattr(image, 'n_frames', 1)} frames; one image per file is needed"
@@ -118,7 +118,7 @@ def _not_plain(image: ImageFile) -> str | None:
         return f"has pixels of kind {image.mode}; 8 bits, grey or RGB, are needed"
     if any(";16" in str(tile) for tile in image.tile):  # Pillow cuts the lower 8 bits off
         return "has 16 bits a channel; 8 bits, grey or RGB, are needed"
-    return other_colours(image)
+    return other_colours(image, path)
 
 
 def _orientation(image: ImageFile, path: Path) -> int:

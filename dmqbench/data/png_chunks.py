@@ -4,10 +4,10 @@ import struct
 from pathlib import Path
 
 
-def png_chunks(path: str | Path) -> list[tuple[bytes, bytes]]:
+def png_chunks(path: Path) -> list[tuple[bytes, bytes]]:
     """Return name and first four bytes of every chunk, in order; what follows a cut is left out."""
     chunks = []
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         file.seek(8)
         while len(start := file.read(12)) == 12:
             length, name, content = struct.unpack(">I4s4s", start)

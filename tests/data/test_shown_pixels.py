@@ -45,7 +45,7 @@ def saved(values: np.ndarray, form: str, mode: str | None = None, **options) -> 
     options = {"quality": 100, "subsampling": 0, **options} if form == "JPEG" else options
     options = {"lossless": True, **options} if form == "WEBP" else options
     if mode == "LAB":
-        to_lab = ImageCms.buildTransform(*map(ImageCms.createProfile, ("sRGB", "LAB")), "RGB", "LAB")
+        to_lab = ImageCms.buildTransform(ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), "RGB", "LAB")
         image = to_lab.apply(image)
     elif mode is not None:
         image = image.convert(mode)
