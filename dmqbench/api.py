@@ -25,9 +25,10 @@ from dmqbench.config.names import RUNNABLE_NETWORKS
 from dmqbench.config.precision_plans import check_layers
 from dmqbench.config.schedulers import sampler_overrides
 from dmqbench.models.exchange import exchange_
-from dmqbench.models.export import exported, quantizable_parts, undisturbed
+from dmqbench.models.export import exported, quantizable_parts
 from dmqbench.models.folders import ModelError
 from dmqbench.models.quantized import load, save
+from dmqbench.quant.modes import undisturbed
 from dmqbench.quant.spec import FULL_PRECISION, step_groups
 from dmqbench.store.artifacts import Store, store_root
 from dmqbench.tasks.calibrate import calibrated, description
@@ -97,7 +98,7 @@ def quantize_(
     config.store.root = str(store_root(store))
     run_store = Store(config.store.root)
     run_store.check_writable()
-    with undisturbed(network), exported(pipe, run_store.work_area) as folder:
+    with undisturbed(network.device), exported(pipe, run_store.work_area) as folder:
         job = _job(config, folder)
         shop = Workshop(job, run_store)
         with shop.record:

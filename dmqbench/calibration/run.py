@@ -9,6 +9,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Checkpoint
 
 from dmqbench.calibration.stage import Stage
+from dmqbench.quant.modes import undisturbed
 from dmqbench.tracking.progress import Meter
 
 
@@ -22,7 +23,7 @@ def run_stage(stage: Stage, accelerator: str, callbacks: Sequence[pl.Callback]) 
     remaining = len(stage.units()) - stage.first_unit
     if remaining <= 0:
         return
-    with _quiet_lightning():
+    with _quiet_lightning(), undisturbed(stage.bench.device):
         trainer = pl.Trainer(
             accelerator=accelerator,
             devices=1,

@@ -115,7 +115,10 @@ def attempt(planned: "Planned") -> Outcome:
             with suppress(OSError):
                 (folder / ERROR_FILE).unlink(missing_ok=True)
         task = import_module(f"dmqbench.tasks.{job.task}")  # torch is needed from here on
-        path: Path | None = task.carry_out(job)
+        from dmqbench.quant.modes import own_modes
+
+        with own_modes():
+            path: Path | None = task.carry_out(job)
     except SystemExit:
         # This is how Lightning leaves a fit into which a signal came.
         raise KeyboardInterrupt from None

@@ -1,4 +1,4 @@
-"""The denoiser of a pipeline as a model folder, for as long as it is calibrated, and the caller left in peace."""
+"""The denoiser of a pipeline as a model folder, for as long as it is calibrated."""
 
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
-from torch import nn
 
 from dmqbench.models.exchange import NETWORK
 from dmqbench.models.folders import CONFIG, SCHEDULER_CONFIG, ModelError
@@ -67,18 +66,3 @@ def without_origin(path: Path) -> None:
     """Take out of a diffusers configuration where it was loaded from and by which version."""
     config = load_json(path)
     save_json(path, {key: value for key, value in config.items() if key == "_class_name" or not key.startswith("_")})
-
-
-@contextmanager
-def undisturbed(network: nn.Module) -> Iterator[None]:
-    """Compute as if the caller had no modes of its own, and leave its random numbers and settings as they were."""
-    device = next(network.parameters()).device
-    matmul: Any = torch.backends.cuda.matmul
-    cudnn: Any = torch.backends.cudnn
-    before = matmul.allow_tf32, cudnn.allow_tf32, cudnn.deterministic
-    devices = [device] if device.type == "cuda" else []
-    try:
-        with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices=devices):
-            yield
-    finally:
-        matmul.allow_tf32, cudnn.allow_tf32, cudnn.deterministic = before

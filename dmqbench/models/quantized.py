@@ -21,6 +21,7 @@ from dmqbench.models.export import without_origin
 from dmqbench.models.folders import CONFIG, ModelError, read_config
 from dmqbench.models.quantized_file import packed, unpacked
 from dmqbench.models.sources import NetworkSpec
+from dmqbench.quant.modes import own_modes, undisturbed
 from dmqbench.quant.plan import PrecisionPlan
 from dmqbench.store.files import TEMPORARY_PREFIX, save_atomic, save_json, short_hash, sync
 from dmqbench.store.manifest import Entry, Verifier, safe_file_name
@@ -39,6 +40,7 @@ _LIBRARIES = ("diffusers", "transformers")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 
+@own_modes()
 def save(pipe: DiffusionPipeline, folder: str | os.PathLike[str], overwrite: bool = False) -> Path:
     """Write a quantized pipeline as safetensors and JSON, whole or not at all; return the folder.
 
@@ -122,6 +124,7 @@ def _full_precision_bytes(tensors: Mapping[str, Tensor]) -> int:
 # ---- loading
 
 
+@undisturbed()
 def load(
     folder: str | os.PathLike[str],
     device: torch.device | str = "cpu",
@@ -141,10 +144,9 @@ def load(
     try:
         description, format_version = _read_description(folder)
         kind = _pipeline_class(folder, read_config(folder / _INDEX), pipeline)
-        with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
-            network = _rebuilt(folder, description, plain_codes=format_version == PLAIN_CODES)
-            pipe: Any = kind.from_pretrained(folder, **{NETWORK: network}, use_safetensors=True, local_files_only=True)
-            return pipe.to(device)
+        network = _rebuilt(folder, description, plain_codes=format_version == PLAIN_CODES)
+        pipe: Any = kind.from_pretrained(folder, **{NETWORK: network}, use_safetensors=True, local_files_only=True)
+        return pipe.to(device)
     except (SafetensorError, OSError, ValueError, TypeError, KeyError, RuntimeError, AssertionError) as error:
         raise ModelError(f"{folder}: cannot be loaded ({' '.join(str(error).split())[:200]})") from error
 

@@ -1,7 +1,7 @@
 """A frozen network as a program of one's own uses it: without its old weights, moved, copied and called at will."""
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from dmqbench.quant.context import StepContext, Toward
 from dmqbench.quant.frozen import FrozenLayer, freeze_layer
 from dmqbench.quant.layer import QuantLayer
 from dmqbench.quant.layers import freeze_, quant_layers
+from dmqbench.quant.modes import own_modes
 from dmqbench.quant.spec import StepGroups, nearest_calls, neighbouring_calls
 from dmqbench.quant.state import activation_quantizers, tensors_of
 
@@ -44,7 +45,8 @@ class Lowered:
 
 
 class CallWatch:
-    """Hooks of one network: they tell its quantizers the step of every call, and refuse calls that make no sense.
+    """Hooks of one network: they tell its quantizers the step of every call, keep the caller's modes out of it, and
+    refuse calls that make no sense.
 
     Args:
         context: the one that the quantizers read.
@@ -57,7 +59,7 @@ class CallWatch:
         self.context = context
         self.timesteps = None if timesteps is None else tuple(timesteps)
         self.match = match
-        self._entered: AbstractContextManager[None] | None = None
+        self._entered = ExitStack()
 
     def before(self, network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Called with what the network is called with: sample [B, …] and timestep, one number or one per sample."""
@@ -66,17 +68,17 @@ class CallWatch:
             raise ServingError(f"this quantized network computes in float32, and its input is {_named(sample.dtype)}")
         if sample.requires_grad and torch.is_grad_enabled():
             raise ServingError("this quantized network is frozen and has no gradients: call it under torch.no_grad()")
-        if self.timesteps is not None:
-            timestep = args[1] if len(args) > 1 else kwargs["timestep"]
-            step, toward = self.steps(timestep, len(sample), sample.device)
-            self._entered = self.context.at(step, toward)
-            self._entered.__enter__()
+        with ExitStack() as entered:
+            entered.enter_context(own_modes(gradients=False))
+            if self.timesteps is not None:
+                timestep = args[1] if len(args) > 1 else kwargs["timestep"]
+                step, toward = self.steps(timestep, len(sample), sample.device)
+                entered.enter_context(self.context.at(step, toward))
+            self._entered = entered.pop_all()
 
     def after(self, network: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Called when the network has returned or failed."""
-        entered, self._entered = self._entered, None
-        if entered is not None:
-            entered.__exit__(None, None, None)
+        self._entered.close()
 
     def steps(
         self, timestep: Tensor | float, batch: int, device: torch.device | str = "cpu"

@@ -3,8 +3,6 @@
 from collections.abc import Callable
 from functools import cached_property
 
-import torch
-
 from dmqbench.config.checked_job import Job, scope_of
 from dmqbench.config.ids import job_ids
 from dmqbench.config.model_facts import weights_hash
@@ -28,12 +26,6 @@ from dmqbench.tracking.record import Record
 STATE = "state.safetensors"
 OUTCOME = "outcome"
 """Folder inside a work area that becomes the artifact; beside it may lie a checkpoint, which does not."""
-
-
-def compute_in_float32() -> None:
-    """Compute in float32 throughout: TF32 would not be what ids and results say."""
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.deterministic = True
 
 
 class Workshop:
@@ -105,7 +97,6 @@ class Workshop:
         return self._load_adapter() if "quantized" in self.__dict__ else self.adapter
 
     def _load_adapter(self) -> Adapter:
-        compute_in_float32()
         adapter, model = load_adapter(self.job.model.checkpoint, self.job.device_type), self.job.model
         if self.job.task_kind == "restore":
             assert model.condition_factor is not None
@@ -154,7 +145,6 @@ class Workshop:
 
 def open_workshop(job: Job) -> Workshop:
     """Return the workshop of ``job`` over its store, which must be writable."""
-    compute_in_float32()
     store = Store(job.store_root)
     store.check_writable()
     return Workshop(job, store)
