@@ -24,9 +24,10 @@ from dmqbench.config.model_facts import timesteps
 from dmqbench.config.names import RUNNABLE_NETWORKS
 from dmqbench.config.precision_plans import check_layers
 from dmqbench.config.schedulers import sampler_overrides
-from dmqbench.models.exchange import exchange_
+from dmqbench.models.exchange import NETWORK, exchange_
 from dmqbench.models.export import exported, quantizable_parts
 from dmqbench.models.folders import ModelError
+from dmqbench.models.likeness import require_same_outputs
 from dmqbench.models.quantized import load, save
 from dmqbench.quant.modes import undisturbed
 from dmqbench.quant.spec import FULL_PRECISION, step_groups
@@ -101,6 +102,7 @@ def quantize_(
     with undisturbed(network.device), exported(pipe, run_store.work_area) as folder:
         job = _job(config, folder)
         shop = Workshop(job, run_store)
+        require_same_outputs(network, shop.adapter, f"{type(pipe).__name__}.{NETWORK}")
         with shop.record:
             last = calibrated(shop)[-1]
         exchange_(network, description(shop, last), load_file(last.path / STATE))

@@ -14,9 +14,8 @@ from dmqbench.models.folders import (
     locate,
     network_folder,
     read_config,
-    tensor_shapes,
-    weight_files,
 )
+from dmqbench.models.weight_files import tensor_shapes, weight_files
 from dmqbench.samplers.timesteps import plan_timesteps
 from dmqbench.store.files import canonical_json, sha256_file
 

@@ -16,7 +16,8 @@ from dmqbench.eval.weights import (
     torch_checkpoints,
 )
 from dmqbench.launch.findings import ABSENT, BROKEN, OK, Finding
-from dmqbench.models.folders import EMBEDDED, ModelError, ModelSource, locate, network_folder, weight_files
+from dmqbench.models.folders import EMBEDDED, ModelError, ModelSource, locate, network_folder
+from dmqbench.models.weight_files import weight_files
 
 
 def metrics(settings: MetricsConfig) -> Iterator[Finding]:

@@ -1,7 +1,7 @@
 """The denoiser of a pipeline as a model folder, for as long as it is calibrated."""
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -9,9 +9,12 @@ from typing import Any
 
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from safetensors.torch import save_file
+from torch import Tensor
 
 from dmqbench.models.exchange import NETWORK
-from dmqbench.models.folders import CONFIG, SCHEDULER_CONFIG, ModelError
+from dmqbench.models.folders import CONFIG, SCHEDULER_CONFIG, WEIGHTS, ModelError
+from dmqbench.models.likeness import require_as_configured
 from dmqbench.quant.serving import is_quantized
 from dmqbench.samplers.schedule import NoiseSchedule
 from dmqbench.samplers.spec import PREDICTIONS
@@ -37,6 +40,7 @@ def quantizable_parts(pipe: Any, classes: Sequence[str]) -> tuple[Any, Any]:
     if dtypes != {torch.float32}:
         names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
         raise ModelError(f"{kind}: its {NETWORK} is in {names}; quantization computes in float32: load it in that")
+    require_as_configured(network, f"{kind}.{NETWORK}")
     return network, pipe.scheduler
 
 
@@ -56,10 +60,22 @@ def exported(pipe: Any, place: Path) -> Iterator[Path]:
         raise ModelError(f"{type(pipe).__name__}: its scheduler cannot be followed ({error})") from None
     with tempfile.TemporaryDirectory(prefix=f"{TEMPORARY_PREFIX}pipeline-", dir=place) as name:
         folder = Path(name)
-        pipe.unet.save_pretrained(folder / NETWORK)
+        pipe.unet.save_config(folder / NETWORK)
         without_origin(folder / NETWORK / CONFIG)
+        save_file(untied(pipe.unet.state_dict()), folder / NETWORK / WEIGHTS, {"format": "pt"})
         save_json(folder / SCHEDULER_CONFIG, {**asdict(schedule), "prediction_type": prediction})
         yield folder
+
+
+def untied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors as a safetensors file takes them: none shares its memory with another, as tied weights do."""
+    seen: set[int] = set()
+    own = {}
+    for name, tensor in tensors.items():
+        memory = tensor.untyped_storage().data_ptr()
+        own[name] = (tensor.clone() if memory in seen else tensor).contiguous().cpu()
+        seen.add(memory)
+    return own
 
 
 def without_origin(path: Path) -> None:

@@ -1,16 +1,16 @@
-"""Where a model's files lie, and whether they are whole. Reads headers only and needs no torch.
+"""Where a model's files lie. Needs no torch.
 
 A model is a diffusers folder: a pipeline (``unet/`` or ``transformer/``, ``scheduler/``, perhaps a decoder) or a bare
 network. Weights are safetensors; pickles are never opened.
 """
 
-import json
+import os
 import re
-import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from dmqbench.store.downloads import unanswered
 from dmqbench.store.files import load_json, safe_name
@@ -26,10 +26,8 @@ DECODER_FOLDERS = ("vqvae", "vae")
 CONFIG = "config.json"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 WEIGHTS_INDEX = f"{WEIGHTS}.index.json"
+SHARDS = WEIGHTS.replace(".", "-*.")
 SCHEDULER_CONFIG = Path("scheduler") / "scheduler_config.json"
-
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-_LARGEST_HEADER = 100 * 2**20
 
 
 class ModelError(Exception):
@@ -99,9 +97,8 @@ _silence = cache(unanswered)
 def _snapshot(source: ModelSource) -> Path:
     from huggingface_hub import constants, hf_hub_url, snapshot_download
 
-    shards = WEIGHTS.replace(".", "-*.")
     parts = ("", *(f"{name}/" for name in (*NETWORK_FOLDERS, *DECODER_FOLDERS)))
-    wanted = [f"{part}{name}" for part in parts for name in (CONFIG, WEIGHTS, WEIGHTS_INDEX, shards)]
+    wanted = [f"{part}{name}" for part in parts for name in (CONFIG, WEIGHTS, WEIGHTS_INDEX, SHARDS)]
     try:
         # The hub's own client waits for a silent server and asks again, for many minutes.
         alone = constants.HF_HUB_OFFLINE or _silence(hf_hub_url(source.location, SCHEDULER_CONFIG.as_posix()))
@@ -123,11 +120,13 @@ def network_folder(folder: Path, advice: str = "") -> Path:
     """Return the folder of the denoiser: a part of a pipeline, or ``folder`` itself.
 
     Raises:
-        ModelError: neither holds a ``config.json``.
+        ModelError: neither holds a ``config.json``, or several hold a network.
     """
-    for candidate in (*(folder / name for name in NETWORK_FOLDERS), folder):
-        if (candidate / CONFIG).is_file():
-            return candidate
+    parts = [folder / name for name in NETWORK_FOLDERS]
+    bare = [folder] if (folder / WEIGHTS).is_file() else []
+    found = _holding_config([*parts, *bare]) or _holding_config([folder])
+    if found:
+        return only_one(folder, found)
     raise ModelError(
         f"{folder}: no {CONFIG} there nor in {' or '.join(f'{name}/' for name in NETWORK_FOLDERS)}"
         f"{f'; {advice}' if advice else ''}"
@@ -135,8 +134,21 @@ def network_folder(folder: Path, advice: str = "") -> Path:
 
 
 def decoder_folder(folder: Path) -> Path | None:
-    """Return the folder of a latent model's decoder; None for pixel models."""
-    return next((folder / name for name in DECODER_FOLDERS if (folder / name / CONFIG).is_file()), None)
+    """Return the folder of a latent model's decoder; None for pixel models; ModelError if there are several."""
+    found = _holding_config([folder / name for name in DECODER_FOLDERS])
+    return only_one(folder, found) if found else None
+
+
+def _holding_config(folders: Sequence[Path]) -> list[Path]:
+    return [folder for folder in folders if (folder / CONFIG).is_file()]
+
+
+def only_one(folder: Path, found: Sequence[Path]) -> Path:
+    """Return the one path; ModelError for a ``folder`` of which nobody can say what is meant in it."""
+    if len(found) > 1:
+        first, other = (os.path.relpath(path, folder) for path in found[:2])
+        raise ModelError(f"{folder}: holds both {first} and {other}, of which only one can be meant: take one away")
+    return found[0]
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -151,81 +163,3 @@ def read_config(path: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise ModelError(f"{path}: expected a JSON object, got {type(config).__name__}")
     return config
-
-
-def weight_files(folder: Path, advice: str = "") -> tuple[Path, ...]:
-    """Return the safetensors files of one component, each of them whole.
-
-    Raises:
-        ModelError: a file is absent or truncated, or there are only pickles.
-    """
-    hint = f"; {advice}" if advice else ""
-    if (folder / WEIGHTS).is_file():
-        files: tuple[Path, ...] = (folder / WEIGHTS,)
-    elif (folder / WEIGHTS_INDEX).is_file():
-        shards = read_config(folder / WEIGHTS_INDEX).get("weight_map", {}).values()
-        files = tuple(folder / safe_name(name) for name in sorted(set(shards)))
-    else:
-        pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
-        if pickles:
-            raise ModelError(
-                f"{folder}: only pickled weights ({pickles[0]}), which are never opened; convert them to "
-                f"{WEIGHTS} with save_pretrained(safe_serialization=True)"
-            )
-        raise ModelError(f"{folder}: weights file {WEIGHTS} is missing{hint}")
-    for path in files:
-        _require_whole(path, hint)
-    return files
-
-
-def tensor_shapes(folder: Path, advice: str = "") -> dict[str, tuple[int, ...]]:
-    """Return the shape of every tensor of one component by the name that diffusers gives it, from headers alone.
-
-    Raises:
-        ModelError: a file is absent or truncated, or there are only pickles.
-    """
-    shapes: dict[str, tuple[int, ...]] = {}
-    for path in weight_files(folder, advice):
-        shapes |= {_PROJECTION.sub(_modern, name): shape for name, shape in _read_header(path).shapes.items()}
-    return shapes
-
-
-_MODERN = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-_PROJECTION = re.compile(rf"(?<=\.)({'|'.join(_MODERN)})(?=\.(weight|bias)$)")
-"""Projections of attentions in old checkpoints, whose names diffusers changes when it loads them."""
-
-
-def _modern(found: re.Match[str]) -> str:
-    return _MODERN[found[1]]
-
-
-class _Header(NamedTuple):
-    """Of a safetensors file: how long the file should be, and the shapes of its tensors by name."""
-
-    length: int
-    shapes: dict[str, tuple[int, ...]]
-
-
-def _read_header(path: Path) -> _Header:
-    size = path.stat().st_size
-    with open(path, "rb") as file:
-        (header_size,) = struct.unpack("<Q", file.read(8))
-        if header_size > min(size, _LARGEST_HEADER):
-            raise ValueError("header longer than the file")
-        header = json.loads(file.read(header_size))
-    entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
-    end = max((entry["data_offsets"][1] for entry in entries.values()), default=0)
-    return _Header(8 + header_size + end, {name: tuple(entry["shape"]) for name, entry in entries.items()})
-
-
-def _require_whole(path: Path, hint: str) -> None:
-    """Compare a safetensors file's length with what its header announces."""
-    try:
-        expected = _read_header(path).length
-    except FileNotFoundError:
-        raise ModelError(f"{path}: this part of the weights is missing{hint}") from None
-    except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"{path}: truncated or not a safetensors file{hint}") from error
-    size = path.stat().st_size
-    if size != expected:
-        raise ModelError(f"{path}: truncated, {size} of {expected} bytes{hint}")

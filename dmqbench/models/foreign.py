@@ -13,7 +13,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dmqbench.models.folders import CONFIG, ModelError, network_folder, read_config, weight_files
+from dmqbench.models.folders import CONFIG, ModelError, network_folder, read_config
+from dmqbench.models.weight_files import weight_files, weight_variant
 from dmqbench.store.files import sha256_file
 
 if TYPE_CHECKING:
@@ -205,6 +206,7 @@ def _load(folder: Path) -> "nn.Module":
                 folder,
                 torch_dtype=torch.float32,
                 use_safetensors=True,
+                variant=weight_variant(folder),
                 local_files_only=True,
                 # diffusers' quantizers need the fast path, in which weights that are missing stay on the meta device.
                 low_cpu_mem_usage=quantized,

@@ -17,7 +17,7 @@ from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
 from dmqbench.models.exchange import NETWORK, Description, exchange_
-from dmqbench.models.export import without_origin
+from dmqbench.models.export import untied, without_origin
 from dmqbench.models.folders import CONFIG, ModelError, read_config
 from dmqbench.models.quantized_file import packed, unpacked
 from dmqbench.models.sources import NetworkSpec
@@ -96,7 +96,7 @@ def _write(pipe: Any, network: Any, description: Description, folder: Path) -> N
     pipe.save_config(folder)
     network.save_config(folder / NETWORK)
     without_origin(folder / NETWORK / CONFIG)
-    tensors = {name: tensor.contiguous().cpu() for name, tensor in network.state_dict().items()}
+    tensors = untied(network.state_dict())
     save_atomic(folder / WEIGHTS, serialize(packed(tensors, PrecisionPlan.from_json(description.plan))))
     files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
     for path in files.values():

@@ -21,9 +21,9 @@ from dmqbench.models.folders import (
     locate,
     network_folder,
     read_config,
-    weight_files,
 )
 from dmqbench.models.topology import Topology, trace
+from dmqbench.models.weight_files import weight_files, weight_variant
 
 NETWORKS = ("UNet2DModel", "UNet2DConditionModel", "DiTTransformer2DModel")
 DECODERS = ("AutoencoderKL", "VQModel")
@@ -226,6 +226,7 @@ def _load_weights(folder: Path, config: Mapping[str, Any], allowed: tuple[str, .
                 folder,
                 torch_dtype=torch.float32,
                 use_safetensors=True,
+                variant=weight_variant(folder),
                 local_files_only=True,
                 # The fast path leaves weights that the checkpoint lacks on the meta device.
                 low_cpu_mem_usage=False,
@@ -245,7 +246,15 @@ def _load_weights(folder: Path, config: Mapping[str, Any], allowed: tuple[str, .
                 f"{folder}: the checkpoint {say} {len(loading[what])} of the network's weights, the first is {first}"
                 f"{f'; {advice}' if advice else ''}"
             )
+    require_finite(network, str(folder))
     return network.eval().requires_grad_(False)
+
+
+def require_finite(network: nn.Module, title: str) -> None:
+    """Refuse weights that are infinite or no numbers; ``title`` says whose, in the message."""
+    for name, tensor in network.state_dict().items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise ModelError(f"{title}: the values of {name} are not all finite")
 
 
 @contextmanager

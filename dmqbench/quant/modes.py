@@ -29,7 +29,8 @@ _PRECISIONS = (
     *("mkldnn.", "", "cudnn.", "cuda.matmul.", "cudnn.conv.", "cudnn.rnn."),
     *("mkldnn.matmul.", "mkldnn.conv.", "mkldnn.rnn."),
 )
-"""Whose float32 may be rounded to TF32 or bfloat16; what sets others comes before them. Old versions of torch lack it."""
+"""Whose float32 may be rounded to TF32 or bfloat16, which older versions of torch do not say; what sets others comes
+before them."""
 
 _MODES = (
     _Mode(torch.get_default_dtype, torch.set_default_dtype, torch.float32),

@@ -12,8 +12,9 @@ from dmqbench.config.ids import job_ids
 from dmqbench.config.job import make_job
 from dmqbench.config.model_facts import weights_hash
 from dmqbench.config.precision_plans import check_layers, plan_hash, read_plan
-from dmqbench.models.folders import EMBEDDED, WEIGHTS, tensor_shapes
+from dmqbench.models.folders import EMBEDDED, WEIGHTS
 from dmqbench.models.sources import meta_topology
+from dmqbench.models.weight_files import tensor_shapes
 from dmqbench.quant.plan import LayerPlan, PrecisionPlan, uniform_plan
 from dmqbench.quant.spec import COMMON_SCOPE, BitWidth
 from dmqbench.store.files import save_json

@@ -1,0 +1,151 @@
+"""The safetensors files of a network: all that diffusers reads, and no other. Reads headers only and needs no torch."""
+
+import json
+import re
+import struct
+from collections.abc import Collection, Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from dmqbench.models.folders import SHARDS, WEIGHTS, WEIGHTS_INDEX, ModelError, only_one, read_config
+from dmqbench.store.files import safe_name
+
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+_LARGEST_HEADER = 100 * 2**20
+
+
+def weight_files(folder: Path, advice: str = "") -> tuple[Path, ...]:
+    """Return the safetensors files of one component, each of them whole: all that diffusers reads, and no other.
+
+    Raises:
+        ModelError: a file is absent or truncated, there are only pickles, or several files can be meant.
+    """
+    hint = f"; {advice}" if advice else ""
+    head = _head(folder, hint)
+    files = (head,) if head.suffix == ".safetensors" else _shards(head)
+    for path in files:
+        _require_named(path, _require_whole(path, hint))
+    return files
+
+
+def weight_variant(folder: Path) -> str | None:
+    """Return what diffusers calls the variant of a component's weights (``fp16``); None for weights without one."""
+    return _variant(_head(folder, ""))
+
+
+_HEAD = re.compile(r"diffusion_pytorch_model\.(?:(.+)\.)?safetensors(?:\.index\.(?:(.+)\.)?json)?")
+"""A single file or an index of several, perhaps with a variant."""
+_SHARD = re.compile(r".*-\d+-of-\d+\.safetensors")
+
+
+def _heads(folder: Path) -> list[Path]:
+    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    return [folder / name for name in names if _HEAD.fullmatch(name) and not _SHARD.fullmatch(name)]
+
+
+def _variant(head: Path) -> str | None:
+    found = _HEAD.fullmatch(head.name)
+    return None if found is None else found[1] or found[2]
+
+
+def _head(folder: Path, hint: str) -> Path:
+    """The file that leads to all weights of a component; those without a variant come before others."""
+    heads = _heads(folder)
+    found = [head for head in heads if _variant(head) is None] or heads
+    if found:
+        return only_one(folder, found)
+    pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
+    if pickles:
+        raise ModelError(
+            f"{folder}: only pickled weights ({pickles[0]}), which are never opened; convert them to "
+            f"{WEIGHTS} with save_pretrained(safe_serialization=True)"
+        )
+    shards = sorted(path.name for path in folder.glob(SHARDS))
+    if shards:
+        raise ModelError(f"{folder}: {shards[0]} is a part of weights whose index {WEIGHTS_INDEX} is missing{hint}")
+    raise ModelError(f"{folder}: weights file {WEIGHTS} is missing{hint}")
+
+
+def _shards(index: Path) -> tuple[Path, ...]:
+    try:
+        names = sorted(set(read_config(index)["weight_map"].values()))
+        return tuple(index.parent / safe_name(name) for name in names)
+    except (KeyError, AttributeError, TypeError, ValueError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise ModelError(f"{index}: has no weight_map from tensors to the names of files ({reason})") from None
+
+
+_WRAPPERS = {
+    "module": "DistributedDataParallel",
+    "_orig_mod": "torch.compile",
+    "_fsdp_wrapped_module": "FSDP",
+    **dict.fromkeys(("ema", "ema_model", "model_ema", "shadow_params"), "an average of weights"),
+    **dict.fromkeys(("model", "unet", "net", "network"), "a trainer"),
+}
+_WRAPPED = re.compile(rf"({'|'.join(_WRAPPERS)})\.|.*\.(_orig_mod|_fsdp_wrapped_module)\.")
+
+
+def _require_named(path: Path, names: Iterable[str]) -> None:
+    """Refuse weights that were saved with a wrapper around the network, or of an average beside it."""
+    for name in names:
+        if (found := _WRAPPED.match(name)) is not None:
+            wrapper = _WRAPPERS[found[1] or found[2]]
+            raise ModelError(
+                f"{path}: its weights have names such as {name}, as {wrapper} gives them: save_pretrained of the "
+                "network inside it writes those that are read"
+            )
+
+
+def tensor_shapes(folder: Path, advice: str = "") -> dict[str, tuple[int, ...]]:
+    """Return the shape of every tensor of one component by the name that diffusers gives it, from headers alone.
+
+    Raises:
+        ModelError: a file is absent or truncated, or there are only pickles.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path in weight_files(folder, advice):
+        shapes |= {_PROJECTION.sub(_modern, name): shape for name, shape in _read_header(path).shapes.items()}
+    return shapes
+
+
+_MODERN = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+_PROJECTION = re.compile(rf"(?<=\.)({'|'.join(_MODERN)})(?=\.(weight|bias)$)")
+"""Projections of attentions in old checkpoints, whose names diffusers changes when it loads them."""
+
+
+def _modern(found: re.Match[str]) -> str:
+    return _MODERN[found[1]]
+
+
+class _Header(NamedTuple):
+    """Of a safetensors file: how long the file should be, and the shapes of its tensors by name."""
+
+    length: int
+    shapes: dict[str, tuple[int, ...]]
+
+
+def _read_header(path: Path) -> _Header:
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        (header_size,) = struct.unpack("<Q", file.read(8))
+        if header_size > min(size, _LARGEST_HEADER):
+            raise ValueError("header longer than the file")
+        header = json.loads(file.read(header_size))
+    entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
+    end = max((entry["data_offsets"][1] for entry in entries.values()), default=0)
+    return _Header(8 + header_size + end, {name: tuple(entry["shape"]) for name, entry in entries.items()})
+
+
+def _require_whole(path: Path, hint: str) -> Collection[str]:
+    """Compare a safetensors file's length with what its header announces; return the names of its tensors."""
+    try:
+        header, size = _read_header(path), path.stat().st_size
+    except FileNotFoundError:
+        raise ModelError(f"{path}: this part of the weights is missing{hint}") from None
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read ({error.strerror}){hint}") from None
+    except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"{path}: truncated or not a safetensors file{hint}") from error
+    if size != header.length:
+        raise ModelError(f"{path}: truncated, {size} of {header.length} bytes{hint}")
+    return header.shapes
