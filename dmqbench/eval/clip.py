@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from dmqbench.config.names import STAND_IN
-from dmqbench.config.plugins import metrics
 from dmqbench.config.schema import MetricsConfig
 from dmqbench.data.images import require_images
 from dmqbench.eval.inception import as_rgb
-from dmqbench.eval.protocol import WeightsMissing
+from dmqbench.eval.paired import PairedMetric, PerImage
+from dmqbench.eval.protocol import FeatureNetwork, WeightsMissing
 from dmqbench.eval.weights import STAND_IN_MARKER, digest, download_forbidden, is_stand_in
 from dmqbench.store.downloads import in_one_line, unanswered
 
@@ -28,23 +28,13 @@ _IMAGES_AT_ONCE = 32
 
 
 @dataclass(frozen=True)
-class CaptionedMetric:
-    """Metric of images uint8 [N, C, H, W] and their N prompts: ``per_image`` gives one number each."""
+class ClipScore:
+    """The score of images uint8 [N, C, H, W] and their N prompts, in one CLIP model."""
 
-    name: str
-    higher_is_better: bool
-    tool: str
-    extractor: str
-    extractor_hash: str
-    resize: str
     model: Any
     processor: Any
 
-    @property
-    def version(self) -> int:
-        return metrics()[self.name].version
-
-    def per_image(self, images: Tensor, captions: Sequence[str]) -> list[float]:
+    def __call__(self, images: Tensor, captions: Sequence[str]) -> PerImage:
         """Return 100 max(cos, 0) of each image and its prompt, in [0, 100].
 
         Prompts are cut by the tokenizer at the length of the model (77 tokens for OpenAI's), their end mark kept;
@@ -53,7 +43,7 @@ class CaptionedMetric:
         require_images(images)
         if len(images) != len(captions):
             raise ValueError(f"clip: {len(images)} images and {len(captions)} prompts do not pair one to one")
-        values: list[float] = []
+        values: PerImage = []
         for start in range(0, len(images), _IMAGES_AT_ONCE):
             part = slice(start, start + _IMAGES_AT_ONCE)
             values += self._scores(as_rgb(images[part]), list(captions[part])).tolist()
@@ -77,7 +67,7 @@ class CaptionedMetric:
         return 100 * torch.cosine_similarity(seen.float(), read.float(), dim=-1).clamp(min=0)
 
 
-def clip_metric(settings: MetricsConfig, device: str | torch.device) -> CaptionedMetric:
+def clip_metric(settings: MetricsConfig, device: str | torch.device) -> PairedMetric:
     """Return the metric with the model ``metrics.clip``: a folder, or a repository on the hub or in its cache.
 
     Raises:
@@ -91,19 +81,12 @@ def clip_metric(settings: MetricsConfig, device: str | torch.device) -> Captione
 
 
 @cache
-def _metric(name: str, folder: Path, content: str, device: str) -> CaptionedMetric:
+def _metric(name: str, folder: Path, content: str, device: str) -> PairedMetric:
     model, processor = _load(folder)
     model.requires_grad_(False).eval().to(device)
-    return CaptionedMetric(
-        name="clip",
-        higher_is_better=True,
-        tool="transformers",
-        extractor=name,
-        extractor_hash=content,
-        resize=f"clip-processor-{model.config.vision_config.image_size}+grey-to-rgb",
-        model=model,
-        processor=processor,
-    )
+    resize = f"clip-processor-{model.config.vision_config.image_size}+grey-to-rgb"
+    network = FeatureNetwork(name, content, resize)
+    return PairedMetric("clip", True, "images", "transformers", ClipScore(model, processor), network, "prompts")
 
 
 def _load(folder: Path) -> tuple[Any, Any]:

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -10,12 +10,11 @@ from torch import Tensor
 from dmqbench.config.names import STAND_IN
 from dmqbench.config.plugins import metrics
 from dmqbench.config.schema import MetricsConfig
-from dmqbench.eval.clip import clip_metric
 from dmqbench.eval.extractors import extractor_for
 from dmqbench.eval.features import Extractor, Features
 from dmqbench.eval.measurement import Estimate, Floor, Measurement
 from dmqbench.eval.paired import PairedMetric, PerImage, summarise
-from dmqbench.eval.protocol import MetricUnavailable, Protocol, WeightsMissing
+from dmqbench.eval.protocol import FeatureNetwork, MetricUnavailable, Protocol, WeightsMissing
 from dmqbench.eval.reference import Reference, load_reference
 from dmqbench.eval.registry import Estimates, SetMetric, Side, metric_of
 from dmqbench.eval.weights import is_stand_in
@@ -106,29 +105,42 @@ class _Run:
 
     of: Evaluator
     samples: SampleSet
-    found: Evaluation = field(default_factory=Evaluation)
+    evaluation: Evaluation = field(default_factory=Evaluation)
     estimates: dict[str, Estimates] = field(default_factory=dict)
 
     def measure(self, names: Sequence[str]) -> Evaluation:
         for name in names:
             try:
-                if metrics()[name].over == "captions":
-                    self._captioned()
+                if metrics()[name].over == "captions" and self.of.captions is None:
+                    raise MetricUnavailable("these samples have no prompts")
+                metric = metric_of(name, self.of.settings, self.of.device)
+                if isinstance(metric, PairedMetric):
+                    self._paired(metric)
                 else:
-                    self._compare(metric_of(name, self.of.settings, self.of.device))
+                    self._of_set(metric)
             except MetricUnavailable as reason:
-                self.found.unavailable[name] = str(reason)
+                self.evaluation.unavailable[name] = str(reason)
                 if isinstance(reason, WeightsMissing):
-                    self.found.missing_weights.append(name)
-        return self.found
+                    self.evaluation.missing_weights.append(name)
+        return self.evaluation
 
-    def _compare(self, metric: PairedMetric | SetMetric) -> None:
-        if isinstance(metric, PairedMetric):
-            self._paired(metric)
-        else:
-            self._of_set(metric)
+    def _protocol(
+        self, metric: PairedMetric | SetMetric, n: int, network: FeatureNetwork | None, **entries: str
+    ) -> Protocol:
+        """Return what all metrics share, and what holds of this one over ``n`` images or pairs."""
+        measured_in = {} if network is None else asdict(network)
+        return replace(self.of.protocol, metric=metric.name, version=metric.version, n=n, **{**measured_in, **entries})
 
-    # ---- paired with full precision, or with the ground truth
+    def _keep(
+        self, name: str, protocol: Protocol, measurement: Measurement, values: Sequence[float | None] | None = None
+    ) -> None:
+        if (protocol.extractor or "").startswith(STAND_IN):
+            name = f"{STAND_IN}{name}"
+        self.evaluation.measurements[name] = measurement
+        if values is not None:
+            self.evaluation.per_image[name] = list(values)
+
+    # ---- paired with full precision, with the ground truth, or with the prompts
 
     @property
     def _full_precision(self) -> SampleSet:
@@ -138,25 +150,31 @@ class _Run:
 
     def _paired(self, metric: PairedMetric) -> None:
         values = self._pair_values(metric, self.samples)
-        protocol = replace(
-            self.of.protocol,
-            metric=metric.name,
-            version=metric.version,
+        protocol = self._protocol(
+            metric,
+            len(values),
+            metric.network,
             tool=metric.tool,
             rounding=metric.rounding,
-            n=len(values),
-            extractor=metric.extractor,
-            extractor_hash=metric.extractor_hash,
-            resize=metric.resize,
             reference=metric.against,
-            reference_hash=self.of.full_precision_id if metric.against == "fp" else self._counterpart(metric).id,
+            reference_hash=self._reference_hash(metric),
         )
         measurement = summarise(metric, values, protocol)
         if self.of.floors is not None and metric.against == "fp":
             floor = summarise(metric, self._pair_values(metric, self.of.floors.perturbed), protocol)
             measurement = replace(measurement, floor=Floor("numerical", floor.value, floor.n, floor.ci95))
-        stand_in = (metric.extractor or "").startswith(STAND_IN)
-        self._keep(metric.name, measurement, stand_in, values)
+        self._keep(metric.name, protocol, measurement, values)
+
+    @property
+    def _prompts(self) -> tuple[str, ...]:
+        return (self.of.captions or ())[: len(self.samples)]
+
+    def _reference_hash(self, metric: PairedMetric) -> str:
+        if metric.against == "fp":
+            return self.of.full_precision_id
+        if metric.against == "truth":
+            return self._counterpart(metric).id
+        return hashlib.sha256("\n".join(self._prompts).encode()).hexdigest()
 
     def _counterpart(self, metric: PairedMetric) -> SampleSet:
         """What each sample is compared with."""
@@ -166,41 +184,19 @@ class _Run:
             raise MetricUnavailable(self.of.no_truth)
         return self.of.truth
 
-    def _pair_values(self, metric: PairedMetric, ours: SampleSet) -> PerImage:
-        theirs = self._counterpart(metric)
+    def _pair_values(self, metric: PairedMetric, samples: SampleSet) -> PerImage:
+        if metric.against == "prompts":
+            return metric.per_image(samples.images, self._prompts)
+        counterpart = self._counterpart(metric)
         if not self.of.pairs:
             raise MetricUnavailable(
                 "nobody says that these samples share the noise of full precision: give evaluate.fp_samples"
             )
-        count = min(self.of.pairs, len(theirs), len(self.samples))
-        pair = [getattr(each.first(count), metric.operand) for each in (ours, theirs)]
+        count = min(self.of.pairs, len(counterpart), len(self.samples))
+        pair = [getattr(side.first(count), metric.operand) for side in (samples, counterpart)]
         if any(operand is None for operand in pair):
             raise MetricUnavailable("samples made elsewhere have images, but no final sampler state")
         return metric.per_image(*pair)
-
-    # ---- against the prompts
-
-    def _captioned(self) -> None:
-        if self.of.captions is None:
-            raise MetricUnavailable("these samples have no prompts")
-        metric = clip_metric(self.of.settings, self.of.device)
-        captions = self.of.captions[: len(self.samples)]
-        values = metric.per_image(self.samples.images, captions)
-        protocol = replace(
-            self.of.protocol,
-            metric=metric.name,
-            version=metric.version,
-            tool=metric.tool,
-            rounding="uint8",
-            n=len(values),
-            extractor=metric.extractor,
-            extractor_hash=metric.extractor_hash,
-            resize=metric.resize,
-            reference="prompts",
-            reference_hash=_hash_of(captions),
-        )
-        measurement = summarise(metric, values, protocol)
-        self._keep(metric.name, measurement, metric.extractor.startswith(STAND_IN), values)
 
     # ---- statistics of the whole set
 
@@ -210,23 +206,19 @@ class _Run:
             raise MetricUnavailable(f"needs at least {metric.least} samples, got {len(self.samples)}")
         extractor = extractor_for(metric.name, self.of.settings, self.of.device)
         estimate = self._estimate(metric, extractor)
-        protocol = replace(
-            self.of.protocol,
-            metric=metric.name,
-            version=metric.version,
+        protocol = self._protocol(
+            metric,
+            estimate.n,
+            extractor.facts,
             tool=metric.tool or extractor.tool,
             rounding="uint8",
-            n=estimate.n,
-            extractor=extractor.name,
-            extractor_hash=extractor.hash,
-            resize=extractor.resize,
             **self._reference_entries(metric, extractor),
         )
         measurement = estimate.measurement(protocol, metric.higher_is_better)
         if self.of.floors is not None and metric.against != "nothing":
             floor = self._floor(metric, extractor, self.of.floors.other_seed)
             measurement = replace(measurement, floor=floor)
-        self._keep(metric.name, measurement, extractor.stand_in)
+        self._keep(metric.name, protocol, measurement)
 
     def _estimate(self, metric: SetMetric, extractor: Extractor) -> Estimate:
         if metric.statistic not in self.estimates:
@@ -239,26 +231,29 @@ class _Run:
         if metric.against == "fp":
             # Sets made elsewhere may differ in size.
             count = min(len(self._full_precision), len(self.samples))
-            pair = [self.of.features(each, extractor) for each in (self.samples, self._full_precision)]
+            pair = [self.of.features(side, extractor) for side in (self.samples, self._full_precision)]
             return pair[0][metric.output][:count], pair[1][metric.output][:count]
-        theirs = None
+        reference = None
         if metric.against == "dataset":
-            theirs = self._dataset(extractor).side(metric.output, metric.needs_features)
-        return self.of.features(self.samples, extractor)[metric.output], theirs
+            reference = self._dataset(extractor).side(metric.output, metric.needs_features)
+        return self.of.features(self.samples, extractor)[metric.output], reference
 
     def _floor(self, metric: SetMetric, extractor: Extractor, other_seed: SampleSet) -> Floor:
         """Full precision against full precision of another seed; groups are deleted from both, as both are draws."""
         sets = (other_seed, self._full_precision)
 
         def measure() -> dict[str, Floor]:
-            ours, theirs = (self.of.features(each, extractor)[metric.output] for each in sets)
-            estimates = metric.estimates(ours, theirs, True)
-            return {name: Floor("other_seed", each.value, each.n, each.ci95) for name, each in estimates.items()}
+            other, own = (self.of.features(side, extractor)[metric.output] for side in sets)
+            estimates = metric.estimates(other, own, True)
+            return {
+                name: Floor("other_seed", estimate.value, estimate.n, estimate.ci95)
+                for name, estimate in estimates.items()
+            }
 
         about = {
             "statistic": metric.statistic,
             "version": metric.version,
-            "sets": [[each.id, len(each)] for each in sets],
+            "sets": [[side.id, len(side)] for side in sets],
             "network": [extractor.name, extractor.hash, extractor.tool, extractor.resize],
         }
         return self.of.floor_of(about, measure)[metric.name]
@@ -276,15 +271,3 @@ class _Run:
 
     def _features_of_images(self, id: str, images: Tensor, extractor: Extractor) -> Features:
         return self.of.features(SampleSet(id, images), extractor)
-
-    def _keep(
-        self, name: str, measurement: Measurement, stand_in: bool, values: Sequence[float | None] | None = None
-    ) -> None:
-        name = f"{STAND_IN}{name}" if stand_in else name
-        self.found.measurements[name] = measurement
-        if values is not None:
-            self.found.per_image[name] = list(values)
-
-
-def _hash_of(captions: Sequence[str]) -> str:
-    return hashlib.sha256("\n".join(captions).encode()).hexdigest()

@@ -1,12 +1,11 @@
 """Features in the run store: computed once per set of images and network, shared by all metrics and jobs."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as serialize
 
 from dmqbench.eval.evaluate import FeatureSource, FloorSource, SampleSet
 from dmqbench.eval.features import Extractor, Features, extract
@@ -36,16 +35,13 @@ def feature_source(store: Store, device: str) -> FeatureSource:
     def features(samples: SampleSet, extractor: Extractor) -> Features:
         id = features_id(samples.id, extractor, device)
         parts = [
-            range(start, min(start + IMAGES_PER_FILE, len(samples)))
+            slice(start, min(start + IMAGES_PER_FILE, len(samples)))
             for start in range(0, len(samples), IMAGES_PER_FILE)
         ]
         present = store.verified_files("features", id)
         missing = [part for part in parts if _name(part) not in present]
         for part in _metered(f"{extractor.name} features", missing):
-            with store.lock("features", id, part=_name(part)):
-                if _name(part) not in store.verified_files("features", id):
-                    found = extract(extractor, samples.images[part.start : part.stop])
-                    store.append_file("features", id, _name(part), lambda path, f=found: _write(f, path))
+            _provide(store, id, _name(part), lambda part=part: _extracted(extractor, samples.images[part]))
         present = store.verified_files("features", id)
         loaded = [load_file(present[_name(part)]) for part in parts]
         return {output: torch.cat([part[output] for part in loaded]) for output in extractor.outputs}
@@ -59,32 +55,35 @@ def floor_source(store: Store, device: str) -> FloorSource:
     def floors(about: Mapping[str, Any], measure: Callable[[], Mapping[str, Floor]]) -> Mapping[str, Floor]:
         id = short_hash({"kind": "features", "version": VERSION, "floor": about, "device": device})
         if FLOORS not in store.verified_files("features", id):
-            with store.lock("features", id, part=FLOORS):
-                if FLOORS not in store.verified_files("features", id):
-                    text = json_text({name: asdict(floor) for name, floor in measure().items()})
-                    store.append_file("features", id, FLOORS, lambda path: save_atomic(path, text))
-        return {
-            name: Floor(**{**found, "ci95": found["ci95"] and tuple(found["ci95"])})
-            for name, found in load_json(store.verified_files("features", id)[FLOORS]).items()
-        }
+            _provide(store, id, FLOORS, lambda: json_text({name: floor.to_json() for name, floor in measure().items()}))
+        records = load_json(store.verified_files("features", id)[FLOORS])
+        return {name: Floor.from_json(record) for name, record in records.items()}
 
     return floors
 
 
-def _metered(title: str, parts: Sequence[range]) -> Iterator[range]:
+def _provide(store: Store, id: str, name: str, content: Callable[[], bytes | str]) -> None:
+    """Let the store have a file of some features, which one process computes while the others wait."""
+    with store.lock("features", id, part=name):
+        if name not in store.verified_files("features", id):
+            computed = content()
+            store.append_file("features", id, name, lambda path: save_atomic(path, computed))
+
+
+def _metered(title: str, parts: Sequence[slice]) -> Iterator[slice]:
     """Yield ``parts``, with a progress bar where there are enough of them."""
     if len(parts) < _SHOWN_FROM:
         yield from parts
         return
-    with Meter(title, len(parts)) as shown:
+    with Meter(title, len(parts)) as meter:
         for part in parts:
             yield part
-            shown.advance()
+            meter.advance()
 
 
-def _name(part: range) -> str:
+def _name(part: slice) -> str:
     return f"images_{part.start:06d}_{part.stop:06d}.safetensors"
 
 
-def _write(features: dict[str, torch.Tensor], path: Path) -> None:
-    save_file({name: value.contiguous() for name, value in features.items()}, path)
+def _extracted(extractor: Extractor, images: torch.Tensor) -> bytes:
+    return serialize({name: value.contiguous() for name, value in extract(extractor, images).items()})

@@ -7,8 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from dmqbench.config.names import STAND_IN
 from dmqbench.data.images import require_images
+from dmqbench.eval.protocol import FeatureNetwork
 
 Output = Literal["pool", "spatial", "logits"]
 """pool [N, d]: the last features; spatial [N, d']: a few channels of an earlier layer, flattened; logits [N, K]."""
@@ -36,12 +36,10 @@ class Extractor:
     resize: str = "none"
 
     @property
-    def stand_in(self) -> bool:
-        """Whether its weights are not those that its name promises: made for tests, never for a table."""
-        return self.name.startswith(STAND_IN)
+    def facts(self) -> FeatureNetwork:
+        return FeatureNetwork(self.name, self.hash, self.resize)
 
 
-@torch.no_grad()
 def require_matrix(values: Tensor, what: str, columns: str = "d") -> None:
     """Refuse what is no finite matrix of one row per image; ValueError, one line."""
     if values.ndim != 2:
@@ -50,6 +48,15 @@ def require_matrix(values: Tensor, what: str, columns: str = "d") -> None:
         raise ValueError(f"{what} hold NaN or infinity")
 
 
+def require_comparable(features: Tensor, reference: Tensor, paired: bool) -> None:
+    """Refuse features [N, d] and [M, d] that differ in d, or in their rows where these pair; ValueError, one line."""
+    if features.shape[1] != reference.shape[1]:
+        raise ValueError(f"features of {features.shape[1]} and {reference.shape[1]} dimensions do not compare")
+    if paired and len(features) != len(reference):
+        raise ValueError(f"paired features must have the same rows, got {len(features)} and {len(reference)}")
+
+
+@torch.no_grad()
 def extract(extractor: Extractor, images: Tensor, images_at_once: int = _IMAGES_AT_ONCE) -> dict[str, Tensor]:
     """Return all outputs of the network for uint8 images [N, C, H, W], float32 on the CPU."""
     require_images(images)

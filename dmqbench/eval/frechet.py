@@ -7,12 +7,12 @@ the expectation of the estimate at this n. A naive bootstrap would not even cont
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from dmqbench.eval.features import require_matrix
+from dmqbench.eval.features import require_comparable, require_matrix
 from dmqbench.eval.measurement import Estimate
 from dmqbench.eval.protocol import MetricUnavailable
 from dmqbench.eval.statistics import GROUPS, Interval, Replicated, even_groups, group_edges, jackknife
@@ -72,24 +72,22 @@ def frechet_estimate(
     ``TooFewSamples`` below 2 d rows on either side.
     """
     features = _checked(features)
-    dimension = features.shape[1]
     if groups is None:
-        groups = even_groups(len(features), GROUPS if dimension < _WIDE else _GROUPS_WHERE_WIDE)
-    versus = _Reference.of(reference, dimension, len(features) if paired else None)
-    ours = _Moments.of(features, versus.centre)
-    value = versus.distance(ours)
+        groups = even_groups(len(features), GROUPS if features.shape[1] < _WIDE else _GROUPS_WHERE_WIDE)
+    versus = _Reference.of(reference, features, paired)
+    whole = _Moments.of(features, versus.centre)
+    value = versus.distance(whole)
     replicates, pairs = [], []
     for first, second in _consecutive_pairs(group_edges(len(features), groups).tolist()):
         parts = [(_Moments.of(features[rows], versus.centre), versus.part(rows)) for rows in (first, second)]
-        without = [(ours.minus(part), versus.minus(theirs)) for part, theirs in parts]
+        without = [(whole.minus(part), versus.minus(counterpart)) for part, counterpart in parts]
         replicates += [rest.distance(mine) for mine, rest in without]
         mine, rest = without[0]
         pairs.append(rest.minus(parts[1][1]).distance(mine.minus(parts[1][0])))
     statistic = Replicated(value, len(features), tuple(replicates), tuple(pairs))
     result = jackknife(statistic, size=value)
-    extra: dict[str, Any] = {"debiased": result.debiased, "pairs": pairs}
     interval = Interval(max(0.0, result.ci95.low), result.ci95.high)
-    return Estimate(value, interval, len(features), statistic.replicates, extra)
+    return Estimate.of(statistic, interval, debiased=result.debiased)
 
 
 @dataclass(frozen=True)
@@ -146,21 +144,18 @@ class _Reference:
     moments: _Moments | None = None
 
     @classmethod
-    def of(cls, reference: Tensor | Gaussian, dimension: int, paired_rows: int | None) -> "_Reference":
-        """``paired_rows`` is the number of rows that a reference must have from which rows are deleted."""
+    def of(cls, reference: Tensor | Gaussian, features: Tensor, paired: bool) -> "_Reference":
+        """What ``features`` are compared with; rows are deleted from it too if they are ``paired``."""
         if isinstance(reference, Gaussian):
-            gaussian = _checked_gaussian(reference, dimension)
-            if paired_rows is not None:
+            gaussian = _checked_gaussian(reference, features.shape[1])
+            if paired:
                 raise ValueError("a Gaussian has no rows that could pair: compare with features or set paired=False")
             return cls(gaussian.mean, _Factored.of(gaussian))
         reference = _checked(reference)
-        if reference.shape[1] != dimension:
-            raise ValueError(f"features of {dimension} and {reference.shape[1]} dimensions do not compare")
-        if paired_rows is None:
+        require_comparable(features, reference, paired)
+        if not paired:
             gaussian = fit_gaussian(reference)
             return cls(gaussian.mean, _Factored.of(gaussian))
-        if len(reference) != paired_rows:
-            raise ValueError(f"paired features must have the same rows, got {paired_rows} and {len(reference)}")
         centre = reference.double().mean(dim=0)
         return cls(centre, None, reference, _Moments.of(reference, centre))
 
@@ -172,12 +167,11 @@ class _Reference:
             return self
         return _Reference(self.centre, None, self.features, self.moments.minus(part))
 
-    def distance(self, ours: _Moments) -> float:
-        theirs = self.fixed
-        if theirs is None:
-            assert self.moments is not None
-            theirs = _Factored.of(self.moments.gaussian)
-        return _distance(_Factored.of(ours.gaussian), theirs)
+    def distance(self, moments: _Moments) -> float:
+        if self.moments is None:
+            assert self.fixed is not None
+            return _distance(_Factored.of(moments.gaussian), self.fixed)
+        return frechet_distance(moments.gaussian, self.moments.gaussian)
 
 
 def _distance(a: _Factored, b: _Factored) -> float:

@@ -7,12 +7,12 @@ TensorFlow network. Values of different modes are different quantities.
 
 import io
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -112,18 +112,8 @@ def _pytorch_inception(path: Path) -> nn.Module:
     from cleanfid import inception_pytorch
 
     state = torch.load(path, map_location="cpu", weights_only=True)
-    with _replaced(inception_pytorch, "load_state_dict_from_url", lambda *_, **__: state):
+    with mock.patch.object(inception_pytorch, "load_state_dict_from_url", lambda *_, **__: state):
         return inception_pytorch.InceptionV3(output_blocks=[3], resize_input=False)
-
-
-@contextmanager
-def _replaced(module: Any, name: str, value: Any) -> Iterator[None]:
-    original = getattr(module, name)
-    setattr(module, name, value)
-    try:
-        yield
-    finally:
-        setattr(module, name, original)
 
 
 def _clean_fid_resizer(mode: str) -> Callable[[Tensor], Tensor]:

@@ -39,8 +39,7 @@ def inception_score_estimate(logits: Tensor) -> Estimate:
         kept = [torch.cat([values[:low], values[high:]]) for values in (probabilities, certainty)]
         replicates.append(float(_scores(*kept).mean()))
     statistic = Replicated(float(scores.mean()), n, tuple(replicates))
-    extra = {"std": float(scores.std(correction=0))}
-    return Estimate(statistic.value, jackknife(statistic).ci95, n, statistic.replicates, extra)
+    return Estimate.of(statistic, jackknife(statistic).ci95, std=float(scores.std(correction=0)))
 
 
 def _scores(probabilities: Tensor, certainty: Tensor) -> Tensor:

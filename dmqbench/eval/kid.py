@@ -5,14 +5,14 @@ estimates the same number with more noise, and their standard deviation is not t
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dmqbench.eval.features import require_matrix
+from dmqbench.eval.features import require_comparable, require_matrix
 from dmqbench.eval.measurement import Estimate
 from dmqbench.eval.protocol import MetricUnavailable
 from dmqbench.eval.statistics import Replicated, even_groups, group_edges, jackknife
@@ -56,10 +56,7 @@ def kid_estimate(features: Tensor, reference: Tensor, paired: bool = False) -> E
     rows.
     """
     features, reference = _checked(features, "features"), _checked(reference, "reference")
-    if features.shape[1] != reference.shape[1]:
-        raise ValueError(f"features of {features.shape[1]} and {reference.shape[1]} dimensions do not compare")
-    if paired and len(features) != len(reference):
-        raise ValueError(f"paired features must have the same rows, got {len(features)} and {len(reference)}")
+    require_comparable(features, reference, paired)
     groups = even_groups(len(features))
     without = _deleter(features, reference, paired, groups)
     everything = without([])
@@ -70,8 +67,7 @@ def kid_estimate(features: Tensor, reference: Tensor, paired: bool = False) -> E
     if paired:
         bias += everything._replace(ours=everything.theirs, n=everything.m, itself=_diagonal(reference).sum()).bias
     result = jackknife(statistic, size=max(0.0, everything.unbiased + bias))
-    extra: dict[str, Any] = {"pairs": list(pairs)}
-    return Estimate(everything.unbiased, result.ci95, len(features), replicates, extra)
+    return Estimate.of(statistic, result.ci95)
 
 
 def _deleter(ours: Tensor, theirs: Tensor, paired: bool, groups: int) -> Callable[[list[int]], _Sums]:

@@ -14,6 +14,7 @@ from dmqbench.config.schema import MetricsConfig
 from dmqbench.data.images import require_pair, to_signed
 from dmqbench.eval.inception import as_rgb
 from dmqbench.eval.paired import PairedMetric, PerImage
+from dmqbench.eval.protocol import FeatureNetwork
 from dmqbench.eval.weights import LPIPS_BACKBONE_FILES, Located, locate
 
 LEAST_SIDE = {"alex": 31, "vgg": 16, "squeeze": 17}
@@ -42,9 +43,11 @@ def _metric(backbone: str, located: Located, device: str) -> PairedMetric:
         operand="images",
         tool="torchmetrics",
         per_image=partial(lpips, network=network, least_side=least, device=device),
-        extractor=f"{STAND_IN if located.stand_in else ''}lpips-{backbone}",
-        extractor_hash=_hash(located.sha256, network),
-        resize=f"bilinear-to-at-least-{least}+grey-to-rgb",
+        network=FeatureNetwork(
+            f"{STAND_IN if located.stand_in else ''}lpips-{backbone}",
+            _hash(located.sha256, network),
+            f"bilinear-to-at-least-{least}+grey-to-rgb",
+        ),
     )
 
 

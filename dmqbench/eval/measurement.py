@@ -2,12 +2,12 @@
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
-from dmqbench.eval.protocol import Protocol, differing_entries, metric_of
-from dmqbench.eval.statistics import Interval
+from dmqbench.eval.protocol import Protocol, metric_of
+from dmqbench.eval.statistics import Interval, Replicated
 
 _ID = re.compile(r"\S+/\d+( \S+=\S+)* #[0-9a-f]{8}")
 
@@ -62,19 +62,14 @@ class Measurement:
 
     def to_json(self) -> dict[str, Any]:
         """Return the record as it stands in ``result.json``; entries that say nothing are left out."""
-        record: dict[str, Any] = {
-            "value": self.value,
-            "ci95": _as_list(self.ci95),
-            "n": self.n,
-            "protocol": self.protocol,
+        record = {"value": self.value, "ci95": _as_list(self.ci95), "n": self.n, "protocol": self.protocol}
+        optional = {
+            "exact": self.exact or None,
+            "higher_is_better": self.higher_is_better,
+            "floor": None if self.floor is None else self.floor.to_json(),
+            "extra": dict(self.extra) or None,
         }
-        if self.exact:
-            record["exact"] = True
-        if self.higher_is_better is not None:
-            record["higher_is_better"] = self.higher_is_better
-        if self.floor is not None:
-            record["floor"] = self.floor.to_json()
-        return {**record, **({"extra": dict(self.extra)} if self.extra else {}), **self.further}
+        return {**record, **{key: entry for key, entry in optional.items() if entry is not None}, **self.further}
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> "Measurement":
@@ -103,18 +98,6 @@ class Measurement:
         return self.value if self.higher_is_better else -self.value
 
 
-def same_protocol(values: Iterable[Measurement]) -> str:
-    """Return the one protocol id that all ``values`` share; ``ValueError`` names the entries that differ."""
-    protocols = list(dict.fromkeys(value.protocol for value in values))
-    if not protocols:
-        raise ValueError("no values: there is no protocol to share")
-    if len(protocols) > 1:
-        differences = differing_entries(protocols)
-        shown = "; ".join(f"{key}: {' | '.join(seen)}" for key, seen in differences.items())
-        raise ValueError(f"{metric_of(protocols[0])}: values of different protocols do not compare ({shown})")
-    return protocols[0]
-
-
 def _as_list(interval: tuple[float, float] | None) -> list[float] | None:
     return None if interval is None else list(interval)
 
@@ -137,6 +120,12 @@ class Estimate:
     n: int
     replicates: tuple[float, ...] = ()
     extra: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, statistic: Replicated, ci95: Interval, **extra: Any) -> "Estimate":
+        """Return the estimate of a statistic; its pairs serve the interval of a difference."""
+        pairs = {"pairs": list(statistic.pairs)} if statistic.pairs else {}
+        return cls(statistic.value, ci95, statistic.n, statistic.replicates, {**extra, **pairs})
 
     def measurement(self, protocol: Protocol, higher_is_better: bool) -> Measurement:
         """Return the record of this estimate under ``protocol``, which must speak of as many samples."""

@@ -1,4 +1,4 @@
-"""Metrics that compare each sample with the full-precision sample of the same seed, or with the ground truth.
+"""Metrics that compare each sample with the full-precision sample of the same seed, the ground truth or its prompt.
 
 Range, reduction and identical images are fixed here, once: a metric is one ``PairedMetric`` with a function
 from two batches to one number per pair; register it in ``registry.py`` and it is computed, reported and compared.
@@ -7,8 +7,7 @@ from two batches to one number per pair; register it in ``registry.py`` and it i
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
-from typing import Protocol as TypingProtocol
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -16,7 +15,7 @@ from torch import Tensor
 from dmqbench.config.plugins import metrics
 from dmqbench.data.images import require_pair, to_float01
 from dmqbench.eval.measurement import Measurement
-from dmqbench.eval.protocol import MetricUnavailable, Protocol
+from dmqbench.eval.protocol import FeatureNetwork, MetricUnavailable, Protocol
 from dmqbench.eval.statistics import bootstrap_mean
 
 PerImage = list[float | None]
@@ -31,19 +30,17 @@ class PairedMetric:
     """``per_image(samples, reference)`` gives one number per pair, ``None`` where it is infinite.
 
     ``operand`` says what it compares: "images" (uint8 [N, C, H, W]) or "state" (the sampler's final state,
-    float32 [N, ...], before decoding); ``against``: with full precision, or with the ground truth. A metric with a
-    feature network names it, the hash of its weights and what it does to images first.
+    float32 [N, ...], before decoding); ``against``: with full precision, with the ground truth, or images with their
+    prompts, N strings.
     """
 
     name: str
     higher_is_better: bool
     operand: Literal["images", "state"]
     tool: str
-    per_image: Callable[[Tensor, Tensor], PerImage]
-    extractor: str | None = None
-    extractor_hash: str | None = None
-    resize: str | None = None
-    against: Literal["fp", "truth"] = "fp"
+    per_image: Callable[[Tensor, Any], PerImage]
+    network: FeatureNetwork | None = None
+    against: Literal["fp", "truth", "prompts"] = "fp"
 
     @property
     def version(self) -> int:
@@ -113,18 +110,7 @@ PSNR_TRUTH = PairedMetric("psnr_truth", True, "images", "dmqbench", psnr, agains
 MSE = PairedMetric("mse", False, "state", "dmqbench", mse)
 
 
-class Averaged(TypingProtocol):
-    """A metric of single images, of which the mean is reported."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def version(self) -> int: ...
-    @property
-    def higher_is_better(self) -> bool: ...
-
-
-def summarise(metric: Averaged, values: Sequence[float | None], protocol: Protocol) -> Measurement:
+def summarise(metric: PairedMetric, values: Sequence[float | None], protocol: Protocol) -> Measurement:
     """Return the mean over the pairs that have a number, with its bootstrap interval.
 
     Pairs without one are identical: they are counted in ``extra["identical"]``, not averaged. When all are,

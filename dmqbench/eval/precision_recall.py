@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dmqbench.eval.features import require_matrix
+from dmqbench.eval.features import require_comparable, require_matrix
 from dmqbench.eval.measurement import Estimate
 from dmqbench.eval.protocol import MetricUnavailable
 from dmqbench.eval.statistics import Replicated, even_groups, group_edges, jackknife, share_interval
@@ -37,10 +37,7 @@ def precision_recall_estimates(
     exact: radii grow where a neighbour is deleted. ``MetricUnavailable`` below 64 rows on either side.
     """
     features, reference = _checked(features, "samples"), _checked(reference, "reference images")
-    if features.shape[1] != reference.shape[1]:
-        raise ValueError(f"features of {features.shape[1]} and {reference.shape[1]} dimensions do not compare")
-    if paired and len(features) != len(reference):
-        raise ValueError(f"paired features must have the same rows, got {len(features)} and {len(reference)}")
+    require_comparable(features, reference, paired)
     # Distances about a common centre lose fewer digits.
     centre = reference.double().mean(dim=0)
     edges = group_edges(len(features), even_groups(len(features))).tolist()
@@ -145,7 +142,7 @@ def _share(held: _Held, edges: list[int], deleted: bool) -> Estimate:
     value = float(held.points.double().mean())
     statistic = Replicated(value, n, tuple((counts / totals).tolist()))
     interval = share_interval(value, jackknife(statistic).variance, n, groups)
-    return Estimate(value, interval, n, statistic.replicates)
+    return Estimate.of(statistic, interval)
 
 
 def _checked(features: Tensor, what: str) -> Tensor:

@@ -27,6 +27,15 @@ class WeightsMissing(MetricUnavailable):
     """The weights of its feature network are not here; they may come, and then it can."""
 
 
+@dataclass(frozen=True)
+class FeatureNetwork:
+    """A feature network as it stands in a protocol: its name, the hash of its weights, what it does to images first."""
+
+    extractor: str
+    extractor_hash: str
+    resize: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
     """How a value was measured. ``None`` means that the entry does not apply to this metric.

@@ -10,6 +10,7 @@ from torch import Tensor
 from dmqbench.config.plugin_code import metric_origin
 from dmqbench.config.plugins import metrics, plugin_with
 from dmqbench.config.schema import MetricsConfig
+from dmqbench.eval.clip import clip_metric
 from dmqbench.eval.features import Output
 from dmqbench.eval.frechet import Gaussian, frechet_estimate
 from dmqbench.eval.inception import POOL_DIMENSION, SPATIAL_DIMENSION
@@ -30,6 +31,7 @@ PAIRED_METRICS: dict[str, Callable[[MetricsConfig, str], PairedMetric]] = {
     "mse": lambda settings, device: MSE,
     "lpips": lpips_metric,
     "psnr_truth": lambda settings, device: PSNR_TRUTH,
+    "clip": clip_metric,
 }
 """Name → the metric for these settings, on this device."""
 

@@ -76,15 +76,16 @@ def test_values_are_those_of_torchmetrics(metric):
             return self.model.get_text_features(*inputs).pooler_output
 
     images = some_images()
-    score = CLIPScore(lambda: (Towers(metric.model), metric.processor))
-    expected = [score(image, caption).item() for image, caption in zip(images, CAPTIONS, strict=True)]
+    score = metric.per_image
+    reference = CLIPScore(lambda: (Towers(score.model), score.processor))
+    expected = [reference(image, caption).item() for image, caption in zip(images, CAPTIONS, strict=True)]
     assert metric.per_image(images, CAPTIONS) == pytest.approx(expected, rel=1e-5)
 
 
 def test_negative_cosines_count_as_zero(metric, monkeypatch):
     images, captions = some_images(), CAPTIONS
     before = metric.per_image(images, captions)
-    weight = metric.model.text_projection.weight
+    weight = metric.per_image.model.text_projection.weight
     monkeypatch.setattr(weight, "data", -weight.data)
     flipped = metric.per_image(images, captions)
     assert all((was > 0) != (now > 0) for was, now in zip(before, flipped, strict=True))
@@ -117,25 +118,28 @@ def test_what_does_not_pair_or_is_no_image_is_refused(metric):
 
 
 def test_a_stand_in_says_so_wherever_it_lies(weights, metric, tmp_path):
-    assert (metric.extractor, metric.resize) == (
+    assert (metric.network.extractor, metric.network.resize) == (
         f"stand-in-{CLIP_NAME}",
         f"clip-processor-{CLIP_IMAGE_SIZE}+grey-to-rgb",
     )
     save_clip(tmp_path / "mine", layers=2)
     mine = clip_metric(replace(SETTINGS, clip=str(tmp_path / "mine")), "cpu")
-    assert mine.extractor == "mine"
-    assert mine.extractor_hash != metric.extractor_hash
+    assert mine.network.extractor == "mine"
+    assert mine.network.extractor_hash != metric.network.extractor_hash
     (tmp_path / "mine" / STAND_IN_MARKER).touch()
-    assert clip_metric(replace(SETTINGS, clip=str(tmp_path / "mine")), "cpu").extractor == "stand-in-mine"
+    assert clip_metric(replace(SETTINGS, clip=str(tmp_path / "mine")), "cpu").network.extractor == "stand-in-mine"
 
 
 def test_the_hash_is_of_content_not_of_place(metric, tmp_path):
     save_clip(tmp_path / "again")
     again = clip_metric(replace(SETTINGS, clip=str(tmp_path / "again")), "cpu")
-    assert again.extractor_hash == metric.extractor_hash
+    assert again.network.extractor_hash == metric.network.extractor_hash
     tokenizer = tmp_path / "again" / "tokenizer_config.json"
     tokenizer.write_text(tokenizer.read_text() + "\n")
-    assert clip_metric(replace(SETTINGS, clip=str(tmp_path / "again")), "cpu").extractor_hash != metric.extractor_hash
+    assert (
+        clip_metric(replace(SETTINGS, clip=str(tmp_path / "again")), "cpu").network.extractor_hash
+        != metric.network.extractor_hash
+    )
 
 
 def test_the_hubs_cache_is_used_offline(empty_hub):
@@ -147,7 +151,7 @@ def test_the_hubs_cache_is_used_offline(empty_hub):
     save_clip(snapshot)
     settings = replace(SETTINGS, clip="someone/small-clip", download=False)
     assert locate_clip(settings) == snapshot
-    assert clip_metric(settings, "cpu").extractor == "small-clip"
+    assert clip_metric(settings, "cpu").network.extractor == "small-clip"
 
 
 @pytest.mark.parametrize("why", ["HF_HUB_OFFLINE is set", "metrics.download=false"])

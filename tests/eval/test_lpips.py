@@ -79,7 +79,7 @@ def test_small_grey_images_are_enlarged_and_repeated(settings, backbone):
     with torch.no_grad():
         expected = network(*by_hand).flatten().tolist()
     assert metric.per_image(images, reference) == pytest.approx(expected, rel=1e-5)
-    assert metric.resize == f"bilinear-to-at-least-{least}+grey-to-rgb"
+    assert metric.network.resize == f"bilinear-to-at-least-{least}+grey-to-rgb"
 
 
 def test_identical_images_symmetry_and_batching(settings):
@@ -97,8 +97,8 @@ def test_identical_images_symmetry_and_batching(settings):
 def test_what_it_is_stands_in_its_names(settings):
     alex, squeeze = (lpips_metric(replace(settings, lpips=name), "cpu") for name in ("alex", "squeeze"))
     assert (alex.name, alex.version, alex.higher_is_better, alex.operand) == ("lpips", 1, False, "images")
-    assert (alex.extractor, squeeze.extractor) == ("stand-in-lpips-alex", "stand-in-lpips-squeeze")
-    assert alex.extractor_hash != squeeze.extractor_hash
+    assert (alex.network.extractor, squeeze.network.extractor) == ("stand-in-lpips-alex", "stand-in-lpips-squeeze")
+    assert alex.network.extractor_hash != squeeze.network.extractor_hash
     assert lpips_metric(settings, "cpu") is alex
 
 

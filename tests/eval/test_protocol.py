@@ -3,7 +3,7 @@ from dataclasses import fields, replace
 
 import pytest
 
-from dmqbench.eval.measurement import Floor, Measurement, same_protocol
+from dmqbench.eval.measurement import Floor, Measurement
 from dmqbench.eval.protocol import Protocol, agree, differing_entries, entries_of, metric_of, unknown_entries
 
 PROTOCOL = Protocol(
@@ -131,15 +131,9 @@ def test_a_plain_record_has_the_four_promised_keys():
     assert measured().to_json() == {"value": 31.5, "ci95": [31.0, 32.0], "n": 256, "protocol": PROTOCOL.id}
 
 
-def test_mixed_protocols_are_refused_with_what_differs():
+def test_differing_entries_are_in_order_and_show_absence():
     other = replace(PROTOCOL, chunk=1, scope="paper")
-    with pytest.raises(ValueError, match=r"scope: common \| paper; chunk: 32 \| 1") as error:
-        same_protocol([measured(), measured(other)])
-    assert "\n" not in str(error.value)
-    assert same_protocol([measured(), measured(value=2.0)]) == PROTOCOL.id
-    with pytest.raises(ValueError, match="no values"):
-        same_protocol([])
-
-
-def test_differing_entries_show_absence():
+    differing = differing_entries([PROTOCOL.id, other.id])
+    assert list(differing.items()) == [("scope", ("common", "paper")), ("chunk", ("32", "1"))]
+    assert not differing_entries([PROTOCOL.id, PROTOCOL.id])
     assert differing_entries([PROTOCOL.id, replace(PROTOCOL, scope=None).id]) == {"scope": ("common", "-")}
