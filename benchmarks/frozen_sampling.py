@@ -17,7 +17,7 @@ from dmqbench.quant.functional import affine_parameters
 from dmqbench.quant.layers import freeze_, quant_layers, quantize_layers_
 from dmqbench.quant.plan import uniform_plan
 from dmqbench.quant.spec import BitWidth, Scope, StepGroups
-from dmqbench.zoo.digits import build_unet
+from dmqbench.zoo.digits import SHAPE
 
 BATCH = 32
 CALLS = 20
@@ -62,7 +62,7 @@ def _set_ranges_(layer, x: Tensor, steps: StepGroups) -> None:
 
 def main() -> None:
     torch.set_num_threads(1)
-    network = build_unet().eval().requires_grad_(False)
+    network = SHAPE.build().eval().requires_grad_(False)
     inputs = example_inputs()
     step = torch.full((BATCH,), CALLS // 2)
     runs: dict[str, Callable[[], object]] = {"full precision": lambda: network(*inputs)}

@@ -6,14 +6,14 @@ the quantized network runs: once on every recorded state, and once along its own
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from dmqbench.anatomy.layer_errors import LayerErrors, layer_errors, relative_error
-from dmqbench.anatomy.recorded import batches, predict
+from dmqbench.anatomy.recorded import batches, predict, require_same_plan
 from dmqbench.config.names import DIAGNOSIS_VERSION
 from dmqbench.data.bank import Trajectories
 from dmqbench.data.noise import Stream
@@ -41,14 +41,6 @@ class StepErrors:
     accumulated: tuple[float, ...]
     shift: tuple[float, ...]
 
-    def to_json(self) -> dict[str, list[float]]:
-        return {
-            "local": list(self.local),
-            "injected": list(self.injected),
-            "accumulated": list(self.accumulated),
-            "shift": list(self.shift),
-        }
-
 
 @dataclass(frozen=True)
 class Diagnosis:
@@ -74,8 +66,8 @@ class Diagnosis:
             "stream": STREAM,
             "trajectories": self.trajectories,
             "timesteps": list(self.timesteps),
-            "steps": self.steps.to_json(),
-            "layers": None if self.layers is None else self.layers.to_json(),
+            "steps": asdict(self.steps),
+            "layers": None if self.layers is None else asdict(self.layers),
             "proxies": self.proxies,
         }
 
@@ -101,8 +93,7 @@ def diagnose(denoising: Denoising, trajectories: Trajectories, *, seed: int, chu
 @torch.no_grad()
 def step_errors(denoising: Denoising, trajectories: Trajectories, *, seed: int, chunk: int) -> StepErrors:
     """Run the quantized network 2·N·T times (samples × calls) and compare; see ``diagnose``."""
-    if trajectories.timesteps != denoising.sampler.timesteps:
-        raise ValueError("the trajectories follow another sampler than the plan")
+    require_same_plan(denoising, trajectories)
     local: list[Tensor] = []
     own: list[Tensor] = []
     for batch in batches(len(trajectories), chunk):

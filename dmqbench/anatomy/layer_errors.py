@@ -7,7 +7,6 @@ its quantized output on the same input.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,14 +42,6 @@ class LayerErrors:
         """Mean of log10 over layers and calls; those without any error are left out, None if all are."""
         logs = [math.log10(value) for row in self.error for value in row if value > 0]
         return sum(logs) / len(logs) if logs else None
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "names": list(self.names),
-            "skip": list(self.skip),
-            "calls": list(self.calls),
-            "error": [list(row) for row in self.error],
-        }
 
 
 def relative_error(error: Tensor, power: Tensor) -> Tensor:

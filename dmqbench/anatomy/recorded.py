@@ -23,6 +23,12 @@ def spread_calls(calls: int, at_most: int = MAX_CALLS) -> tuple[int, ...]:
     return tuple(round(index * (calls - 1) / (at_most - 1)) for index in range(at_most))
 
 
+def require_same_plan(denoising: Denoising, trajectories: Trajectories) -> None:
+    """Raise ValueError where the trajectories were recorded with another sampler."""
+    if trajectories.timesteps != denoising.sampler.timesteps:
+        raise ValueError("the trajectories follow another sampler than the plan")
+
+
 @torch.no_grad()
 def predict(denoising: Denoising, trajectories: Trajectories, members: Sequence[int], call: int) -> Tensor:
     """Return what the network predicts at the recorded states before ``call``, [B, C, H, W] on its device.

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dmqbench.anatomy.recorded import batches, spread_calls
+from dmqbench.anatomy.recorded import batches, require_same_plan, spread_calls
 from dmqbench.data.bank import Trajectories
 from dmqbench.data.noise import Stream, generator
 from dmqbench.eval.paired import psnr
@@ -86,12 +86,10 @@ def sensitivity(
 
     Args:
         denoising: of the full-precision network, or one whose quantizers are off.
-        trajectories: its recorded trajectories of the stream ``val``, indices 0..N−1, made in batches of ``chunk``.
-        seed: with which they were made.
-        members: how many of them, all by default.
+        trajectories: its recorded ones of the stream ``val``, indices 0..N−1, made with ``seed`` in batches of
+            ``chunk``; ``members`` says how many of them are followed, all by default.
         calls: in rising order; by default all, or 20 spread evenly.
-        relative_rms: > 0.
-        advance: called after each batch and call.
+        relative_rms: > 0; ``advance`` is called after each batch and call.
 
     Raises:
         ValueError: the trajectories follow another plan, or a call is not in it.
@@ -99,33 +97,20 @@ def sensitivity(
     """
     plan = denoising.sampler
     calls = spread_calls(plan.network_calls) if calls is None else tuple(calls)
-    _check(plan, trajectories, calls, relative_rms)
+    require_same_plan(denoising, trajectories)
+    _check(plan, calls, relative_rms)
     count = len(trajectories) if members is None else min(members, len(trajectories))
-    injected: dict[int, list[float]] = {call: [] for call in calls}
-    mse: dict[int, list[float]] = {call: [] for call in calls}
-    decibels: dict[int, list[float | None]] = {call: [] for call in calls}
+    effects: dict[int, list[tuple[float, float, float | None]]] = {call: [] for call in calls}
     for batch in batches(count, chunk):
         run = _Batch(denoising, trajectories, batch, seed)
         for call, state in run.states_before(calls):
-            after = run.disturbed(state, call, relative_rms)
-            injected[call] += run.errors(after, call + 1)
-            last = run.finished(after, call + 1)
-            mse[call] += run.errors(last, plan.network_calls)
-            decibels[call] += psnr(denoising.adapter.decoder.decode(last.x).cpu(), run.image)
+            effects[call] += run.effects(state, call, relative_rms)
             advance()
-    return Sensitivity(
-        relative_rms,
-        calls,
-        tuple(plan.timesteps[call] for call in calls),
-        tuple(map(tuple, injected.values())),
-        tuple(map(tuple, mse.values())),
-        tuple(map(tuple, decibels.values())),
-    )
+    by_kind: Any = zip(*(zip(*of_call, strict=True) for of_call in effects.values()), strict=True)
+    return Sensitivity(relative_rms, calls, tuple(plan.timesteps[call] for call in calls), *by_kind)
 
 
-def _check(plan: SamplerPlan, trajectories: Trajectories, calls: Sequence[int], relative_rms: float) -> None:
-    if trajectories.timesteps != plan.timesteps:
-        raise ValueError("the trajectories follow another sampler than the plan")
+def _check(plan: SamplerPlan, calls: Sequence[int], relative_rms: float) -> None:
     if not calls or any(low >= high for low, high in pairwise((-1, *calls, plan.network_calls))):
         raise ValueError(f"calls {list(calls)}: allowed are 0 to {plan.network_calls - 1}, rising")
     if not relative_rms > 0:
@@ -153,6 +138,14 @@ class _Batch:
             if call in calls:
                 yield call, state
             state = self._step(state, self.output[:, call], call)
+
+    def effects(self, state: State, call: int, relative_rms: float) -> Iterator[tuple[float, float, float | None]]:
+        """Of an error at ``call`` on every trajectory: on the next state, on the final one, and the images' PSNR."""
+        after = self.disturbed(state, call, relative_rms)
+        last = self.finished(after, call + 1)
+        images = self.denoising.adapter.decoder.decode(last.x).cpu()
+        final = self.errors(last, self.denoising.sampler.network_calls)
+        return zip(self.errors(after, call + 1), final, psnr(images, self.image), strict=True)
 
     def disturbed(self, state: State, call: int, relative_rms: float) -> State:
         """The state after ``call``, whose recorded output is off by ``relative_rms`` of its own RMS."""

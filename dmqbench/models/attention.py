@@ -6,7 +6,7 @@ from typing import Any
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
-from dmqbench.quant.attention import AttentionQuantizers, explicit_attention
+from dmqbench.quant.attention import AttentionQuantizers
 
 
 def attention_modules(network: nn.Module) -> dict[str, Attention]:
@@ -14,11 +14,11 @@ def attention_modules(network: nn.Module) -> dict[str, Attention]:
     return {name: module for name, module in network.named_modules() if isinstance(module, Attention)}
 
 
-def set_explicit_attention_(network: nn.Module, quantizers: Mapping[str, AttentionQuantizers | None]) -> None:
+def set_explicit_attention_(network: nn.Module, quantizers: Mapping[str, AttentionQuantizers]) -> None:
     """Make the named attention modules compute their products explicitly, through their quantizers.
 
-    The others keep the fused kernel. None computes explicitly in full precision. Networks need no
-    ``set_attn_processor`` for this, which not every diffusers model has.
+    The others keep the fused kernel. Networks need no ``set_attn_processor`` for this, which not every diffusers model
+    has.
 
     Raises:
         ValueError: the network has no attention of that name, or it is of a form that this processor does not cover.
@@ -45,7 +45,7 @@ class ExplicitAttention(nn.Module):
     It is a module, so that its quantizers move, train and are saved with the network.
     """
 
-    def __init__(self, quantizers: AttentionQuantizers | None = None) -> None:
+    def __init__(self, quantizers: AttentionQuantizers) -> None:
         super().__init__()
         self.quantizers = quantizers
 
@@ -69,11 +69,7 @@ class ExplicitAttention(nn.Module):
         if mask is not None:
             keys = key.shape[2]
             mask = attn.prepare_attention_mask(mask, keys, len(x)).view(len(x), attn.heads, -1, keys)
-        if self.quantizers is None:
-            mixed = explicit_attention(query, key, value, scale=attn.scale, mask=mask)
-        else:
-            mixed = self.quantizers(query, key, value, attn.scale, mask)
-        out = mixed.transpose(1, 2).flatten(2)
+        out = self.quantizers(query, key, value, attn.scale, mask).transpose(1, 2).flatten(2)
         for layer in attn.to_out:  # the projection and its dropout
             out = layer(out)
         if x.ndim == 4:

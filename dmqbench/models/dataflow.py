@@ -1,5 +1,6 @@
 """What a probe learns from the torch functions that a network calls, whatever the names of its modules."""
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from itertools import accumulate
 from typing import Any
@@ -11,7 +12,22 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
 
-class ChannelCuts(TorchFunctionMode):
+class Watch(TorchFunctionMode):
+    """Is told every torch function that is called while it is entered, with its arguments and its result."""
+
+    @abstractmethod
+    def note(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> None:
+        """Take note of one call."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self.note(func, args, kwargs or {}, result)
+        return result
+
+
+class ChannelCuts(Watch):
     """Remembers where the results of channel concatenations were joined."""
 
     def __init__(self) -> None:
@@ -23,25 +39,16 @@ class ChannelCuts(TorchFunctionMode):
         """Cut points of ``tensor``; empty if it is not the result of a concatenation."""
         return self._results[id(tensor)][1] if id(tensor) in self._results else ()
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        kwargs = kwargs or {}
-        result = func(*args, **kwargs)
+    def note(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> None:
         if func in (torch.cat, torch.concat, torch.concatenate) and result.ndim == 4:
             tensors = args[0] if args else kwargs["tensors"]
             dim = args[1] if len(args) > 1 else kwargs.get("dim", kwargs.get("axis", 0))
             if dim in (1, -3) and len(tensors) > 1:
                 cuts = tuple(accumulate(tensor.shape[1] for tensor in tensors))[:-1]
                 self._results[id(result)] = (result, cuts)
-        return result
 
 
-class ResidualSums(TorchFunctionMode):
+class ResidualSums(Watch):
     """Finds the layers beside a residual branch: y = layer(x) + f(x), where f does not read the layer's output.
 
     What a tensor was made of is a set of numbered tensors, kept as the bits of an integer; parameters do not count.
@@ -78,15 +85,7 @@ class ResidualSums(TorchFunctionMode):
     def _sources(self, tensor: Tensor) -> int:
         return self._made_before(tensor) | 1 << self._number(tensor)
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        kwargs = kwargs or {}
-        result = func(*args, **kwargs)
+    def note(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> None:
         operands = [leaf for leaf in tree_leaves((args, kwargs)) if _is_data(leaf)]
         if getattr(func, "__name__", "") in ("add", "add_") and len(operands) == 2:
             for output, other in (operands, operands[::-1]):
@@ -97,7 +96,6 @@ class ResidualSums(TorchFunctionMode):
         for made in tree_leaves(result):
             if _is_data(made):
                 self._made_of[made] = self._made_before(made) | sources
-        return result
 
 
 def _is_data(leaf: Any) -> bool:

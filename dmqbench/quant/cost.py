@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 
 from dmqbench.quant.plan import LayerPlan, PrecisionPlan
 from dmqbench.quant.spec import FULL_PRECISION
@@ -40,14 +41,9 @@ def mean_weight_bits(plan: LayerPlan | None, rows: int) -> float:
 
 def weight_bits_total(layers: Sequence[CountedLayer], plans: Mapping[str, LayerPlan]) -> float:
     """Bits of all Conv and Linear weights, each at the width that the plan gives it."""
-    return sum(_elements(layer) * mean_weight_bits(plans.get(layer.name), layer.weight_shape[0]) for layer in layers)
-
-
-def _elements(layer: CountedLayer) -> int:
-    count = 1
-    for size in layer.weight_shape:
-        count *= size
-    return count
+    return sum(
+        prod(layer.weight_shape) * mean_weight_bits(plans.get(layer.name), layer.weight_shape[0]) for layer in layers
+    )
 
 
 def count_cost(
@@ -70,7 +66,7 @@ def count_cost(
         everywhere: the plan that the rule ``all_layers`` counts: every Conv and Linear, or none in full precision.
         packed_bytes: length of the file that this project writes, where it exists.
     """
-    rest = parameters - sum(_elements(layer) for layer in layers)
+    rest = parameters - sum(prod(layer.weight_shape) for layer in layers)
     plans = plan.by_name
 
     def size(by_name: Mapping[str, LayerPlan]) -> float:

@@ -43,11 +43,6 @@ class FrozenLayer:
     def parts(self) -> tuple[slice, ...]:
         return self.activation.groups.slices
 
-    @property
-    def weight_fits_int8(self) -> bool:
-        """May a signed 8-bit kernel hold the integers? An asymmetric 8-bit weight does not always fit."""
-        return _fits_int8(self.weight_integers)
-
     def input_integers(self, x: Tensor) -> Tensor:
         """q_x of a float input, as floats: clamp(round(x / (τ · s_x 2^e)), −z, L−1−z).
 
@@ -96,10 +91,6 @@ class FrozenLayer:
         by_row = shift.reshape(-1, channels).repeat_interleave(rows * channels // len(shift), dim=0)
         return integers << by_row.reshape(rows, channels, *[1] * len(kernel))
 
-    def shifted_fits_int8(self, row: int) -> bool:
-        """May a signed 8-bit kernel hold the shifted weights of ``row``? With e in −3..0, those of 4 bits do."""
-        return _fits_int8(self.shifted_weight_integers(row))
-
     def output_scales(self, ndim: int) -> tuple[Tensor, ...]:
         """s_x[g] s_w[:, g] of every group, broadcastable to the output: the multiplication after the sum."""
         if self.activation.interpolates:
@@ -142,7 +133,11 @@ class FrozenLayer:
         return scale.detach()[:, :, None] * self.weight_scale.T[None]
 
 
-def _fits_int8(integers: Tensor) -> bool:
+def fits_int8(integers: Tensor) -> bool:
+    """Whether a signed 8-bit kernel can hold a layer's integers, plain or shifted.
+
+    An asymmetric 8-bit weight does not always fit; shifted ones of 4 bits do with e in −3..0.
+    """
     return bool(integers.min() >= -128 and integers.max() <= 127)
 
 

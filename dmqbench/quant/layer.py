@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from dmqbench.quant.context import StepContext
 from dmqbench.quant.plan import LayerPlan
-from dmqbench.quant.quantizer import ActivationQuantizer, WeightQuantizer
+from dmqbench.quant.quantizer import ActivationQuantizer, WeightQuantizer, along_axis
 from dmqbench.quant.spec import InputGroups, StepGroups
 
 
@@ -35,7 +35,6 @@ class QuantLayer(nn.Module):
         """
         if plan.boundaries and getattr(self, "groups", 1) != 1:
             raise ValueError(f"layer {plan.name}: the input of a grouped convolution cannot be cut")
-        groups = InputGroups(self.weight.shape[1], plan.boundaries)
         self.plan = plan
         self.weight_on = False
         self.activation_on = False
@@ -44,24 +43,22 @@ class QuantLayer(nn.Module):
         self.adapter_down: nn.Parameter | None = None
         self.adapter_up: nn.Parameter | None = None
         self.register_buffer("fixed_weight", None, persistent=False)
-        self.weight_quantizer: WeightQuantizer | None = None
+        self.weight_quantizer = self._weight_quantizer(plan)
         self.activation_quantizer: ActivationQuantizer | None = None
-        if plan.quantizes_weight:
-            self.weight_quantizer = self._weight_quantizer(plan, groups)
         if plan.activation_levels is not None:
             channels = self.weight.shape[1] * getattr(self, "groups", 1)
+            groups = InputGroups(channels, plan.boundaries)
             self.activation_quantizer = ActivationQuantizer(
-                context,
-                plan.activation_levels,
-                InputGroups(channels, plan.boundaries),
-                self.channel_axis,
-                steps,
+                context, plan.activation_levels, groups, self.channel_axis, steps
             )
         self.to(self.weight.device)
 
-    def _weight_quantizer(self, plan: LayerPlan, groups: InputGroups) -> WeightQuantizer:
-        levels = torch.tensor(plan.weight_levels_of_rows(len(self.weight)))
-        return WeightQuantizer(levels, groups, self.weight.ndim)
+    def _weight_quantizer(self, plan: LayerPlan) -> WeightQuantizer | None:
+        if not plan.quantizes_weight:
+            return None
+        levels = torch.tensor([2**bits for bits in plan.bits_of_rows(len(self.weight))])
+        groups = InputGroups(self.weight.shape[1], plan.boundaries)
+        return WeightQuantizer(levels, groups, self.weight.ndim).to(self.weight.device)
 
     @classmethod
     @abstractmethod
@@ -71,11 +68,6 @@ class QuantLayer(nn.Module):
     @abstractmethod
     def apply_weight(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The layer's linear map with another weight."""
-
-    def _along_input(self, vector: Tensor, ndim: int, axis: int) -> Tensor:
-        shape = [1] * ndim
-        shape[axis] = -1
-        return vector.reshape(shape)
 
     def set_equivalent_scale_(self, scale: Tensor) -> nn.Parameter:
         """Set s [C_in]; any fixed rounding was for another weight and is dropped."""
@@ -104,13 +96,9 @@ class QuantLayer(nn.Module):
         Raises:
             ValueError: a number of bits is not allowed, or there is not one for every row.
         """
-        plan = self.plan.with_weight_bits(bits, len(self.weight))
-        groups = InputGroups(self.weight.shape[1], plan.boundaries)
-        self.plan = plan
+        self.plan = self.plan.with_weight_bits(bits, len(self.weight))
         self.fixed_weight, self.lowered = None, None
-        self.weight_quantizer = None
-        if plan.quantizes_weight:
-            self.weight_quantizer = self._weight_quantizer(plan, groups).to(self.weight.device)
+        self.weight_quantizer = self._weight_quantizer(self.plan)
 
     def drop_rounding_(self) -> None:
         """Forget learned or fixed rounding, because the weight or the grid that it was for has changed."""
@@ -124,7 +112,7 @@ class QuantLayer(nn.Module):
         if self.adapter_down is not None and self.adapter_up is not None:
             weight = weight + (self.adapter_up @ self.adapter_down).view_as(weight)
         if self.equivalent_scale is not None:
-            weight = weight * self._along_input(self.equivalent_scale, weight.ndim, 1)
+            weight = weight * along_axis(self.equivalent_scale[None], weight.ndim, 1)
         return weight
 
     def effective_weight(self) -> Tensor:
@@ -147,7 +135,7 @@ class QuantLayer(nn.Module):
         """x / s: what the activation quantizer sees."""
         if self.equivalent_scale is None:
             return x
-        return x / self._along_input(self.equivalent_scale, x.ndim, self.channel_axis)
+        return x / along_axis(self.equivalent_scale[None], x.ndim, self.channel_axis)
 
     def forward(self, x: Tensor) -> Tensor:
         if not (self.weight_on or self.activation_on):

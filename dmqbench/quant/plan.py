@@ -53,9 +53,6 @@ class LayerPlan:
     def bits_of_rows(self, rows: int) -> tuple[int, ...]:
         return self.weight_bits if isinstance(self.weight_bits, tuple) else (self.weight_bits,) * rows
 
-    def weight_levels_of_rows(self, rows: int) -> list[int]:
-        return [2**bits for bits in self.bits_of_rows(rows)]
-
     def with_weight_bits(self, bits: int | tuple[int, ...], rows: int) -> "LayerPlan":
         """The same with other weight bits for a weight of ``rows`` rows; one number stands for equal ones.
 
@@ -127,29 +124,21 @@ class PrecisionPlan:
         return replace(self, layers=tuple(replace(layer, activation_bits=bits) for layer in self.layers))
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "layers": [
-                {
-                    "name": layer.name,
-                    "weight_bits": layer.weight_bits if isinstance(layer.weight_bits, int) else list(layer.weight_bits),
-                    "activation_bits": layer.activation_bits,
-                    "boundaries": list(layer.boundaries),
-                }
-                for layer in self.layers
-            ],
-            "full_precision": list(self.full_precision),
-        }
+        rows = [{key: _listed(value) for key, value in vars(layer).items()} for layer in self.layers]
+        return {"layers": rows, "full_precision": list(self.full_precision)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "PrecisionPlan":
-        def bits(value: int | list[int]) -> int | tuple[int, ...]:
-            return value if isinstance(value, int) else tuple(value)
-
-        layers = tuple(
-            LayerPlan(row["name"], bits(row["weight_bits"]), row["activation_bits"], tuple(row["boundaries"]))
-            for row in data["layers"]
-        )
+        layers = tuple(LayerPlan(**{key: _tupled(value) for key, value in row.items()}) for row in data["layers"])
         return cls(layers, tuple(data["full_precision"]))
+
+
+def _listed(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _tupled(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 END_BITS = 8

@@ -4,7 +4,7 @@ In exact arithmetic nothing changes; quantized, τ moves range from activations 
 differentiable in τ, through the ranges as well.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import inf
 
@@ -152,6 +152,18 @@ class ScaledLayer:
         return self.squared(self.output(x, grid, weight) - target)
 
 
+def _gradients(
+    layer: ScaledLayer, difference: Tensor, weights: Tensor, batch: int, trained: Sequence[Tensor]
+) -> tuple[Tensor, ...]:
+    """Return those of Σ λ_i ‖d_i‖² / positions / batch in ``trained``; the derivative in d is made in d's place.
+
+    The derivative of a linear map does not ask for its output.
+    """
+    factor = weights * (2 / (layer.positions(difference) * batch))
+    start = difference.detach().mul_(along_axis(factor[:, None], difference.ndim, 1))
+    return torch.autograd.grad(difference, trained, start)
+
+
 @torch.enable_grad()
 def weighted_gradient(
     layer: ScaledLayer,
@@ -181,29 +193,20 @@ def weighted_gradient(
         rows = [table if len(table) == 1 else table[piece] for table in leaves[1:]]
         return layer.output(x[piece], (rows[0], rows[1]) if rows else None, leaves[0]).sub_(target[piece])
 
-    def gradients(found: Tensor, weights: Tensor) -> tuple[Tensor, ...]:
-        """Of Σ λ_i ‖d_i‖² / positions / B in ``trained``: autograd starts from its derivative in d, made in d's place,
-
-        because the derivative of a linear map does not ask for its output.
-        """
-        factor = weights * (2 / (layer.positions(found) * len(x)))
-        start = found.detach().mul_(along_axis(factor[:, None], found.ndim, 1))
-        return torch.autograd.grad(found, trained, start)
-
-    pieces = [slice(start, start + part) for start in range(0, len(x), part)]
-    if len(pieces) == 1:
-        found = difference(pieces[0])
-        errors = layer.squared(found.detach())
-        weights = weights_of(errors)
-        totals = gradients(found, weights)
-    else:  # λ depends on the errors of the whole batch
+    first, *others = (slice(start, start + part) for start in range(0, len(x), part))
+    found = difference(first)
+    errors = layer.squared(found.detach())
+    if others:  # λ depends on the errors of the whole batch
+        del found  # its graph
         with torch.no_grad():
-            errors = torch.cat([layer.squared(difference(piece)) for piece in pieces])
-        weights = weights_of(errors)
-        totals = gradients(difference(pieces[0]), weights[pieces[0]])
-        for piece in pieces[1:]:
-            for total, gradient in zip(totals, gradients(difference(piece), weights[piece]), strict=True):
-                total += gradient
+            errors = torch.cat([errors, *(layer.squared(difference(piece)) for piece in others)])
+        found = difference(first)
+    weights = weights_of(errors)
+    totals = _gradients(layer, found, weights[first], len(x), trained)
+    for piece in others:
+        gradients = _gradients(layer, difference(piece), weights[piece], len(x), trained)
+        for total, gradient in zip(totals, gradients, strict=True):
+            total += gradient
     origins = [tensor for tensor in made if tensor.requires_grad]
     return torch.autograd.grad(origins, scale, totals)[0], (weights * errors).mean()
 

@@ -76,19 +76,9 @@ class SamplerPlan:
         return len(self.calls)
 
     @property
-    def stochastic(self) -> bool:
-        """Whether any call adds noise."""
-        return any(call.sigma > 0 for call in self.calls)
-
-    @property
     def gains(self) -> tuple[float, ...]:
         """Per call, ∂x_next/∂(its network output): what an error of the network does to the next state."""
         return tuple(call.gain for call in self.calls)
-
-    @property
-    def carries(self) -> tuple[float, ...]:
-        """Per call, ∂x_next/∂x at a fixed network output: what the update passes on of an error in x."""
-        return tuple(call.carry for call in self.calls)
 
     def initial(self, x: Tensor) -> State:
         """Return the state before the first call, from noise x ~ N(0, I), [B, ...]."""
@@ -162,14 +152,7 @@ def build_plan(spec: SamplerSpec, schedule: NoiseSchedule) -> SamplerPlan:
     Raises:
         ValueError: the sampler does not fit the schedule, for example more steps than training timesteps.
     """
-    timesteps = plan_timesteps(
-        spec.kind,
-        spec.steps,
-        spec.spacing,
-        spec.steps_offset,
-        schedule.num_train_timesteps,
-        spec.skip_prk,
-        spec.strength,
-    )
+    placed = (spec.kind, spec.steps, spec.spacing, spec.steps_offset)
+    timesteps = plan_timesteps(*placed, schedule.num_train_timesteps, spec.skip_prk, spec.strength)
     alphas = schedule.alphas_cumprod().tolist()
     return SamplerPlan(spec, schedule, BUILDERS[spec.kind](spec, timesteps, alphas))

@@ -51,60 +51,47 @@ def plan_timesteps(
     skip_prk: bool = True,
     strength: float = 1.0,
 ) -> tuple[int, ...]:
-    """Return the timestep of every network call, in the order of the calls.
+    """Return the timestep of every network call, in the order of the calls, each in 0..``num_train_timesteps`` − 1.
 
-    Args:
-        kind: one of ``KINDS``.
-        steps: 1 to ``num_train_timesteps`` sampler steps. PNDM takes more calls than steps: one more with
-            ``skip_prk``, nine more without.
-        spacing: one of ``SPACINGS``.
-        steps_offset: added to every timestep of "leading" spacing; the other two ignore it, as in diffusers.
-        num_train_timesteps: T; timesteps lie in 0..T-1.
-        skip_prk: PNDM only: start with the linear multi-step method instead of Runge-Kutta.
-        strength: in (0, 1], the share of the steps that is taken, up to the last one; rounded to whole steps, at
-            least one. What is left is planned as if the sampler began there.
+    The other arguments are those of ``SamplerSpec``; "trailing" and "linspace" ignore ``steps_offset``, as in
+    diffusers. PNDM takes more calls than steps: one more with ``skip_prk``, nine more without. ``strength`` is rounded
+    to whole steps, at least one, and what is left is planned as if the sampler began there.
 
-    Returns:
-        Strictly decreasing timesteps; non-increasing for "pndm", which evaluates some timesteps twice.
+    They decrease strictly, but for "pndm", which evaluates some timesteps twice.
 
     Raises:
-        SettingError: an argument is out of its range, or the timesteps would repeat or leave 0..T-1.
+        SettingError: an argument is out of its range, or the timesteps would repeat or leave their range.
 
     >>> plan_timesteps("ddim", 4, "leading", 0, 1000)
     (750, 500, 250, 0)
     >>> plan_timesteps("ddim", 4, "leading", 0, 1000, strength=0.5)
     (250, 0)
     """
+    _require_ranges(kind, steps, spacing, steps_offset, num_train_timesteps)
+    require_strength(strength, kind, skip_prk)
+    ends_at_noise = kind == "dpmpp" and spacing != "trailing"  # the last of one timestep more is never called
+    skipped = steps - max(1, round(strength * steps))
+    timesteps = _grid(spacing, steps + ends_at_noise, steps_offset, num_train_timesteps)[skipped:steps]
+    if kind == "pndm":
+        timesteps = _pndm(timesteps, skip_prk, half_step=num_train_timesteps // steps // 2)
+    if timesteps[0] >= num_train_timesteps:
+        first, last = timesteps[0], num_train_timesteps - 1
+        problem = f"{steps_offset} with {steps} steps: the first timestep would be {first}, allowed are 0 to {last}"
+        raise SettingError("steps_offset", problem)
+    if kind != "pndm" and len(set(timesteps)) < len(timesteps):
+        allowed = f"allowed are fewer than {num_train_timesteps}"
+        raise SettingError("steps", f"{steps} with {kind} and {spacing} spacing: timesteps repeat, {allowed}")
+    return tuple(timesteps)
+
+
+def _require_ranges(kind: str, steps: int, spacing: str, steps_offset: int, num_train_timesteps: int) -> None:
     require_one_of("sampler kind", kind, KINDS)
     require_one_of("spacing", spacing, SPACINGS)
     if not 1 <= steps <= num_train_timesteps:
-        raise SettingError(
-            "steps", f"{steps}: allowed are 1 to {num_train_timesteps}, the training timesteps of the model"
-        )
+        allowed = f"allowed are 1 to {num_train_timesteps}, the training timesteps of the model"
+        raise SettingError("steps", f"{steps}: {allowed}")
     if steps_offset < 0:
         raise SettingError("steps_offset", f"{steps_offset}: allowed are 0 and more")
-    require_strength(strength, kind, skip_prk)
-    skipped = steps - max(1, round(strength * steps))
-    if kind == "pndm":
-        grid = _grid(spacing, steps, steps_offset, num_train_timesteps)[skipped:]
-        timesteps = _pndm(grid, skip_prk, half_step=num_train_timesteps // steps // 2)
-    elif kind == "dpmpp" and spacing != "trailing":
-        timesteps = _grid(spacing, steps + 1, steps_offset, num_train_timesteps)[skipped:-1]
-    else:
-        timesteps = _grid(spacing, steps, steps_offset, num_train_timesteps)[skipped:]
-    if timesteps[0] >= num_train_timesteps:
-        raise SettingError(
-            "steps_offset",
-            f"{steps_offset} with {steps} steps: the first timestep would be {timesteps[0]}, "
-            f"allowed are 0 to {num_train_timesteps - 1}",
-        )
-    if kind != "pndm" and len(set(timesteps)) < len(timesteps):
-        raise SettingError(
-            "steps",
-            f"{steps} with {kind} and {spacing} spacing: timesteps repeat, allowed are fewer than "
-            f"{num_train_timesteps}",
-        )
-    return tuple(timesteps)
 
 
 def _grid(spacing: str, count: int, offset: int, num_train_timesteps: int) -> list[int]:

@@ -5,6 +5,7 @@ It is saved as an ordinary diffusers folder, so that embedded models go through 
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from diffusers.models.unets.unet_2d import UNet2DModel
 
 WEIGHTS = Path(__file__).parent / "weights"
+RECORD = "training.json"
 NULL_LABEL = CLASSES
 
 
@@ -114,11 +116,16 @@ def save_denoiser(folder: Path, trained: Trained, **facts: object) -> None:
         "unet": ["diffusers", "UNet2DModel"],
     }
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
-    save_curve(
-        folder / "training.json",
-        trained.curve,
-        every=50,
-        **facts,
-        seconds=round(trained.seconds),
-        torch=torch.__version__,
-    )
+    facts |= {"seconds": round(trained.seconds), "torch": torch.__version__}
+    save_curve(folder / RECORD, trained.curve, every=50, **facts)
+
+
+def publish(
+    folder: Path, trained: Trained, facts: dict[str, Any], measure: Callable[[], dict[str, Any]]
+) -> dict[str, Any]:
+    """Write the diffusers folder, let ``measure`` load it as anybody would, and add what it returns to the record."""
+    save_denoiser(folder, trained, **facts)
+    measured = measure()
+    record = json.loads((folder / RECORD).read_text())
+    (folder / RECORD).write_text(json.dumps({**facts, "measured": measured, **record}, indent=1) + "\n")
+    return measured

@@ -1,7 +1,6 @@
 """How the embedded model ``digits`` and its classifier are made: ``python -m dmqbench.zoo.digits --help``."""
 
 import argparse
-from typing import TYPE_CHECKING
 
 import pytorch_lightning as pl
 from safetensors.torch import save_file
@@ -11,19 +10,11 @@ from dmqbench.eval.digit_classifier import CLASSIFIER, DigitClassifier, load_cla
 from dmqbench.zoo.denoiser import WEIGHTS, UNetShape, save_denoiser, train_denoiser
 from dmqbench.zoo.training import ClassifierTraining, Optimizer, fit, save_curve
 
-if TYPE_CHECKING:
-    from diffusers.models.unets.unet_2d import UNet2DModel
-
 MODEL = WEIGHTS / "digits"
 
 
 SHAPE = UNetShape(channels=(32, 48, 80), layers=2, attention=(False, True, True), groups=8)
 """Three resolutions, attention at 8×8 and 4×4."""
-
-
-def build_unet() -> "UNet2DModel":
-    """Return the untrained network."""
-    return SHAPE.build()
 
 
 def train_classifier(steps: int, seed: int) -> None:

@@ -5,7 +5,6 @@ it restores of the held-out ones stands in its record.
 """
 
 import argparse
-import json
 from dataclasses import asdict, replace
 from functools import partial
 from statistics import fmean
@@ -26,7 +25,7 @@ from dmqbench.models.image_tasks import restore_images_
 from dmqbench.models.rollout import Denoising, chunk_count
 from dmqbench.samplers.plan import build_plan
 from dmqbench.samplers.spec import SamplerSpec
-from dmqbench.zoo.denoiser import WEIGHTS, Trained, build_scheduler, run_training, save_denoiser
+from dmqbench.zoo.denoiser import WEIGHTS, Trained, build_scheduler, publish, run_training
 from dmqbench.zoo.ladder import SHAPE as LADDER_SHAPE
 from dmqbench.zoo.training import Optimizer, RestorationTraining
 
@@ -68,17 +67,15 @@ def measure() -> dict[str, Any]:
     """Return the mean PSNR to the ground truth over all held-out digits, in dB, and that of bilinear enlargement."""
     truth = digit_streams().images["eval"]
     bilinear = to_uint8(degrade(to_signed(truth)))
-    found = {"psnr_truth": restored(len(truth)), "psnr_truth_bilinear": bilinear}
-    return {"held_out": len(truth), **{name: round(_mean_psnr(images, truth), 2) for name, images in found.items()}}
-
-
-def _mean_psnr(images: Tensor, truth: Tensor) -> float:
-    return fmean(value for value in psnr(images, truth) if value is not None)
+    decibels = {
+        name: fmean(value for value in psnr(images, truth) if value is not None)
+        for name, images in (("psnr_truth", restored(len(truth))), ("psnr_truth_bilinear", bilinear))
+    }
+    return {"held_out": len(truth), **{name: round(mean, 2) for name, mean in decibels.items()}}
 
 
 def train(seed: int) -> None:
     """Train, write the folder, then load it as anybody would and add what it restores to its record."""
-    folder = WEIGHTS / NAME
     facts = {
         "command": f"python -m dmqbench.zoo.{NAME} train --seed {seed}",
         "seed": seed,
@@ -86,10 +83,7 @@ def train(seed: int) -> None:
         "batch": BATCH,
         "optimizer": asdict(OPTIMIZER),
     }
-    save_denoiser(folder, train_restorer(seed), **facts)
-    measured = measure()
-    record = json.loads((folder / "training.json").read_text())
-    (folder / "training.json").write_text(json.dumps({**facts, "measured": measured, **record}, indent=1) + "\n")
+    measured = publish(WEIGHTS / NAME, train_restorer(seed), facts, measure)
     print(f"{NAME}: {measured['psnr_truth']} dB, bilinear {measured['psnr_truth_bilinear']} dB")
 
 

@@ -5,9 +5,9 @@ learning rate; they differ in the weight decay of the convolution kernels alone,
 """
 
 import argparse
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -20,7 +20,7 @@ from dmqbench.models.folders import ModelSource
 from dmqbench.models.rollout import Denoising
 from dmqbench.samplers.plan import build_plan
 from dmqbench.samplers.spec import SamplerSpec
-from dmqbench.zoo.denoiser import WEIGHTS, UNetShape, save_denoiser, train_denoiser
+from dmqbench.zoo.denoiser import WEIGHTS, UNetShape, publish, train_denoiser
 from dmqbench.zoo.training import Optimizer
 
 SHAPE = UNetShape(channels=(16, 24, 40), layers=1, attention=(False, False, False), groups=4, modulation=True)
@@ -78,11 +78,22 @@ def recognised_share(rung: Denoising, samples: int) -> float:
     return recognised(digit_classifier(), to_signed(images), labels).float().mean().item()
 
 
+def measure(shipped: Denoising) -> dict[str, Any]:
+    """Return what the record of a rung says of it."""
+    layers = layer_disparities(shipped, TRAJECTORIES)
+    return {
+        "disparity": round(model_disparity(layers), 4),
+        "layers": {name: round(value, 4) for name, value in layers.items()},
+        "trajectories": TRAJECTORIES,
+        "recognised": recognised_share(shipped, SAMPLES),
+        "samples": SAMPLES,
+    }
+
+
 def train(number: int, seed: int) -> None:
     """Train a rung, write its folder, then load it as anybody would and add what it measures to its record."""
     rung = RUNGS[number]
     trained = train_denoiser(SHAPE, rung.optimizer, steps=rung.steps, batch=rung.batch, seed=seed)
-    folder = rung_folder(number)
     facts = {
         "command": f"python -m dmqbench.zoo.ladder train {number} --seed {seed}",
         "seed": seed,
@@ -90,18 +101,7 @@ def train(number: int, seed: int) -> None:
         "batch": rung.batch,
         "optimizer": asdict(rung.optimizer),
     }
-    save_denoiser(folder, trained, **facts)
-    shipped = load_rung(number)
-    layers = layer_disparities(shipped, TRAJECTORIES)
-    measured = {
-        "disparity": round(model_disparity(layers), 4),
-        "layers": {name: round(value, 4) for name, value in layers.items()},
-        "trajectories": TRAJECTORIES,
-        "recognised": recognised_share(shipped, SAMPLES),
-        "samples": SAMPLES,
-    }
-    record = json.loads((folder / "training.json").read_text())
-    (folder / "training.json").write_text(json.dumps({**facts, "measured": measured, **record}, indent=1) + "\n")
+    measured = publish(rung_folder(number), trained, facts, lambda: measure(load_rung(number)))
     print(f"{rung_name(number)}: disparity {measured['disparity']:.2f}, recognised {measured['recognised']:.3f}")
 
 

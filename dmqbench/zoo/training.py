@@ -14,6 +14,10 @@ from torch import Tensor, nn
 Curve = list[tuple[int, float]]
 """(step, loss)"""
 
+LABEL_DROPOUT = 0.1
+EMA_DECAY = 0.999
+CLASSIFIER_RATE = 2e-3
+
 
 @dataclass(frozen=True)
 class Optimizer:
@@ -38,10 +42,31 @@ class Optimizer:
         return torch.optim.Adam(groups, lr=self.learning_rate)
 
 
-class DenoiserTraining(pl.LightningModule):
+class Training(pl.LightningModule):
+    """Trains a network for some steps, and keeps the curve of its loss."""
+
+    def __init__(self, network: nn.Module, steps: int) -> None:
+        super().__init__()
+        self.network = network
+        self.steps = steps
+        self.curve: Curve = []
+
+    def noted(self, loss: Tensor) -> Tensor:
+        """Put the loss of a step onto the curve and the bar."""
+        self.log("loss", loss, prog_bar=True)
+        self.curve.append((self.global_step, round(float(loss.detach()), 6)))
+        return loss
+
+    def one_cycle(self, optimizer: torch.optim.Optimizer, peak: float, rising: float) -> dict:
+        """Return the optimizer with a rate that rises to its ``peak`` over a share of the steps, then falls."""
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=peak, total_steps=self.steps, pct_start=rising)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+class DenoiserTraining(Training):
     """Train a class-conditional noise predictor by ε-matching (DDPM, Ho et al. 2020, eq. 14).
 
-    The label is replaced by ``null_label`` with probability ``label_dropout``, so that the same network serves
+    The label is replaced by ``null_label`` with probability ``LABEL_DROPOUT``, so that the same network serves
     classifier-free guidance. What is kept is an exponential moving average of the weights.
     """
 
@@ -54,19 +79,12 @@ class DenoiserTraining(pl.LightningModule):
         null_label: int,
         steps: int,
         optimizer: Optimizer,
-        label_dropout: float = 0.1,
-        ema_decay: float = 0.999,
     ) -> None:
-        super().__init__()
-        self.network = network
+        super().__init__(network, steps)
         self.average = copy.deepcopy(network).requires_grad_(False)
         self.register_buffer("alphas_cumprod", alphas_cumprod)
         self.null_label = null_label
-        self.steps = steps
         self.optimizer = optimizer
-        self.label_dropout = label_dropout
-        self.ema_decay = ema_decay
-        self.curve: Curve = []
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
         images, labels = batch
@@ -74,30 +92,23 @@ class DenoiserTraining(pl.LightningModule):
         timesteps = torch.randint(len(self.alphas_cumprod), (len(images),), device=images.device)
         signal = self.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
         noisy = signal.sqrt() * images + (1 - signal).sqrt() * noise
-        loss = F.mse_loss(self.predict(noisy, timesteps, images, labels), noise)
-        self.log("loss", loss, prog_bar=True)
-        self.curve.append((self.global_step, round(float(loss.detach()), 6)))
-        return loss
+        return self.noted(F.mse_loss(self.predict(noisy, timesteps, images, labels), noise))
 
     def predict(self, noisy: Tensor, timesteps: Tensor, images: Tensor, labels: Tensor) -> Tensor:
         """Return the predicted noise, the network knowing of ``images`` what it is conditioned on."""
-        dropped = torch.rand(len(labels), device=labels.device) < self.label_dropout
+        dropped = torch.rand(len(labels), device=labels.device) < LABEL_DROPOUT
         labels = labels.masked_fill(dropped, self.null_label)
         return self.network(noisy, timesteps, class_labels=labels).sample
 
     def on_train_batch_end(self, outputs: object, batch: object, batch_index: int) -> None:
         # A short warm-up of the average: early weights are far from the late ones.
-        decay = min(self.ema_decay, (1 + self.global_step) / (10 + self.global_step))
+        decay = min(EMA_DECAY, (1 + self.global_step) / (10 + self.global_step))
         with torch.no_grad():
             for kept, live in zip(self.average.parameters(), self.network.parameters(), strict=True):
                 kept.lerp_(live, 1 - decay)
 
     def configure_optimizers(self) -> dict:
-        optimizer = self.optimizer.build(self.network)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, max_lr=self.optimizer.learning_rate, total_steps=self.steps, pct_start=0.05
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return self.one_cycle(self.optimizer.build(self.network), self.optimizer.learning_rate, rising=0.05)
 
 
 class RestorationTraining(DenoiserTraining):
@@ -122,36 +133,21 @@ class RestorationTraining(DenoiserTraining):
         return self.network(torch.cat([noisy, self.degrade(images)], dim=1), timesteps).sample
 
 
-class ClassifierTraining(pl.LightningModule):
+class ClassifierTraining(Training):
     """Train a digit classifier by cross entropy on shifted and slightly noisy images."""
-
-    def __init__(self, network: nn.Module, steps: int, learning_rate: float = 2e-3) -> None:
-        super().__init__()
-        self.network = network
-        self.steps = steps
-        self.learning_rate = learning_rate
-        self.curve: Curve = []
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
         images, labels = batch
         shifts = torch.randint(-1, 2, (2,)).tolist()
         images = torch.roll(images, shifts, dims=(2, 3)) + 0.1 * torch.randn_like(images)
-        loss = F.cross_entropy(self.network(images), labels, label_smoothing=0.05)
-        self.log("loss", loss, prog_bar=True)
-        self.curve.append((self.global_step, round(float(loss.detach()), 6)))
-        return loss
+        return self.noted(F.cross_entropy(self.network(images), labels, label_smoothing=0.05))
 
     def configure_optimizers(self) -> dict:
-        optimizer = torch.optim.AdamW(self.network.parameters(), lr=self.learning_rate, weight_decay=1e-3)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, max_lr=self.learning_rate, total_steps=self.steps, pct_start=0.1
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        optimizer = torch.optim.AdamW(self.network.parameters(), lr=CLASSIFIER_RATE, weight_decay=1e-3)
+        return self.one_cycle(optimizer, CLASSIFIER_RATE, rising=0.1)
 
 
-def fit(
-    module: DenoiserTraining | ClassifierTraining, images: Tensor, labels: Tensor, *, batch: int, seed: int
-) -> None:
+def fit(module: Training, images: Tensor, labels: Tensor, *, batch: int, seed: int) -> None:
     """Run ``module.steps`` steps of batches drawn with replacement, on the accelerator that is there."""
     dataset = torch.utils.data.TensorDataset(images, labels)
     sampler = torch.utils.data.RandomSampler(

@@ -87,8 +87,7 @@ def test_an_error_of_a_linear_network_grows_by_the_product_of_the_steps(kind):
     plan, bank = PLANS[kind], precise(PLANS[kind])
     found = sensitivity(Denoising(gaussian(), plan), bank, seed=3, chunk=2, relative_rms=0.1)
     assert found.calls == tuple(range(6)) and found.timesteps == plan.timesteps
-    factors = [carry + gain * slope(timestep)
-               for carry, gain, timestep in zip(plan.carries, plan.gains, plan.timesteps, strict=True)]  # fmt: skip
+    factors = [call.carry + call.gain * slope(call.timestep) for call in plan.calls]
     for call, gain in enumerate(plan.gains):
         rms = bank.output[:, call].square().flatten(1).mean(1).sqrt().view(-1, 1, 1, 1)
         error = gain * 0.1 * rms * noise_directions(SHAPE, range(5))

@@ -14,7 +14,7 @@ from dmqbench.models.rollout import Denoising
 from dmqbench.samplers.plan import build_plan
 from dmqbench.samplers.spec import SamplerSpec
 from dmqbench.zoo.denoiser import UNetShape, save_denoiser, train_denoiser
-from dmqbench.zoo.digits import MODEL, build_unet
+from dmqbench.zoo.digits import MODEL, SHAPE
 from dmqbench.zoo.training import Optimizer
 
 
@@ -44,7 +44,7 @@ def test_weights_are_small_and_come_with_command_seed_and_curve():
 
 def test_the_shipped_architecture_is_the_one_that_would_be_trained():
     shipped = json.loads((MODEL / "unet" / "config.json").read_text())
-    built = json.loads(build_unet().to_json_string())
+    built = json.loads(SHAPE.build().to_json_string())
     assert {name: value for name, value in built.items() if not name.startswith("_")} == {
         name: value for name, value in shipped.items() if not name.startswith("_")
     }

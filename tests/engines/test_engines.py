@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from dmqbench.engines import int_reference, lower_, simulate
 from dmqbench.engines.int_reference import accumulators
 from dmqbench.quant.context import StepContext
-from dmqbench.quant.frozen import freeze_layer
+from dmqbench.quant.frozen import fits_int8, freeze_layer
 from dmqbench.quant.functional import affine_parameters
 from dmqbench.quant.layers import freeze_, quantization, quantize_layers_
 from dmqbench.quant.plan import LayerPlan, PrecisionPlan
@@ -209,7 +209,7 @@ def test_shifted_weights_give_the_same_sums_from_plain_codes(case):
         row = row_of(layer, int(call))
         shifted = layer.shifted_weight_integers(row)
         assert shifted.dtype == torch.int32
-        assert layer.shifted_fits_int8(row) == (shifted.min() >= -128 and shifted.max() <= 127)
+        assert fits_int8(layer.shifted_weight_integers(row)) == (shifted.min() >= -128 and shifted.max() <= 127)
         with context.at(at):
             plain = layer.input_integers(one).numpy().astype(np.int64)
             sums = accumulators(layer, one)
@@ -318,7 +318,7 @@ def test_sums_beyond_32_bits_are_refused():
 def test_whether_shifted_weights_fit_8_bits_is_told_row_by_row():
     network = calibrated(nn.Linear(64, 4), torch.randn(3, 64), weight_bits=4)
     layer = freeze_layer(network[0])
-    assert layer.least_exponent == 0 and layer.shifted_fits_int8(0)
+    assert layer.least_exponent == 0 and fits_int8(layer.shifted_weight_integers(0))
     assert torch.equal(layer.shifted_weight_integers(0), layer.weight_integers.int())
     exponent = torch.zeros(2, 64, dtype=torch.int8)
     exponent[0, 0], exponent[1, 1] = -3, -4  # the shift is from the least of all rows: 4
@@ -330,15 +330,15 @@ def test_whether_shifted_weights_fit_8_bits_is_told_row_by_row():
     assert torch.equal(layer.shifted_weight_integers(0)[:, 0], 2 * integers[:, 0])
     assert torch.equal(layer.shifted_weight_integers(0)[:, 1:], 8 * integers[:, 1:])
     assert torch.equal(layer.shifted_weight_integers(1)[:, 2:], 16 * integers[:, 2:])
-    assert layer.shifted_fits_int8(0)  # ±15 · 8 = ±120
-    assert not layer.shifted_fits_int8(1)  # some of ±15 · 16
+    assert fits_int8(layer.shifted_weight_integers(0))  # ±15 · 8 = ±120
+    assert not fits_int8(layer.shifted_weight_integers(1))  # some of ±15 · 16
 
 
 def test_whether_weights_fit_8_bits_is_told():
     layer = freeze_layer(calibrated(nn.Linear(64, 4), torch.randn(3, 64), weight_bits=7)[0])
-    assert layer.weight_fits_int8
+    assert fits_int8(layer.weight_integers)
     one_sided = nn.Linear(64, 4)
     with torch.no_grad():
         one_sided.weight.abs_()
     layer = freeze_layer(calibrated(one_sided, torch.randn(3, 64), weight_bits=8)[0])
-    assert layer.weight_integers.max() == 255 and not layer.weight_fits_int8
+    assert layer.weight_integers.max() == 255 and not fits_int8(layer.weight_integers)

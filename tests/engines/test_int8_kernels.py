@@ -6,7 +6,7 @@ from torch import nn
 
 from dmqbench.engines.int_reference import int_reference
 from dmqbench.quant.context import StepContext
-from dmqbench.quant.frozen import FrozenLayer, freeze_layer
+from dmqbench.quant.frozen import FrozenLayer, fits_int8, freeze_layer
 from dmqbench.quant.functional import affine_parameters
 from dmqbench.quant.layers import freeze_, quantize_layers_
 from dmqbench.quant.observers import mse_search
@@ -35,7 +35,7 @@ def frozen(layer: nn.Module, x: torch.Tensor, weight_bits: int) -> FrozenLayer:
 
 def operands(layer: FrozenLayer, x: torch.Tensor):
     """For a kernel: codes, scale, zero-point of the input; integers, scales, zero-points of the weight."""
-    assert layer.weight_fits_int8
+    assert fits_int8(layer.weight_integers)
     scale, zero_point = layer.activation.scale.item(), int(layer.activation.zero_point.item())
     codes = (layer.input_integers(x) + zero_point).to(torch.uint8)
     zeros = torch.zeros(len(layer.weight_scale), dtype=torch.int32)
@@ -132,7 +132,7 @@ def test_a_kernel_without_exponents_computes_power_of_two_scaling_from_shifted_w
     layer = freeze_layer(quant)
     geometry = [1, 1], [0, 0], [1, 1], 1
     for row in range(2):
-        assert layer.shifted_fits_int8(row)
+        assert fits_int8(layer.shifted_weight_integers(row))
         weight = layer.shifted_weight_integers(row).to(torch.int8)
         scale = layer.activation.scale[row].item() * 2.0**layer.least_exponent
         zero_point = int(layer.activation.zero_point[row].item())

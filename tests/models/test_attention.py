@@ -57,7 +57,7 @@ def switched_off():
 
 
 @pytest.mark.parametrize("build", [unet, text_unet, dit])
-@pytest.mark.parametrize("quantizers", [lambda: None, recorders, switched_off])
+@pytest.mark.parametrize("quantizers", [recorders, switched_off])
 def test_unquantized_explicit_attention_equals_the_fused_one(build, quantizers):
     network = build()
     fused = run(network)
@@ -84,7 +84,7 @@ def test_every_option_of_an_attention_module_is_kept(settings):
     context = torch.randn(3, 4, 6) if "cross_attention_dim" in settings else None
     x = torch.randn(3, 16, 5, 7) if settings.get("residual_connection") else torch.randn(3, 9, 16)
     fused = attention(x, encoder_hidden_states=context)
-    attention.set_processor(ExplicitAttention())
+    attention.set_processor(ExplicitAttention(switched_off()))
     torch.testing.assert_close(attention(x, encoder_hidden_states=context), fused, rtol=1e-5, atol=1e-5)
 
 
@@ -93,7 +93,7 @@ def test_masks_are_added_to_the_scores():
     attention = Attention(16, heads=2, dim_head=8).eval()
     x, mask = torch.randn(3, 6, 16), torch.zeros(3, 1, 6).index_fill_(2, torch.tensor([1, 4]), -1e4)
     fused = attention(x, attention_mask=mask)
-    attention.set_processor(ExplicitAttention())
+    attention.set_processor(ExplicitAttention(switched_off()))
     torch.testing.assert_close(attention(x, attention_mask=mask), fused, rtol=1e-5, atol=1e-5)
     assert not torch.allclose(fused, attention(x))
 
@@ -118,7 +118,7 @@ def test_only_the_named_modules_change():
     network = text_unet()
     chosen, *others = attention_modules(network)
     before = {name: network.get_submodule(name).processor for name in others}
-    set_explicit_attention_(network, {chosen: None})
+    set_explicit_attention_(network, {chosen: switched_off()})
     assert {name: network.get_submodule(name).processor for name in others} == before
 
 
@@ -144,7 +144,7 @@ def test_attached_quantizers_belong_to_the_network_and_start_switched_off():
 
 def test_diffusers_passes_all_its_arguments_silently(caplog):
     network = unet()
-    set_explicit_attention_(network, dict.fromkeys(attention_modules(network)))
+    set_explicit_attention_(network, dict.fromkeys(attention_modules(network), switched_off()))
     logger = logging.getLogger("diffusers")
     logger.addHandler(caplog.handler)
     try:
@@ -156,7 +156,7 @@ def test_diffusers_passes_all_its_arguments_silently(caplog):
 
 def test_unknown_names_and_forms_are_refused():
     with pytest.raises(ValueError, match="no attention module nowhere"):
-        set_explicit_attention_(unet(), {"nowhere": None})
+        set_explicit_attention_(unet(), {"nowhere": switched_off()})
     holder = nn.ModuleDict({"odd": Attention(32, heads=2, dim_head=8, spatial_norm_dim=4)})
     with pytest.raises(ValueError, match="attention odd"):
-        set_explicit_attention_(holder, {"odd": None})
+        set_explicit_attention_(holder, {"odd": switched_off()})

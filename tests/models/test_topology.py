@@ -9,6 +9,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from dmqbench.models.attention import attention_modules, set_explicit_attention_
 from dmqbench.models.sources import NetworkSpec, example_inputs, meta_model
 from dmqbench.models.topology import feature_module, trace
+from dmqbench.quant.attention import AttentionQuantizers
+from dmqbench.quant.context import StepContext
 
 NETWORKS = pytest.mark.parametrize("build", [unet, text_unet, dit])
 
@@ -131,7 +133,8 @@ def test_kinds_groups_and_shapes():
 def test_macs_equal_the_operations_that_torch_counts(build):
     network = build()
     topology = traced(network, batch=1)
-    set_explicit_attention_(network, dict.fromkeys(attention_modules(network)))  # fused kernels are not all counted
+    off = AttentionQuantizers(StepContext(), 256)
+    set_explicit_attention_(network, dict.fromkeys(attention_modules(network), off))  # fused ones are not all counted
     args, kwargs = inputs(network, batch=1)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(*args, **kwargs)

@@ -165,7 +165,7 @@ def test_of_single_step_samplers_every_way_is_a_sum_over_calls_with_its_own_grad
     for name, ratio in (
         ("identity", lambda place: 1.0),
         ("scalar", lambda place: math.sqrt(level(5) / level(place))),
-        ("linear", lambda place: math.prod(plan.carries[place:5])),
+        ("linear", lambda place: math.prod(call.carry for call in plan.calls[place:5])),
     ):
         parts = [of_call(problem, parameters, states[i], 1 + i, ratio(2 + i) * residual) for i in range(4)]
         assert_close(gradients(ALL[name], problem, parameters)[1], added(parts))
@@ -265,7 +265,10 @@ def test_of_a_linear_network_identity_lacks_exactly_the_product_of_its_steps():
     through = [math.prod(steps[i + 1 :]) for i in range(6)]
     for name in ("exact", "replayed", "identity", "linear"):
         found = torch.stack(gradients(ALL[name], problem, θ)[1])
-        factors = {"identity": [1.0] * 6, "linear": [math.prod(plan.carries[2 + i : 7]) for i in range(6)]}
+        factors = {
+            "identity": [1.0] * 6,
+            "linear": [math.prod(call.carry for call in plan.calls[2 + i : 7]) for i in range(6)],
+        }
         expected = [plan.gains[1 + i] * factors.get(name, through)[i] * residual for i in range(6)]
         torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64), rtol=1e-6, atol=0)
 
