@@ -34,7 +34,7 @@ def ranged(bits=W3A6, *, steps=None, **options):
     plan = options.get("plan") or sampler()
     attention = "scope" in options and options["scope"].attention
     bench = workbench(bits, steps=steps or StepGroups.per_step(plan.network_calls), **options)
-    if bits.weight_levels is None or bits.activation_levels is None or attention:
+    if bits.weight == 32 or bits.activation_levels is None or attention:
         run_stage(WeightRange.of(bench, **MIN_MAX), "cpu", [])
         run_stage(ActivationRange.of(bench, **ACTIVATION_RANGE, **MIN_MAX), "cpu", [])
         return bench

@@ -4,8 +4,7 @@ The claim behind relation distillation (MPQ-DM) is that features of few levels j
 on the same recorded full-precision states.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +14,9 @@ from torch import Tensor, nn
 from dmqbench.anatomy.recorded import batches, predict
 from dmqbench.anatomy.statistics import short
 from dmqbench.data.bank import Trajectories
-from dmqbench.models.adapter import Adapter
 from dmqbench.models.hooks import hooked
 from dmqbench.models.rollout import Denoising
-from dmqbench.models.topology import Topology, feature_module
+from dmqbench.models.topology import Topology, last_features
 from dmqbench.quant.functional import quantize
 from dmqbench.quant.layer import QuantLayer
 from dmqbench.quant.layers import quant_layers, quantization
@@ -114,17 +112,19 @@ def feature_statistics(
     count = min(members, len(trajectories))
     rows: list[list[Tensor]] = [[] for _ in range(trajectories.calls)]
     codes = _Codes(quantized.adapter.network, topology, trajectories.calls)
-    reference, own = (_Feature(of.adapter, topology) for of in (full_precision, quantized))
-    with codes.hooked(), reference.hooked(), own.hooked():
+    networks = full_precision.adapter.network, quantized.adapter.network
+    reference, own = (last_features(network, topology) for network in networks)
+    with hooked(codes.layers, codes.look, pre=True), reference as exact, own as inexact:
         for batch in batches(count, chunk):
             before: tuple[Tensor, Tensor] | None = None
             for call in range(trajectories.calls):
-                with quantization(full_precision.adapter.network, weight=False, activation=False):
+                with quantization(networks[0], weight=False, activation=False):
                     predict(full_precision, trajectories, batch, call)
-                    exact = reference.taken()
-                with codes.counted(call):
-                    predict(quantized, trajectories, batch, call)
-                now = (exact, own.taken())
+                wanted = exact[0].flatten(1).double()
+                codes.call = call
+                predict(quantized, trajectories, batch, call)
+                codes.call = None
+                now = (wanted, inexact[0].flatten(1).double())
                 rows[call].append(_compared(now, before))
                 before = now
                 advance()
@@ -148,52 +148,21 @@ def _relative(x: Tensor, other: Tensor) -> Tensor:
     return (x - other).norm(dim=1) / x.norm(dim=1).clamp_min(torch.finfo(x.dtype).tiny)
 
 
-class _Feature:
-    """Takes a network's feature as it goes into its last projection."""
-
-    def __init__(self, adapter: Adapter, topology: Topology) -> None:
-        self._seen: Tensor | None = None
-        self._module = feature_module(adapter.network, topology)
-
-    def hooked(self) -> AbstractContextManager[None]:
-        return hooked({"": self._module}, self._look, pre=True)
-
-    def _look(self, _: str, __: nn.Module, args: tuple[Tensor, ...]) -> None:
-        self._seen = args[0].detach().flatten(1).double()
-
-    def taken(self) -> Tensor:
-        assert self._seen is not None  # the last projection runs at every call
-        return self._seen
-
-
 class _Codes:
     """Counts the codes of every layer's activations while it is told to."""
 
     def __init__(self, network: nn.Module, topology: Topology, calls: int) -> None:
         quantizable = quant_layers(network)
         layers = {layer.name: quantizable[layer.name] for layer in topology.layers if layer.name in quantizable}
-        self._layers: Mapping[str, QuantLayer] = {
-            name: layer for name, layer in layers.items() if layer.activation_quantizer is not None
-        }
-        self._counts: dict[str, list[Tensor | None]] = {name: [None] * calls for name in self._layers}
-        self._call: int | None = None
+        self.layers = {name: layer for name, layer in layers.items() if layer.activation_quantizer is not None}
+        self.call: int | None = None
+        """As which call's what flows is counted; None: not at all."""
+        self._counts: dict[str, list[Tensor | None]] = {name: [None] * calls for name in self.layers}
 
-    def hooked(self) -> AbstractContextManager[None]:
-        return hooked(self._layers, self._look, pre=True)
-
-    @contextmanager
-    def counted(self, call: int) -> Iterator[None]:
-        """Count what flows as that of ``call``."""
-        self._call = call
-        try:
-            yield
-        finally:
-            self._call = None
-
-    def _look(self, name: str, layer: QuantLayer, args: tuple[Tensor, ...]) -> None:
-        if self._call is not None and layer.activation_on:
-            counts, known = code_counts(layer, args[0]), self._counts[name][self._call]
-            self._counts[name][self._call] = counts if known is None else known + counts
+    def look(self, name: str, layer: QuantLayer, args: tuple[Tensor, ...]) -> None:
+        if self.call is not None and layer.activation_on:
+            counts, known = code_counts(layer, args[0]), self._counts[name][self.call]
+            self._counts[name][self.call] = counts if known is None else known + counts
 
     def use(self) -> CodeUse | None:
         counted = {name: counts for name, counts in self._counts.items() if counts[0] is not None}

@@ -263,18 +263,29 @@ class VariableOptimizer:
         return [(tensor, unused, tensor[unused]) for tensor in own]
 
     def state(self) -> dict[str, Tensor]:
-        found = {}
-        for name, variable in self.variables.items():
-            moments = self.adam.state.get(variable, {})
-            found |= {f"{name}:{key}": moments[key].detach().clone() for key in MOMENTS if key in moments}
-        return found
+        return {
+            f"{name}:{key}": value
+            for name, variable in self.variables.items()
+            for key, value in moments_of(self.adam, variable).items()
+        }
 
     def load_state_(self, state: Mapping[str, Tensor]) -> None:
         for name, variable in self.variables.items():
-            moments = {key: state[f"{name}:{key}"] for key in MOMENTS if f"{name}:{key}" in state}
-            if moments:
-                on_device = {key: value.to(variable.device) for key, value in moments.items() if key != "step"}
-                self.adam.state[variable] = {"step": moments["step"].cpu(), **on_device}
+            set_moments_(
+                self.adam, variable, {key: state[f"{name}:{key}"] for key in MOMENTS if f"{name}:{key}" in state}
+            )
+
+
+def moments_of(adam: torch.optim.Adam, variable: Tensor) -> dict[str, Tensor]:
+    """Return copies of what Adam keeps of a variable: nothing before its first step."""
+    return {key: value.detach().clone() for key, value in adam.state.get(variable, {}).items() if key in MOMENTS}
+
+
+def set_moments_(adam: torch.optim.Adam, variable: Tensor, moments: Mapping[str, Tensor]) -> None:
+    """Let Adam go on from what ``moments_of`` returned, which may be among other tensors."""
+    if "step" in moments:
+        on_device = {key: moments[key].to(variable.device) for key in MOMENTS[1:]}
+        adam.state[variable] = {"step": moments["step"].cpu(), **on_device}
 
 
 def copies(variables: Mapping[str, Tensor]) -> dict[str, Tensor]:

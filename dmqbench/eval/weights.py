@@ -25,8 +25,6 @@ STAND_IN_MARKER = "STAND-IN"
 
 _YES = ("1", "TRUE", "YES", "ON")
 
-_TORCHVISION = "https://download.pytorch.org/models/"
-
 
 @dataclass(frozen=True)
 class WeightFile:
@@ -79,27 +77,20 @@ INCEPTION_STATE = WeightFile(
 )
 """The same weights as a state dict: torch-fidelity and pytorch-fid publish one file under two names."""
 
+
+def _backbone(name: str, sha256: str, size_bytes: int) -> WeightFile:
+    return WeightFile(name, sha256, size_bytes, f"https://download.pytorch.org/models/{name}", ("lpips",))
+
+
 LPIPS_BACKBONE_FILES = {
-    "alex": WeightFile(
-        name="alexnet-owt-7be5be79.pth",
-        sha256="7be5be791159472b1fbf3c69796f7cb30dca7ad8466c2df70058c37116cdee02",
-        size_bytes=244_408_911,
-        url=f"{_TORCHVISION}alexnet-owt-7be5be79.pth",
-        metrics=("lpips",),
+    "alex": _backbone(
+        "alexnet-owt-7be5be79.pth", "7be5be791159472b1fbf3c69796f7cb30dca7ad8466c2df70058c37116cdee02", 244_408_911
     ),
-    "vgg": WeightFile(
-        name="vgg16-397923af.pth",
-        sha256="397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0",
-        size_bytes=553_433_881,
-        url=f"{_TORCHVISION}vgg16-397923af.pth",
-        metrics=("lpips",),
+    "vgg": _backbone(
+        "vgg16-397923af.pth", "397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0", 553_433_881
     ),
-    "squeeze": WeightFile(
-        name="squeezenet1_1-b8a52dc0.pth",
-        sha256="b8a52dc049b60e4b6ab68ad0df457362afab8b6304b2febdc1650a5dab4d7e7b",
-        size_bytes=4_958_839,
-        url=f"{_TORCHVISION}squeezenet1_1-b8a52dc0.pth",
-        metrics=("lpips",),
+    "squeeze": _backbone(
+        "squeezenet1_1-b8a52dc0.pth", "b8a52dc049b60e4b6ab68ad0df457362afab8b6304b2febdc1650a5dab4d7e7b", 4_958_839
     ),
 }
 """``metrics.lpips`` → its backbone, from torchvision."""

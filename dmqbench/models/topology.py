@@ -1,6 +1,8 @@
 """What a network is made of, found by running it once: layers, skip concatenations, attentions and units."""
 
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any, Literal
@@ -98,6 +100,11 @@ class Topology:
         return next(layer for layer in reversed(self.layers) if not layer.embedding)
 
     @property
+    def share_of_macs(self) -> dict[str, float]:
+        """Share of every layer, by its name."""
+        return {layer.name: layer.macs / self.macs for layer in self.layers}
+
+    @property
     def macs(self) -> int:
         """Of all convolutions and linear layers."""
         return sum(layer.macs for layer in self.layers)
@@ -147,6 +154,15 @@ def feature_module(network: nn.Module, topology: Topology) -> nn.Module:
     """
     norm = getattr(network, "conv_norm_out", None)
     return norm if isinstance(norm, nn.Module) else network.get_submodule(topology.last.name)
+
+
+@contextmanager
+def last_features(network: nn.Module, topology: Topology) -> Iterator[deque[Tensor]]:
+    """Receive the feature before the last projection of the last network call, [branches · samples, …]."""
+    features: deque[Tensor] = deque(maxlen=1)
+    module = feature_module(network, topology)
+    with hooked({"": module}, lambda _name, _module, args: features.append(args[0]), pre=True):
+        yield features
 
 
 @dataclass

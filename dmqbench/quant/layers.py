@@ -98,6 +98,11 @@ def quant_layers(network: nn.Module) -> dict[str, QuantLayer]:
     return {name: module for name, module in network.named_modules() if isinstance(module, QuantLayer)}
 
 
+def weight_layers(network: nn.Module) -> dict[str, QuantLayer]:
+    """Those whose weights are quantized."""
+    return {name: layer for name, layer in quant_layers(network).items() if layer.weight_quantizer is not None}
+
+
 def plan_of_layers(network: nn.Module, plan: PrecisionPlan) -> PrecisionPlan:
     """``plan``, by which the layers of ``network`` were made, with the bits that they have now."""
     layers = quant_layers(network)

@@ -32,10 +32,6 @@ class BitWidth:
         return f"w{self.weight}a{self.activation}"
 
     @property
-    def weight_levels(self) -> int | None:
-        return None if self.weight == FULL_PRECISION else 2**self.weight
-
-    @property
     def activation_levels(self) -> int | None:
         return None if self.activation == FULL_PRECISION else 2**self.activation
 
@@ -80,11 +76,6 @@ class InputGroups:
         cuts = (0, *self.boundaries, self.channels)
         if any(left >= right for left, right in itertools.pairwise(cuts)):
             raise ValueError(f"boundaries {self.boundaries} do not cut {self.channels} channels into non-empty groups")
-
-    @classmethod
-    def of_size(cls, channels: int, size: int) -> "InputGroups":
-        """Groups of ``size`` channels; the last may be smaller."""
-        return cls(channels, tuple(range(size, channels, size)))
 
     @property
     def count(self) -> int:

@@ -12,9 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dmqbench.calibration.best_state import part_of, prefixed, slices
 from dmqbench.calibration.capture import memory_groups
 from dmqbench.calibration.layer_views import LayerBatch, LayerViews
 from dmqbench.calibration.stage import HELD_OUT_POINTS, CalibrationDiverged, Stage, Workbench
+from dmqbench.calibration.trained_parameters import moments_of, set_moments_
 from dmqbench.data.noise import draw_batch
 from dmqbench.quant.layer import QuantLayer
 from dmqbench.quant.layers import quant_layers
@@ -25,9 +27,6 @@ from dmqbench.stages.scale_learner import HeldOutFacts, ScaleLearner, layer_fact
 
 SLICE = 25
 """Iterations between two checkpoints, and between two looks at the held-out error."""
-
-
-ADAM_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def can_be_scaled(layer: QuantLayer) -> bool:
@@ -65,10 +64,12 @@ class EquivalentScaling(Stage):
         self.views = LayerViews(bench, layers, self.bin_of_call, points, settings.batch)
         if settings.deployed:
             self.views.require_every_row("cal")
-        macs = {layer.name: layer.macs for layer in bench.topology.layers}
-        self.share_of_network = {name: macs[name] / sum(macs.values()) for name in self.learners}
+        shares = bench.topology.share_of_macs
+        self.share_of_network = {name: shares[name] for name in self.learners}
         self.groups = self._groups()
         """Layers whose inputs are kept together; none if all layers learn from one pass."""
+        self.slices = self._slices()
+        """Units, and which iterations they do: of a layer all, or some of all layers."""
         self.optimizer: torch.optim.Adam | None = None
 
     def _learner(self, layer: QuantLayer) -> ScaleLearner:
@@ -102,20 +103,17 @@ class EquivalentScaling(Stage):
             layer.set_equivalent_scale_(layer.weight.new_ones(layer.weight.shape[1]))
         return None
 
-    def units(self) -> tuple[str, ...]:
-        if not self.learners:
-            return ()
+    def _slices(self) -> dict[str, range]:
         if self.groups:
-            return tuple(name for group in self.groups for name in group)
-        total = self.settings.iterations
-        return tuple(f"iterations {start}-{min(start + SLICE, total)}" for start in range(0, total, SLICE))
+            return {name: range(self.settings.iterations) for group in self.groups for name in group}
+        parts = slices(self.settings.iterations, SLICE) if self.learners else []
+        return {f"iterations {part.start}-{part.stop}": part for part in parts}
+
+    def units(self) -> tuple[str, ...]:
+        return tuple(self.slices)
 
     def iterations(self, unit: str) -> int:
-        total = self.settings.iterations
-        return total if self.groups else min(SLICE, total - self._first_iteration(unit))
-
-    def _first_iteration(self, unit: str) -> int:
-        return 0 if self.groups else self.units().index(unit) * SLICE
+        return len(self.slices[unit])
 
     def _members(self, unit: str) -> list[str]:
         return [unit] if self.groups else list(self.learners)
@@ -136,7 +134,7 @@ class EquivalentScaling(Stage):
         return torch.optim.Adam([self.learners[name].scale for name in names], lr=self.settings.learning_rate)
 
     def iterate(self, unit: str, iteration: int) -> Tensor:
-        at = self._first_iteration(unit) + iteration
+        at = self.slices[unit].start + iteration
         chosen = draw_batch(self.bench.seed, self.name, "all", at, len(self.points), self.settings.batch)
         learning = [name for name in self._members(unit) if not self.learners[name].stopped]
         losses: list[Tensor] = []
@@ -186,8 +184,8 @@ class EquivalentScaling(Stage):
             errors[name].append(self.learners[name].errors(batch))
 
         self._count(self.views.show_all(measure, "val", names))
-        for name, found in errors.items():
-            self.learners[name].judge(float(torch.cat(found).mean()), self.settings.patience)
+        for name, parts in errors.items():
+            self.learners[name].judge(float(torch.cat(parts).mean()), self.settings.patience)
 
     def finish_unit(self, unit: str) -> dict[str, float]:
         self.views.kept.pop(unit, None)
@@ -221,17 +219,13 @@ class EquivalentScaling(Stage):
     def progress(self) -> dict[str, Tensor]:
         carried: dict[str, Tensor] = {}
         for name, learner in self.learners.items():
-            carried |= {f"{name}.{key}": value for key, value in learner.progress().items()}
-            if not self.groups and self.optimizer is not None:
-                moments = self.optimizer.state.get(learner.scale, {})
-                carried |= {f"{name}.{key}": value for key, value in moments.items()}
+            joint = None if self.groups else self.optimizer
+            moments = {} if joint is None else moments_of(joint, learner.scale)
+            carried |= prefixed(f"{name}.", learner.progress() | moments)
         return carried
 
     def load_progress_(self, progress: dict[str, Tensor]) -> None:
-        own = {
-            name: {key.removeprefix(f"{name}."): progress[key] for key in progress if key.startswith(f"{name}.")}
-            for name in self.learners
-        }
+        own = {name: part_of(progress, f"{name}.") for name in self.learners}
         for name, learner in self.learners.items():
             learner.load_progress_(own[name])
         if self.groups:
@@ -240,10 +234,7 @@ class EquivalentScaling(Stage):
             self._span(list(self.learners))
         self.optimizer = self._optimizer(list(self.learners))
         for name, learner in self.learners.items():
-            kept = own[name]
-            if "step" in kept:  # a layer that never learned has none
-                moments = {key: kept[key].to(learner.scale.device) for key in ADAM_MOMENTS}
-                self.optimizer.state[learner.scale] = {"step": kept["step"].cpu(), **moments}
+            set_moments_(self.optimizer, learner.scale, own[name])
 
     def findings(self) -> dict[str, Any]:
         """λ over the bins, held-out error and disparity of every layer, and the channels of the most uneven ones."""

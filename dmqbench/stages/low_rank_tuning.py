@@ -10,8 +10,8 @@ hold calls from all over the trajectory instead of one, and the calls of a windo
 averaged feature has a gradient through all of them.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -32,9 +32,8 @@ from dmqbench.calibration.stage import Stage, Workbench
 from dmqbench.calibration.trained_parameters import TrainedScales, VariableOptimizer, copies, linear_decay, set_
 from dmqbench.calibration.windows import WindowErrors, Windows, all_windows, draw_windows
 from dmqbench.data.noise import Stream, generator
-from dmqbench.models.hooks import hooked
-from dmqbench.models.topology import feature_module
-from dmqbench.quant.layers import quant_layers, quantization, set_clipping_
+from dmqbench.models.topology import last_features
+from dmqbench.quant.layers import quantization, set_clipping_, weight_layers
 from dmqbench.quant.relation import relation_divergence, smoothed
 from dmqbench.quant.state import activation_quantizers
 from dmqbench.stages.low_rank_settings import ACTIVATION_SCALES, WEIGHT_SCALES, Settings
@@ -64,7 +63,7 @@ class LowRankTuning(Stage):
         set_clipping_(bench.network, settings.clipping)
         self.trajectories = {"cal": bench.bank.cal, "val": bench.bank.val}
         parts = slices_of_checks(settings.iterations, settings.checks)
-        self.layers = {name: layer for name, layer in quant_layers(bench.network).items() if layer.weight_quantizer}
+        self.layers = weight_layers(bench.network)
         trains = self.layers or activation_quantizers(bench.network)
         self.slices = {f"iterations {part.start}-{part.stop - 1}": part for part in parts if trains}
         """Units: parts of the iterations."""
@@ -214,8 +213,9 @@ class LowRankTuning(Stage):
         inputs, device = windows.inputs(of_stream), bench.device
         target = windows.outputs(of_stream).to(device)
 
-        def run(on: bool) -> tuple[Tensor, list[Tensor]]:
-            with quantization(bench.network, weight=on, activation=on), self._features() as features:
+        def run(on: bool) -> tuple[Tensor, Sequence[Tensor]]:
+            looking = last_features(bench.network, bench.topology) if self.settings.distils else nullcontext(())
+            with quantization(bench.network, weight=on, activation=on), looking as features:
                 return bench.denoising.predict(inputs), features
 
         output, students = run(True)
@@ -225,25 +225,13 @@ class LowRankTuning(Stage):
         with torch.no_grad():
             _, teachers = run(False)
         self.network_forwards += windows.samples * bench.branches
-        student, teacher = (
-            smoothed(found[0].unflatten(0, (-1, self.settings.window)).unbind(1)) for found in (students, teachers)
-        )
+        windowed = (features[0].unflatten(0, (-1, self.settings.window)) for features in (students, teachers))
+        student, teacher = (smoothed(feature.unbind(1)) for feature in windowed)
         if self.settings.distillation == "relation":
             distilled, terms = relation_divergence(student, teacher), student[..., 0].numel()
         else:
             distilled, terms = (student - teacher).square().mean(), student.numel()
         return WindowErrors(noise, distilled, terms / target.numel())
-
-    @contextmanager
-    def _features(self) -> Iterator[list[Tensor]]:
-        """Receives the feature before the last projection of every network call, [branches · samples, …]."""
-        found: list[Tensor] = []
-        if not self.settings.distils:
-            yield found
-            return
-        module = feature_module(self.bench.network, self.bench.topology)
-        with hooked({"": module}, lambda _name, _module, args: found.append(args[0]), pre=True):
-            yield found
 
     @torch.no_grad()
     def _held_out(self) -> dict[str, Tensor]:

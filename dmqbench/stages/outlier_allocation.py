@@ -27,7 +27,7 @@ from dmqbench.quant.allocation import (
 )
 from dmqbench.quant.functional import affine_parameters, fake_quantize
 from dmqbench.quant.layer import QuantLayer
-from dmqbench.quant.layers import quant_layers, quantization
+from dmqbench.quant.layers import quantization, weight_layers
 from dmqbench.quant.quantizer import along_axis
 from dmqbench.quant.scaling import channel_extremes, spread, weight_magnitudes
 from dmqbench.quant.spec import StepGroups
@@ -88,24 +88,22 @@ class OutlierAllocation(Stage):
     def __init__(self, bench: Workbench, settings: Settings) -> None:
         super().__init__(bench, settings)
         self.points = bench.bank.cal.spread(settings.samples)
-        self.layers = {
-            name: layer for name, layer in quant_layers(bench.network).items() if layer.weight_quantizer is not None
-        }
+        self.layers = weight_layers(bench.network)
         mixed = [name for name, layer in self.layers.items() if isinstance(layer.plan.weight_bits, tuple)]
         if mixed:
             raise ValueError(f"{self.name} gives rows their bits, and those of {mixed[0]} have different ones already")
         self.bits = {name: layer.plan.bits_of_rows(1)[0] for name, layer in self.layers.items()}
         self.chosen_from = [name for name, bits in self.bits.items() if bits == min(self.bits.values())]
         """The layers that are pre-scaled and decided on; a scope may give others, such as the first, more bits."""
-        macs = {layer.name: layer.macs for layer in bench.topology.layers}
-        self.share_of_network = {name: macs[name] / sum(macs.values()) for name in self.layers}
+        shares = bench.topology.share_of_macs
+        self.share_of_network = {name: shares[name] for name in self.layers}
         self.found: dict[str, Allocation] = {}
         self.kurtosis: dict[str, Tensor] = {}
         """Of the rows, [R], by layer."""
 
     @classmethod
     def outline_(cls, network: nn.Module, settings: Settings) -> str | None:
-        layers = [layer for layer in quant_layers(network).values() if layer.weight_quantizer is not None]
+        layers = list(weight_layers(network).values())
         bits = [min(layer.plan.bits_of_rows(1)) for layer in layers]
         for layer, least in zip(layers, bits, strict=True):
             if settings.strengths and least == min(bits) and getattr(layer, "groups", 1) == 1:

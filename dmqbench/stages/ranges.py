@@ -11,7 +11,7 @@ from dmqbench.calibration.capture import run_points, without_points
 from dmqbench.calibration.stage import Stage, Workbench
 from dmqbench.quant.functional import affine_parameters
 from dmqbench.quant.layer import QuantLayer
-from dmqbench.quant.layers import quant_layers, quantization
+from dmqbench.quant.layers import quantization, weight_layers
 from dmqbench.quant.observers import Observer
 from dmqbench.quant.quantizer import ActivationQuantizer
 from dmqbench.quant.spec import StepGroups
@@ -46,7 +46,7 @@ class WeightRange(Stage):
 
     def __init__(self, bench: Workbench, settings: RangeSettings) -> None:
         super().__init__(bench, settings)
-        self.layers = [layer for layer in quant_layers(bench.network).values() if layer.weight_quantizer is not None]
+        self.layers = list(weight_layers(bench.network).values())
 
     def units(self) -> tuple[str, ...]:
         return ("weights",)

@@ -16,7 +16,14 @@ from dmqbench.calibration.stage import HELD_OUT_POINTS, MIB, Stage, Workbench
 from dmqbench.data.bank import Trajectories
 from dmqbench.data.noise import draw_batch
 from dmqbench.quant.functional import rounding_regularizer
-from dmqbench.quant.layers import freeze_weight_, quant_layers, quantization, set_clipping_, set_quantization_
+from dmqbench.quant.layers import (
+    freeze_weight_,
+    quant_layers,
+    quantization,
+    set_clipping_,
+    set_quantization_,
+    weight_layers,
+)
 from dmqbench.quant.state import activation_quantizers
 
 EVERY_CHANNEL = slice(None)
@@ -220,7 +227,7 @@ class WeightReconstruction(BlockReconstruction):
     settings: WeightReconstructionSettings
 
     def concerns(self, unit: nn.Module) -> bool:
-        return any(layer.weight_quantizer is not None for layer in quant_layers(unit).values())
+        return bool(weight_layers(unit))
 
     def trainable(self, unit: nn.Module) -> list[nn.Parameter]:
         quantizers = [

@@ -36,7 +36,7 @@ from dmqbench.calibration.trained_parameters import (
 from dmqbench.calibration.windows import Span, spans_of
 from dmqbench.data.bank import Trajectories
 from dmqbench.data.noise import Stream, draw_batch
-from dmqbench.quant.layers import freeze_weight_, quant_layers, quantization, set_clipping_
+from dmqbench.quant.layers import freeze_weight_, quantization, set_clipping_, weight_layers
 from dmqbench.quant.state import activation_quantizers
 from dmqbench.samplers.adjoint import power_spectrum, recorded_states
 from dmqbench.samplers.plan import State
@@ -63,7 +63,7 @@ class TrajectoryReconstruction(Stage):
         row_of_call = bench.step_groups.row_of_call
         freeze_weight_(bench.network)
         self.quantizers = activation_quantizers(bench.network)
-        self.weights = {name: layer for name, layer in quant_layers(bench.network).items() if layer.weight_quantizer}
+        self.weights = weight_layers(bench.network)
         trains = self.quantizers or (settings.joint and self.weights)
         calls = bench.sampler.calls
         off_trajectory = [place for place, call in enumerate(calls) if call.base == "anchor"]

@@ -125,8 +125,8 @@ def test_a_plan_survives_json(layers, full_precision):
 
 def test_bits_per_row():
     plan = LayerPlan("a", (1, 2, 8), 8)
-    assert plan.weight_levels_of_rows(3) == [2, 4, 256]
-    assert LayerPlan("a", 3, 8).weight_levels_of_rows(2) == [8, 8]
+    assert plan.bits_of_rows(3) == (1, 2, 8)
+    assert LayerPlan("a", 3, 8).bits_of_rows(2) == (3, 3)
     plan.check_shape(torch.Size((3, 4)))
     with pytest.raises(ValueError, match="has 3 rows for layer a, the model has 5"):
         plan.check_shape(torch.Size((5, 4)))
@@ -153,8 +153,7 @@ def test_impossible_bit_widths_are_refused_with_what_is_allowed(weight, activati
 
 def test_bit_widths_name_themselves():
     assert BitWidth(3, 6).name == "w3a6"
-    assert (BitWidth(3, 6).weight_levels, BitWidth(3, 6).activation_levels) == (8, 64)
-    assert (BitWidth(32, 32).weight_levels, BitWidth(32, 32).activation_levels) == (None, None)
+    assert BitWidth(3, 6).activation_levels == 64 and BitWidth(32, 32).activation_levels is None
 
 
 @given(st.integers(1, 60), st.data())
@@ -175,8 +174,6 @@ def test_cuts_that_leave_a_group_empty_are_refused(boundaries):
 
 
 def test_groups_of_a_size():
-    assert InputGroups.of_size(10, 4).boundaries == (4, 8)
-    assert InputGroups.of_size(8, 4).boundaries == (4,)
     assert StepGroups.of_size(5, 2).row_of_call == (0, 0, 1, 1, 2)
     assert StepGroups.of_size(5, 2).rows == 3
     assert StepGroups.per_step(3).row_of_call == (0, 1, 2)

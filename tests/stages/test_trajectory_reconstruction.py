@@ -53,7 +53,7 @@ def ranged(bits=W3A6, *, steps=None, **options):
     """A workbench whose activation ranges were set by a look at the bank, W3A6 with ranges per step by default."""
     plan = options.get("plan") or sampler()
     bench = workbench(bits, steps=steps or StepGroups.per_step(plan.network_calls), **options)
-    if bits.weight_levels is None or bits.activation_levels is None:
+    if bits.weight == 32 or bits.activation_levels is None:
         run_stage(WeightRange.of(bench, **MSE), "cpu", [])
         run_stage(ActivationRange.of(bench, **ACTIVATION_RANGE), "cpu", [])
         return bench
