@@ -22,10 +22,10 @@ def carry_out(job: Job) -> Path:
     shop = open_workshop(job)
     with shop.record:
         tell_job(shop)
-        evaluator = make_evaluator(shop)
         stages = calibrate_and_tell(shop)
         diagnosis = known_diagnosis(shop)
         samples = draw_samples(shop)
+        evaluator = make_evaluator(shop)  # last, as another job that runs beside this one may make its samples
         diagnose_seconds = 0.0
         if diagnosis is None and job.diagnosed:
             started = time.perf_counter()
