@@ -88,7 +88,8 @@ def quantize_(
     network, scheduler = quantizable_parts(pipe, RUNNABLE_NETWORKS)
     config = compose(
         [
-            *("model=local", f"method={method}", f"bits={bits}", f"budget={budget}", "tracker=disabled"),
+            *("task=calibrate", "model=local", "tracker=disabled"),
+            *(f"method={method}", f"bits={bits}", f"budget={budget}"),
             *sampler_overrides(scheduler, sampler),
             *(f"sampler.steps={steps}", f"sampler.eta={eta}", f"sampler.guidance={guidance}", f"seed={seed}"),
             *(f"bits.scope={scope}", f"bits.ranges={ranges}", f"calibration.match={match}"),

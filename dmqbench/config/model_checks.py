@@ -7,7 +7,8 @@ from typing import Any
 from dmqbench.config.checked_job import Job
 from dmqbench.config.errors import ConfigError, require_one_of
 from dmqbench.config.model_facts import network_config
-from dmqbench.config.names import CONDITIONS, COUNTING_TASKS, FOREIGN, RUNNABLE_NETWORKS
+from dmqbench.config.model_file_checks import check_decoded, check_files
+from dmqbench.config.names import CONDITIONS, COUNTING_TASKS, FOREIGN, IMAGELESS_TASKS, RUNNABLE_NETWORKS
 from dmqbench.config.plugins import shipped_with
 from dmqbench.config.schema import ModelConfig
 from dmqbench.models.folders import SCHEDULER_CONFIG, ModelError, decoder_folder, locate
@@ -56,6 +57,13 @@ def check_weights(job: Job) -> None:
         raise ConfigError("task", job.task, COUNTING_TASKS, problem, nearest="cost")
 
 
+def check_images_of_model(job: Job) -> None:
+    """What the sampler ends with must become images, unless they are not asked for."""
+    if job.task in IMAGELESS_TASKS or job.model.shapes_only or job.model.sample_shape is None:
+        return
+    check_decoded(locate(job.model.checkpoint), job.model.sample_shape[0])
+
+
 def check_foreign_network(job: Job) -> None:
     path = job.method.path
     if not job.foreign:
@@ -91,6 +99,7 @@ def checked_model(model: ModelConfig, guidances: Mapping[str, float | None]) -> 
         raise ConfigError(
             "model.path", model.path, problem=f"has no {SCHEDULER_CONFIG}, which states the noise schedule"
         )
+    check_files(locate(model.checkpoint))
     shape, entries = _sample_shape(model, config), config.get("num_class_embeds")
     classes = model.classes if model.classes is not None else entries
     if classes is not None and not 0 < classes <= (entries or 0):

@@ -23,6 +23,9 @@ TASKS = ("run", "trajectories", "calibrate", "sample", "evaluate", "plan", "cost
 COUNTING_TASKS = ("plan", "cost")
 """Tasks that need no weights."""
 
+IMAGELESS_TASKS = ("trajectories", "calibrate", "cost")
+"""Tasks that make no images."""
+
 TASK_KINDS = ("generate", "restore", "edit")
 """What samples are: drawn from noise alone; restored from a degraded image; edited from an image that was noised."""
 

@@ -2,16 +2,15 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from dmqbench.samplers.timesteps import require_one_of
+from dmqbench.samplers.scheduler_config import require_schedule, schedule_settings
 
-BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 MAX_COSINE_BETA = 0.999
 
 
@@ -35,26 +34,12 @@ class NoiseSchedule:
     beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "linear"
 
     def __post_init__(self) -> None:
-        require_one_of("beta_schedule", self.beta_schedule, BETA_SCHEDULES)
-        if self.num_train_timesteps < 1:
-            raise ValueError(f"num_train_timesteps {self.num_train_timesteps}: allowed are 1 and more")
-        if not 0 < self.beta_start <= self.beta_end < 1:
-            raise ValueError(
-                f"beta_start {self.beta_start}, beta_end {self.beta_end}: allowed are 0 < beta_start <= beta_end < 1"
-            )
+        require_schedule(**asdict(self))
 
     @classmethod
     def from_scheduler_config(cls, config: Mapping[str, Any]) -> "NoiseSchedule":
-        """Read the schedule out of a diffusers scheduler configuration; absent keys have diffusers' defaults.
-
-        Raises:
-            ValueError: the configuration has another schedule (own betas, zero terminal SNR, a fourth kind).
-        """
-        for key in ("trained_betas", "rescale_betas_zero_snr"):
-            if config.get(key) not in (None, False):
-                raise ValueError(f"scheduler {key} is set: allowed is a beta_schedule of {', '.join(BETA_SCHEDULES)}")
-        keys = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule")
-        return cls(**{key: config[key] for key in keys if key in config})
+        """Return the schedule that a diffusers scheduler configuration states; ValueError if that is none of ours."""
+        return cls(**schedule_settings(config))
 
     def alphas_cumprod(self) -> Tensor:
         """Return ᾱ, float64 [T], strictly between 0 and 1: exactly the values of diffusers' float32 table.
