@@ -224,6 +224,7 @@ class VariableOptimizer:
         lazy: names of variables of which an element whose gradient is exactly zero is skipped, moments and all, as
             ``torch.optim.SparseAdam`` does: rows of a table that no sample has used would else be carried on by what
             earlier samples left in the moments.
+        weight_decay: of variables by name (AdamW, Loshchilov & Hutter 2019); 0 where there is none.
     """
 
     def __init__(
@@ -235,11 +236,16 @@ class VariableOptimizer:
         decay: Callable[[float], float] = cosine_decay,
         epsilon: float = SMALL_GRADIENT,
         lazy: Iterable[str] = (),
+        weight_decay: Mapping[str, float] | None = None,
     ) -> None:
         self.variables, self.rates, self.total, self.unit = dict(variables), dict(rates), total, unit
         self.decay, self.lazy = decay, tuple(lazy)
-        groups = [{"params": [variable], "lr": rates[name]} for name, variable in variables.items()]
-        self.adam = torch.optim.Adam(groups, eps=epsilon)
+        decays = weight_decay or {}
+        groups = [
+            {"params": [variable], "lr": rates[name], "weight_decay": decays.get(name, 0.0)}
+            for name, variable in variables.items()
+        ]
+        self.adam = torch.optim.AdamW(groups, eps=epsilon)
 
     def step(self, iteration: int) -> None:
         """Take the step of an iteration, 0..total−1."""

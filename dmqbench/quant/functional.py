@@ -15,14 +15,25 @@ SMALLEST_SCALE = 1e-30
 """Below this a float32 quotient x/s can overflow; a range this narrow is indistinguishable from zero."""
 
 
-def affine_parameters(low: Tensor, high: Tensor, levels: Tensor | int) -> tuple[Tensor, Tensor]:
+def affine_parameters(low: Tensor, high: Tensor, levels: Tensor | int, with_zero: bool = True) -> tuple[Tensor, Tensor]:
     """Return (scale, zero_point) of an asymmetric grid of ``levels`` values over [low, high] widened to hold zero.
 
     scale = (high − low) / (L − 1), zero_point = round(−low / scale) in 0..L−1. Differentiable in both ends through
     the scale. A range of width zero gives scale 1, so that a constant zero is reproduced; ends beyond half the
     largest float are pulled in, so that no grid point is infinite.
+
+    With ``with_zero`` false only ranges of no width are widened, and the zero-point of values of one sign lies beyond
+    the codes, as in the published range search (BRECQ, TFMQ-DM, DMQ).
     """
     largest = torch.finfo(low.dtype).max / 2
+    if not with_zero:
+        low, high = low.clamp(-largest, largest), high.clamp(-largest, largest)
+        scale = high / (levels - 1) - low / (levels - 1)
+        usable = scale > SMALLEST_SCALE
+        scale = torch.where(usable, scale, torch.ones_like(scale))
+        of_zero = affine_parameters(low, high, levels)
+        zero_point = torch.round(-low / scale).detach()
+        return torch.where(usable, scale, of_zero[0]), torch.where(usable, zero_point, of_zero[1])
     low, high = low.clamp(-largest, 0.0), high.clamp(0.0, largest)
     steps = levels - 1
     scale = high / steps - low / steps  # each end on its own: their difference may overflow

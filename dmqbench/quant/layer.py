@@ -79,12 +79,21 @@ class QuantLayer(nn.Module):
         self.drop_rounding_()
         return self.equivalent_scale
 
-    def add_adapter_(self, rank: int, generator: torch.Generator) -> tuple[nn.Parameter, nn.Parameter]:
-        """Add a low-rank ΔW = up · down over the flattened input; it starts at zero. Returns (down, up)."""
-        columns = self.weight[0].numel()
+    def add_adapter_(
+        self, rank: int, generator: torch.Generator, per_tap: bool = False
+    ) -> tuple[nn.Parameter, nn.Parameter]:
+        """Add a low-rank ΔW = up · down, which starts at zero; return (down, up).
+
+        Over the flattened input: down [rank, C_in · taps], up [C_out, rank]. With ``per_tap`` every tap of the kernel
+        has an outer factor of its own: up [C_out, rank · taps]. The rank is at most that of the matrices multiplied.
+        """
+        rows, columns = self.weight.flatten(1).shape
+        channels = self.weight.shape[1]
+        rank = min(rank, rows, channels if per_tap else columns)
         down = torch.randn(rank, columns, generator=generator) / columns**0.5
         self.adapter_down = nn.Parameter(down.to(self.weight))
-        self.adapter_up = nn.Parameter(self.weight.new_zeros(len(self.weight), rank))
+        taps = columns // channels if per_tap else 1
+        self.adapter_up = nn.Parameter(self.weight.new_zeros(rows, rank * taps))
         self.drop_rounding_()
         return self.adapter_down, self.adapter_up
 
@@ -110,7 +119,7 @@ class QuantLayer(nn.Module):
         """s ⊙ (W0 + ΔW): what the weight quantizer sees."""
         weight: Tensor = self.weight
         if self.adapter_down is not None and self.adapter_up is not None:
-            weight = weight + (self.adapter_up @ self.adapter_down).view_as(weight)
+            weight = weight + low_rank_product(self.adapter_up, self.adapter_down).view_as(weight)
         if self.equivalent_scale is not None:
             weight = weight * along_axis(self.equivalent_scale[None], weight.ndim, 1)
         return weight
@@ -166,3 +175,12 @@ class QuantLayer(nn.Module):
         self.freeze_weight_()
         for parameter in self.parameters():
             parameter.requires_grad_(False)
+
+
+def low_rank_product(up: Tensor, down: Tensor) -> Tensor:
+    """ΔW [C_out, C_in · taps] of an adapter: one product, or where ``up`` is as many times wider, one for every tap."""
+    rank = len(down)
+    taps = up.shape[1] // rank
+    if taps == 1:
+        return up @ down
+    return torch.einsum("okt,kct->oct", up.unflatten(1, (rank, taps)), down.unflatten(1, (-1, taps))).flatten(1)

@@ -38,6 +38,7 @@ def mse_search(
     candidates: int = 80,
     exponent: float = 2.4,
     ends: tuple[Tensor, Tensor] | None = None,
+    with_zero: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Return the shrunken min-max ends with the least mean |x − Q(x)|^p (LAPQ, as in Q-Diffusion).
 
@@ -49,13 +50,14 @@ def mse_search(
         candidates: how many shrink factors are tried, 1..100.
         exponent: p.
         ends: (low, high) [R] to shrink; by default each row's smallest and largest value.
+        with_zero: see ``affine_parameters``.
     """
     if not 1 <= candidates <= 100:
         raise ValueError(f"candidates {candidates}: allowed are 1 to 100")
     low, high = ends if ends is not None else min_max(values)
     levels = levels.to(values).expand(len(values))
     factors = 1 - 0.01 * torch.arange(candidates, dtype=values.dtype, device=values.device)
-    scale, zero_point = affine_parameters(low * factors[:, None], high * factors[:, None], levels)
+    scale, zero_point = affine_parameters(low * factors[:, None], high * factors[:, None], levels, with_zero)
     grids = torch.stack((scale, -zero_point, levels - 1 - zero_point), dim=1)[..., None]
     rows = max(1, CHUNK_ELEMENTS // max(1, values.shape[1]))
     parts = [slice(start, start + rows) for start in range(0, len(values), rows)]
@@ -112,6 +114,8 @@ class Observer:
     candidates: int = 80
     exponent: float = 2.4
     fraction: float = 0.999
+    with_zero: bool = True
+    """Whether ranges are widened to hold zero: see ``affine_parameters``."""
 
     def __post_init__(self) -> None:
         if self.name not in ("mse", "min_max", "percentile"):
@@ -125,4 +129,11 @@ class Observer:
             return percentile(values, self.fraction)
         if self.name == "min_max":
             return ends or min_max(values)
-        return mse_search(values, levels, candidates=self.candidates, exponent=self.exponent, ends=ends)
+        return mse_search(
+            values,
+            levels,
+            candidates=self.candidates,
+            exponent=self.exponent,
+            ends=ends,
+            with_zero=self.with_zero,
+        )

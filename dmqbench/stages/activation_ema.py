@@ -29,6 +29,11 @@ class Settings:
     skip_part: str
     """``last``: as in the published code, the parts of a split skip input after the first have the range of their last
     batch, whatever the momentum; ``moving``: they are treated alike."""
+    later_passes: int = 0
+    """Further passes over the points of a row that go on averaging: in the published code ranges move during both
+    passes in which the powers of two are voted on. (There the layers of the second have these already.)"""
+    later_batch: int = 64
+    """Bank points of one update of a later pass."""
 
 
 class ActivationEma(ActivationPass):
@@ -52,10 +57,6 @@ class ActivationEma(ActivationPass):
         self.ranges: dict[str, list[MovingRange]] = {}
         self.row = -1
 
-    @property
-    def batch(self) -> int:
-        return self.settings.ema_batch
-
     def _parts(self) -> list[tuple[int, Tensor]]:
         """(row, points) of every update, row after row; a batch has points of one row only."""
         row_of_call = torch.tensor(self.steps.row_of_call or [0] * self.bench.bank.cal.calls)
@@ -65,7 +66,8 @@ class ActivationEma(ActivationPass):
             members = self.points[rows == row]
             if not len(members):
                 raise without_points(row)
-            parts += [(row, part) for part in members.split(self.batch)]
+            passes = [self.settings.ema_batch, *[self.settings.later_batch] * self.settings.later_passes]
+            parts += [(row, part) for batch in passes for part in members.split(batch)]
         return parts
 
     def iterations(self, unit: str) -> int:

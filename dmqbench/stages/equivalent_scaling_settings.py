@@ -27,7 +27,7 @@ class Settings:
     form); ``deployed``, that of all calibration points in each row of steps."""
     zero_in_range: bool
     """Whether weight ranges are widened to hold zero while τ is learned, as they are afterwards."""
-    clipping: str
+    clipping: str = "before_rounding"
     """Which values count as inside the grid when gradients are taken: see ``functional.CLIPPINGS``."""
     weighting: str
     """``uniform``, ``linear``, ``quadratic`` or ``adaptive``: see ``TimestepWeighting``, as for the next two."""

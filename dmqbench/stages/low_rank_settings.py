@@ -15,6 +15,11 @@ class Settings:
     """Samples of an iteration; whole windows, at least one."""
     rank: int
     """Of the adapters, at most."""
+    adapters: str = "shared"
+    """``shared``: one product for the flattened weight, its outer factor shared by the taps of a kernel (EfficientDM);
+    ``per_tap``: one for every tap (MPQ-DM's published code)."""
+    adapter_decay: float = 0.0
+    """Weight decay of the adapters (AdamW); MPQ-DM's published code has 0.01."""
     adapter_travel: float
     """Adam's first rate times iterations, in steps of the layer's weight (its mean scale). The published rate,
     step/2500 over 16,000 iterations, is 6.4."""
@@ -30,7 +35,7 @@ class Settings:
     """``normalised``: the error of every call, and what is distilled, are divided by their held-out values before
     training, so that λ is the ratio of the two parts there; ``published``: sums of squared errors, which the last calls
     dominate, and of the rows of the relation map times λ."""
-    clipping: str
+    clipping: str = "before_rounding"
     """Which values count as inside the grid when gradients are taken: see ``functional.CLIPPINGS``."""
     window: int
     """Consecutive calls that are computed together, and whose features are averaged."""

@@ -91,9 +91,8 @@ class LowRankTuning(Stage):
         self.adapters = {}
         for name, layer in self.layers.items():
             if layer.adapter_down is None:
-                layer.add_adapter_(
-                    min(self.settings.rank, *layer.weight.flatten(1).shape), generator("adapter", self.bench.seed, name)
-                )
+                random = generator("adapter", self.bench.seed, name)
+                layer.add_adapter_(self.settings.rank, random, self.settings.adapters == "per_tap")
             for adapter in ADAPTERS:
                 self.adapters[f"{name}.{adapter}"] = layer.get_parameter(adapter).requires_grad_(True)
         owners: dict[str, list[Any]] = {
@@ -113,7 +112,14 @@ class LowRankTuning(Stage):
         # A table's rows are used by the calls of a batch alone.
         lazy = [ACTIVATION_SCALES] if ACTIVATION_SCALES in self.scales else []
         return VariableOptimizer(
-            self._variables(), rates, self.settings.iterations, unit=1.0, decay=linear_decay, epsilon=EPSILON, lazy=lazy
+            self._variables(),
+            rates,
+            self.settings.iterations,
+            unit=1.0,
+            decay=linear_decay,
+            epsilon=EPSILON,
+            lazy=lazy,
+            weight_decay=dict.fromkeys(self.adapters, self.settings.adapter_decay),
         )
 
     def _show(self) -> None:

@@ -1,7 +1,6 @@
 """The stages that set ranges: of weights by themselves, of activations from the bank."""
 
-from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -36,15 +35,27 @@ class RangeSettings:
         return Observer(self.observer, self.candidates, self.exponent, self.fraction)
 
 
+@dataclass(frozen=True, kw_only=True)
+class WeightRangeSettings(RangeSettings):
+    """How the ends of a row's range are found."""
+
+    zero_in_range: bool = True
+    """Whether ranges are widened to hold zero; those of the published codes are not."""
+
+    @property
+    def range_of(self) -> Observer:
+        return replace(super().range_of, with_zero=self.zero_in_range)
+
+
 class WeightRange(Stage):
     """Scale and zero-point of every (row, input group) of every weight, by an observer (rounding to nearest)."""
 
     name = "weight_range"
     weights_only = True
-    settings_type = RangeSettings
-    settings: RangeSettings
+    settings_type = WeightRangeSettings
+    settings: WeightRangeSettings
 
-    def __init__(self, bench: Workbench, settings: RangeSettings) -> None:
+    def __init__(self, bench: Workbench, settings: WeightRangeSettings) -> None:
         super().__init__(bench, settings)
         self.layers = list(weight_layers(bench.network).values())
 
@@ -67,7 +78,7 @@ def set_weight_range_(layer: QuantLayer, observer: Observer) -> None:
     parameters = []
     for rows in quantizer.rows(layer.scaled_weight()):
         low, high = observer(rows, quantizer.levels)
-        parameters.append(affine_parameters(low, high, quantizer.levels))
+        parameters.append(affine_parameters(low, high, quantizer.levels, observer.with_zero))
     scales, zero_points = zip(*parameters, strict=True)
     quantizer.set_parameters_(torch.stack(scales, dim=1), torch.stack(zero_points, dim=1))
 
@@ -81,19 +92,14 @@ class ActivationPass(Stage):
         self.steps = bench.step_groups
         self.quantizers = activation_quantizers(bench.network)
 
-    @property
-    @abstractmethod
-    def batch(self) -> int:
-        """Bank points in one network call."""
-
     def units(self) -> tuple[str, ...]:
         return ("observe",)
 
     def run(self, points: Tensor) -> None:
-        """Run the network on ``points`` while hooks or observers look at the activations."""
+        """Run the network on ``points`` in one call while hooks or observers look at the activations."""
         bench = self.bench
         with quantization(bench.network, weight=True, activation=True):
-            for size in run_points(bench.denoising, bench.bank.cal, points, self.batch):
+            for size in run_points(bench.denoising, bench.bank.cal, points, len(points)):
                 self.network_forwards += size * bench.branches
 
     def facts(self) -> dict[str, float]:
@@ -129,12 +135,8 @@ class ActivationRange(ActivationPass):
         self.values_per_sample = max(1, settings.values_per_row * bench.step_groups.rows // len(self.points))
         self.seen: dict[str, ActivationSample] = {}
 
-    @property
-    def batch(self) -> int:
-        return self.settings.batch
-
     def iterations(self, unit: str) -> int:
-        return -(-len(self.points) // self.batch)
+        return -(-len(self.points) // self.settings.batch)
 
     def start_unit(self, unit: str) -> None:
         self.seen = {
@@ -147,7 +149,7 @@ class ActivationRange(ActivationPass):
         for name, quantizer in self.quantizers.items():
             quantizer.observer = self.seen[name].add
         try:
-            self.run(self.points[iteration * self.batch : (iteration + 1) * self.batch])
+            self.run(self.points.split(self.settings.batch)[iteration])
         finally:
             for quantizer in self.quantizers.values():
                 quantizer.observer = None

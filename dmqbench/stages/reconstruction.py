@@ -62,6 +62,8 @@ class WeightReconstructionSettings(ReconstructionSettings):
     """The regularizer's exponent where it sets in; it goes on linearly."""
     beta_end: float
     """The regularizer's exponent at the end."""
+    counted_from: int = 0
+    """What the first iteration counts as where the regularizer's exponent is looked up; the published codes say 1."""
     regularized_groups: str = "all"
     """Input groups of a split layer that are regularized: ``all``, or the ``first`` as in DMQ's published code."""
 
@@ -70,7 +72,7 @@ class WeightReconstructionSettings(ReconstructionSettings):
 class ActivationReconstructionSettings(ReconstructionSettings):
     """And under which error."""
 
-    clipping: str
+    clipping: str = "before_rounding"
     """Which values count as inside the grid when gradients are taken: see ``functional.CLIPPINGS``."""
     exponent: float
     """p of the output error |error|^p; Q-Diffusion has 2.4."""
@@ -118,8 +120,8 @@ class BlockReconstruction(Stage):
         """Adam's step size for one parameter."""
         return self.settings.learning_rate
 
-    def penalty(self, progress: float) -> Tensor | float:
-        """A regularizer at ``progress`` 0..1 of the unit's training."""
+    def penalty(self, iteration: int) -> Tensor | float:
+        """A regularizer in an iteration of the unit's training."""
         return 0.0
 
     def units(self) -> tuple[str, ...]:
@@ -198,7 +200,7 @@ class BlockReconstruction(Stage):
         inputs, target = self.inputs[0], self.targets[unit][0]
         index = draw_batch(self.bench.seed, self.name, unit, iteration, len(inputs), self.settings.batch)
         loss = reconstruction_error(self._output(unit, inputs, index), target[index], self.exponent)
-        total = loss + self.penalty(iteration / self.settings.iterations)
+        total = loss + self.penalty(iteration)
         self.optimizer.zero_grad(set_to_none=True)
         gradients = torch.autograd.grad(total, self.parameters_in_training)
         for parameter, gradient in zip(self.parameters_in_training, gradients, strict=True):
@@ -241,8 +243,9 @@ class WeightReconstruction(BlockReconstruction):
         ]
         return [quantizer.learn_rounding_(weight) for quantizer, weight in quantizers]
 
-    def penalty(self, progress: float) -> Tensor | float:
+    def penalty(self, iteration: int) -> Tensor | float:
         settings = self.settings
+        progress = (iteration + settings.counted_from) / settings.iterations
         if progress < settings.warmup:
             return 0.0
         annealed = (progress - settings.warmup) / (1 - settings.warmup)

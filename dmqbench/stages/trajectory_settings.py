@@ -34,7 +34,7 @@ class Settings:
     Less, where iterations are so few that the rate would be above ``LARGEST_RATE``."""
     rounding_travel: float
     """The same for a weight between its two grid points, 0..1."""
-    clipping: str
+    clipping: str = "before_rounding"
     """Which values count as inside the grid when gradients are taken: see ``functional.CLIPPINGS``."""
     checks: int
     """How often the held-out error is looked at; the best state is kept."""

@@ -21,14 +21,17 @@ def descend(optimizer, variables, iterations):
         optimizer.step(iteration)
 
 
-def test_it_is_adam_with_a_cosine_and_a_rate_for_each_variable():
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_it_is_adam_with_a_cosine_and_a_rate_for_each_variable(decay):
+    """With a weight decay, of some variables alone, it is AdamW."""
     start = {"a": torch.tensor([1.0, -2.0]), "b": torch.tensor([[0.5]])}
     rates = {"a": 0.1, "b": 0.02}
     ours = copies(start)
-    descend(VariableOptimizer(ours, rates, 10, 1.0), ours, range(10))
+    descend(VariableOptimizer(ours, rates, 10, 1.0, weight_decay={"a": decay}), ours, range(10))
     for index, (name, value) in enumerate(start.items()):
         theirs = value.clone().requires_grad_(True)
-        adam = torch.optim.Adam([theirs], lr=rates[name], eps=SMALL_GRADIENT)
+        made = torch.optim.AdamW if name == "a" and decay else torch.optim.Adam
+        adam = made([theirs], lr=rates[name], eps=SMALL_GRADIENT, weight_decay=decay if name == "a" else 0.0)
         schedule = torch.optim.lr_scheduler.LambdaLR(adam, lambda i: 0.5 * (1 + math.cos(math.pi * i / 10)))
         for iteration in range(10):
             theirs.grad = theirs.detach() - 0.3 * index + 0.1 * math.sin(iteration)

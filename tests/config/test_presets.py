@@ -34,7 +34,11 @@ def test_the_preset_sets_one_switch_for_every_difference_from_the_published_code
     assert usual["weight_reconstruction"]["regularized_groups"] == "all"
     assert faithful["weight_reconstruction"]["regularized_groups"] == "first"
     assert "activation_ema" not in usual and "activation_range" not in faithful
+    assert (usual["weight_reconstruction"]["counted_from"], faithful["weight_reconstruction"]["counted_from"]) == (0, 1)
+    assert faithful["weight_reconstruction"]["learning_rate"] == 0.001
+    assert (usual["weight_range"]["zero_in_range"], faithful["weight_range"]["zero_in_range"]) == (True, False)
     assert (faithful["activation_ema"]["carry"], faithful["activation_ema"]["skip_part"]) == (True, "last")
+    assert faithful["activation_ema"]["later_passes"] == 2
     assert usual["power_of_two_scaling"] == faithful["power_of_two_scaling"]
 
 

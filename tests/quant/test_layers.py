@@ -1,5 +1,8 @@
 """Quantized layers beside torch's: equal when off, the algebra when on, and freezing."""
 
+import itertools
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -187,6 +190,25 @@ def test_a_low_rank_adapter_starts_at_nothing_and_merges_exactly(make, shape):
         torch.testing.assert_close(network(x), expected, rtol=1e-5, atol=1e-5)
     network(x).sum().backward()
     assert down.grad.abs().sum() > 0 and up.grad.abs().sum() > 0
+
+
+@every_kind
+def test_an_adapter_of_every_tap_is_a_product_for_every_tap(make, shape):
+    layer = make()
+    _, quant, _ = quantized(layer, weight_bits=32, activation_bits=32)
+    down, up = quant.add_adapter_(2, torch.Generator().manual_seed(0), per_tap=True)
+    assert torch.equal(quant.scaled_weight(), layer.weight)
+    with torch.no_grad():
+        up.normal_()
+    rows, channels, *taps = layer.weight.shape
+    rank, change = 2, quant.scaled_weight() - layer.weight
+    for place in itertools.product(*map(range, taps)):
+        tap = sum(p * math.prod(taps[i + 1 :]) for i, p in enumerate(place))
+        of_tap = math.prod(taps)
+        outer = torch.stack([up[:, k * of_tap + tap] for k in range(rank)], dim=1)
+        inner = torch.stack([down[:, c * of_tap + tap] for c in range(channels)], dim=1)
+        torch.testing.assert_close(change[(slice(None), slice(None), *place)], outer @ inner, rtol=1e-4, atol=1e-5)
+    assert up.shape == (rows, rank * math.prod(taps))
 
 
 def test_a_frozen_weight_leaves_activations_trainable_and_the_teacher_alone():

@@ -175,6 +175,32 @@ def test_moving_range_is_an_exponential_average(batches, momentum):
     assert moving.high.item() == pytest.approx(expected + 1, abs=1e-4)
 
 
+@given(st.integers(0, 2**31), st.sampled_from([4, 16]), st.sampled_from([-3.0, 0.0, 3.0]))
+def test_a_search_without_zero_is_the_published_one(seed, levels, shift):
+    """BRECQ's and DMQ's: both ends shrink in 80 steps, and the zero-point is not held to the codes."""
+    rows = torch.randn(3, 40, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) + shift
+    low, high = mse_search(rows, torch.tensor(levels), with_zero=False)
+    for row, ends in zip(rows, zip(low.tolist(), high.tolist(), strict=True), strict=True):
+        errors = []
+        for step in range(80):
+            bottom, top = (1 - 0.01 * step) * float(row.min()), (1 - 0.01 * step) * float(row.max())
+            scale = (top - bottom) / (levels - 1)
+            zero_point = round(-bottom / scale)
+            codes = (torch.round(row / scale) + zero_point).clamp(0, levels - 1)
+            errors.append((float(((codes - zero_point) * scale - row).abs().pow(2.4).mean()), bottom, top))
+        least = min(error for error, *_ in errors)
+        (chosen,) = [error for error, bottom, top in errors if (bottom, top) == pytest.approx(ends)]
+        assert chosen == pytest.approx(least, rel=1e-9)
+
+
+@pytest.mark.parametrize("constant", [0.0, 2.0, -0.3])
+def test_a_row_of_one_value_is_reproduced_without_zero_too(constant):
+    row = torch.full((1, 5), constant)
+    grid = affine_parameters(*mse_search(row, torch.tensor(16), with_zero=False), torch.tensor([16]), with_zero=False)
+    scale, zero_point = (table[:, None] for table in grid)
+    torch.testing.assert_close(fake_quantize(row, scale, zero_point, 16), row, rtol=1e-6, atol=0)
+
+
 def test_observers_are_found_by_name():
     values = torch.randn(2, 50)
     levels = torch.tensor(16)

@@ -13,7 +13,15 @@ from dmqbench.stages.ranges import WeightRange
 
 STEPS = {"shared": StepGroups.shared(), "per step": StepGroups.per_step(4), "groups": StepGroups.of_size(4, 3)}
 every_grouping = pytest.mark.parametrize("steps", STEPS.values(), ids=STEPS.keys())
-EMA = {"samples": 24, "ema_batch": 4, "momentum": 0.8, "carry": False, "skip_part": "moving"}
+EMA = {
+    "samples": 24,
+    "ema_batch": 4,
+    "momentum": 0.8,
+    "carry": False,
+    "skip_part": "moving",
+    "later_passes": 0,
+    "later_batch": 5,
+}
 SPLIT = "up_blocks.0.resnets.0.conv_shortcut"
 
 
@@ -46,8 +54,9 @@ def expected_ranges(bench, settings):
         if not settings["carry"]:
             state = {}
         members = [point for point in points.tolist() if row_of[point % cal.calls] == row]
-        for start in range(0, len(members), settings["ema_batch"]):
-            batch = cal.at(torch.tensor(members[start : start + settings["ema_batch"]]))
+        passes = [settings["ema_batch"]] + settings["later_passes"] * [settings["later_batch"]]
+        for start, size in [(start, batch) for batch in passes for start in range(0, len(members), batch)]:
+            batch = cal.at(torch.tensor(members[start : start + size]))
 
             def look(layer, args, state=state):
                 quantizer = layer.activation_quantizer
@@ -76,10 +85,11 @@ def expected_ranges(bench, settings):
 
 @every_grouping
 @pytest.mark.parametrize(("carry", "bits"), [(False, 4), (True, 16)], ids=["reset", "carried"])
-@pytest.mark.parametrize("skip_part", ["moving", "last"])
-def test_ranges_follow_the_recursion_row_by_row(steps, carry, bits, skip_part):
+@pytest.mark.parametrize(("skip_part", "later_passes"), [("moving", 0), ("last", 2)])
+def test_ranges_follow_the_recursion_row_by_row(steps, carry, bits, skip_part, later_passes):
     """Over many updates the last bits differ, and an activation of 4 bits would turn one into a whole step."""
-    settings = {**EMA, "carry": carry, "skip_part": skip_part}
+    bits = 16 if later_passes else bits
+    settings = {**EMA, "carry": carry, "skip_part": skip_part, "later_passes": later_passes}
     bench = calibrated(steps, bits=bits, **settings)
     expected = expected_ranges(bench, settings)
     layers = quant_layers(bench.network)

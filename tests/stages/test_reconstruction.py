@@ -196,7 +196,7 @@ def test_the_regularizer_reaches_both_halves_of_a_split_layer_or_only_the_first_
         stage = WeightReconstruction.of(bench, **settings)
         for unit in stage.units():
             stage.parameters_in_training = alphas = stage.trainable(stage.module(unit))
-            penalty = stage.penalty(0.5)
+            penalty = stage.penalty(stage.settings.iterations // 2)
             gradients = torch.autograd.grad(penalty, alphas)
             named = quant_layers(stage.module(unit))
             for layer, gradient in zip(named.values(), gradients, strict=True):
@@ -206,6 +206,25 @@ def test_the_regularizer_reaches_both_halves_of_a_split_layer_or_only_the_first_
                     decided.setdefault(groups, []).append([bool((half != 0).any()) for half in halves])
     assert decided["all"] and all(both == [True, True] for both in decided["all"])
     assert all(both == [True, False] for both in decided["first"])
+
+
+@pytest.mark.parametrize("counted_from", [0, 1])
+def test_the_exponent_of_the_regularizer_is_that_of_the_published_count(counted_from):
+    """BRECQ counts an iteration before it looks β up; where iterations count from 0, β comes one later."""
+    settings = {**WEIGHT_RECONSTRUCTION, "iterations": 10, "warmup": 0.2, "beta_start": 20.0, "beta_end": 2.0}
+    settings |= {"regularization": 1.0, "counted_from": counted_from}
+    stage = WeightReconstruction.of(ranged(), **settings)
+    alpha = torch.nn.Parameter(torch.linspace(-2, 2, 9)[:, None])
+    stage.parameters_in_training, stage.regularized_channels = [alpha], [slice(None)]
+    fraction = (torch.sigmoid(alpha) * 1.2 - 0.1).clamp(0, 1)
+    for iteration in range(10):
+        count = iteration + counted_from
+        if count < 2:
+            assert stage.penalty(iteration) == 0
+            continue
+        beta = 20 - 18 * (count - 2) / 8
+        expected = (1 - (2 * fraction - 1).abs() ** beta).sum()
+        torch.testing.assert_close(stage.penalty(iteration), expected)
 
 
 def test_an_unknown_choice_of_regularized_groups_is_refused():
