@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from dmqbench.launch.help import help_text
 from dmqbench.launch.launcher import MEASURING, Outcome, complain, launch, option_parser
+from dmqbench.launch.streams import exact, hold_streams
 
 if TYPE_CHECKING:
     from dmqbench.launch.sweeps import Planned
@@ -26,6 +27,7 @@ NOT_OFFERED = ("config_name", "config_path", "experimental_rerun")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Carry out a command line and return the exit status."""
+    hold_streams()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if {"-h", "--help"} & set(arguments):
         print(help_text(), end="")
@@ -145,7 +147,7 @@ def show(done: Sequence[tuple["Planned", Outcome]]) -> None:
     if results:
         print_results(with_full_precision(results))
     for _, folder in folders:
-        print(folder, flush=True)
+        print(exact(folder), flush=True)
     failed = sum(outcome.error is not None for _, outcome in done)
     if failed and len(done) > 1:
         complain(f"{failed} of {len(done)} jobs failed; the others are done")

@@ -19,6 +19,7 @@ from dmqbench.launch.findings import ABSENT, BROKEN, OK, Check, Finding, Status
 from dmqbench.launch.machine_checks import GIB, launchers, machine, packages, plug_ins
 from dmqbench.launch.model_checks import metrics, models
 from dmqbench.launch.model_checks import weights as files_of_weights
+from dmqbench.launch.streams import hold_streams
 from dmqbench.store.artifacts import KINDS, Store, store_root
 from dmqbench.tracking.record import redact
 from dmqbench.tracking.wandb_client import resolve_mode
@@ -29,12 +30,13 @@ _GROUP_WIDTH, _TEXT_FROM, _LEAST_WIDTH = 11, 19, 40
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print what was found; return 1 if something is broken that every job needs, else 0."""
+    hold_streams()
     options = _parser().parse_args(arguments)
     found = findings(options.weights)
     healthy = all(one.status != BROKEN for one in found)
     if options.format == "json":
         rows = [redact(asdict(one)) for one in found]
-        print(json.dumps({"version": 1, "healthy": healthy, "findings": rows}, indent=1, ensure_ascii=False))
+        print(json.dumps({"version": 1, "healthy": healthy, "findings": rows}, indent=1))
     else:
         _print(found, Console())
     return 0 if healthy else 1

@@ -12,6 +12,7 @@ from pathlib import Path
 from rich.console import Console
 from safetensors import SafetensorError
 
+from dmqbench.launch.streams import exact, hold_streams
 from dmqbench.results.formats import (
     _complain,
     _further_sheets,
@@ -35,6 +36,7 @@ _PICTURE_ROWS = 40
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table of a store, write its page and draw its picture; return the exit status."""
+    hold_streams()
     options = _parser().parse_args(arguments)
     root = Path(options.store or default_root())
     if options.check and not root.is_dir():
@@ -76,7 +78,7 @@ def _publish(root: Path, results: Sequence[Result], options: Namespace, missing:
     beside = sys.stderr if _is_piped(options) else sys.stdout
     if options.out:
         save_atomic(options.out, _text(root, results, options))
-        print(f"report: {options.out}")
+        print(f"report: {exact(options.out)}")
     elif _is_piped(options):
         sys.stdout.write(_text(root, results, options))
     else:
@@ -86,9 +88,9 @@ def _publish(root: Path, results: Sequence[Result], options: Namespace, missing:
     target = options.out or root / "report"
     if options.format != "html":
         for path in _page(root, results, target.with_suffix(".html"), options.against):
-            print(f"page: {path}", file=beside)
+            print(f"page: {exact(path)}", file=beside)
     for path in (*_draw(root, results, target), *_draw_parts(root, results, target)):
-        print(f"picture: {path}", file=beside)
+        print(f"picture: {exact(path)}", file=beside)
     if (root / "wandb").is_dir():
         print(f"wandb: {root / 'wandb'} (--push sends what was recorded offline)", file=beside)
 

@@ -12,6 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from dmqbench.launch.streams import hold_streams
 from dmqbench.tracking.progress import Course
 
 if TYPE_CHECKING:
@@ -93,6 +94,7 @@ def run_one(jobs: Sequence["Planned"], works: Sequence[float], since: float, con
 
     from dmqbench.launch.expected import expected_work
 
+    hold_streams()
     number = HydraConfig.get().job.num
     planned, course = jobs[number], Course.running
     if course is None:  # this is a process of another launcher

@@ -75,7 +75,7 @@ def as_json(results: Iterable[Result], against: str | None = None) -> str:
             if id(result) in found:
                 row["against"] = {"method": against, "differences": [_as_object(one) for one in found[id(result)]]}
             rows.append(row)
-    return json.dumps(rows, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    return json.dumps(rows, indent=1, allow_nan=False) + "\n"
 
 
 def as_csv(results: Iterable[Result], against: str | None = None) -> str:
