@@ -89,15 +89,15 @@ def capture_outputs(
     denoising: Denoising, modules: dict[str, nn.Module], trajectories: Trajectories, points: Tensor, batch: int
 ) -> dict[str, Tensor]:
     """Return the first output tensor of every module on ``points``, all from one pass."""
-    found: dict[str, list[Tensor]] = {name: [] for name in modules}
+    outputs: dict[str, list[Tensor]] = {name: [] for name in modules}
 
     def keep(name: str, _: nn.Module, __: Any, output: Any) -> None:
-        found[name].append(first_tensor(output))
+        outputs[name].append(first_tensor(output))
 
     with hooked(modules, keep):
         for _ in run_points(denoising, trajectories, points, batch):
             pass
-    return {name: torch.cat(tensors) for name, tensors in found.items()}
+    return {name: torch.cat(tensors) for name, tensors in outputs.items()}
 
 
 def memory_groups(sizes: dict[str, int], budget: int) -> list[list[str]]:

@@ -59,18 +59,18 @@ def _quiet_lightning() -> Iterator[None]:
 class UnitProgress(pl.Callback):
     """Moves a meter on within every unit of a stage, and after it."""
 
-    def __init__(self, shown: Meter) -> None:
-        self.shown = shown
+    def __init__(self, meter: Meter) -> None:
+        self.meter = meter
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *_: object) -> None:
         assert isinstance(module, Stage)
-        self.shown.move(min(0.99, module.iteration / module.iterations(module.unit)), _said_of(trainer, module))
+        self.meter.move(min(0.99, module.iteration / module.iterations(module.unit)), _text_of(trainer, module))
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         assert isinstance(module, Stage)
-        self.shown.advance(_said_of(trainer, module))
+        self.meter.advance(_text_of(trainer, module))
 
 
-def _said_of(trainer: pl.Trainer, stage: Stage) -> str:
+def _text_of(trainer: pl.Trainer, stage: Stage) -> str:
     loss = trainer.callback_metrics.get("loss")
     return stage.unit + ("" if loss is None else f"  loss {float(loss):.3g}")

@@ -304,7 +304,7 @@ def set_(variables: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
         variable.copy_(values[name])
 
 
-def agreement(ours: Sequence[Tensor], exact: Sequence[Tensor]) -> tuple[float, float]:
+def agreement(own: Sequence[Tensor], exact: Sequence[Tensor]) -> tuple[float, float]:
     """Return (cosine, ratio of norms) of two gradients, each a list of tensors; NaN where one is zero."""
-    left, right = (torch.cat([tensor.flatten().double() for tensor in side]) for side in (ours, exact))
+    left, right = (torch.cat([tensor.flatten().double() for tensor in side]) for side in (own, exact))
     return float(left @ right / (left.norm() * right.norm())), float(left.norm() / right.norm())

@@ -23,10 +23,10 @@ _ROWS_AT_ONCE = 2048
 
 
 class _Sums(NamedTuple):
-    """Sums of the kernel over the samples that are kept: within ours, within theirs, across, and ours with itself."""
+    """Sums of the kernel over the samples that are kept: within both sets, across, and of the own with themselves."""
 
-    ours: float
-    theirs: float
+    own: float
+    other: float
     across: float
     itself: float
     n: int
@@ -35,13 +35,13 @@ class _Sums(NamedTuple):
     @property
     def unbiased(self) -> float:
         """Squared MMD: means over distinct pairs (Bińkowski et al. 2018, eq. 4); may be negative."""
-        within = self.ours / (self.n * (self.n - 1)) + self.theirs / (self.m * (self.m - 1))
+        within = self.own / (self.n * (self.n - 1)) + self.other / (self.m * (self.m - 1))
         return within - 2 * self.across / (self.n * self.m)
 
     @property
     def bias(self) -> float:
-        """What a mean over all n² pairs of ours, its own included, would read more: no distance is below −bias."""
-        return self.itself / self.n**2 - self.ours / (self.n**2 * (self.n - 1))
+        """What a mean over all n² pairs of own samples would read more: no distance is below −bias."""
+        return self.itself / self.n**2 - self.own / (self.n**2 * (self.n - 1))
 
 
 def kid_estimate(features: Tensor, reference: Tensor, paired: bool = False) -> Estimate:
@@ -65,32 +65,33 @@ def kid_estimate(features: Tensor, reference: Tensor, paired: bool = False) -> E
     statistic = Replicated(everything.unbiased, len(features), replicates, pairs)
     bias = everything.bias
     if paired:
-        bias += everything._replace(ours=everything.theirs, n=everything.m, itself=_diagonal(reference).sum()).bias
+        bias += everything._replace(own=everything.other, n=everything.m, itself=_diagonal(reference).sum()).bias
     result = jackknife(statistic, size=max(0.0, everything.unbiased + bias))
     return Estimate.of(statistic, result.ci95)
 
 
-def _deleter(ours: Tensor, theirs: Tensor, paired: bool, groups: int) -> Callable[[list[int]], _Sums]:
-    """Return the function that gives the sums without some groups: of ours, and of theirs where they pair."""
-    edges = group_edges(len(ours), groups).tolist()
-    their_edges = edges if paired else [0, len(theirs)]
-    within, their_within = _block_sums(ours, edges, ours, edges), _block_sums(theirs, their_edges, theirs, their_edges)
-    across = _block_sums(ours, edges, theirs, their_edges)
-    own = np.add.reduceat(_diagonal(ours), edges[:-1])
-    their_own = np.add.reduceat(_diagonal(theirs), their_edges[:-1])
-    sizes, their_sizes = np.diff(edges), np.diff(their_edges)
+def _deleter(features: Tensor, reference: Tensor, paired: bool, groups: int) -> Callable[[list[int]], _Sums]:
+    """Return the function that gives the sums without some groups, deleted from the reference too where they pair."""
+    edges = group_edges(len(features), groups).tolist()
+    other_edges = edges if paired else [0, len(reference)]
+    within = _block_sums(features, edges, features, edges)
+    other_within = _block_sums(reference, other_edges, reference, other_edges)
+    across = _block_sums(features, edges, reference, other_edges)
+    own = np.add.reduceat(_diagonal(features), edges[:-1])
+    other_own = np.add.reduceat(_diagonal(reference), other_edges[:-1])
+    sizes, other_sizes = np.diff(edges), np.diff(other_edges)
 
     def without(deleted: list[int]) -> _Sums:
         kept = [group for group in range(groups) if group not in deleted]
-        their_kept = kept if paired else [0]
-        itself, their_itself = own[kept].sum(), their_own[their_kept].sum()
+        other_kept = kept if paired else [0]
+        itself, other_itself = own[kept].sum(), other_own[other_kept].sum()
         return _Sums(
-            ours=float(within[np.ix_(kept, kept)].sum() - itself),
-            theirs=float(their_within[np.ix_(their_kept, their_kept)].sum() - their_itself),
-            across=float(across[np.ix_(kept, their_kept)].sum()),
+            own=float(within[np.ix_(kept, kept)].sum() - itself),
+            other=float(other_within[np.ix_(other_kept, other_kept)].sum() - other_itself),
+            across=float(across[np.ix_(kept, other_kept)].sum()),
             itself=float(itself),
             n=int(sizes[kept].sum()),
-            m=int(their_sizes[their_kept].sum()),
+            m=int(other_sizes[other_kept].sum()),
         )
 
     return without
@@ -98,10 +99,10 @@ def _deleter(ours: Tensor, theirs: Tensor, paired: bool, groups: int) -> Callabl
 
 def _block_sums(a: Tensor, a_edges: list[int], b: Tensor, b_edges: list[int]) -> NDArray[np.float64]:
     """Return the sums of the kernel between each group of a and each group of b; a kernel of a with a is symmetric."""
-    ours, theirs = _membership(a_edges), _membership(b_edges)
+    of_a, of_b = _membership(a_edges), _membership(b_edges)
     sums = torch.zeros(len(a_edges) - 1, len(b_edges) - 1, dtype=torch.float64)
-    for row, rows in enumerate(zip(a.split(_ROWS_AT_ONCE), ours.split(_ROWS_AT_ONCE), strict=True)):
-        for column, columns in enumerate(zip(b.split(_ROWS_AT_ONCE), theirs.split(_ROWS_AT_ONCE), strict=True)):
+    for row, rows in enumerate(zip(a.split(_ROWS_AT_ONCE), of_a.split(_ROWS_AT_ONCE), strict=True)):
+        for column, columns in enumerate(zip(b.split(_ROWS_AT_ONCE), of_b.split(_ROWS_AT_ONCE), strict=True)):
             if a is b and column < row:
                 continue
             kernel = _kernel(rows[0].double() @ columns[0].double().mT, a.shape[1])

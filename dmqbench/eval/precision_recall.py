@@ -41,10 +41,10 @@ def precision_recall_estimates(
     # Distances about a common centre lose fewer digits.
     centre = reference.double().mean(dim=0)
     edges = group_edges(len(features), even_groups(len(features))).tolist()
-    ours = _Manifold.of(features, centre, neighbours, edges)
-    theirs = _Manifold.of(reference, centre, neighbours, edges if paired else None)
-    precision = _share(theirs.holds(features, centre), edges, deleted=True)
-    recall = _share(ours.holds(reference, centre), edges, deleted=paired)
+    own_manifold = _Manifold.of(features, centre, neighbours, edges)
+    manifold = _Manifold.of(reference, centre, neighbours, edges if paired else None)
+    precision = _share(manifold.holds(features, centre), edges, deleted=True)
+    recall = _share(own_manifold.holds(reference, centre), edges, deleted=paired)
     return PrecisionRecall(precision, recall)
 
 

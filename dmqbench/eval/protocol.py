@@ -147,11 +147,11 @@ def agree(a: str, b: str, ignoring: Iterable[str] = ()) -> bool:
     """Whether two ids are of one protocol: equal, or equal in all that both know and that is not to be ignored."""
     if a == b:
         return True
-    ours, theirs = entries_of(a), entries_of(b)
-    free = {*ignoring, *(key for entries in (ours, theirs) for key, value in entries.items() if value == UNKNOWN)}
+    first, second = entries_of(a), entries_of(b)
+    free = {*ignoring, *(key for entries in (first, second) for key, value in entries.items() if value == UNKNOWN)}
     if not free:
         return False
-    return all(ours.get(key) == theirs.get(key) for key in {*ours, *theirs} - free)
+    return all(first.get(key) == second.get(key) for key in {*first, *second} - free)
 
 
 def unknown_entries(protocol: str) -> tuple[str, ...]:

@@ -43,8 +43,9 @@ Estimates = Mapping[str, Estimate]
 class SetMetric:
     """A statistic of a set of samples.
 
-    output: what it looks at; against: what it compares with. ``estimates(ours, theirs, paired)`` gives every metric of
-    its ``statistic`` by name; ``theirs`` is features where ``needs_features``, and ``None`` against nothing.
+    output: what it looks at; against: what it compares with. ``estimates(features, reference, paired)`` gives every
+    metric of its ``statistic`` by name; ``reference`` is features where ``needs_features``, and ``None`` against
+    nothing.
     """
 
     name: str
@@ -64,23 +65,22 @@ class SetMetric:
         return metrics()[self.name].version
 
 
-def _frechet(name: str, output: Output, against: Literal["dataset", "fp"], least: int = 0) -> SetMetric:
-    def estimates(ours: Tensor, theirs: Side, paired: bool) -> Estimates:
-        return {name: frechet_estimate(ours, theirs, paired)}
+def _alone(name: str, estimate: Callable[[Tensor, Any, bool], Estimate]) -> Callable[[Tensor, Any, bool], Estimates]:
+    """Of a statistic that gives one metric."""
+    return lambda features, reference, paired: {name: estimate(features, reference, paired)}
 
+
+def _frechet(name: str, output: Output, against: Literal["dataset", "fp"], least: int = 0) -> SetMetric:
+    estimates = _alone(name, frechet_estimate)
     return SetMetric(name, False, output, against, name, estimates, needs_features=False, least=least)
 
 
-def _kid(ours: Tensor, theirs: Tensor, paired: bool) -> Estimates:
-    return {"kid": kid_estimate(ours, theirs, paired)}
+def _inception_score(logits: Tensor, reference: None, paired: bool) -> Estimates:
+    return {"is": inception_score_estimate(logits)}
 
 
-def _inception_score(ours: Tensor, theirs: None, paired: bool) -> Estimates:
-    return {"is": inception_score_estimate(ours)}
-
-
-def _precision_recall(ours: Tensor, theirs: Tensor, paired: bool) -> Estimates:
-    return precision_recall_estimates(ours, theirs, paired)._asdict()
+def _precision_recall(features: Tensor, reference: Tensor, paired: bool) -> Estimates:
+    return precision_recall_estimates(features, reference, paired)._asdict()
 
 
 SET_METRICS: dict[str, SetMetric] = {
@@ -91,7 +91,7 @@ SET_METRICS: dict[str, SetMetric] = {
         _frechet("sfid", "spatial", "dataset", 2 * SPATIAL_DIMENSION),
         _frechet("fd_digits", "pool", "dataset"),
         _frechet("fd2fp32_digits", "pool", "fp"),
-        SetMetric("kid", False, "pool", "dataset", "kid", _kid),
+        SetMetric("kid", False, "pool", "dataset", "kid", _alone("kid", kid_estimate)),
         SetMetric("is", True, "logits", "nothing", "is", _inception_score, least=LEAST),
         SetMetric("precision", True, "pool", "dataset", "precision_recall", _precision_recall),
         SetMetric("recall", True, "pool", "dataset", "precision_recall", _precision_recall),

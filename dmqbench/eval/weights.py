@@ -172,13 +172,13 @@ def _candidates(file: WeightFile, settings: MetricsConfig) -> Iterator[Path]:
 
 
 def _checked(file: WeightFile, path: Path, stand_in: bool) -> Located:
-    found = digest(path)
-    if not stand_in and found != file.sha256:
+    content = digest(path)
+    if not stand_in and content != file.sha256:
         raise WeightsMissing(
-            f"{path} is not the published file of this name: its sha256 begins {found[:8]}, not {file.sha256[:8]}; "
+            f"{path} is not the published file of this name: its sha256 begins {content[:8]}, not {file.sha256[:8]}; "
             f"remove it, or replace it by {file.url}"
         )
-    return Located(path, found, stand_in)
+    return Located(path, content, stand_in)
 
 
 def _missing(file: WeightFile, settings: MetricsConfig, why: str) -> WeightsMissing:
@@ -214,5 +214,5 @@ def _fetch(file: WeightFile, path: Path) -> None:
     """Write the file that ``file.url`` serves to ``path``, if it is the published one."""
     from dmqbench.tracking.progress import Meter
 
-    with Meter(f"{file.name} (MiB)", -(-file.size_bytes // downloads.MIB)) as shown:
-        downloads.fetch(file.url, path, file.sha256, shown.advance)
+    with Meter(f"{file.name} (MiB)", -(-file.size_bytes // downloads.MIB)) as meter:
+        downloads.fetch(file.url, path, file.sha256, meter.advance)

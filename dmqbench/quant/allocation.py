@@ -91,11 +91,11 @@ def row_bits(order: Tensor, moved: int, bits: int, plus: bool) -> Tensor:
     """
     if not 0 <= 2 * moved <= len(order):
         raise ValueError(f"{moved} of {len(order)} rows cannot be promoted and as many others demoted")
-    found = torch.full((len(order),), bits)
-    found[order[:moved]] += 1
+    of_rows = torch.full((len(order),), bits)
+    of_rows[order[:moved]] += 1
     if not plus:
-        found[order[len(order) - moved :]] -= 1
-    return found
+        of_rows[order[len(order) - moved :]] -= 1
+    return of_rows
 
 
 @dataclass(frozen=True)

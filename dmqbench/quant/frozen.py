@@ -26,7 +26,6 @@ class FrozenLayer:
     """
 
     name: str
-    kind: str
     weight_integers: Tensor
     """q_w, int16 [R, C, …]."""
     weight_scale: Tensor
@@ -152,7 +151,6 @@ def freeze_layer(layer: QuantLayer) -> FrozenLayer:
         raise ValueError(f"layer {layer.plan.name}: only frozen static weights and activations have an integer form")
     return FrozenLayer(
         name=layer.plan.name,
-        kind=layer.kind,
         weight_integers=weights.integers(layer.weight).to(torch.int16),
         weight_scale=weights.scale.detach().clone(),
         bias=layer.bias,

@@ -74,8 +74,8 @@ def unpack(stream: Tensor, bits: Sequence[int], columns: int) -> Tensor:
     """
     length = packed_length(bits, columns)
     if stream.dtype != torch.uint8 or stream.shape != (length,):
-        found = f"{str(stream.dtype).removeprefix('torch.')} {list(stream.shape)}"
-        raise ValueError(f"packed codes are {found}, and its rows and bits make uint8 {[length]}")
+        given = f"{str(stream.dtype).removeprefix('torch.')} {list(stream.shape)}"
+        raise ValueError(f"packed codes are {given}, and its rows and bits make uint8 {[length]}")
     flat = _to_bits(stream.reshape(-1, 1), 8).flatten()
     codes = stream.new_empty(len(bits), columns)
     start = 0

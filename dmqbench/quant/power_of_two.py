@@ -5,7 +5,6 @@ s · 2^e[c] instead, with e in −D..0: a shift in an integer kernel, never a mu
 exponent that suits it best, and only a clear majority is followed, because a finer grid clips what is beyond it.
 """
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -43,27 +42,18 @@ def candidate_errors(x: Tensor, scale: Tensor, zero_point: Tensor, levels: int, 
     Raises:
         ValueError: the depth is out of range.
     """
-    check_depth(depth)
+    if not 0 <= depth <= MAX_DEPTH:
+        raise ValueError(f"depth {depth}: allowed are 0 to {MAX_DEPTH}")
     values = x.flatten(2) if x.ndim > 2 else x.unsqueeze(-1)
     scale, zero_point = (table.expand(len(x), -1).unsqueeze(-1) for table in (scale, zero_point))
     errors = x.new_empty(*values.shape[:2], depth + 1)
-    for part in _chunks(values):
+    size = max(1, CHUNK_ELEMENTS // max(1, values[:1].numel()))
+    for part in (slice(start, start + size) for start in range(0, len(values), size)):
         for candidate in range(depth + 1):
             finer = scale[part] * 2.0 ** (candidate - depth)
             difference = quantize(values[part], finer, zero_point[part], levels).mul_(finer).sub_(values[part])
             errors[part, :, candidate] = difference.square_().mean(-1)
     return errors
-
-
-def check_depth(depth: int) -> None:
-    """Raise ValueError unless ``depth`` is in 0..7."""
-    if not 0 <= depth <= MAX_DEPTH:
-        raise ValueError(f"depth {depth}: allowed are 0 to {MAX_DEPTH}")
-
-
-def _chunks(values: Tensor) -> Iterator[slice]:
-    size = max(1, CHUNK_ELEMENTS // max(1, values[:1].numel()))
-    return (slice(start, start + size) for start in range(0, len(values), size))
 
 
 class Ballot:

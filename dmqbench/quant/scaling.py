@@ -194,15 +194,15 @@ def weighted_gradient(
         return layer.output(x[piece], (rows[0], rows[1]) if rows else None, leaves[0]).sub_(target[piece])
 
     first, *others = (slice(start, start + part) for start in range(0, len(x), part))
-    found = difference(first)
-    errors = layer.squared(found.detach())
+    residual = difference(first)
+    errors = layer.squared(residual.detach())
     if others:  # λ depends on the errors of the whole batch
-        del found  # its graph
+        del residual  # its graph
         with torch.no_grad():
             errors = torch.cat([errors, *(layer.squared(difference(piece)) for piece in others)])
-        found = difference(first)
+        residual = difference(first)
     weights = weights_of(errors)
-    totals = _gradients(layer, found, weights[first], len(x), trained)
+    totals = _gradients(layer, residual, weights[first], len(x), trained)
     for piece in others:
         gradients = _gradients(layer, difference(piece), weights[piece], len(x), trained)
         for total, gradient in zip(totals, gradients, strict=True):

@@ -99,7 +99,8 @@ class CallWatch:
                 f"with match='nearest' to take the nearest one's, or match='interpolate' (allowed: {allowed})"
             )
         if strange and self.match == "interpolate":
-            near, far, share = (each.to(device).expand(batch) for each in tensors_of(neighbouring_calls(known, values)))
+            between = tensors_of(neighbouring_calls(known, values))
+            near, far, share = (values_of.to(device).expand(batch) for values_of in between)
             return near, Toward(far, share)
         return torch.tensor(nearest_calls(known, values), device=device).expand(batch), None
 

@@ -139,10 +139,10 @@ def group_size(ranges: str) -> int | None:
     """
     if ranges in ("shared", "step"):
         return None if ranges == "shared" else 1
-    found = _GROUP.fullmatch(ranges)
-    if found is None:
+    match = _GROUP.fullmatch(ranges)
+    if match is None:
         raise ValueError(f"ranges {ranges}: allowed are shared, step, groupN")
-    return int(found[1])
+    return int(match[1])
 
 
 def step_groups(ranges: str, calls: int) -> StepGroups:

@@ -104,8 +104,8 @@ def follow_calls_(network: nn.Module, calls: Sequence[int]) -> None:
 
 def tensors_of(calls: Sequence[Neighbours]) -> tuple[Tensor, Tensor, Tensor]:
     """Their near and far calls, int64 [n], and shares, float64 [n]."""
-    near, far = (torch.tensor([getattr(each, name) for each in calls]) for name in ("near", "far"))
-    return near, far, torch.tensor([each.share for each in calls], dtype=torch.float64)
+    near, far = (torch.tensor([getattr(call, name) for call in calls]) for name in ("near", "far"))
+    return near, far, torch.tensor([call.share for call in calls], dtype=torch.float64)
 
 
 @torch.no_grad()
@@ -119,7 +119,7 @@ def interpolate_calls_(network: nn.Module, calls: Sequence[Neighbours]) -> None:
         if not quantizer.per_step:
             continue
         device, scale, zero_point = quantizer.scale.device, quantizer.scale, quantizer.zero_point
-        rows, others = (quantizer.row_of_call[each.to(device)] for each in (near, far))
+        rows, others = (quantizer.row_of_call[calls_of.to(device)] for calls_of in (near, far))
         between = interpolate_parameters(
             scale[rows], zero_point[rows], scale[others], zero_point[others], share.to(device)[:, None]
         )

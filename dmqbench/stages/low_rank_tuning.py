@@ -99,7 +99,7 @@ class LowRankTuning(Stage):
             WEIGHT_SCALES: [layer.weight_quantizer for layer in self.layers.values()],
             ACTIVATION_SCALES: list(activation_quantizers(self.bench.network).values()),
         }
-        self.scales = {name: TrainedScales(found, name) for name, found in owners.items() if found}
+        self.scales = {name: TrainedScales(quantizers, name) for name, quantizers in owners.items() if quantizers}
 
     def _variables(self) -> dict[str, Tensor]:
         return self.adapters | {name: trained.logs for name, trained in self.scales.items()}
@@ -185,7 +185,7 @@ class LowRankTuning(Stage):
     @torch.no_grad()
     def finish_unit(self, unit: str) -> dict[str, float]:
         done, now = self.slices[unit].stop, self._held_out()
-        error, least = (self._held_out_error(found) for found in (now, self._best_errors()))
+        error, least = (self._held_out_error(errors) for errors in (now, self._best_errors()))
         if error < least:
             self.facts |= {f"{part} after": values for part, values in now.items()}
             self.facts["best iteration"] = torch.tensor(done)
@@ -254,8 +254,8 @@ class LowRankTuning(Stage):
             visits[calls] += share
             if errors.distilled is not None:
                 distilled[first] = distilled.get(first, 0.0) + float(errors.distilled) * share
-        found = {"noise": noise / visits}
-        return found if not self.settings.distils else found | {"distilled": torch.tensor(list(distilled.values()))}
+        means = {"noise": noise / visits}
+        return means if not self.settings.distils else means | {"distilled": torch.tensor(list(distilled.values()))}
 
     # ---- what is kept and told
 

@@ -97,7 +97,7 @@ class OutlierAllocation(Stage):
         """The layers that are pre-scaled and decided on; a scope may give others, such as the first, more bits."""
         shares = bench.topology.share_of_macs
         self.share_of_network = {name: shares[name] for name in self.layers}
-        self.found: dict[str, Allocation] = {}
+        self.allocations: dict[str, Allocation] = {}
         self.kurtosis: dict[str, Tensor] = {}
         """Of the rows, [R], by layer."""
 
@@ -145,21 +145,22 @@ class OutlierAllocation(Stage):
         compared = handed_on if self.settings.on_quantized_inputs else given
         weights = {width: self._quantized_weight(layer, weight, width) for width in needed}
         outputs = {width: layer.apply_weight(compared, weights[width], layer.bias) for width in needed}
-        error_of_bits = {width: _row_squares(found - output, layer.channel_axis) for width, found in outputs.items()}
+        axis = layer.channel_axis
+        error_of_bits = {width: _row_squares(quantized - output, axis) for width, quantized in outputs.items()}
         kurtosis = row_kurtosis(weight)
         measure = error_of_bits[bits] if self.settings.rows == "error" else kurtosis
         order = row_order(self.settings.rows, measure, generator("rows", self.bench.seed, self.name, name))
-        bias = None if layer.bias is None else along_axis(layer.bias[None], output.ndim, layer.channel_axis)
-        energy = float(_row_squares(output if bias is None else output - bias, layer.channel_axis).sum())
+        bias = None if layer.bias is None else along_axis(layer.bias[None], output.ndim, axis)
+        energy = float(_row_squares(output if bias is None else output - bias, axis).sum())
         chosen = allocate(error_of_bits, energy, order, bits, moves, self.settings.plus)
-        self.found[name], self.kurtosis[name] = chosen, kurtosis
+        self.allocations[name], self.kurtosis[name] = chosen, kurtosis
         layer.set_weight_bits_(chosen.bits)
         layer_forwards = tried + len(needed)
         if not self.settings.on_quantized_inputs:
             mixed = _by_rows(weights, chosen.bits, 0)
             outputs, layer_forwards = {bits: layer.apply_weight(handed_on, mixed, layer.bias)}, layer_forwards + 1
         self.network_forwards += layer_forwards * len(x) * self.share_of_network[name]
-        return _by_rows(outputs, chosen.bits, layer.channel_axis)
+        return _by_rows(outputs, chosen.bits, axis)
 
     def _set_scale(self, layer: QuantLayer, x: Tensor, output: Tensor, bits: int) -> int:
         """Set the equivalent scale of a layer, given its input and full-precision output; return the outputs tried."""
@@ -200,13 +201,13 @@ class OutlierAllocation(Stage):
         return fake_quantize(weight, scale, zero_point, 2**bits)
 
     def finish_unit(self, unit: str) -> dict[str, float]:
-        moved = [self.found[name].moved > 0 for name in self.chosen_from]
+        moved = [self.allocations[name].moved > 0 for name in self.chosen_from]
         return {"layers": len(moved), "mixed_layers": sum(moved), "mean_bits": self._mean_bits()}
 
     def _mean_bits(self) -> float:
         """Over all weights of the layers that were decided on."""
         weights = {name: self.layers[name].weight for name in self.chosen_from}
-        total = sum(sum(self.found[name].bits) * weight[0].numel() for name, weight in weights.items())
+        total = sum(sum(self.allocations[name].bits) * weight[0].numel() for name, weight in weights.items())
         return total / sum(weight.numel() for weight in weights.values())
 
     # ---- what is kept and told
@@ -219,7 +220,7 @@ class OutlierAllocation(Stage):
 
     def progress(self) -> dict[str, Tensor]:
         carried: dict[str, Tensor] = {}
-        for name, allocation in self.found.items():
+        for name, allocation in self.allocations.items():
             carried[f"{name}.errors"] = torch.tensor(allocation.errors, dtype=torch.float64)
             carried[f"{name}.chosen"] = torch.tensor((allocation.moved, allocation.tenths))
             carried[f"{name}.bits"] = torch.tensor(allocation.bits)
@@ -230,7 +231,7 @@ class OutlierAllocation(Stage):
         for name in self.layers:
             errors, chosen, bits = (progress[f"{name}.{key}"].tolist() for key in ("errors", "chosen", "bits"))
             moved, tenths = chosen
-            self.found[name] = Allocation(tuple(bits), moved, tenths, tuple(errors))
+            self.allocations[name] = Allocation(tuple(bits), moved, tenths, tuple(errors))
             self.kurtosis[name] = progress[f"{name}.kurtosis"]
 
     def findings(self) -> dict[str, Any]:
@@ -244,11 +245,11 @@ class OutlierAllocation(Stage):
         layers = [
             {
                 "name": name,
-                "rows": len(self.found[name].bits),
-                "moved": self.found[name].moved,
-                "tenths": self.found[name].tenths,
-                "errors": list(self.found[name].errors),
-                "bits": list(self.found[name].bits),
+                "rows": len(self.allocations[name].bits),
+                "moved": self.allocations[name].moved,
+                "tenths": self.allocations[name].tenths,
+                "errors": list(self.allocations[name].errors),
+                "bits": list(self.allocations[name].bits),
                 "kurtosis": [round(value, 4) for value in self.kurtosis[name].tolist()],
             }
             for name in sorted(self.chosen_from, key=order.__getitem__)

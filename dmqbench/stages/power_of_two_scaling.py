@@ -29,12 +29,12 @@ def layers_to_scale(bench: Workbench, which: str) -> dict[str, QuantLayer]:
     ``skip``: those that read a skip concatenation or stand beside a residual branch (in a U-Net of diffusers, the 1×1
     shortcuts of its residual blocks); ``all``: every convolution. Channels of linear layers are not scaled.
     """
-    found = quant_layers(bench.network)
+    layers = quant_layers(bench.network)
     return {
-        info.name: found[info.name]
+        info.name: layers[info.name]
         for info in bench.topology.layers
-        if info.name in found
-        and found[info.name].activation_quantizer is not None
+        if info.name in layers
+        and layers[info.name].activation_quantizer is not None
         and info.kind != "linear"
         and (which == "all" or info.shortcut or info.boundaries)
     }
@@ -147,21 +147,21 @@ class PowerOfTwoScaling(Stage):
     @torch.no_grad()
     def finish_unit(self, unit: str) -> dict[str, float]:
         by_vote = self.settings.selection == "vote"
-        found = self.ballot.by_vote(self.settings.agreement) if by_vote else self.ballot.by_error()
-        outcome = Outcome(found.agreement.cpu(), self._held_out_errors(unit, found))
+        election = self.ballot.by_vote(self.settings.agreement) if by_vote else self.ballot.by_error()
+        outcome = Outcome(election.agreement.cpu(), self._held_out_errors(unit, election))
         # Without a table the engines have nothing to multiply by.
-        self.quantizer(unit).exponent = found.exponent if found.exponent.any() else None
+        self.quantizer(unit).exponent = election.exponent if election.exponent.any() else None
         self.outcomes[unit] = outcome
         del self.ballot
         before, after = outcome.held_out.tolist()
         return {
             "held_out_error_before": before,
             "held_out_error": after,
-            "scaled": float((found.exponent < 0).double().mean()),
+            "scaled": float((election.exponent < 0).double().mean()),
             "agreement": float(outcome.agreement.mean()),
         }
 
-    def _held_out_errors(self, unit: str, found: Exponents) -> Tensor:
+    def _held_out_errors(self, unit: str, election: Exponents) -> Tensor:
         """Output error without and with the exponents, against full precision on the same inputs, float64 [2]."""
         layer, quantizer = self.layers[unit], self.quantizer(unit)
         sums = torch.zeros(2, dtype=torch.float64)
@@ -169,7 +169,7 @@ class PowerOfTwoScaling(Stage):
             x, step = self._inputs(unit, self.bench.bank.val, part)
             target = layer.apply_weight(x, layer.weight, layer.bias)
             with self.bench.adapter.context.at(step), quantization(layer, weight=True, activation=True):
-                for place, exponent in enumerate((None, found.exponent)):
+                for place, exponent in enumerate((None, election.exponent)):
                     quantizer.exponent = exponent
                     sums[place] += float(reconstruction_error(layer(x), target)) * len(part)
         return sums / len(self.held_out)

@@ -177,8 +177,8 @@ def sampled_ends(sample: "ActivationSample", observer: Observer) -> tuple[Tensor
         for row in range(sample.steps.rows):
             values, low, high = sample.row(group, row)
             levels = torch.tensor([sample.quantizer.levels], device=values.device)
-            found = observer(values[None], levels, (low[None], high[None]))
-            rows.append(torch.cat(found))
+            ends_of_row = observer(values[None], levels, (low[None], high[None]))
+            rows.append(torch.cat(ends_of_row))
         ends.append(torch.stack(rows))
     stacked = torch.stack(ends, dim=1)  # [rows, groups, 2]
     return stacked[..., 0], stacked[..., 1]

@@ -190,8 +190,8 @@ class HeldOutFacts:
     def layer(self) -> dict[str, float | None]:
         before, after = torch.cat(self.errors, dim=1).mean(1).tolist()
         uneven = channel_disparity(self.magnitude) if self.magnitude.isfinite().all() else math.inf
-        found = {"held_out_error_before": before, "held_out_error": after, "disparity": uneven}
-        return {key: value if math.isfinite(value) else None for key, value in found.items()}
+        facts = {"held_out_error_before": before, "held_out_error": after, "disparity": uneven}
+        return {key: value if math.isfinite(value) else None for key, value in facts.items()}
 
     def channels(self) -> dict[str, list[float | None]]:
         scale, weight = self.learner.scale.detach(), weight_magnitudes(self.learner.layer.weight.detach())
@@ -219,7 +219,7 @@ def weighting_facts(
 
 def layer_facts(facts: dict[str, HeldOutFacts]) -> dict[str, Any]:
     """Errors and disparity of every layer, and the channels of those of greatest disparity."""
-    layers = {name: found.layer() for name, found in facts.items()}
+    layers = {name: of_layer.layer() for name, of_layer in facts.items()}
     uneven = sorted(layers, key=lambda name: layers[name]["disparity"] or 0.0, reverse=True)[:SHOWN_LAYERS]
     return {"layers": layers, "channels": {name: facts[name].channels() for name in uneven}}
 

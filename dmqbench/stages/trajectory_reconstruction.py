@@ -245,7 +245,7 @@ class TrajectoryReconstruction(Stage):
             return 1.0, 1.0
         started = time.perf_counter()
         chosen = draw_batch(self.bench.seed, self.name, span.name, -1, len(self.bench.bank.cal), self.settings.batch)
-        found: list[list[Tensor]] = []
+        gradients: list[list[Tensor]] = []
         with quantization(self.bench.network, weight=True, activation=True):
             for rule in (self.rule, RULES[REFERENCE]):
                 for group in span.groups:
@@ -253,11 +253,12 @@ class TrajectoryReconstruction(Stage):
                     rule.run(problem, self._leaves())
                 for trained in self.trained:
                     trained.gather_()
-                found.append([variable.grad for variable in self._variables().values() if variable.grad is not None])
+                variables = self._variables().values()
+                gradients.append([variable.grad for variable in variables if variable.grad is not None])
         for variable in self._variables().values():
             variable.grad = None
         self.unit_started += time.perf_counter() - started
-        return agreement(*found)
+        return agreement(*gradients)
 
     # ---- what is kept and told
 

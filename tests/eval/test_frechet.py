@@ -91,18 +91,14 @@ GAUSSIAN = Gaussian(torch.zeros(4), torch.eye(4))
 @pytest.mark.parametrize(
     ("a", "b", "paired", "said"),
     [
-        (torch.full((64, 4), float("nan")), features(64, 4, 0), False, "NaN"),
-        (features(64, 4, 0), features(64, 5, 0), False, "4 and 5 dimensions"),
-        (features(64, 4, 0), features(65, 4, 0), True, "same rows, got 64 and 65"),
-        (torch.zeros(64), features(64, 4, 0), False, "N×d"),
         (features(64, 5, 0), GAUSSIAN, False, r"5 dimensions needs a mean \[5\]"),
         (features(64, 4, 0), GAUSSIAN, True, "no rows that could pair"),
         (features(64, 4, 0), Gaussian(torch.full((4,), float("inf")), torch.eye(4)), False, "infinity"),
         (features(64, 4, 0), Gaussian(torch.zeros(4), torch.ones(4, 4).triu()), False, "not symmetric"),
     ],
-    ids=["nan", "dimensions", "rows", "shape", "statistics", "paired-statistics", "infinite", "lopsided"],
+    ids=["statistics", "paired-statistics", "infinite", "lopsided"],
 )
-def test_features_that_do_not_compare_are_refused(a, b, paired, said):
+def test_statistics_that_do_not_compare_are_refused(a, b, paired, said):
     with pytest.raises(ValueError, match=said) as error:
         frechet_estimate(a, b, paired)
     assert "\n" not in str(error.value)

@@ -72,6 +72,3 @@ def test_the_interval_covers_the_expectation_at_this_n():
 def test_what_has_no_score_is_refused_in_one_line():
     with pytest.raises(MetricUnavailable, match="at least 1000 samples, got 999"):
         inception_score_estimate(torch.zeros(999, 10))
-    for wrong, said in ((torch.zeros(1000), "N×K"), (torch.full((1000, 10), float("nan")), "NaN")):
-        with pytest.raises(ValueError, match=said):
-            inception_score_estimate(wrong)
