@@ -1,6 +1,7 @@
 """One way to call any denoiser: conditions, guidance, learned variance and the step that quantizers read."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
 import torch
@@ -29,38 +30,25 @@ Start = Callable[[Stream, Sequence[int]], Tensor]
 """(stream, sample indices) → the clean states [B, C, H, W] that trajectories start from, noised."""
 
 
+@dataclass(eq=False, repr=False)
 class Adapter:
-    """A denoiser with everything that sampling from it needs.
+    """A denoiser with everything that sampling from it needs."""
 
-    Args:
-        network: called as ``network(x, timestep, **cond, return_dict=False)[0]``, a condition image behind x.
-        sample_shape: (C, H, W) of the sampler's state.
-        schedule: the noise schedule that the network was trained with.
-        prediction: what it predicts: ``epsilon``, ``v_prediction`` or ``sample``.
-        context: shared by all quantizers of this network.
-        start: of editing; None: trajectories start from noise alone.
-    """
-
-    def __init__(
-        self,
-        network: nn.Module,
-        *,
-        sample_shape: tuple[int, int, int],
-        schedule: NoiseSchedule,
-        prediction: str,
-        conditioner: Conditioner,
-        decoder: Decoder,
-        context: StepContext | None = None,
-        start: Start | None = None,
-    ) -> None:
-        self.network = network
-        self.sample_shape = sample_shape
-        self.schedule = schedule
-        self.prediction = prediction
-        self.conditioner = conditioner
-        self.decoder = decoder
-        self.context = context or StepContext()
-        self.start = start
+    network: nn.Module
+    """Called as ``network(x, timestep, **cond, return_dict=False)[0]``, a condition image behind x."""
+    _: KW_ONLY
+    sample_shape: tuple[int, int, int]
+    """(C, H, W) of the sampler's state."""
+    schedule: NoiseSchedule
+    """That the network was trained with."""
+    prediction: str
+    """What it predicts: ``epsilon``, ``v_prediction`` or ``sample``."""
+    conditioner: Conditioner
+    decoder: Decoder
+    context: StepContext = field(default_factory=StepContext)
+    """Shared by all quantizers of this network."""
+    start: Start | None = None
+    """Of editing; None: trajectories start from noise alone."""
 
     @property
     def device(self) -> torch.device:

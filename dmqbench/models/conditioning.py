@@ -1,6 +1,7 @@
 """What a network is conditioned on, and how its samples become images."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -43,12 +44,12 @@ class Unconditional:
         return {}
 
 
+@dataclass(frozen=True)
 class ClassConditioner:
     """Class labels 0..classes−1; ``null_label`` means "no class", where the model was trained with one."""
 
-    def __init__(self, classes: int, null_label: int | None = None) -> None:
-        self.classes = classes
-        self.null_label = null_label
+    classes: int
+    null_label: int | None = None
 
     def conditions(self, stream: Stream, seed: int, indices: Sequence[int]) -> dict[str, Tensor]:
         return {"class_labels": draw_labels(stream, seed, indices, self.classes)}
@@ -116,12 +117,12 @@ class PixelDecoder:
         return images
 
 
+@dataclass(frozen=True)
 class LatentDecoder:
     """The state is a latent, divided by the autoencoder's scaling factor before it is decoded."""
 
-    def __init__(self, network: Any, scaling_factor: float) -> None:
-        self.network = network
-        self.scaling_factor = scaling_factor
+    network: Any
+    scaling_factor: float
 
     @torch.no_grad()
     def decode(self, state: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -118,21 +118,13 @@ def load_foreign_network(path: str | Path, like: "NetworkSpec") -> "nn.Module":
 
 def load_foreign_adapter(path: str | Path, base: "Adapter") -> "Adapter":
     """Return an adapter like ``base`` around the network in ``path``, on the same device."""
-    from dmqbench.models.adapter import Adapter
     from dmqbench.models.sources import NetworkSpec
+    from dmqbench.quant.context import StepContext
 
     network: Any = base.network
     condition_channels = network.config.in_channels - base.sample_shape[0]
     spec = NetworkSpec({**network.config, "_class_name": type(network).__name__}, condition_channels)
-    return Adapter(
-        load_foreign_network(path, spec).to(base.device),
-        sample_shape=base.sample_shape,
-        schedule=base.schedule,
-        prediction=base.prediction,
-        conditioner=base.conditioner,
-        decoder=base.decoder,
-        start=base.start,
-    )
+    return replace(base, network=load_foreign_network(path, spec).to(base.device), context=StepContext())
 
 
 def _require_same(folder: Path, what: str, wanted: Any, given: Any) -> None:
