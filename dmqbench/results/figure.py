@@ -5,8 +5,8 @@ Texts are names as a store has them, letter by letter; who renders a figure make
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import TypeAlias
+from dataclasses import dataclass, replace
+from typing import Literal, TypeAlias
 
 Values: TypeAlias = Sequence[float | None]
 
@@ -45,16 +45,32 @@ class Axis:
         return self.short or self.title
 
 
+@dataclass(frozen=True, kw_only=True)
+class Mark:
+    """Values with or without intervals.
+
+    Attributes:
+        ends: the interval of each value, None for none; empty without intervals.
+        texts: what is said of each value; without ``precision`` it says the value too.
+        jobs: the job of each value.
+    """
+
+    ends: Sequence[tuple[float, float] | None] = ()
+    texts: Sequence[str] = ()
+    precision: str = ".3g"
+    jobs: Sequence[str] = ()
+
+
 @dataclass(frozen=True)
-class Line:
+class Line(Mark):
     """Points (x, y), joined or not; None is a gap.
 
     Attributes:
         name: its entry in the legend, the same in every panel; "" for none.
+        dash: its style, by number; 0 is solid.
+        stepped: whether each value holds around its place, or until the next one.
         faint: whether it stands behind a line that sums it up.
-        below: how far the interval reaches below each y, and ``above`` above it; empty without intervals.
-        texts: what is said of each point; without ``precision`` it says the value too.
-        jobs: the job of each point.
+        labels: words beside each point.
     """
 
     name: str
@@ -63,15 +79,11 @@ class Line:
     colour: str
     joined: bool = True
     points: bool = True
-    dashed: bool = False
-    stepped: bool = False
+    dash: int = 0
+    stepped: Literal["", "mid", "post"] = ""
     faint: bool = False
     symbol: int = 0
-    below: Values = ()
-    above: Values = ()
-    texts: Sequence[str] = ()
-    precision: str = ".3g"
-    jobs: Sequence[str] = ()
+    labels: Sequence[str] = ()
 
     @property
     def size(self) -> int:
@@ -79,18 +91,13 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Bars:
+class Bars(Mark):
     """One bar along x for each name of the panel's y axis; bars of several marks follow each other."""
 
     name: str
     lengths: Values
     colours: tuple[str, ...]
     """One for all, or one for each."""
-    below: Values = ()
-    above: Values = ()
-    texts: Sequence[str] = ()
-    precision: str = ".3g"
-    jobs: Sequence[str] = ()
 
     @property
     def size(self) -> int:
@@ -145,6 +152,37 @@ class Figure:
         return sum(mark.size for panel in self.panels for mark in panel.marks)
 
 
+def joined(figures: Iterable[Figure], columns: int = 1) -> Figure:
+    """Return one figure with the panels and notes of all, which has the first one's title."""
+    first, *others = figures
+    panels = tuple(panel for figure in (first, *others) for panel in figure.panels)
+    notes = tuple(note for figure in (first, *others) for note in figure.notes)
+    return replace(first, panels=panels, notes=notes, columns=columns)
+
+
+def reaches(values: Values, ends: Sequence[tuple[float, float] | None]) -> tuple[Values, Values]:
+    """Return how far each interval reaches below and above its value; None where there is none."""
+    both = [
+        (None, None) if value is None or interval is None else (value - interval[0], interval[1] - value)
+        for value, interval in zip(values, ends, strict=True)
+    ]
+    return [below for below, _ in both], [above for _, above in both]
+
+
+def segments(
+    ends: Iterable[tuple[float, float]], values: Values, name: str, colour: str, texts: Sequence[str] = ()
+) -> Line:
+    """A value over the stretch of x between each pair of ``ends``, with gaps between them."""
+    places = [
+        (place, value)
+        for pair, value in zip(ends, values, strict=True)
+        for place, value in (*((end, value) for end in pair), (None, None))
+    ]
+    return Line(
+        name, [x for x, _ in places], [y for _, y in places], colour, texts=[text for text in texts for _ in range(3)]
+    )
+
+
 def calls_axis() -> Axis:
     return Axis("network calls made", whole=True, word="call")
 
@@ -166,15 +204,21 @@ def ratio_axis(title: str, short: str, values: Iterable[float | None]) -> Axis:
     return Axis(title, short, log=bool(known) and max(known) > FAR_APART * min(known), reference=1.0)
 
 
-def round_ticks(values: Iterable[float | None]) -> list[float]:
-    """Return 1, 2 and 5 times powers of ten for a logarithmic axis that spans less than one and a half of them."""
+def log_ticks(values: Iterable[float | None]) -> tuple[tuple[float, str], ...]:
+    """Return places with labels for a logarithmic axis that spans less than one and a half powers of ten.
+
+    They are 1, 2 and 5 times powers of ten, or whole steps where there are not two of those; none for a longer axis.
+    """
     known = [value for value in values if value and value > 0]
-    low, high = (min(known), max(known)) if known else (1.0, 1.0)
-    if math.log10(high / low) >= 1.5:
-        return []
+    low, high = min(known, default=1.0), max(known, default=1.0)
+    if not known or high > 10**1.5 * low:
+        return ()
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    ticks = [tick for power in powers for step in (1, 2, 5) if low / 1.3 <= (tick := step * 10.0**power) <= high * 1.3]
-    return ticks if len(ticks) > 1 else []
+    ticks = [tick for power in powers for step in (1, 2, 5) if low <= (tick := step * 10.0**power) <= high]
+    if len(ticks) < 2:
+        step = 10.0 ** math.floor(math.log10(high - low or low))
+        ticks = [step * place for place in range(math.ceil(low / step), math.floor(high / step) + 1)]
+    return tuple((tick, f"{tick:.5g}") for tick in ticks)
 
 
 def tail(name: str, letters: int = 40) -> str:

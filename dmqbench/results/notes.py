@@ -62,10 +62,10 @@ def _input_notes(table: Table, most: int) -> Iterator[str]:
 
 def _proxy_notes(table: Table) -> Iterator[str]:
     """How cheap errors go with PSNR over the jobs of the table, where there are enough of them."""
-    known = [found for found in correlations(table.rows) if found.spearman is not None]
-    if known:
-        shown = ", ".join(f"{found.proxy.replace('_', ' ')} {found.spearman:+.2f}" for found in known)
-        yield f"rank correlation with psnr over {known[0].n} jobs: {shown}"
+    entries = [entry for entry in correlations(table.rows) if entry.correlation is not None]
+    if entries:
+        words = (f"{entry.proxy.replace('_', ' ')} {entry.correlation.spearman:+.2f}" for entry in entries)
+        yield f"rank correlation with psnr over {entries[0].n} jobs: {', '.join(words)}"
 
 
 def _foreign_notes(table: Table) -> Iterator[str]:

@@ -25,16 +25,39 @@ class Part:
     @classmethod
     def from_json(cls: type[P], record: Mapping[str, Any]) -> P:
         """Return what ``to_json`` wrote, or another version of it."""
-        known = {name: value for name, value in record.items() if name in cls.names()}
-        return cls(**known, further={name: value for name, value in record.items() if name not in known})
+        further = {name: value for name, value in record.items() if name not in cls.names()}
+        return cls(**known_entries(cls, record), further=further)
+
+    @classmethod
+    def among(cls: type[P], record: Mapping[str, Any]) -> P | None:
+        """Return the part whose entries stand among others in ``record``; None if there is none of them."""
+        own = {name: record[name] for name in cls.names() if name in record}
+        return cls.from_json(own) if own else None
 
     def to_json(self) -> dict[str, Any]:
         """Return the entries as they stand in the file."""
-        return {**{name: getattr(self, name) for name in self.names()}, **self.further}
+        return {**{name: _written(getattr(self, name)) for name in self.names()}, **self.further}
 
     def keeping(self: P, old: P) -> P:
         """Return this part with what only another version wrote of the old one."""
         return replace(self, further={**old.further, **self.further})
+
+
+def known_entries(kind: type, record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a dataclass that ``record`` has, what is a part, or has another way to be read, as such."""
+    known = {}
+    for entry in fields(kind):
+        if entry.name != "further" and record.get(entry.name) is not None:
+            is_part = isinstance(entry.default_factory, type) and issubclass(entry.default_factory, Part)
+            read = entry.default_factory.from_json if is_part else entry.metadata.get("read", lambda value: value)
+            known[entry.name] = read(record[entry.name])
+    return known
+
+
+def _written(value: Any) -> Any:
+    if isinstance(value, Part):
+        return value.to_json()
+    return [_written(inner) for inner in value] if isinstance(value, tuple) else value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,13 +104,6 @@ class Cost(Part):
     bops: int | None = None
     full_precision_names: list[str] | None = None
     simulated: bool | None = None
-
-    @classmethod
-    def from_json(cls: type[P], record: Mapping[str, Any]) -> P:
-        return super().from_json({**record, "size_mib": Sizes.from_json(record.get("size_mib") or {})})
-
-    def to_json(self) -> dict[str, Any]:
-        return {**super().to_json(), "size_mib": self.size_mib.to_json()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,11 +160,7 @@ class Artifacts(Part):
 
     @classmethod
     def from_json(cls: type[P], record: Mapping[str, Any]) -> P:
-        return super().from_json({**record, "stages": _pairs(record.get("stages", ()))})
-
-    def to_json(self) -> dict[str, Any]:
-        stages = None if self.stages is None else [list(stage) for stage in self.stages]
-        return {**super().to_json(), "stages": stages}
+        return replace(super().from_json(record), stages=_pairs(record.get("stages", ())))
 
 
 def _pairs(listed: Any) -> tuple[tuple[str, str], ...] | None:
@@ -159,7 +171,7 @@ def _pairs(listed: Any) -> tuple[tuple[str, str], ...] | None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Quantization:
+class Quantization(Part):
     """Bits, scope and ranges; of what was made elsewhere also its ``name``, and what only its author has ``declared``.
 
     Its entries stand among those of the result, the last two only where there is a name.
@@ -169,20 +181,15 @@ class Quantization:
     scope: str | None = None
     ranges: str | None = None
     name: str | None = None
-    declared: tuple[str, ...] = ()
-
-    @classmethod
-    def from_json(cls, record: Mapping[str, Any]) -> "Quantization":
-        known = {key: record[key] for key in QUANTIZATION_KEYS if key in record}
-        return cls(**{**known, "declared": tuple(record.get("declared") or ())})
+    declared: tuple[str, ...] = field(default=(), metadata={"read": tuple})
 
     def to_json(self) -> dict[str, Any]:
-        record: dict[str, Any] = {"bits": self.bits, "scope": self.scope, "ranges": self.ranges}
-        return record if self.name is None else {**record, "name": self.name, "declared": list(self.declared)}
+        absent = {"name", "declared"} if self.name is None else set()
+        return {name: value for name, value in super().to_json().items() if name not in absent}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class Run(Part):
     """What is known of samples that this program drew; its entries stand among those of the result.
 
     input_images: how many images the samples start from, in turn; undiagnosed: why there is no diagnosis, if one was
@@ -195,30 +202,7 @@ class Run:
     input_images: int | None = None
     artifacts: Artifacts = field(default_factory=Artifacts)
     undiagnosed: str | None = None
-    plan: PlanFacts | None = None
-    calibration: tuple[CalibrationPart, ...] = ()
-
-    @classmethod
-    def from_json(cls, record: Mapping[str, Any]) -> "Run":
-        """Return what ``to_json`` wrote; files from before there was an entry lack it."""
-        known = {key: record[key] for key in RUN_KEYS if key in record}
-        plan = record.get("plan")
-        parsed = {
-            "task_kind": record.get("task_kind") or "generate",
-            "artifacts": Artifacts.from_json(record.get("artifacts") or {}),
-            "plan": None if plan is None else PlanFacts.from_json(plan),
-            "calibration": tuple(CalibrationPart.from_json(part) for part in record.get("calibration") or ()),
-        }
-        return cls(**known | parsed)
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            **{name: getattr(self, name) for name in RUN_KEYS},
-            "artifacts": self.artifacts.to_json(),
-            "plan": None if self.plan is None else self.plan.to_json(),
-            "calibration": [part.to_json() for part in self.calibration],
-        }
-
-
-QUANTIZATION_KEYS = tuple(entry.name for entry in fields(Quantization))
-RUN_KEYS = tuple(entry.name for entry in fields(Run))
+    plan: PlanFacts | None = field(default=None, metadata={"read": PlanFacts.from_json})
+    calibration: tuple[CalibrationPart, ...] = field(
+        default=(), metadata={"read": lambda listed: tuple(map(CalibrationPart.from_json, listed))}
+    )

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,14 +12,13 @@ from dmqbench.config.names import STAND_IN, UNKNOWN
 from dmqbench.config.schema import model_label
 from dmqbench.eval.measurement import Measurement
 from dmqbench.results.record import (
-    QUANTIZATION_KEYS,
-    RUN_KEYS,
     CalibrationPart,
     Cost,
     Quantization,
     Run,
     Samples,
     Timing,
+    known_entries,
 )
 from dmqbench.store.files import load_json
 
@@ -44,14 +43,16 @@ class Result:
     config: Mapping[str, Any] = field(default_factory=dict)
     samples: Samples = field(default_factory=Samples)
     measured: Mapping[str, Measurement] = field(default_factory=dict)
-    records: Mapping[tuple[str, str], Measurement] = field(default_factory=dict)
+    records: Mapping[tuple[str, str], Measurement] = field(
+        default_factory=dict, metadata={"read": lambda listed: _records(listed)}
+    )
     unavailable: Mapping[str, str] = field(default_factory=dict)
-    missing_weights: tuple[str, ...] = ()
+    missing_weights: tuple[str, ...] = field(default=(), metadata={"read": tuple})
     cost: Cost = field(default_factory=Cost)
     timing: Timing = field(default_factory=Timing)
     environment: Mapping[str, Any] = field(default_factory=dict)
     run: Run | None = None
-    notes: tuple[str, ...] | None = None
+    notes: tuple[str, ...] | None = field(default=None, metadata={"read": tuple})
     further: Mapping[str, Any] = field(default_factory=dict)
     folder: Path = field(default=Path(), compare=False)
 
@@ -74,30 +75,19 @@ class Result:
         if absent:
             raise ValueError(f"it lacks {', '.join(absent)}")
         measured = {name: Measurement.from_json(found) for name, found in record["metrics"].items()}
-        unavailable = record.get("unavailable") or {}
-        notes = record.get("notes")
-        return cls(
-            job_id=record.get("job_id") or folder.name,
-            method=record["method"],
-            model_name=record["model"],
-            quantization=Quantization.from_json(record),
-            dataset=record.get("dataset"),
-            seed=record.get("seed", 0),
-            embedded=record.get("embedded", False),
-            config=record.get("config") or {},
-            samples=Samples.from_json(record.get("samples") or {}),
-            measured=measured,
-            records=_records(record["records"]) if "records" in record else records_of(measured),
-            unavailable=unavailable,
-            missing_weights=tuple(record.get("missing_weights", unavailable)),
-            cost=Cost.from_json(record.get("cost") or {}),
-            timing=Timing.from_json(record.get("timing") or {}),
-            environment=record.get("environment") or {},
-            run=Run.from_json(record) if record.keys() & {*RUN_KEYS} else None,
-            notes=None if notes is None else tuple(notes),
-            further={key: value for key, value in record.items() if key not in _KEYS},
-            folder=folder,
-        )
+        known = {
+            "job_id": folder.name,
+            "missing_weights": tuple(record.get("unavailable") or ()),
+            "records": records_of(measured),
+            **known_entries(cls, record),
+            "model_name": record["model"],
+            "quantization": Quantization.among(record),
+            "measured": measured,
+            "run": Run.among(record),
+            "further": {key: value for key, value in record.items() if key not in _KEYS},
+            "folder": folder,
+        }
+        return cls(**known)
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of ``result.json``."""
@@ -258,9 +248,14 @@ class Result:
         return load_json(path) if path.exists() else {}
 
 
-_KEYS = {
-    *("job_id", "method", "model", "dataset", "seed", "embedded", "config", "samples", "metrics", "records"),
-    *("unavailable", "missing_weights", "cost", "timing", "environment", "notes", *QUANTIZATION_KEYS, *RUN_KEYS),
+_OTHERWISE = {"model_name", "quantization", "measured", "run", "further", "folder"}
+"""Fields that have no entry of their own name."""
+
+_KEYS = {entry.name for entry in fields(Result)} - _OTHERWISE | {
+    "model",
+    "metrics",
+    *Quantization.names(),
+    *Run.names(),
 }
 """Entries of ``result.json`` that this version knows."""
 

@@ -40,20 +40,22 @@ def test_numbers_are_those_of_the_definitions(tmp_path):
     layer, injected, accumulated = correlations(jobs(tmp_path, x, y))
     assert [found.proxy for found in (layer, injected, accumulated)] == list(PROXIES)
     pearson = np.corrcoef(x, y)[0, 1]
-    assert layer.pearson == pytest.approx(pearson) and injected.pearson == pytest.approx(-pearson)
-    assert layer.spearman == pytest.approx(np.corrcoef(stats.rankdata(x), stats.rankdata(y))[0, 1])
+    assert layer.correlation.pearson == pytest.approx(pearson)
+    assert injected.correlation.pearson == pytest.approx(-pearson)
+    assert layer.correlation.spearman == pytest.approx(np.corrcoef(stats.rankdata(x), stats.rankdata(y))[0, 1])
     half = 1.959964 / np.sqrt(5 - 3)  # Fisher's transform of r is nearly normal with this width
-    assert layer.ci95 == pytest.approx(np.tanh([np.arctanh(pearson) - half, np.arctanh(pearson) + half]), rel=1e-5)
-    assert (layer.verdict, injected.verdict) == ("falls", "rises")
+    assert layer.correlation.ci95 == pytest.approx(
+        np.tanh([np.arctanh(pearson) - half, np.arctanh(pearson) + half]), rel=1e-5
+    )
+    assert (layer.correlation.verdict, injected.correlation.verdict) == ("falls", "rises")
     assert [point.metric for point in layer.points] == y and layer.n == 5
-    assert layer.points[0].label == "rtn w4a6"
-    assert accumulated.pearson is None and accumulated.verdict == "cannot tell"  # the same for all jobs
+    assert layer.points[0][:2] == ("rtn", "w4a6")
+    assert accumulated.correlation is None  # the same for all jobs
 
 
 def test_few_jobs_cannot_tell(tmp_path):
     found = correlations(jobs(tmp_path, [1.0, 2.0, 3.0], [3.0, 2.0, 1.0]))[0]
-    assert (found.pearson, found.spearman, found.ci95, found.n) == (None, None, None, FEWEST - 1)
-    assert found.verdict == "cannot tell"
+    assert (found.correlation, found.n) == (None, FEWEST - 1)
     assert correlations([])[0].n == 0
 
 
@@ -78,7 +80,7 @@ def test_jobs_without_a_point_are_left_out_and_counted(tmp_path):
 
 def test_the_name_that_an_author_gave_is_the_label(tmp_path):
     found = correlations([result(tmp_path / "a", 5.0, diagnosis(), name="theirs")])[0]
-    assert found.points[0].label == "theirs w4a6"
+    assert found.points[0].method == "theirs"
 
 
 def test_a_diagnosis_is_read_or_refused(tmp_path):

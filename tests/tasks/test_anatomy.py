@@ -23,6 +23,7 @@ from dmqbench.config.ids import JobIds
 from dmqbench.launch.sweeps import plan
 from dmqbench.results.plots import low_bits
 from dmqbench.results.plots.anatomy import PICTURES, draw
+from dmqbench.results.plots.render import render
 from dmqbench.tasks import anatomy
 from dmqbench.tasks.anatomy import anatomy_id
 from dmqbench.tasks.anatomy import carry_out as make_anatomy
@@ -271,7 +272,9 @@ def low_bit_record(features=None, bits=(2, 3)) -> dict:
 
 
 def words_of(figure) -> str:
-    return "\n".join(found.get_text() for found in figure.findobj(Text))
+    """What stands below a figure, as it is drawn."""
+    words = " ".join(found.get_text() for found in render(figure).findobj(Text))
+    return " ".join(words.split())
 
 
 def test_below_the_rows_stands_what_their_picture_shows():

@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -24,15 +25,13 @@ from dmqbench.results.cost_sheet import cost_sheet
 from dmqbench.results.diagnosis import Diagnosis, diagnosis_of
 from dmqbench.results.differences import Contrast, baselines, contrasts
 from dmqbench.results.figure import Figure
-from dmqbench.results.page.axes import Json
-from dmqbench.results.page.figures import AXES, colours, cost, proxy_scatter, trade_off, trajectories
+from dmqbench.results.page.figures import COSTS, colours, proxy_scatter, trade_off, trajectories
 from dmqbench.results.page.gallery import LONGEST_SIDE, gallery_of
 from dmqbench.results.page.jobs import figures_of_jobs, job_data
-from dmqbench.results.page.render import render
+from dmqbench.results.page.render import Json, render
 from dmqbench.results.result import Result, printable
 from dmqbench.results.sheets import Line, Sheet, sheet_of
-from dmqbench.results.studies import STUDIES
-from dmqbench.results.studies.error_accumulation import boundaries_of
+from dmqbench.results.studies import boundaries_of, studies
 from dmqbench.results.studies.findings import FindingsReader
 from dmqbench.results.tables import Table, comparable_tables, why_apart
 from dmqbench.store.files import save_atomic
@@ -124,20 +123,18 @@ def page(root: Path, results: Sequence[Result], against: str | None = None) -> s
 
     What is missing or damaged beside the results (samples, diagnoses, findings) is a line on the page, never an error.
     """
-    tables = comparable_tables(results)
-    diagnoses = {row.folder.name: diagnosis_of(row) for row in results}
-    reader = FindingsReader(root)
-    palette = colours(tables)
-    boundaries = _boundaries(results, diagnoses, reader)
-    sections = [_section(table, tables, palette, diagnoses, boundaries, against) for table in tables]
-    shown = {job.folder.name: job for table in tables for job in table.rows}
-    jobs = figures_of_jobs(shown, diagnoses, reader)
-    parts = {key: figure for study in STUDIES for key, figure in study.parts(results, reader).items()}
+    content = _Content(FindingsReader(root), results, against)
+    rows = {row.folder.name: row for table in content.tables for row in table.rows}
+    jobs = figures_of_jobs(rows, content.diagnoses, content.reader)
+    parts = {
+        key: figure for study in studies().values() for key, figure in study.parts(results, content.reader).items()
+    }
+    sections = [content.section(table) for table in content.tables]
     data = {
         "tables": [section.figures for section in sections],
         "parts": {key: render(figure) for key, figure in parts.items()},
-        "jobs": {id: job_data(row, jobs[id]) for id, row in shown.items()},
-        "galleries": _galleries(root, shown.values()),
+        "jobs": {id: job_data(row, jobs[id]) for id, row in rows.items()},
+        "galleries": _galleries(root, rows.values()),
     }
     scripts = [get_plotlyjs(), _asset("page.js")]
     return _template().render(
@@ -149,7 +146,7 @@ def page(root: Path, results: Sequence[Result], against: str | None = None) -> s
         scripts=[Markup(script) for script in scripts],
         hashes=" ".join(f"'sha256-{_digest(script)}'" for script in scripts),
         style=Markup(_asset("page.css")),
-        axes=AXES,
+        axes=COSTS,
         parts=_places(parts),
         figures=_places({key: figure for job in jobs.values() for key, figure in job.figures.items()}),
         layered=next((figure for job in jobs.values() for figure in job.layers.values()), None),
@@ -157,58 +154,71 @@ def page(root: Path, results: Sequence[Result], against: str | None = None) -> s
     )
 
 
-def _section(
-    table: Table,
-    tables: Sequence[Table],
-    palette: dict[str, str],
-    diagnoses: dict[str, Diagnosis | str],
-    boundaries: dict[str, list[int]],
-    against: str | None,
-) -> Section:
-    sheet = sheet_of(table, compact=False)
-    rows = tuple(_row(line, sheet, table) for line in sheet.lines)
-    candidates = [against] if against else baselines(table)[:1]
-    differences = _differences(contrasts(table, candidates[0])) if candidates else ()
-    siblings = [other for other in tables if other.rows[0].model == table.rows[0].model]
-    return Section(
-        sheet=sheet,
-        metrics=table.metrics,
-        rows=tuple(row for row in rows if row.line.kind != "floor"),
-        floors=tuple(row for row in rows if row.line.kind == "floor"),
-        why=why_apart(siblings) if siblings[0] is table else None,
-        against=printable(candidates[0]) if candidates else "",
-        differences=differences,
-        costs=cost_sheet(table),
-        figures=_figures(table, palette, diagnoses, boundaries),
-    )
+@dataclass(frozen=True)
+class _Content:
+    """Results, and what is read beside them."""
+
+    reader: FindingsReader
+    results: Sequence[Result]
+    against: str | None
+
+    @cached_property
+    def tables(self) -> list[Table]:
+        return comparable_tables(self.results)
+
+    @cached_property
+    def diagnoses(self) -> dict[str, Diagnosis | str]:
+        return {row.folder.name: diagnosis_of(row) for row in self.results}
+
+    @cached_property
+    def palette(self) -> dict[str, str]:
+        return colours(self.tables)
+
+    def section(self, table: Table) -> Section:
+        sheet = sheet_of(table, compact=False)
+        rows = tuple(_row(line, sheet, table) for line in sheet.lines)
+        baseline = self.against or next(iter(baselines(table)), None)
+        siblings = [other for other in self.tables if other.rows[0].model == table.rows[0].model]
+        return Section(
+            sheet=sheet,
+            metrics=table.metrics,
+            rows=tuple(row for row in rows if row.line.kind != "floor"),
+            floors=tuple(row for row in rows if row.line.kind == "floor"),
+            why=why_apart(siblings) if siblings[0] is table else None,
+            against=printable(baseline or ""),
+            differences=_differences(contrasts(table, baseline)) if baseline else (),
+            costs=cost_sheet(table),
+            figures=self.figures(table),
+        )
+
+    def figures(self, table: Table) -> Json:
+        sound = [(row, found) for row in table.rows if not isinstance(found := self.diagnoses[row.folder.name], str)]
+        diagnosed = [(row, diagnosis) for row, diagnosis in sound if not row.full_precision]
+        states = {
+            row.folder.name: boundaries_of(row, len(diagnosis["timesteps"]), self.reader)
+            for row, diagnosis in diagnosed
+        }
+        boundaries = {id: places for id, places in states.items() if places is not None}
+        has_proxies = _PROXY_METRIC in table.metrics and diagnosed
+        proxies = correlations([row for row, _ in sound], _PROXY_METRIC) if has_proxies else []
+        return {
+            "tradeOff": {
+                f"{cost.key} {metric}": render(trade_off(table, metric, cost, self.palette))
+                for cost in COSTS
+                for metric in table.metrics
+            },
+            "trajectories": render(trajectories(diagnosed, self.palette, boundaries)) if diagnosed else None,
+            "proxies": {entry.proxy: render(proxy_scatter(entry, self.palette)) for entry in proxies if entry.n > 1},
+        }
 
 
-def _differences(found: Iterable[Contrast]) -> tuple[Differences, ...]:
+def _differences(compared: Iterable[Contrast]) -> tuple[Differences, ...]:
     lines: dict[tuple[str, str], Differences] = {}
-    for contrast in found:
+    for contrast in compared:
         row = contrast.row
         line = Differences(printable(row.label), bits_text(row), printable(row.ranges or "–"), contrast.seeds)
         lines.setdefault((row.folder.name, contrast.seeds), line).by_metric[contrast.metric] = contrast
     return tuple(lines.values())
-
-
-def _figures(
-    table: Table, palette: dict[str, str], diagnoses: dict[str, Diagnosis | str], boundaries: dict[str, list[int]]
-) -> Json:
-    plotted = {
-        f"{axis.key} {metric}": trade_off(table, metric, axis, palette) for axis in AXES for metric in table.metrics
-    }
-    whole = [(row, found) for row in table.rows if not isinstance(found := diagnoses[row.folder.name], str)]
-    diagnosed = [(row, found) for row, found in whole if not row.full_precision]
-    proxies: dict[str, Json] = {}
-    if _PROXY_METRIC in table.metrics and diagnosed:
-        found = correlations([row for row, _ in whole], _PROXY_METRIC)
-        proxies = {entry.proxy: proxy_scatter(entry, palette) for entry in found if entry.n > 1}
-    return {
-        "tradeOff": plotted,
-        "trajectories": trajectories(diagnosed, palette, boundaries) if diagnosed else None,
-        "proxies": proxies,
-    }
 
 
 def _row(line: Line, sheet: Sheet, table: Table) -> Row:
@@ -218,7 +228,7 @@ def _row(line: Line, sheet: Sheet, table: Table) -> Row:
     named = {
         "bits": _bits_rank(row),
         "seed": row.seed,
-        "MiB": cost(row, "size"),
+        "MiB": row.size_mib,
         sheet.columns[-1]: row.calibration_seconds,
     }
     texts = {column: cell.text for column, cell in zip(sheet.columns, line.cells, strict=True)}
@@ -234,10 +244,8 @@ def _bits_rank(row: Result) -> int:
 
 
 def _metric_rank(row: Result, metric: str) -> float | None:
-    found = row.measurements.get(metric)
-    if found is None:
-        return None
-    return math.inf if found.value is None else found.value
+    """Its value; what is identical to full precision comes last."""
+    return math.inf if metric in row.measurements and row.value(metric) is None else row.value(metric)
 
 
 def _places(figures: dict[str, Figure]) -> dict[str, Place]:
@@ -254,27 +262,14 @@ def _places(figures: dict[str, Figure]) -> dict[str, Place]:
     }
 
 
-def _boundaries(
-    results: Iterable[Result], diagnoses: dict[str, Diagnosis | str], reader: FindingsReader
-) -> dict[str, list[int]]:
-    """By diagnosed job, the states between the groups of calls over which it was calibrated."""
-    return {
-        row.folder.name: found
-        for row in results
-        if not isinstance(diagnosis := diagnoses[row.folder.name], str)
-        and (found := boundaries_of(row, len(diagnosis["timesteps"]), reader)) is not None
-    }
-
-
 def _galleries(root: Path, rows: Iterable[Result]) -> Json:
     samples = [row.samples.ids for row in rows]
     wanted = [id for kind in ("fp", "quantized", "input") for ids in samples if (id := ids[kind])]
-    found = gallery_of(root, wanted)
-    note = f"reduced to {LONGEST_SIDE} pixels" if found.reduced else ""
+    gallery = gallery_of(root, wanted)
     return {
-        "strips": {id: strip._asdict() for id, strip in found.strips.items()},
-        "missing": found.missing,
-        "note": note,
+        "strips": {id: strip._asdict() for id, strip in gallery.strips.items()},
+        "missing": gallery.missing,
+        "note": f"reduced to {LONGEST_SIDE} pixels" if gallery.reduced else "",
     }
 
 

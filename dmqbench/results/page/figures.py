@@ -1,48 +1,45 @@
-"""Figures of the page as plotly's JSON, without colours of the page itself, which follow its light or dark theme.
-
-Every trace's ``meta`` says what it is; ``customdata`` holds job ids, so that a click on a point opens its job.
-"""
+"""Figures of a whole table: what quality costs, how errors add up, and what cheap proxies say of it."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from dmqbench.eval.measurement import Measurement
 from dmqbench.results.cells import bits_text
 from dmqbench.results.correlations import ProxyCorrelation
-from dmqbench.results.page.axes import Json, calls_axis, log_axis, plain, plain_axis, positive, rounded
-from dmqbench.results.page.render import SYMBOLS
+from dmqbench.results.figure import Axis, Figure, Line, Panel, calls_axis
 from dmqbench.results.result import Result
+from dmqbench.results.studies import CHOSEN_ON
 from dmqbench.results.studies.colours import GREY, PALETTE
-from dmqbench.results.studies.error_accumulation import CHOSEN_ON
 from dmqbench.results.tables import Table
 
 MAX_LINES = 24
 """Trajectories drawn over each other in one plot."""
 
-_DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 _UNITS = {
     **{"psnr": "PSNR (dB)", "psnr_truth": "PSNR to the truth (dB)", "ssim": "SSIM"},
     **{"mse": "MSE of the final state", "lpips": "LPIPS"},
 }
+_ARROWS = {None: "", True: " · higher is better", False: " · lower is better"}
 
 
-class Axis(NamedTuple):
-    """What a plot may have along x: ``value`` of a result is None where it is not known."""
+class Cost(NamedTuple):
+    """What a plot may have along x: ``of`` a result is None where it is not known."""
 
     key: str
     title: str
-    logarithmic: bool
+    unit: str
+    log: bool
+    of: Callable[[Result], float | None]
 
 
-AXES = (Axis("size", "size (MiB)", False), Axis("bops", "BOPs per image and call (10⁹)", True))
+COSTS = (
+    Cost("size", "size (MiB)", "MiB", False, lambda row: row.size_mib),
+    Cost("bops", "BOPs per image and call (10⁹)", "·10⁹ BOPs", True, lambda row: row.cost.bops and row.cost.bops / 1e9),
+)
 
-
-def cost(row: Result, axis: str) -> float | None:
-    """Return the size in MiB, or 10⁹ bit operations of one network call on one image."""
-    if axis == "size":
-        return row.size_mib
-    return None if row.cost.bops is None else row.cost.bops / 1e9
+Point = tuple[Result, float, Measurement, float]
+"""A result, its cost, what was measured, and its value."""
 
 
 def colours(tables: Iterable[Table]) -> dict[str, str]:
@@ -61,186 +58,112 @@ def frontier(points: Iterable[tuple[float, float]], higher_is_better: bool) -> l
     return best
 
 
-def trade_off(table: Table, metric: str, axis: Axis, palette: Mapping[str, str]) -> Json:
-    """Plot ``metric`` against a cost: a trace per method with intervals, and the line of the best at each cost."""
+def trade_off(table: Table, metric: str, cost: Cost, palette: Mapping[str, str]) -> Figure:
+    """Plot ``metric`` against a cost: points per method with intervals, and the line of the best at each cost."""
     measured = [(row, row.measurements[metric]) for row in table.rows if metric in row.measurements]
-    costly = [(row, found) for row, found in measured if cost(row, axis.key) is not None]
-    known = [(row, found, found.value) for row, found in costly if found.value is not None]
-    higher = next((found.higher_is_better for _, found, _ in known), None)
-    logarithmic = _is_error(known)
-    shown = [(row, found, value) for row, found, value in known if not logarithmic or value > 0]
-    named = _named_points(shown)
-    points = {label: [pair for pair in shown if pair[0].label == label] for label in (row.label for row, _, _ in shown)}
-    traces = [_methods_trace(label, own, axis, palette, named) for label, own in points.items()]
-    if higher is not None and len(shown) > 1:
-        line = frontier([(cost(row, axis.key) or 0.0, value) for row, _, value in shown], higher)
-        traces.insert(0, _frontier_trace(line))
-    arrow = {None: "", True: " · higher is better", False: " · lower is better"}[higher]
-    left_out = len(measured) - len(shown)
-    y_title = f"{_UNITS.get(metric, plain(metric))}{arrow}"
-    y_axis = log_axis(y_title, [value for _, _, value in shown]) if logarithmic else plain_axis(y_title)
-    x_axis = plain_axis(axis.title)
-    if axis.logarithmic:
-        x_axis = log_axis(axis.title, [cost(row, axis.key) for row, _, _ in shown])
-    note = f"{left_out} without a point: identical to full precision, or of unknown cost" if left_out else ""
-    return {"data": traces, "layout": {"xaxis": x_axis, "yaxis": y_axis}, "note": note}
+    known = [
+        (row, spent, measurement, measurement.value)
+        for row, measurement in measured
+        if measurement.value is not None and (spent := cost.of(row)) is not None
+    ]
+    log = _is_error([value for *_, value in known])
+    points = [point for point in known if not log or point[-1] > 0]
+    named = _named_points(points)
+    labels = dict.fromkeys(row.label for row, *_ in points)
+    lines = [
+        _method(label, [point for point in points if point[0].label == label], cost, palette, named) for label in labels
+    ]
+    higher = next((measurement.higher_is_better for _, _, measurement, _ in known), None)
+    if higher is not None and len(points) > 1:
+        best = frontier([(spent, value) for _, spent, _, value in points], higher)
+        places, values = zip(*best, strict=True)
+        lines.insert(0, Line("frontier", places, values, GREY, points=False, dash=2, stepped="post"))
+    left_out = len(measured) - len(points)
+    notes = (f"{left_out} without a point: identical to full precision, or of unknown cost",) if left_out else ()
+    y = Axis(f"{_UNITS.get(metric, metric)}{_ARROWS[higher]}", log=log)
+    return Figure("Quality against cost", (Panel(tuple(lines), Axis(cost.title, log=cost.log), y),), notes)
+
+
+def _method(label: str, points: Sequence[Point], cost: Cost, palette: Mapping[str, str], named: Iterable[str]) -> Line:
+    """Its symbol, as colours alone do not tell methods apart for everybody, nor on paper."""
+    return Line(
+        label,
+        [spent for _, spent, _, _ in points],
+        [value for *_, value in points],
+        palette.get(label, GREY),
+        joined=False,
+        symbol=list(palette).index(label) if label in palette else len(palette),
+        labels=[bits_text(row) if _job(row) in named else "" for row, *_ in points],
+        ends=[measurement.ci95 for _, _, measurement, _ in points],
+        texts=[f"{bits_text(row)}, {spent:.4g} {cost.unit}" for row, spent, *_ in points],
+        precision=".4g",
+        jobs=[_job(row) for row, *_ in points],
+    )
+
+
+def _named_points(points: Sequence[Point]) -> set[str]:
+    """Return the jobs whose points carry their bits: the topmost of each, for more would cover each other."""
+    top: dict[str, tuple[float, str]] = {}
+    for row, *_, value in points:
+        top[row.bits] = max(top.get(row.bits, (-math.inf, "")), (value, _job(row)))
+    return {job for _, job in top.values()}
+
+
+def _is_error(values: Iterable[float]) -> bool:
+    """Whether values span so many orders, as errors and distances do, that a linear axis would hide most."""
+    positive = [value for value in values if value > 0]
+    return len(positive) > 1 and max(positive) > 30 * min(positive)
 
 
 def trajectories(
     jobs: Sequence[tuple[Result, Mapping[str, Any]]],
     palette: Mapping[str, str],
     boundaries: Mapping[str, Sequence[int]],
-) -> Json:
+) -> Figure:
     """Plot how far each job's trajectory has left that of full precision, before each call and at the end.
 
     Colours are methods, line styles are bits. ``boundaries`` are, by job, the states between groups of calls over which
     it was calibrated; they are marked by dots.
     """
-    shown = jobs[:MAX_LINES]
-    dashes = {bits: _DASHES[n % len(_DASHES)] for n, bits in enumerate(dict.fromkeys(row.bits for row, _ in shown))}
-    traces, named = [], set()
-    for row, diagnosis in shown:
-        accumulated, marked = diagnosis["steps"]["accumulated"], boundaries.get(_job(row), ())
-        traces.append(
-            {
-                "type": "scatter",
-                "mode": "lines+markers" if marked else "lines",
-                "marker": {"size": [7 * (place in marked) for place in range(len(accumulated))]},
-                "name": plain(row.label),
-                "legendgroup": plain(row.label),
-                "showlegend": row.label not in named,
-                "x": list(range(len(accumulated))),
-                "y": [positive(value) for value in accumulated],
-                "line": {"color": palette.get(row.label, GREY), "dash": dashes[row.bits], "width": 2},
-                "customdata": [_job(row)] * len(accumulated),
-                "text": [_name(row)] * len(accumulated),
-                "hovertemplate": "%{text}<br>before call %{x}: %{y:.3g}<extra></extra>",
-            }
-        )
-        named.add(row.label)
-    values = [value for trace in traces for value in trace["y"]]
+    drawn = jobs[:MAX_LINES]
+    dashes = {bits: number for number, bits in enumerate(dict.fromkeys(row.bits for row, _ in drawn))}
+    lines = []
+    for row, diagnosis in drawn:
+        errors, colour = diagnosis["steps"]["accumulated"], palette.get(row.label, GREY)
+        seed = f" seed {row.seed}" if row.seed else ""
+        texts = [f"{row.bits}{seed}, before call {call}" for call in range(len(errors))]
+        own = {"texts": texts, "jobs": [_job(row)] * len(errors)}
+        lines.append(Line(row.label, range(len(errors)), errors, colour, points=False, dash=dashes[row.bits], **own))
+        if states := boundaries.get(_job(row)):
+            dots = {key: [words[state] for state in states] for key, words in own.items()}
+            lines.append(Line(row.label, states, [errors[at] for at in states], colour, joined=False, **dots))
+    # lines without points, whose entries in the legend say which style means which bits
+    lines += [Line(bits, [None], [None], GREY, points=False, dash=dash) for bits, dash in dashes.items()]
     notes = [f"the first {MAX_LINES} of {len(jobs)} jobs"] if len(jobs) > MAX_LINES else []
-    notes += [CHOSEN_ON] if any(_job(row) in boundaries for row, _ in shown) else []
-    calls = max(len(trace["x"]) for trace in traces)
-    layout = {"xaxis": calls_axis(calls), "yaxis": log_axis("mean squared difference", values)}
-    return {"data": [*traces, *_dash_legend(dashes)], "layout": layout, "note": "; ".join(notes)}
+    notes += [CHOSEN_ON] if any(_job(row) in boundaries for row, _ in drawn) else []
+    panel = Panel(tuple(lines), calls_axis(), Axis("mean squared difference", log=True))
+    return Figure("How errors add up over the trajectory", (panel,), tuple(notes))
 
 
-def _dash_legend(dashes: Mapping[str, str]) -> list[Json]:
-    """Traces without points, whose entries in the legend say which line style means which bits."""
-    return [
-        {
-            "type": "scatter",
-            "mode": "lines",
-            "name": plain(bits),
-            "x": [None],
-            "y": [None],
-            "line": {"color": GREY, "dash": dash, "width": 2},
-        }
-        for bits, dash in dashes.items()
-    ]
-
-
-def proxy_scatter(found: ProxyCorrelation, palette: Mapping[str, str]) -> Json:
+def proxy_scatter(correlation: ProxyCorrelation, palette: Mapping[str, str]) -> Figure:
     """Plot the metric of every job against its proxy."""
-    by_label: dict[str, list[Any]] = {}
-    for point in found.points:
-        by_label.setdefault(point.label.rpartition(" ")[0], []).append(point)
-    traces = [
-        {
-            "type": "scatter",
-            "mode": "markers",
-            "name": plain(label),
-            "x": [rounded(point.proxy) for point in points],
-            "y": [rounded(point.metric) for point in points],
-            "text": [plain(point.label) for point in points],
-            "marker": {"size": 10, "color": palette.get(label, GREY)},
-            "hovertemplate": "%{text}<br>%{x:.3f} → %{y:.4g}<extra></extra>",
-        }
-        for label, points in by_label.items()
-    ]
-    return {
-        "data": traces,
-        "layout": {
-            "xaxis": plain_axis(f"log₁₀ {found.proxy.replace('_', ' ')}"),
-            "yaxis": plain_axis(_UNITS.get(found.metric, plain(found.metric))),
-        },
-        "note": correlation_text(found),
-    }
-
-
-def correlation_text(found: ProxyCorrelation) -> str:
-    """Say how far the proxy predicts the metric, with the interval and the number of jobs."""
-    left_out = "".join(f"; {count} {reason}" for reason, count in found.left_out.items())
-    if found.pearson is None or found.spearman is None or found.ci95 is None:
-        return f"{found.n} jobs: too few, or too equal, to correlate{left_out}"
-    interval = f"[{found.ci95.low:.2f}, {found.ci95.high:.2f}]"
-    numbers = f"Pearson {found.pearson:.2f} {interval}, Spearman {found.spearman:.2f}"
-    return f"{numbers} over {found.n} jobs: {found.verdict}{left_out}"
-
-
-Point = tuple[Result, Measurement, float]
-"""A result, what was measured, and its value."""
-
-
-def _named_points(points: Sequence[Point]) -> set[str]:
-    """Return the jobs whose points carry their bits: the topmost of each, for more would cover each other."""
-    top: dict[str, tuple[float, str]] = {}
-    for row, _, value in points:
-        top[row.bits] = max(top.get(row.bits, (-math.inf, "")), (value, _job(row)))
-    return {job for _, job in top.values()}
-
-
-def _methods_trace(
-    label: str, points: Sequence[Point], axis: Axis, palette: Mapping[str, str], named: set[str]
-) -> Json:
-    return {
-        "type": "scatter",
-        "mode": "markers+text",
-        "name": plain(label),
-        "x": [rounded(cost(row, axis.key)) for row, _, _ in points],
-        "y": [rounded(value) for _, _, value in points],
-        "error_y": {"type": "data", "array": [_half(found) for _, found, _ in points], "thickness": 1.2, "width": 3},
-        "text": [plain(bits_text(row)) if _job(row) in named else "" for row, _, _ in points],
-        "hovertext": [plain(bits_text(row)) for row, _, _ in points],
-        "textposition": "middle right",
-        "cliponaxis": False,
-        "marker": {"size": 10, "color": palette.get(label, GREY), "symbol": _symbol(label, palette)},
-        "customdata": [_job(row) for row, _, _ in points],
-        "hovertemplate": "%{fullData.name} %{hovertext}<br>%{x:.4g}, %{y:.4g}<extra></extra>",
-    }
-
-
-def _frontier_trace(line: Sequence[tuple[float, float]]) -> Json:
-    return {
-        "type": "scatter",
-        "mode": "lines",
-        "name": "frontier",
-        "x": [rounded(x) for x, _ in line],
-        "y": [rounded(y) for _, y in line],
-        "line": {"color": GREY, "dash": "dot", "width": 1.5, "shape": "hv"},
-        "hoverinfo": "skip",
-        "meta": "frontier",
-    }
-
-
-def _is_error(known: Sequence[Point]) -> bool:
-    """Whether values span so many orders, as errors and distances do, that a linear axis would hide most."""
-    values = [value for _, _, value in known if value > 0]
-    return len(values) > 1 and max(values) > 30 * min(values)
-
-
-def _symbol(label: str, palette: Mapping[str, str]) -> str:
-    """Colours alone do not tell methods apart for everybody, nor on paper."""
-    return SYMBOLS[list(palette).index(label) % len(SYMBOLS)] if label in palette else "circle-open"
-
-
-def _half(found: Measurement) -> float | None:
-    return None if found.ci95 is None else rounded((found.ci95[1] - found.ci95[0]) / 2)
-
-
-def _name(row: Result) -> str:
-    return plain(f"{row.label} {row.bits}") + (f" seed {row.seed}" if row.seed else "")
+    labels = dict.fromkeys(point.method for point in correlation.points)
+    groups = {label: [point for point in correlation.points if point.method == label] for label in labels}
+    lines = tuple(
+        Line(
+            label,
+            [point.proxy for point in points],
+            [point.metric for point in points],
+            palette.get(label, GREY),
+            joined=False,
+            texts=[f"{point.bits}, {point.proxy:.3f}" for point in points],
+            precision=".4g",
+        )
+        for label, points in groups.items()
+    )
+    x = Axis(f"log₁₀ {correlation.proxy.replace('_', ' ')}")
+    panel = Panel(lines, x, Axis(_UNITS.get(correlation.metric, correlation.metric)))
+    return Figure("Do cheap proxies predict PSNR?", (panel,), (correlation.sentence,))
 
 
 def _job(row: Result) -> str:

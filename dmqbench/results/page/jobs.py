@@ -2,19 +2,18 @@
 
 import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from dmqbench.eval.measurement import Measurement
 from dmqbench.results.cells import number_text
 from dmqbench.results.diagnosis import Diagnosis
-from dmqbench.results.figure import Figure, calls_axis
-from dmqbench.results.page.axes import Json
-from dmqbench.results.page.render import render
+from dmqbench.results.diagnosis_figures import diagnosis_figures
+from dmqbench.results.figure import Figure
+from dmqbench.results.page.render import Json, render
 from dmqbench.results.result import Result, printable
-from dmqbench.results.studies import STUDIES
-from dmqbench.results.studies.error_accumulation import layer_errors, step_errors
+from dmqbench.results.studies import findings_of, stage_findings
 from dmqbench.results.studies.findings import FindingsReader
 from dmqbench.store.files import json_text
 from dmqbench.tracking.record import redact
@@ -24,6 +23,7 @@ LAYER_BUDGET = 400_000
 CHANNEL_BUDGET = 200_000
 """Numbers in all plots of single channels together, about 8 bytes each."""
 
+_LEFT_OUT = "{} left out to bound the page: --sweep chooses fewer jobs"
 _DIGITS = 6
 
 _GROUPS = ("method", "model", "dataset", "sampler", "budget")
@@ -51,66 +51,55 @@ class JobFigures:
     problem: str
 
 
+@dataclass
+class _Budget:
+    left: int
+
+    def holds(self, figures: Iterable[Figure]) -> bool:
+        """Whether there is room for ``figures``, which is theirs from then on."""
+        size = sum(figure.size for figure in figures)
+        fits = size <= self.left
+        self.left -= size if fits else 0
+        return fits
+
+
 def figures_of_jobs(
     rows: Mapping[str, Result], diagnoses: Mapping[str, Diagnosis | str], reader: FindingsReader
 ) -> dict[str, JobFigures]:
     """Return the figures of every job as far as the budgets of all of them together reach."""
-    cells_left, channels_left, jobs = LAYER_BUDGET, CHANNEL_BUDGET, {}
-    stages = [study.findings for study in STUDIES if study.findings is not None]
+    cells, channels, jobs = _Budget(LAYER_BUDGET), _Budget(CHANNEL_BUDGET), {}
     for id, row in rows.items():
         diagnosis = diagnoses[id]
         figures = {} if isinstance(diagnosis, str) else diagnosis_figures(diagnosis)
         problems = [diagnosis] if isinstance(diagnosis, str) else []
-        problems += dict.fromkeys(reader.problem(row, stage) for stage in stages)
-        cells = figures["layers"].size if "layers" in figures else 0
-        if cells > cells_left:
+        problems += dict.fromkeys(reader.problem(row, kind) for kind in stage_findings())
+        if "layers" in figures and not cells.holds([figures["layers"]]):
             del figures["layers"]
-            problems.append(_left_out("the map of the layers is"))
-        cells_left -= cells if "layers" in figures else 0
-        found = [findings for stage in stages if (findings := reader.of(row, stage)) is not None]
-        layers = {name: figure for findings in found for name, figure in findings.layer_figures.items()}
-        numbers = sum(figure.size for figure in layers.values())
-        if numbers > channels_left:
-            layers, numbers = {}, 0
-            problems.append(_left_out("ranges of channels are"))
-        channels_left -= numbers
-        figures |= {key: figure for findings in found for key, figure in findings.figures.items()}
+            problems.append(_LEFT_OUT.format("the map of the layers is"))
+        findings = findings_of(row, reader)
+        layers = {name: figure for stage in findings for name, figure in stage.layer_figures.items()}
+        if not channels.holds(layers.values()):
+            layers = {}
+            problems.append(_LEFT_OUT.format("ranges of channels are"))
+        figures |= {key: figure for stage in findings for key, figure in stage.figures.items()}
         jobs[id] = JobFigures(figures, layers, printable("; ".join(filter(None, problems))))
     return jobs
 
 
-def diagnosis_figures(diagnosis: Diagnosis) -> dict[str, Figure]:
-    """Return the figures of one job's diagnosis."""
-    times = diagnosis["timesteps"]
-    texts = [*(f"call {call}, t = {time}" for call, time in enumerate(times)), "the end"]
-    figures = {"steps": step_errors(diagnosis["steps"], calls_axis(), texts)}
-    return figures | ({"layers": layer_errors(diagnosis["layers"], times)} if diagnosis["layers"] else {})
-
-
-def _left_out(what: str) -> str:
-    return f"{what} left out to bound the page: --sweep chooses fewer jobs"
-
-
 def job_data(row: Result, drawn: JobFigures) -> Json:
     """Return what the page holds of one job, as JSON."""
-    return job_facts(row) | {
-        "problem": drawn.problem,
-        "figures": {key: render(figure) for key, figure in drawn.figures.items()},
-        "ranges": {printable(name): render(figure) for name, figure in drawn.layers.items()},
-    }
-
-
-def job_facts(row: Result) -> Json:
-    """Return what the page says of one job in words."""
     return {
         "label": printable(f"{row.label} {row.bits}"),
         "facts": list(_facts(row)),
-        "metrics": {name: _metric(found) for name, found in row.measurements.items()},
+        "metrics": {name: _metric(measurement) for name, measurement in row.measurements.items()},
         "unavailable": {name: printable(why) for name, why in row.unavailable.items()},
         "samples": row.samples.ids,
         "config": json_text(redact(row.config)),
         "environment": json_text(redact(row.environment)),
         "command": command_of(row.config),
+        "problem": drawn.problem,
+        "figures": {key: render(figure) for key, figure in drawn.figures.items()},
+        "ranges": {printable(name): render(figure) for name, figure in drawn.layers.items()},
     }
 
 
@@ -149,18 +138,18 @@ def _facts(row: Result) -> Iterator[str]:
         yield f"peak memory {timing.peak_memory_mib:.0f} MiB"
 
 
-def _metric(found: Measurement) -> dict[str, Any]:
+def _metric(measurement: Measurement) -> dict[str, Any]:
     """A metric as the page shows it: the value in words, and the lines of its details."""
-    interval, floor = found.ci95, found.floor
+    interval, floor = measurement.ci95, measurement.floor
     lines = [] if interval is None else [f"95 % interval {_number(interval[0])} to {_number(interval[1])}"]
-    lines.append(f"n = {found.n}")
+    lines.append(f"n = {measurement.n}")
     if floor is not None:
         lines.append(f"{floor.kind.replace('_', ' ')} floor {_number(floor.value)} (n = {floor.n})")
-    lines += [f"{key} {_number(inner)}" for key, inner in found.extra.items() if isinstance(inner, int | float)]
+    lines += [f"{key} {_number(inner)}" for key, inner in measurement.extra.items() if isinstance(inner, int | float)]
     return {
-        "value": _number(found.value),
+        "value": _number(measurement.value),
         "lines": [printable(line) for line in lines],
-        "protocol": printable(found.protocol),
+        "protocol": printable(measurement.protocol),
     }
 
 

@@ -6,12 +6,31 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from html import escape
+from typing import Any
 
-from dmqbench.results.figure import Axis, Bars, Figure, HeatMap, Line, Panel, Values, legend_name, tail
-from dmqbench.results.page.axes import Json, calls_axis, log_axis, plain, plain_axis, positive, rounded
+from dmqbench.results.figure import (
+    Axis,
+    Bars,
+    Figure,
+    HeatMap,
+    Line,
+    Mark,
+    Panel,
+    Values,
+    legend_name,
+    log_ticks,
+    reaches,
+    tail,
+)
 from dmqbench.results.result import printable
 
-SYMBOLS = ("circle", "square", "diamond", "cross", "x", "triangle-up", "triangle-down", "star")
+Json = dict[str, Any]
+"""Plotly's."""
+
+_SYMBOLS = ("circle", "square", "diamond", "cross", "x", "triangle-up", "triangle-down", "star")
+_DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
+_STEPS = {"mid": "hvh", "post": "hv"}
 
 _GAP = 0.06
 """Between panels, as a share of the figure."""
@@ -19,6 +38,12 @@ _NAME = 34
 """Letters of a layer's name."""
 _FEW_POINTS = 200
 """Points up to which each one is drawn on its line."""
+_DIGITS = 5
+
+
+def plain(text: str) -> str:
+    """Return a name from a store as plotly shows it letter by letter, for plotly reads a little HTML."""
+    return escape(printable(text), quote=False)
 
 
 def render(figure: Figure) -> Json:
@@ -82,17 +107,21 @@ def _line_trace(line: Line, panel: Panel) -> Json:
     hover = _hover(line.name, line.texts, panel.x, line.precision, "y", panel.y.share)
     mode = ["lines"] if line.joined else []
     mode += ["markers"] if line.points and len(line.y) <= _FEW_POINTS else []
+    style = {"color": line.colour, "width": 1 if line.faint else 2, "dash": _DASHES[line.dash % len(_DASHES)]}
     trace: Json = {
         "type": "scatter",
-        "mode": "+".join(mode),
+        "mode": "+".join([*mode, *(["text"] if line.labels else [])]),
         "x": _places(line.x, panel.x),
         "y": _places(line.y, panel.y),
-        "line": {"color": line.colour, "width": 1 if line.faint else 2, "dash": "dash" if line.dashed else "solid"},
-        "marker": {"size": _marker_size(line), "color": line.colour, "symbol": SYMBOLS[line.symbol]},
+        "line": style | ({"shape": _STEPS[line.stepped]} if line.stepped else {}),
+        "marker": {"size": _marker_size(line), "color": line.colour, "symbol": _SYMBOLS[line.symbol % len(_SYMBOLS)]},
     }
+    if line.labels:
+        trace |= {"text": [plain(label) for label in line.labels], "hovertext": [plain(text) for text in line.texts]}
+        trace |= {"textposition": "middle right", "cliponaxis": False}
+        hover = hover.replace("%{text}", "%{hovertext}")
     trace |= {"hovertemplate": hover} if line.name or line.texts else {"hoverinfo": "skip"}
-    trace["line"] |= {"shape": "hvh"} if line.stepped else {}
-    return trace | ({"error_y": _interval(line.below, line.above)} if line.above else {})
+    return trace | ({"error_y": _interval(line.y, line)} if line.ends else {})
 
 
 def _marker_size(line: Line) -> int:
@@ -108,12 +137,12 @@ def _bar_trace(bars: Bars, panel: Panel) -> Json:
         "type": "bar",
         "orientation": "h",
         "y": [plain(name) for name in panel.y.names],
-        "x": [rounded(length) for length in bars.lengths],
+        "x": [_rounded(length) for length in bars.lengths],
         "marker": {"color": bars.colours[0] if len(bars.colours) == 1 else list(bars.colours)},
         "textposition": "none",
         "hovertemplate": hover,
     }
-    return trace | ({"error_x": _interval(bars.below, bars.above)} if bars.above else {})
+    return trace | ({"error_x": _interval(bars.lengths, bars)} if bars.ends else {})
 
 
 def _heat_trace(heat: HeatMap, panel: Panel) -> Json:
@@ -127,14 +156,15 @@ def _heat_trace(heat: HeatMap, panel: Panel) -> Json:
         trace["z"] = [[round(math.log10(value), 2) if value else None for value in row] for row in heat.values]
         trace["colorbar"]["title"]["text"] = f"log₁₀ {heat.short}"
         return trace | {"colorscale": "Viridis", "hovertemplate": "%{y}<br>%{x}: 10^%{z:.2f}<extra></extra>"}
-    trace["z"] = [[rounded(value) for value in row] for row in heat.values]
+    trace["z"] = [[_rounded(value) for value in row] for row in heat.values]
     trace |= {"text": [list(row) for row in heat.texts], "colorscale": "RdBu"}
     trace |= {"zmin": 1 - heat.reach, "zmax": 1 + heat.reach}
     return trace | {"hovertemplate": "%{y}<br>%{x}: %{text}, %{z:.3f}<extra></extra>"}
 
 
-def _interval(below: Values, above: Values) -> Json:
-    ends = {"array": [rounded(end) for end in above], "arrayminus": [rounded(end) for end in below]}
+def _interval(values: Values, mark: Mark) -> Json:
+    below, above = reaches(values, mark.ends)
+    ends = {"array": [_rounded(end) for end in above], "arrayminus": [_rounded(end) for end in below]}
     return {"type": "data", "symmetric": False, **ends, "thickness": 1.2, "width": 3}
 
 
@@ -151,25 +181,36 @@ def _hover(name: str, texts: Sequence[str], along: Axis, precision: str, letter:
 def _places(values: Values, axis: Axis) -> list[float | str | None]:
     if axis.names:
         return [None if value is None else plain(axis.names[int(value)]) for value in values]
-    return [positive(value or 0.0) if axis.log else rounded(value) for value in values]
+    return [_rounded(value) if not axis.log or (value or 0) > 0 else None for value in values]
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.{_DIGITS}g}")
 
 
 def _axis_layout(axis: Axis, values: list[float | None], letter: str) -> Json:
-    layout = plain_axis(plain(axis.brief))
+    layout: Json = {"title": {"text": plain(axis.brief), "standoff": 8}}
     if axis.names:
         return layout | _named_axis(axis, letter)
-    if axis.ticks:
-        layout |= {"tickvals": [rounded(tick) for tick, _ in axis.ticks]}
-        layout |= {"ticktext": [plain(label) for _, label in axis.ticks]} | ({"type": "log"} if axis.log else {})
+    layout |= {"type": "log"} if axis.log else {}
+    ticks = axis.ticks or (log_ticks(values) if axis.log else ())
+    if ticks:
+        layout |= {"tickvals": [tick for tick, _ in ticks], "ticktext": [plain(label) for _, label in ticks]}
     elif axis.log:
-        layout = log_axis(plain(axis.brief), values)
+        layout |= _powers_of_ten([value for value in values if value and value > 0])
     elif axis.whole:
-        layout = calls_axis(math.ceil(max((value for value in values if value is not None), default=1.0)))
-        layout |= plain_axis(plain(axis.brief))
+        most = math.ceil(max((value for value in values if value is not None), default=1.0))
+        layout["dtick"] = math.ceil(most / 12)
     layout |= {"tickformat": ".0%"} if axis.share else {}
     layout |= {"range": list(axis.ends)} if axis.ends else {}
     layout |= {"rangemode": "tozero"} if axis.from_zero else {}
     return layout | ({"zeroline": True, "zerolinewidth": 2} if axis.reference == 0 else {})
+
+
+def _powers_of_ten(values: Sequence[float]) -> Json:
+    """Few labels, at whole powers of ten; plotly chooses where there is no more than one."""
+    decades = math.log10(max(values) / min(values)) if values else 0.0
+    return {"dtick": max(1, round(decades / 5)), "exponentformat": "power"} if decades >= 1.5 else {}
 
 
 def _named_axis(axis: Axis, letter: str) -> Json:
@@ -204,7 +245,7 @@ def _height(figure: Figure) -> int | None:
     marks = [mark for panel in named for mark in panel.marks]
     if any(isinstance(mark, HeatMap) for mark in marks):
         return max(300, 90 + 13 * count)
-    if any(isinstance(mark, Bars) and mark.above for mark in marks):
+    if any(isinstance(mark, Bars) and mark.ends for mark in marks):
         return 160 + 34 * count
     return max(300, 130 + 18 * count)
 

@@ -3,19 +3,16 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from dmqbench.results.figure import Axis, Figure, HeatMap, Line, Panel, times_axis
-from dmqbench.results.plots.canvas import label_times, new_panels, save
+from dmqbench.results.diagnosis_figures import layer_errors, step_errors
+from dmqbench.results.figure import Axis, Figure, HeatMap, Line, Panel, tail, times_axis
+from dmqbench.results.plots.canvas import save
 from dmqbench.results.plots.low_bits import activation_codes, features, row_histograms, title_of, weight_rows
 from dmqbench.results.plots.render import render
-from dmqbench.results.studies.colours import MAIN, SECOND
-from dmqbench.results.studies.error_accumulation import layer_errors, step_errors
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure as Canvas
+from dmqbench.results.studies.colours import INK, MAIN, SECOND
 
 Record = Mapping[str, Any]
 """What ``anatomy.json`` holds."""
@@ -25,54 +22,49 @@ _PANELS = 6
 
 def draw(record: Record, folder: Path) -> list[Path]:
     """Draw every picture that ``record`` has data for into ``folder`` and return their paths."""
-    drawn = []
-    for name, picture in PICTURES.items():
-        figure = picture(record)
-        if figure is not None:
-            path = folder / f"{name}.png"
-            drawn.append(save(figure, path))
-    return drawn
+    figures = {name: picture(record) for name, picture in PICTURES.items()}
+    return [save(render(figure), folder / f"{name}.png") for name, figure in figures.items() if figure is not None]
 
 
-def activation_ranges(record: Record) -> "Canvas":
+def activation_ranges(record: Record) -> Figure:
     """Heat map: largest magnitude of every layer's input at every call."""
     layers = record["layers"]
     heat = HeatMap([layer["steps"]["absmax"] for layer in layers], "largest |x| of the input", "|x|")
     calls = Axis("timestep of the call, from noise to image", names=tuple(map(str, record["timesteps"])))
     title = f"{record['model']}: range of every layer's input over the steps, full precision"
-    return render(Figure(title, (Panel((heat,), calls, Axis("", names=tuple(layer["name"] for layer in layers))),)))
+    return Figure(title, (Panel((heat,), calls, Axis("", names=tuple(layer["name"] for layer in layers))),))
 
 
-def errors_of_layers(record: Record) -> "Canvas | None":
+def errors_of_layers(record: Record) -> Figure | None:
     """Heat map: relative output error of every quantized layer at the measured calls."""
     quantized = record["quantized"]
     if quantized is None or quantized["layers"] is None:
         return None
     figure = layer_errors(quantized["layers"], record["timesteps"])
-    return render(replace(figure, title=f"{title_of(record)}: output error of each layer by itself"))
+    return replace(figure, title=f"{title_of(record)}: output error of each layer by itself")
 
 
-def errors_of_steps(record: Record) -> "Canvas | None":
+def errors_of_steps(record: Record) -> Figure | None:
     """Curves: the error at each call by itself, and what has added up before it."""
     quantized = record["quantized"]
     if quantized is None:
         return None
     figure = step_errors(quantized["steps"], times_axis([*quantized["timesteps"], "image"]))
     title = f"{title_of(record)}: errors over the trajectory ({quantized['trajectories']} trajectories)"
-    return render(replace(figure, title=title))
+    return replace(figure, title=title)
 
 
-def sensitivity(record: Record) -> "Canvas":
+def sensitivity(record: Record) -> Figure:
     """Curves: what an equal error at each call does to the final state, and the PSNR of the image that it leaves."""
     found = record["sensitivity"]
     x = times_axis(found["timesteps"], "timestep of the call that was off, from noise to image")
-    places, each = range(len(found["timesteps"])), found["per_trajectory"]
+    places = range(len(found["timesteps"]))
     behind = {
-        key: [Line("", places, values, MAIN, points=False, faint=True) for values in zip(*each[key], strict=True)]
-        for key in ("mse", "psnr")
+        key: [Line("", places, values, MAIN, points=False, faint=True) for values in zip(*trajectories, strict=True)]
+        for key, trajectories in found["per_trajectory"].items()
     }
     final = Line("of the final state", places, found["mse"], MAIN)
-    after = Line("of the state right after the call", places, found["injected"], SECOND, dashed=True)
+    after = Line("of the state right after the call", places, found["injected"], SECOND, dash=1)
     image = Line("", places, found["psnr"], MAIN)
     title = (
         f"{record['model']}, {record['sampler']}: an error of {100 * found['relative_rms']:g} % of the prediction at "
@@ -82,34 +74,31 @@ def sensitivity(record: Record) -> "Canvas":
         Panel((*behind["mse"], final, after), x, Axis("mean squared error", log=True), height=1.3),
         Panel((*behind["psnr"], image), x, Axis("PSNR of the final image (dB)"), height=1.3),
     )
-    return render(Figure(title, panels))
+    return Figure(title, panels)
 
 
-def channel_absmax(record: Record) -> "Canvas | None":
+def channel_absmax(record: Record) -> Figure | None:
     """Profiles: largest magnitude per input channel of the layers in which one channel stands out most."""
-    chosen = _most_extreme(record["layers"])
-    if not chosen:
-        return None
-    figure, panels = new_panels(len(chosen), height=2.6)
-    figure.suptitle(
-        f"{record['model']}: layers in which one input channel stands out most, full precision", fontsize=11
-    )
-    for axes, layer in zip(panels, chosen, strict=False):
-        values = np.array(layer["channels"]["absmax"], dtype=float)
-        axes.bar(np.arange(len(values)), values, width=1.0, color=MAIN)
-        median = float(np.median(values))
-        axes.axhline(median, color=SECOND, linewidth=1, label=f"median; largest is {values.max() / median:.1f}×")
-        for cut in layer["boundaries"]:
-            axes.axvline(cut - 0.5, color="black", linewidth=1, linestyle=":", label="skip begins")
-        axes.set_title(layer["name"], fontsize=9)
-        axes.set_xlabel("input channel")
-        axes.set_ylabel("largest |x|")
-        axes.set_ylim(0, values.max() * 1.3)
-        axes.legend(frameon=False, fontsize=8, loc="upper right")
-    return figure
+    panels = tuple(map(_profile, _most_extreme(record["layers"])))
+    title = f"{record['model']}: layers in which one input channel stands out most, full precision"
+    return Figure(title, panels, columns=min(2, len(panels))) if panels else None
 
 
-def kurtosis(record: Record) -> "Canvas":
+def _profile(layer: Record) -> Panel:
+    values = layer["channels"]["absmax"]
+    most, median = max(values), float(np.median(values))
+    ends = (-0.5, len(values) - 0.5)
+    marks = [
+        Line("", range(len(values)), values, MAIN, points=False, stepped="mid"),
+        Line(f"median; largest is {most / median:.1f}×", ends, (median, median), SECOND, points=False),
+    ]
+    for cut in layer["boundaries"]:
+        marks.append(Line("skip begins", (cut - 0.5, cut - 0.5), (0.0, most), INK, points=False, dash=2))
+    y = Axis("largest |x|", ends=(0.0, 1.3 * most))
+    return Panel(tuple(marks), Axis("input channel", ends=ends), y, layer["name"], height=1.1)
+
+
+def kurtosis(record: Record) -> Figure:
     """Dots: kurtosis of every layer's input and weight; heavy tails waste codes."""
     layers = record["layers"]
     dots = tuple(
@@ -118,40 +107,34 @@ def kurtosis(record: Record) -> "Canvas":
     )
     x = Axis("kurtosis (grey: 3, that of a Gaussian)", log=True, reference=3.0)
     title = f"{record['model']}: tails of inputs and weights, full precision"
-    return render(Figure(title, (Panel(dots, x, Axis("", names=tuple(layer["name"] for layer in layers))),)))
+    return Figure(title, (Panel(dots, x, Axis("", names=tuple(layer["name"] for layer in layers))),))
 
 
-def skip_halves(record: Record) -> "Canvas | None":
+def skip_halves(record: Record) -> Figure | None:
     """Curves: standard deviation and range of the parts of concatenated inputs over the steps."""
     skips = [layer for layer in record["layers"] if layer["skip"] is not None]
-    if not skips:
-        return None
     skips.sort(key=lambda layer: -max(layer["skip"]["range_ratio"]))
-    chosen = skips[:_PANELS]
-    figure, panels = new_panels(len(chosen), height=2.8)
-    figure.suptitle(
-        f"{record['model']}: parts of concatenated inputs, full precision ({len(chosen)} of {len(skips)} layers)",
-        fontsize=11,
-    )
-    for axes, layer in zip(panels, chosen, strict=False):
-        for number, part in enumerate(layer["skip"]["parts"]):
-            label, colour = ("main", MAIN) if number == 0 else ("skip", SECOND)
-            calls = np.arange(len(part["std"]))
-            low, high = np.array(part["min"], dtype=float), np.array(part["max"], dtype=float)
-            axes.fill_between(calls, low, high, color=colour, alpha=0.18, label=f"{label}: range")
-            mean, std = np.array(part["mean"], dtype=float), np.array(part["std"], dtype=float)
-            axes.plot(calls, mean + std, color=colour, linewidth=1.2, label=f"{label}: mean ± std")
-            axes.plot(calls, mean - std, color=colour, linewidth=1.2)
-        axes.set_title(f"{layer['name']}  (ranges up to {max(layer['skip']['range_ratio']):.1f} : 1)", fontsize=9)
-        axes.set_xlabel("timestep of the call")
-        axes.set_ylabel("x")
-        label_times(axes, record["timesteps"], at_most=6)
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize=9)
-    return figure
+    panels = tuple(_halves(layer, record["timesteps"]) for layer in skips[:_PANELS])
+    counts = f"({len(panels)} of {len(skips)} layers)"
+    title = f"{record['model']}: parts of concatenated inputs, full precision {counts}"
+    return Figure(title, panels, columns=min(2, len(panels))) if panels else None
 
 
-PICTURES: Mapping[str, Callable[[Record], "Canvas | None"]] = {
+def _halves(layer: Record, times: Sequence[int]) -> Panel:
+    marks = []
+    for number, part in enumerate(layer["skip"]["parts"]):
+        name, colour = ("main", MAIN) if number == 0 else ("skip", SECOND)
+        mean, std = np.array(part["mean"], dtype=float), np.array(part["std"], dtype=float)
+        curves = ((f"{name}: mean ± std", mean + std, mean - std), (f"{name}: range", part["max"], part["min"]))
+        for legend, *both in curves:
+            for values in both:
+                line = Line(legend, range(len(std)), values, colour, points=False, faint=legend.endswith("range"))
+                marks.append(line)
+    title = f"{tail(layer['name'], 36)}  (ranges up to {max(layer['skip']['range_ratio']):.1f} : 1)"
+    return Panel(tuple(marks), times_axis(times, "timestep of the call"), Axis("x"), title, height=1.2)
+
+
+PICTURES: Mapping[str, Callable[[Record], Figure | None]] = {
     "activation_ranges": activation_ranges,
     "channel_absmax": channel_absmax,
     "kurtosis": kurtosis,

@@ -4,9 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
 from dmqbench.results.result import printable
 from dmqbench.store.files import replacing
 
@@ -38,17 +35,6 @@ def new_figure(width: float, height: float) -> "Figure":
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def new_panels(count: int, height: float) -> "tuple[Figure, list[Axes]]":
-    """A figure with two columns of ``count`` panels."""
-    columns = min(2, count)
-    rows = -(-count // columns)
-    figure = new_figure(5.4 * columns, height * rows + 0.4)
-    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for spare in panels[count:]:
-        spare.set_visible(False)
-    return figure, panels
-
-
 def tall(rows: int) -> float:
     """Height in inches at which the labels of ``rows`` can be read."""
     return 1.4 + 0.155 * min(max(rows, 8), _MAX_ROWS)
@@ -57,15 +43,3 @@ def tall(rows: int) -> float:
 def label_rows(axes: "Axes", names: Sequence[str]) -> None:
     stride = -(-len(names) // _MAX_ROWS)
     axes.set_yticks(range(0, len(names), stride), names[::stride], fontsize=7)
-
-
-def label_times(axes: "Axes", times: Sequence[int | str], at_most: int = 12) -> None:
-    stride = -(-len(times) // at_most)
-    ticks = range((len(times) - 1) % stride, len(times), stride)  # the last call has a label, whatever the stride
-    axes.set_xticks(ticks, [str(times[tick]) for tick in ticks], fontsize=8)
-
-
-def positive(values: Sequence[float]) -> NDArray[np.float64]:
-    """Values on a logarithmic axis: zeros are left out."""
-    numbers = np.array(values, dtype=float)
-    return np.where(numbers > 0, numbers, np.nan)

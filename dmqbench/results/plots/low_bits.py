@@ -5,18 +5,14 @@ Imports no torch.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
-from dmqbench.results.figure import Axis, Figure, Line, Panel, times_axis
-from dmqbench.results.plots.canvas import label_rows, new_figure, positive, tall
-from dmqbench.results.plots.render import render
-from dmqbench.results.studies.colours import GREY, MAIN, SECOND, THIRD
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure as Canvas
+from dmqbench.results.figure import Axis, Figure, Line, Panel, segments, times_axis
+from dmqbench.results.studies.colours import GREY, INK, MAIN, SECOND, THIRD
 
 Record = Mapping[str, Any]
 """What ``anatomy.json`` holds."""
@@ -25,65 +21,51 @@ _OF_BITS = (MAIN, SECOND, THIRD)
 """Colours of the bits that rows are rounded to."""
 
 
-def weight_rows(record: Record) -> "Canvas | None":
+def weight_rows(record: Record) -> Figure | None:
     """Bars: the spread of the kurtosis of every layer's rows; dots: share of the rounding error of the heaviest tenth.
 
     None where no row of any layer has a kurtosis.
     """
-    from matplotlib.ticker import PercentFormatter
-
     layers = record["layers"]
     tails = [_known(layer["weight"]["rows"]["kurtosis"]) for layer in layers]
     if not any(map(len, tails)):
         return None
-    figure = new_figure(11.0, tall(len(layers)) + 1.0)
-    left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
-    _spreads(left, tails)
     shares = {bits: _shares(layers, bits, "by_kurtosis") for bits in record["rounded_to"]}
-    for number, (bits, values) in enumerate(shares.items()):
-        colour = _OF_BITS[number % len(_OF_BITS)]
-        right.plot(values, range(len(layers)), "o", color=colour, markersize=4, label=f"{bits} bits")
-    right.axvline(0.1, color=GREY, linestyle="--", linewidth=1, label="a tenth")
-    right.set_xlim(0, None)
-    right.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    right.set_xlabel("share of the layer's squared rounding error\nin the tenth of its rows of highest kurtosis")
-    right.legend(frameon=False, fontsize=8)
-    label_rows(left, [layer["name"] for layer in layers])
-    left.set_ylim(len(layers) - 0.4, -0.6)
-    for axes in (left, right):
-        axes.grid(axis="x", alpha=0.25)
-    figure.suptitle(f"{record['model']}: rows of the weights, full precision", fontsize=11)
-    said = [_said_of_tails(tails), *(_said_of_shares(layers, bits) for bits in shares)]
-    figure.supxlabel("\n".join(filter(None, said)), fontsize=8)
-    return figure
+    dots = tuple(
+        Line(f"{bits} bits", values, range(len(layers)), _OF_BITS[number % len(_OF_BITS)], joined=False)
+        for number, (bits, values) in enumerate(shares.items())
+    )
+    names = Axis("", names=tuple(layer["name"] for layer in layers))
+    kurtosis = Axis("kurtosis of an output row (grey: 3, that of a Gaussian)", log=True, reference=3.0)
+    title = "share of the layer's squared rounding error in the tenth of its rows of highest kurtosis (grey: a tenth)"
+    share = Axis(title, share=True, from_zero=True, reference=0.1)
+    notes = [_tails_sentence(tails), *(_shares_sentence(layers, bits) for bits in shares)]
+    return Figure(
+        f"{record['model']}: rows of the weights, full precision",
+        (Panel(_spreads(tails), kurtosis, names), Panel(dots, share, names)),
+        tuple(filter(None, notes)),
+        columns=2,
+    )
 
 
-def _spreads(axes: "Axes", tails: Sequence[Any]) -> None:
+def _spreads(tails: Sequence[Any]) -> tuple[Line, ...]:
     """Per layer the range of its rows' kurtosis, its quartiles and its median."""
-    from matplotlib.ticker import LogLocator, NullFormatter
-
     known = [(row, np.quantile(values, (0, 0.25, 0.5, 0.75, 1))) for row, values in enumerate(tails) if len(values)]
     rows = [row for row, _ in known]
-    least, low, middle, high, most = np.array([found for _, found in known]).T
-    axes.hlines(rows, least, most, color=GREY, linewidth=1, label="all rows")
-    axes.hlines(rows, low, high, color=MAIN, linewidth=4, label="half of the rows")
-    axes.plot(middle, rows, "|", color="black", markersize=6, label="median row")
-    axes.axvline(3, color=GREY, linestyle="--", linewidth=1, label="a Gaussian (3)")
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set_xlabel("kurtosis of an output row")
-    axes.legend(frameon=False, fontsize=8)
+    least, low, middle, high, most = np.array([quantiles for _, quantiles in known]).T
+    ranges = segments(zip(least, most, strict=True), rows, "all rows", GREY)
+    quartiles = segments(zip(low, high, strict=True), rows, "half of the rows", MAIN)
+    lines = replace(ranges, points=False), replace(quartiles, points=False)
+    return (*lines, Line("median row", middle, rows, INK, joined=False))
 
 
-def _said_of_tails(tails: Sequence[Any]) -> str:
+def _tails_sentence(tails: Sequence[Any]) -> str:
     rows = np.concatenate(tails)
     heavy = int((rows > 6).sum())
     return f"kurtosis of {len(rows)} rows: median {np.median(rows):.3g}, largest {rows.max():.3g}, above 6 in {heavy}"
 
 
-def _said_of_shares(layers: Sequence[Record], bits: int) -> str:
+def _shares_sentence(layers: Sequence[Record], bits: int) -> str:
     """What the heaviest tenth carries in the median layer, and what the best choice of as many rows would."""
     chosen, best = (_known(_shares(layers, bits, key)) for key in ("by_kurtosis", "by_error"))
     if not len(chosen):
@@ -108,31 +90,30 @@ def _known(values: Sequence[Any]) -> Any:
     return numbers[np.isfinite(numbers)]
 
 
-def row_histograms(record: Record) -> "Canvas | None":
+def row_histograms(record: Record) -> Figure | None:
     """Steps: the weights of the row of highest kurtosis of all layers, and of the median row of the same layer."""
     found = record["row_histograms"]
     if found is None:
         return None
-    figure = new_figure(8.0, 4.8)
-    axes = figure.subplots()
-    for row, name, colour in zip(found["rows"], ("highest", "median"), (SECOND, MAIN), strict=True):
-        label = f"row {row['row']}, {name} kurtosis ({row['kurtosis']:.3g})"
-        axes.stairs(positive(row["share"]), found["edges"], color=colour, linewidth=1.6, label=label)
-    axes.set_yscale("log")
-    axes.set_ylabel("share of the row's weights")
-    reach = found["edges"][-1]
-    axes.set_xlabel(
-        "weight, in standard deviations of its row from its mean\n\n"
-        f"the largest weight of these rows lies {reach:.3g} standard deviations from the mean",
-        fontsize=8,
+    middles = [(low + high) / 2 for low, high in pairwise(found["edges"])]
+    lines = tuple(
+        Line(
+            f"row {row['row']}, {name} kurtosis ({row['kurtosis']:.3g})",
+            middles,
+            row["share"],
+            colour,
+            points=False,
+            stepped="mid",
+        )
+        for row, name, colour in zip(found["rows"], ("highest", "median"), (SECOND, MAIN), strict=True)
     )
-    axes.set_title(f"{record['model']}: weights of two output rows, full precision\n{found['layer']}", fontsize=11)
-    axes.grid(alpha=0.25)
-    axes.legend(frameon=False, fontsize=9)
-    return figure
+    x = Axis("weight, in standard deviations of its row from its mean")
+    note = f"the largest weight of these rows lies {found['edges'][-1]:.3g} standard deviations from the mean"
+    title = f"{record['model']}: weights of two output rows, full precision\n{found['layer']}"
+    return Figure(title, (Panel(lines, x, Axis("share of the row's weights", log=True), height=1.8),), (note,))
 
 
-def activation_codes(record: Record) -> "Canvas | None":
+def activation_codes(record: Record) -> Figure | None:
     """Curves: how many activation codes layers use at every call, and how many equally frequent ones those are worth.
 
     None where no activation has codes.
@@ -145,7 +126,7 @@ def activation_codes(record: Record) -> "Canvas | None":
     lines = (
         Line("codes that occur", calls, codes["mean_used"], MAIN),
         Line("effective codes, 2^entropy", calls, effective, SECOND),
-        Line(f"all {levels} codes", calls, [levels] * len(calls), GREY, points=False, dashed=True),
+        Line(f"all {levels} codes", calls, [levels] * len(calls), GREY, points=False, dash=1),
     )
     layers = np.array(codes["effective"], dtype=float).mean(axis=1)
     poorest = int(layers.argmin())
@@ -155,10 +136,10 @@ def activation_codes(record: Record) -> "Canvas | None":
     )
     y = Axis("codes, mean over layers\nweighted by their activations", from_zero=True)
     panel = Panel(lines, times_axis(features["timesteps"]), y, height=1.6)
-    return render(Figure(f"{title_of(record)}: codes of the activations", (panel,), (note,)))
+    return Figure(f"{title_of(record)}: codes of the activations", (panel,), (note,))
 
 
-def features(record: Record) -> "Canvas | None":
+def features(record: Record) -> Figure | None:
     """Curves: the feature before the last projection against full precision, and how much it changes from call to call.
 
     None where nothing is quantized.
@@ -180,10 +161,10 @@ def features(record: Record) -> "Canvas | None":
         f"{title_of(record)}: feature before the last projection\non states of full precision "
         f"({found['trajectories']} trajectories)"
     )
-    return render(Figure(title, panels, tuple(filter(None, [_said_of_changes(found)]))))
+    return Figure(title, panels, tuple(filter(None, [_changes_sentence(found)])))
 
 
-def _said_of_changes(found: Record) -> str:
+def _changes_sentence(found: Record) -> str:
     exact, own = (np.array(found[key][1:], dtype=float) for key in ("change", "change_quantized"))
     if not exact.size or not (exact > 0).all():
         return ""

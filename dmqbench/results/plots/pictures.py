@@ -6,13 +6,13 @@ from pathlib import Path
 from dmqbench.results.plots.canvas import save
 from dmqbench.results.plots.render import render
 from dmqbench.results.result import Result
-from dmqbench.results.studies import STUDIES
+from dmqbench.results.studies import studies
 from dmqbench.results.studies.findings import FindingsReader
 
 
 def draw(root: Path, rows: Sequence[Result], beside: Path) -> Iterator[Path]:
     """Draw every picture that findings and diagnoses of ``rows`` have data for beside ``beside``; yield their paths."""
     reader = FindingsReader(root)
-    for study in STUDIES:
+    for study in studies().values():
         for name, figure in study.pictures(rows, reader).items():
             yield save(render(figure), beside.with_name(f"{beside.stem}-{name}.png"))

@@ -18,7 +18,8 @@ from dmqbench.results.figure import (
     Values,
     head,
     legend_name,
-    round_ticks,
+    log_ticks,
+    reaches,
     tail,
     thinned,
 )
@@ -36,6 +37,7 @@ _FEW_POINTS = 32
 _MANY_NAMES = 6
 """Entries beyond which a legend stands beside its panel."""
 _SYMBOLS = ("o", "s", "D", "P", "X", "^", "v", "*")
+_DASHES = ("-", "--", ":", "-.", (0, (8, 2)), (0, (8, 2, 1, 2)))
 _SHIFT = 0.12
 """Between points that would lie on each other at one name."""
 
@@ -68,16 +70,17 @@ def _draw(canvas: "Canvas", axes: "Axes", panel: Panel, named: set[str]) -> None
     start = np.zeros(len(panel.y.names))
     apart = [mark for mark in panel.marks if isinstance(mark, Line) and not mark.joined and panel.x.names]
     for mark in panel.marks:
-        label = text(legend_name(mark.name, 40)) if not isinstance(mark, HeatMap) and mark.name not in named else ""
         if isinstance(mark, HeatMap):
             _heat(canvas, axes, mark)
-        elif isinstance(mark, Bars):
+            continue
+        label = "" if mark.name in named else text(legend_name(mark.name, 40))
+        named.add(mark.name)
+        if isinstance(mark, Bars):
             _bars(axes, mark, start, label)
             start = start + _numbers(mark.lengths)
         else:
             shift = _SHIFT * (apart.index(mark) - (len(apart) - 1) / 2) if mark in apart else 0.0
             _line(axes, mark, panel, shift, label)
-    named.update(mark.name for mark in panel.marks if not isinstance(mark, HeatMap))
     _legend(axes, panel)
     if panel.title:
         axes.set_title(text(head(panel.title, 60)), fontsize=9)
@@ -94,22 +97,31 @@ def _line(axes: "Axes", line: Line, panel: Panel, shift: float, label: str) -> N
         color=line.colour,
         alpha=0.45 if line.faint else 1.0,
         linewidth=(0.7 if line.faint else 1.4) if line.joined else 0,
-        linestyle="--" if line.dashed else "-",
-        drawstyle="steps-mid" if line.stepped else "default",
-        marker=_SYMBOLS[line.symbol] if has_points else "",
+        linestyle=_DASHES[line.dash % len(_DASHES)],
+        drawstyle=f"steps-{line.stepped}" if line.stepped else "default",
+        marker=_SYMBOLS[line.symbol % len(_SYMBOLS)] if has_points else "",
         markersize=3.5 if line.joined else 4.5,
         label=label,
     )
-    if line.above:
-        axes.errorbar(
-            x, y, yerr=_ends(line.below, line.above), fmt="none", ecolor=line.colour, elinewidth=1.2, capsize=2
-        )
+    if line.ends:
+        reach = _numbers(reaches(line.y, line.ends))
+        axes.errorbar(x, y, yerr=reach, fmt="none", ecolor=line.colour, elinewidth=1.2, capsize=2)
+    for place, value, words in zip(x, y, line.labels, strict=False):
+        axes.annotate(text(words), (place, value), (5, 0), textcoords="offset points", va="center", fontsize=8)
 
 
 def _bars(axes: "Axes", bars: Bars, start: NDArray[np.float64], label: str) -> None:
-    ends = {"xerr": _ends(bars.below, bars.above), "error_kw": {"elinewidth": 1.2, "capsize": 2}} if bars.above else {}
+    reach = _numbers(reaches(bars.lengths, bars.ends)) if bars.ends else None
     colours = bars.colours * (len(bars.lengths) if len(bars.colours) == 1 else 1)
-    axes.barh(np.arange(len(start)), _numbers(bars.lengths), left=start, color=colours, label=label, **ends)
+    axes.barh(
+        np.arange(len(start)),
+        _numbers(bars.lengths),
+        left=start,
+        color=colours,
+        label=label,
+        xerr=reach,
+        error_kw={"elinewidth": 1.2, "capsize": 2},
+    )
 
 
 def _heat(canvas: "Canvas", axes: "Axes", heat: HeatMap) -> None:
@@ -155,7 +167,7 @@ def _scale(axes: "Axes", axis: Axis, letter: str, values: Values) -> None:
     ticks = axis.ticks or (thinned(axis.names) if letter == "x" else ())
     if axis.log:
         (axes.set_xscale if letter == "x" else axes.set_yscale)("log")
-        ticks = ticks or _inner_ticks(values)
+        ticks = ticks or log_ticks(values)
     elif axis.whole:
         along.set_major_locator(MaxNLocator(integer=True))
     if ticks:
@@ -169,13 +181,6 @@ def _scale(axes: "Axes", axis: Axis, letter: str, values: Values) -> None:
         known = [value for value in values if value is not None]
         ends = axis.ends or (0.0, max(1.1 * max(known, default=0.0), 1e-9))
         (axes.set_xlim if letter == "x" else axes.set_ylim)(*ends)
-
-
-def _inner_ticks(values: Values) -> tuple[tuple[float, str], ...]:
-    """Round ticks between the smallest and the largest value; none where matplotlib's own are more."""
-    known = [value for value in values if value and value > 0]
-    ticks = [tick for tick in round_ticks(known) if min(known) <= tick <= max(known)]
-    return tuple((tick, f"{tick:g}") for tick in ticks) if len(ticks) > 1 else ()
 
 
 def _share(figure: Figure, place: int, axes: "Axes", grid: NDArray[np.object_]) -> None:
@@ -229,19 +234,15 @@ def _height(panel: Panel) -> float:
 
 def _is_short(panel: Panel) -> bool:
     """Whether its bars may be thick: those of intervals and names in words."""
-    return any(isinstance(mark, Bars) and mark.above for mark in panel.marks)
+    return any(isinstance(mark, Bars) and mark.ends for mark in panel.marks)
 
 
 def _is_map(panel: Panel) -> bool:
     return any(isinstance(mark, HeatMap) for mark in panel.marks)
 
 
-def _numbers(values: Values) -> NDArray[np.float64]:
+def _numbers(values: Values | Sequence[Values]) -> NDArray[np.float64]:
     return np.array(values, dtype=float)
-
-
-def _ends(below: Values, above: Values) -> NDArray[np.float64]:
-    return np.array([[end or 0.0 for end in below], [end or 0.0 for end in above]])
 
 
 def _wrapped(sentences: Sequence[str], inches: float) -> list[str]:

@@ -5,14 +5,14 @@ Imports no torch.
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import geometric_mean
 from typing import Any
 
 from dmqbench.results.compare import Comparison, compare
-from dmqbench.results.correlations import correlate, direction
+from dmqbench.results.correlations import correlate
 from dmqbench.results.diagnosis import load_diagnosis
 from dmqbench.results.figure import Axis, Figure, Line, Panel, tail
 from dmqbench.results.result import Result
@@ -20,6 +20,8 @@ from dmqbench.results.studies.colours import PALETTE
 from dmqbench.results.studies.equivalent_scaling import EquivalentScaling
 from dmqbench.results.studies.findings import Figures, FindingsReader
 from dmqbench.results.studies.power_of_two_scaling import PowerOfTwoScaling
+from dmqbench.results.studies.settings import setting_of
+from dmqbench.results.studies.study import of_jobs
 from dmqbench.store.files import canonical_json
 
 METRIC = "psnr"
@@ -85,20 +87,18 @@ class DoseCurve:
     @property
     def sentences(self) -> list[str]:
         """What is held equal, whether each rung's gain goes with log disparity, and which models are not shown."""
-        said = [self.setting]
-        for rung in RUNGS[1:]:
-            points = [point for point in self.of(rung) if point.over_base.difference is not None]
-            found = correlate(
-                [math.log10(point.disparity) for point in points],
-                [point.over_base.difference or 0.0 for point in points],
-            )
-            if found is not None:
-                pearson, spearman, ends = found
-                numbers = f"Pearson {pearson:.2f} [{ends.low:.2f}, {ends.high:.2f}], Spearman {spearman:.2f}"
-                said.append(
-                    f"{RUNG_NAMES[rung]}: the gain {direction(ends)} disparity ({numbers}, {len(points)} models)"
-                )
-        return said + [f"{model} is left out: {why}" for model, why in self.left_out.items()]
+        gains = filter(None, map(self._followed, RUNGS[1:]))
+        return [self.setting, *gains, *(f"{model} is left out: {why}" for model, why in self.left_out.items())]
+
+    def _followed(self, rung: str) -> str | None:
+        """Whether the gain of a rung goes with the logarithm of disparity."""
+        gains = [(math.log10(point.disparity), point.over_base.difference) for point in self.of(rung)]
+        known = [(place, gain) for place, gain in gains if gain is not None]
+        found = correlate((place for place, _ in known), (gain for _, gain in known))
+        if found is None:
+            return None
+        numbers = f"{found.text}, Spearman {found.spearman:.2f}, {len(known)} models"
+        return f"{RUNG_NAMES[rung]}: the gain {found.direction} disparity ({numbers})"
 
 
 PUBLISHED_POWERS = {"selection": "vote", "layers": "skip", "agreement": 0.85, "depth": 3}
@@ -126,12 +126,6 @@ def dose_curve(rows: Iterable[Result], reader: FindingsReader) -> DoseCurve | No
     curves = [_curve(ladder, reader) for ladder in _ladders(rows)]
     best = max(curves, key=lambda curve: len(curve.models), default=None)
     return best if best is not None and len(best.models) >= FEWEST_MODELS else None
-
-
-def halves(comparison: Comparison) -> tuple[float | None, float | None]:
-    """Return how far the interval reaches below and above the difference; None where there is none."""
-    value, ends = comparison.difference, comparison.ci95
-    return (None, None) if value is None or ends is None else (value - ends.low, ends.high - value)
 
 
 def disparity_of(rows: Iterable[Result], reader: FindingsReader) -> float | None:
@@ -204,8 +198,8 @@ def _curve(ladder: Ladder, reader: FindingsReader) -> DoseCurve:
                 left_out[model] = str(error)
     points.sort(key=lambda point: point.disparity)
     some = next(iter(next(iter(ladder.values())).values()))
-    budget = some.budget_sizes["name"]
-    return DoseCurve(tuple(points), f"{some.bits}, ranges {some.ranges}, budget {budget}, seed {some.seed}", left_out)
+    setting = ", ".join(words for key, words in setting_of(some).items() if words and key != "model")
+    return DoseCurve(tuple(points), setting, left_out)
 
 
 def _points(model: str, disparity: float, rungs: Mapping[str, Result]) -> list[DosePoint]:
@@ -248,32 +242,32 @@ def dose(curve: DoseCurve) -> Figure:
         Axis(f"PSNR over {RUNG_NAMES[BASE]} (dB)", f"dB over {BASE}", reference=0.0),
         Axis("PSNR over the part before (dB)", "dB over the part before", reference=0.0),
     )
-    lines = [
-        _dose_lines(points, PALETTE[number]) for number, rung in enumerate(RUNGS[1:]) if (points := curve.of(rung))
-    ]
+    rungs = [(curve.of(rung), PALETTE[number]) for number, rung in enumerate(RUNGS[1:]) if curve.of(rung)]
+    compared = (lambda point: point.over_base, lambda point: point.over_previous)
+    panels = (
+        Panel(tuple(_line(points, comparison, colour) for points, colour in rungs), x, y, height=1.4)
+        for comparison, y in zip(compared, axes, strict=True)
+    )
     return Figure(
         "Gain in PSNR against the disparity of skip channels",
-        tuple(Panel(marks, x, y, height=1.4) for marks, y in zip(zip(*lines, strict=True), axes, strict=True)),
+        tuple(panels),
         tuple(curve.sentences),
         description="Gain in PSNR of each part of the method against the disparity of the model's skip channels",
     )
 
 
-def _dose_lines(points: Sequence[DosePoint], colour: str) -> tuple[Line, Line]:
-    """One rung's gain over Q-Diffusion, and over the rung before."""
-    kinds = ([point.over_base for point in points], [point.over_previous for point in points])
-    over_base, over_previous = (
-        Line(
-            RUNG_NAMES[points[0].rung],
-            [point.disparity for point in points],
-            [one.difference for one in compared],
-            colour,
-            below=[halves(one)[0] for one in compared],
-            above=[halves(one)[1] for one in compared],
-            texts=[f"{point.model}, {one.sentence}" for point, one in zip(points, compared, strict=True)],
-            precision="",
-            jobs=[point.row.folder.name for point in points],
-        )
-        for compared in kinds
+def _line(points: Sequence[DosePoint], comparison: Callable[[DosePoint], Comparison], colour: str) -> Line:
+    """One rung's gain, over Q-Diffusion or over the rung before."""
+    return Line(
+        RUNG_NAMES[points[0].rung],
+        [point.disparity for point in points],
+        [comparison(point).difference for point in points],
+        colour,
+        ends=[comparison(point).ci95 for point in points],
+        texts=[f"{point.model}, {comparison(point).sentence}" for point in points],
+        precision="",
+        jobs=[point.row.folder.name for point in points],
     )
-    return over_base, over_previous
+
+
+STUDY = of_jobs(dose_figures)

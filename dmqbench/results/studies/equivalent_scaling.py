@@ -7,6 +7,7 @@ from typing import Any
 from dmqbench.results.figure import Axis, Figure, Line, Panel, calls_axis, tail
 from dmqbench.results.studies.colours import MAIN, SECOND, WHEN
 from dmqbench.results.studies.findings import Figures, StageFindings, number, numbers, whole, words
+from dmqbench.results.studies.study import of_stage
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ def step_weights(weighting: Weighting) -> Figure:
     x, calls = calls_axis(), range(len(weighting.bin_of_call))
     panels = [
         Panel(
-            (Line(name, calls, [values[place] for place in weighting.bin_of_call], colour, stepped=True),),
+            (Line(name, calls, [values[place] for place in weighting.bin_of_call], colour, stepped="mid"),),
             x,
             Axis(name, short, from_zero=True),
         )
@@ -145,3 +146,6 @@ def step_weights(weighting: Weighting) -> Figure:
         (f"weighting: {weighting.name}; means over the layers",),
         description="Weight and error of every network call",
     )
+
+
+STUDY = of_stage(EquivalentScaling)

@@ -1,7 +1,4 @@
-"""How the errors of several methods add up over a trajectory, side by side, from the diagnoses of a store's jobs.
-
-Imports no torch.
-"""
+"""How the errors of several methods add up over a trajectory, side by side, from the diagnoses of a store's jobs."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,22 +7,17 @@ from statistics import geometric_mean
 from typing import Any
 
 from dmqbench.results.diagnosis import diagnosis_of
-from dmqbench.results.figure import Axis, Figure, HeatMap, Line, Panel, calls_axis, head
+from dmqbench.results.figure import Axis, Figure, Line, Panel, calls_axis, head
 from dmqbench.results.result import Result
 from dmqbench.results.seeds import same_but_seed
-from dmqbench.results.studies.colours import LIGHT, MAIN, PALETTE, SECOND, THIRD
+from dmqbench.results.studies import CHOSEN_ON, boundaries_of
+from dmqbench.results.studies.colours import PALETTE
 from dmqbench.results.studies.findings import Figures, FindingsReader
-from dmqbench.results.studies.trajectory_ablation import told_apart
-from dmqbench.results.studies.trajectory_reconstruction import TrajectoryReconstruction
+from dmqbench.results.studies.settings import setting_of, told_apart
+from dmqbench.results.studies.study import Study
 
 MAX_LINES = len(PALETTE)
 MAX_PANELS = 12
-
-CHOSEN_ON = (
-    "measured on the validation trajectories, by which calibration over several calls chose its best state; "
-    "dots: where its groups of calls begin and end"
-)
-"""What must be said where such a method's errors stand beside others'."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +92,7 @@ def _panel(title: str, groups: list[list[tuple[Result, tuple[float, ...]]]], rea
 def _names(rows: Sequence[Result]) -> list[str]:
     """Labels; where several are equal, with the ranges and budget that set them apart, or else with the job."""
     names = [row.label for row in rows]
-    details = [{"ranges": f"ranges {row.ranges}", "budget": f"budget {row.budget_sizes['name']}"} for row in rows]
+    details = [{key: setting_of(row)[key] for key in ("ranges", "budget")} for row in rows]
     for label in {name for name in names if names.count(name) > 1}:
         alike = [place for place, name in enumerate(names) if name == label]
         _, apart = told_apart([details[place] for place in alike])
@@ -119,15 +111,6 @@ def _line(name: str, members: list[tuple[Result, tuple[float, ...]]], reader: Fi
         of_seeds,
         tuple(boundaries_of(members[0][0], len(of_seeds[0]) - 1, reader) or ()),
     )
-
-
-def boundaries_of(row: Result, calls: int, reader: FindingsReader) -> list[int] | None:
-    """Return the states between the groups of calls over which a job was calibrated; None where it was by single ones.
-
-    There are none where it was calibrated for another number of ``calls``.
-    """
-    found = reader.of(row, TrajectoryReconstruction)
-    return None if found is None else found.boundaries(calls)
 
 
 def error_figures(rows: Sequence[Result], reader: FindingsReader) -> Figures:
@@ -161,42 +144,4 @@ def _course(method: Method, colour: str) -> list[Line]:
     return [*lines, *([dots] if method.boundaries else [])]
 
 
-def step_errors(steps: Mapping[str, Sequence[float]], x: Axis, texts: Sequence[str] = ()) -> Figure:
-    """One job's errors: of the states above, and of the network's output at each step below.
-
-    ``texts`` say which step comes next at each state.
-    """
-    states = (
-        ("accumulated", "accumulated", MAIN, False),
-        ("of it a shift of brightness", "shift", LIGHT, True),
-        ("injected by the step alone", "injected", SECOND, False),
-    )
-    state = Axis("mean squared difference of the state from full precision", "state, MSE", log=True)
-    output = Axis("relative squared error of the output, on states of full precision", "relative", log=True)
-    above = tuple(_step_line(name, steps[key], colour, dashed, texts) for name, key, colour, dashed in states)
-    below = _step_line("of the output, relative", steps["local"], THIRD, False, texts)
-    return Figure(
-        "Errors over the trajectory",
-        (Panel(above, x, state, height=1.4), Panel((below,), x, output, height=0.8)),
-        description="Accumulated, injected and local error over the network calls",
-    )
-
-
-def _step_line(name: str, errors: Sequence[float], colour: str, dashed: bool, texts: Sequence[str]) -> Line:
-    own, places = texts[: len(errors)], range(len(errors))
-    return Line(name, places, errors, colour, points=len(errors) <= 61, dashed=dashed, texts=own)
-
-
-def layer_errors(layers: Mapping[str, Any], times: Sequence[int]) -> Figure:
-    """Each quantized layer's relative error over the measured calls."""
-    marks = (" · skip" if skip else "" for skip in layers["skip"])
-    names = tuple(f"{name}{mark}" for name, mark in zip(layers["names"], marks, strict=True))
-    calls = Axis(
-        "timestep of the call, from noise to image", " ", names=tuple(f"t = {times[at]}" for at in layers["calls"])
-    )
-    heat = HeatMap(layers["error"], "relative squared error of the output", "error")
-    return Figure(
-        "Output error of every quantized layer",
-        (Panel((heat,), calls, Axis("", names=names)),),
-        description="Relative output error of every layer over the calls",
-    )
+STUDY = Study(pictures=error_figures)

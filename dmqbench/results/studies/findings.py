@@ -49,6 +49,13 @@ class StageFindings:
         """What is drawn of the first job that has it."""
         return self.figures
 
+    def boundaries(self, calls: int) -> list[int] | None:
+        """Return the states, of T+1 around T ``calls``, between groups of calls over which the stage calibrates.
+
+        None of a stage that calibrates single calls; empty where it was calibrated for another number of them.
+        """
+        return None
+
 
 F = TypeVar("F", bound=StageFindings)
 

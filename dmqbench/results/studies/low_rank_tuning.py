@@ -6,6 +6,7 @@ from typing import Any
 from dmqbench.results.figure import Axis, Figure, Line, Panel, Values, calls_axis
 from dmqbench.results.studies.colours import WHEN
 from dmqbench.results.studies.findings import Figures, StageFindings, numbers, whole, words
+from dmqbench.results.studies.study import of_stage
 
 Errors = dict[str, tuple[float, ...]]
 """Before and after."""
@@ -92,3 +93,6 @@ def tuning_errors(tuning: LowRankTuning) -> Figure:
         description="Held-out error of predictions, and of what was distilled, over the network calls, before and "
         "after tuning",
     )
+
+
+STUDY = of_stage(LowRankTuning)

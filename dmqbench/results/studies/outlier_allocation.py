@@ -5,9 +5,10 @@ from functools import cached_property
 from statistics import geometric_mean
 from typing import Any
 
-from dmqbench.results.figure import Axis, Bars, Figure, HeatMap, Line, Panel
+from dmqbench.results.figure import Axis, Bars, Figure, HeatMap, Line, Panel, joined
 from dmqbench.results.studies.colours import BIT_COLOURS, INK
 from dmqbench.results.studies.findings import Figures, StageFindings, number, numbers, whole, words
+from dmqbench.results.studies.study import of_stage
 
 TENTH_NAMES = ("none", "10 %", "20 %", "30 %", "40 %", "50 %")
 """How many of a layer's rows are promoted, by their tenths."""
@@ -89,10 +90,7 @@ class OutlierAllocation(StageFindings):
 
     @property
     def pictures(self) -> Figures:
-        first, *others = self.figures.values()
-        panels = first.panels + tuple(panel for other in others for panel in other.panels)
-        notes = first.notes + tuple(note for other in others for note in other.notes)
-        return {"bits": Figure(first.title, panels, notes, columns=len(panels))}
+        return {"bits": joined(self.figures.values(), columns=len(self.figures))}
 
 
 def _layer(found: Any) -> AllocatedLayer:
@@ -146,3 +144,6 @@ def candidate_errors(allocation: OutlierAllocation) -> Figure:
         ("dots: what was chosen",),
         description="Output error of every layer for every share of promoted rows, over that of equal bits",
     )
+
+
+STUDY = of_stage(OutlierAllocation)

@@ -1,12 +1,13 @@
 """What power-of-two scaling found: the exponents of every layer's channels, and how many samples agreed on them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-from dmqbench.results.figure import Axis, Bars, Figure, Line, Panel, calls_axis
+from dmqbench.results.figure import Axis, Bars, Figure, Line, Panel, calls_axis, joined
 from dmqbench.results.studies.colours import PALETTE, power_colour
 from dmqbench.results.studies.findings import Figures, StageFindings, number, numbers, whole, words
+from dmqbench.results.studies.study import of_stage
 
 SHOWN_LINES = 12
 """Layers whose agreement is drawn over each other."""
@@ -80,13 +81,7 @@ class PowerOfTwoScaling(StageFindings):
 
     @property
     def pictures(self) -> Figures:
-        if not self.layers:
-            return {}
-        first, *others = self.figures.values()
-        panels, notes = first.panels, first.notes
-        for other in others:
-            panels, notes = panels + other.panels, notes + other.notes
-        return {"votes": replace(first, panels=panels, notes=notes)}
+        return {"votes": joined(self.figures.values())} if self.layers else {}
 
 
 def _layer(name: str, found: Any, rows: int) -> VotedLayer:
@@ -131,6 +126,7 @@ def agreement(powers: PowerOfTwoScaling) -> Figure:
             powers.layers[name].agreement,
             PALETTE[number % len(PALETTE)],
             points=False,
+            dash=number // len(PALETTE),
             texts=[f"{name}, step {step}" for step in range(powers.rows)],
         )
         for number, name in enumerate(shown)
@@ -142,3 +138,6 @@ def agreement(powers: PowerOfTwoScaling) -> Figure:
         (f"the {len(shown)} of {count} layers that agree least",) if count > len(shown) else (),
         description="Mean share of agreeing samples of every layer over the steps",
     )
+
+
+STUDY = of_stage(PowerOfTwoScaling)

@@ -2,14 +2,15 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dmqbench.results.compare import Comparison, compare
 from dmqbench.results.figure import Axis, Bars, Figure, Panel
 from dmqbench.results.result import Result
 from dmqbench.results.studies.colours import VERDICTS
-from dmqbench.results.studies.dose_response import halves
 from dmqbench.results.studies.findings import Figures, FindingsReader
+from dmqbench.results.studies.settings import setting_of
+from dmqbench.results.studies.study import of_jobs
 from dmqbench.store.files import canonical_json
 
 BASELINE, METHOD = "efficient_dm", "mpq_dm"
@@ -46,14 +47,14 @@ class Ablation:
     baseline: Result
     metrics: tuple[str, ...]
     bars: tuple[Variant, ...]
-    left_out: int
+    left_out: int = 0
 
     @property
     def sentences(self) -> list[str]:
         """What is held equal, and what the bars are."""
         values = ", ".join(f"{name} {self.baseline.value(name):.4g}" for name in self.metrics)
-        said = [self.setting, f"over {BASELINE} ({values}), paired, 95 % intervals over samples of this calibration"]
-        return said + ([f"{self.left_out} more settings: --sweep chooses"] if self.left_out else [])
+        over = f"over {BASELINE} ({values}), paired, 95 % intervals over samples of this calibration"
+        return [self.setting, over, *([f"{self.left_out} more settings: --sweep chooses"] if self.left_out else [])]
 
 
 def precision_ablation(rows: Iterable[Result]) -> Ablation | None:
@@ -62,11 +63,9 @@ def precision_ablation(rows: Iterable[Result]) -> Ablation | None:
     for row in rows:
         if row.method in (BASELINE, METHOD) and row.value("psnr") is not None:
             groups[_setting(row)].append(row)
-    found = [one for members in groups.values() if (one := _ablation(members)) is not None]
-    if not found:
-        return None
-    best = max(found, key=lambda one: len(one.bars))
-    return Ablation(best.setting, best.baseline, best.metrics, best.bars, len(found) - 1)
+    ablations = [ablation for members in groups.values() if (ablation := _ablation(members)) is not None]
+    best = max(ablations, key=lambda ablation: len(ablation.bars), default=None)
+    return best and replace(best, left_out=len(ablations) - 1)
 
 
 def _ablation(rows: Iterable[Result]) -> Ablation | None:
@@ -83,10 +82,8 @@ def _ablation(rows: Iterable[Result]) -> Ablation | None:
         except ValueError:  # another protocol: nothing to subtract
             return None
     bars.sort(key=lambda bar: -(bar.row.value("psnr") or 0.0))
-    budget = baseline.budget_sizes["name"]
-    parts = (baseline.model, baseline.bits, f"ranges {baseline.ranges}", budget and f"budget {budget}")
-    setting = ", ".join(filter(None, (*parts, f"seed {baseline.seed}")))
-    return Ablation(setting, baseline, metrics, tuple(bars), 0)
+    setting = ", ".join(filter(None, setting_of(baseline).values()))
+    return Ablation(setting, baseline, metrics, tuple(bars))
 
 
 def _setting(row: Result) -> str:
@@ -96,39 +93,41 @@ def _setting(row: Result) -> str:
 
 def precision_figures(rows: Sequence[Result], reader: FindingsReader) -> Figures:
     """Return the figure ``precision`` where there are variants to compare."""
-    found = precision_ablation(rows)
-    return {} if found is None else {"precision": variants(found)}
+    ablation = precision_ablation(rows)
+    return {} if ablation is None else {"precision": variants(ablation)}
 
 
-def variants(found: Ablation) -> Figure:
+def variants(ablation: Ablation) -> Figure:
     """What every variant gains over the baseline, a panel per metric: paired differences with their intervals."""
-    y = Axis("", names=tuple(bar.name for bar in found.bars))
+    y = Axis("", names=tuple(bar.name for bar in ablation.bars))
     panels = tuple(
         Panel(
-            (_bars(found.bars, metric),),
+            (_bars(ablation.bars, metric),),
             Axis(f"{metric} over {BASELINE}\n{UNITS[metric]}", f"{metric}, {UNITS[metric]}", reference=0.0),
             y,
         )
-        for metric in found.metrics
+        for metric in ablation.metrics
     )
     return Figure(
         "Parts of MPQ-DM, against EfficientDM",
         panels,
-        (*found.sentences, "green: better, red: worse, grey: cannot tell"),
+        (*ablation.sentences, "green: better, red: worse, grey: cannot tell"),
         columns=len(panels),
         description="Paired difference of every variant of MPQ-DM to EfficientDM, by metric",
     )
 
 
 def _bars(bars: Sequence[Variant], metric: str) -> Bars:
-    compared = [bar.over_baseline[metric] for bar in bars]
+    comparisons = [bar.over_baseline[metric] for bar in bars]
     return Bars(
         "",
-        [one.difference for one in compared],
-        tuple(VERDICTS[one.verdict] for one in compared),
-        [halves(one)[0] for one in compared],
-        [halves(one)[1] for one in compared],
-        [one.sentence for one in compared],
-        "",
-        [bar.row.folder.name for bar in bars],
+        [comparison.difference for comparison in comparisons],
+        tuple(VERDICTS[comparison.verdict] for comparison in comparisons),
+        ends=[comparison.ci95 for comparison in comparisons],
+        texts=[comparison.sentence for comparison in comparisons],
+        precision="",
+        jobs=[bar.row.folder.name for bar in bars],
     )
+
+
+STUDY = of_jobs(precision_figures)

@@ -5,7 +5,7 @@ Imports no torch.
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from statistics import geometric_mean, mean
 from typing import Any, Literal
@@ -13,10 +13,10 @@ from typing import Any, Literal
 from dmqbench.config.checked_job import ABOUT_STAGE
 from dmqbench.config.limits import limits_of
 from dmqbench.results.compare import Comparison, compare
-from dmqbench.results.correlations import correlate, direction
+from dmqbench.results.correlations import correlate
 from dmqbench.results.result import Result
-from dmqbench.results.studies.dose_response import halves
 from dmqbench.results.studies.findings import FindingsReader
+from dmqbench.results.studies.settings import setting_of, told_apart
 from dmqbench.results.studies.trajectory_reconstruction import TrajectoryReconstruction
 from dmqbench.store.files import canonical_json
 
@@ -93,26 +93,21 @@ class Ablation:
         """Return a trial's PSNR over its un-tuned job's if all have one, else its PSNR, in dB."""
         return trial.over_untuned.difference if self.compared and trial.over_untuned else trial.value
 
-    def reach(self, trial: Trial) -> tuple[float | None, float | None]:
-        """Return how far the 95 % interval of the ``gain`` reaches below and above it."""
-        if self.compared and trial.over_untuned:
-            return halves(trial.over_untuned)
-        interval, value = trial.row.measurements[METRIC].ci95, trial.value
-        return (None, None) if interval is None or value is None else (value - interval[0], interval[1] - value)
+    def ends(self, trial: Trial) -> tuple[float, float] | None:
+        """Return the 95 % interval of the ``gain``."""
+        return trial.over_untuned.ci95 if self.compared and trial.over_untuned else trial.row.measurements[METRIC].ci95
 
     @property
     def sentences(self) -> list[str]:
         """What is held equal, how the gain goes with what is varied, and what the errors are."""
-        said = [self.setting]
-        for curve in self.curves:
-            found = self._followed(curve) if self.varied == "horizon" else _against_exact(curve)
-            if found:
-                said.append(f"{curve.name}: {found}" if curve.name else found)
-        said.append("end-state error: on validation trajectories, by which the best state was chosen; geometric mean")
-        if self.varied == "horizon":
-            said.append("errors of other horizons are errors after other numbers of calls")
-            said.append("at equal cost a longer horizon has fewer optimizer steps")
-        return said + ([f"{self.left_out} more curves: --sweep chooses"] if self.left_out else [])
+        by_horizon = self.varied == "horizon"
+        claims = [(curve.name, self._followed(curve) if by_horizon else _against_exact(curve)) for curve in self.curves]
+        notes = [self.setting, *(f"{name}: {claim}" if name else claim for name, claim in claims if claim)]
+        notes.append("end-state error: on validation trajectories, by which the best state was chosen; geometric mean")
+        if by_horizon:
+            notes.append("errors of other horizons are errors after other numbers of calls")
+            notes.append("at equal cost a longer horizon has fewer optimizer steps")
+        return notes + ([f"{self.left_out} more curves: --sweep chooses"] if self.left_out else [])
 
     def _followed(self, curve: Curve) -> str | None:
         """Whether PSNR goes with the logarithm of the horizon."""
@@ -121,9 +116,7 @@ class Ablation:
         found = correlate([place for place, _ in known], [gain for _, gain in known])
         if found is None:
             return None
-        pearson, _, ends = found
-        numbers = f"Pearson {pearson:.2f} [{ends.low:.2f}, {ends.high:.2f}], {len(known)} jobs"
-        return f"PSNR {direction(ends)} the horizon ({numbers})"
+        return f"PSNR {found.direction} the horizon ({found.text}, {len(known)} jobs)"
 
 
 def ablation(rows: Iterable[Result], reader: FindingsReader, varied: Varied) -> Ablation | None:
@@ -155,15 +148,6 @@ def ablation(rows: Iterable[Result], reader: FindingsReader, varied: Varied) -> 
     return Ablation(varied, setting, tuple(curves), len(several) - len(shown))
 
 
-def told_apart(parts: Sequence[Mapping[str, str]]) -> tuple[dict[str, str], list[str]]:
-    """Return what all of ``parts``, of which there is one at least, have in common, and of each in words what sets it
-    apart."""
-    keys = dict.fromkeys(key for part in parts for key in part)
-    varying = [key for key in keys if len({part.get(key) for part in parts}) > 1]
-    shared = {key: parts[0][key] for key in keys if key not in varying}
-    return shared, [", ".join(part[key] for key in varying if part.get(key)) for part in parts]
-
-
 def _order(place: int | str) -> tuple[int, str]:
     if isinstance(place, int):
         return place, ""
@@ -181,16 +165,9 @@ def _settings(row: Result) -> tuple[str, Mapping[str, Any] | None]:
 
 
 def _parts(row: Result, found: TrajectoryReconstruction, held: str) -> dict[str, str]:
-    own, budget = row.stage_settings(TRAJECTORY), row.budget_sizes["name"]
-    parts = {
-        "model": row.model,
-        "bits": row.bits,
-        "ranges": f"ranges {row.ranges}" if row.ranges else "",
-        "budget": f"budget {budget}" if budget else "",
-        "seed": f"seed {row.seed}",
-        held: f"{held} {getattr(found, held)}",
-    }
-    return parts | {key: f"{key} {value}" for key, value in own.items() if key not in (*VARIED, *ABOUT_STAGE)}
+    own = {key: value for key, value in row.stage_settings(TRAJECTORY).items() if key not in (*VARIED, *ABOUT_STAGE)}
+    own = {held: getattr(found, held), **own}
+    return setting_of(row) | {key: f"{key} {value}" for key, value in own.items()}
 
 
 def _trial(row: Result, found: TrajectoryReconstruction, place: int | str, untuned: Result | None) -> Trial:

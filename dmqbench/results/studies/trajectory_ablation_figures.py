@@ -6,6 +6,7 @@ from dmqbench.results.figure import Axis, Figure, Line, Panel, ratio_axis
 from dmqbench.results.result import Result
 from dmqbench.results.studies.colours import PALETTE
 from dmqbench.results.studies.findings import Figures, FindingsReader
+from dmqbench.results.studies.study import Study
 from dmqbench.results.studies.trajectory_ablation import VARIED, Ablation, Trial, ablation
 
 VARIED_TITLES = {"horizon": "calls that the model runs by itself (horizon)", "gradient": "gradient"}
@@ -38,7 +39,7 @@ def curves_of(found: Ablation) -> Figure:
     norm = ratio_axis("gradient: norm over the exact one's", "ratio of norms", [trial.ratio for trial in trials])
     cosine = Axis("gradient: cosine with the exact one", "cosine")
     panels = (
-        Panel(_lines(found, found.gain, found.reach), x, gain, f"by {found.varied}", height=1.3),
+        Panel(_lines(found, found.gain, found.ends), x, gain, f"by {found.varied}", height=1.3),
         Panel(_lines(found, lambda trial: trial.error), x, error),
         Panel(_lines(found, lambda trial: trial.cosine), x, cosine, height=0.9),
         Panel(_lines(found, lambda trial: trial.ratio), x, norm, height=0.8),
@@ -55,29 +56,28 @@ def curves_of(found: Ablation) -> Figure:
 def _lines(
     found: Ablation,
     value: Callable[[Trial], float | None],
-    reach: Callable[[Trial], tuple[float | None, float | None]] | None = None,
+    ends: Callable[[Trial], tuple[float, float] | None] | None = None,
 ) -> tuple[Line, ...]:
     """One line per curve; it has a name where there are several."""
-    lines = []
-    for number, curve in enumerate(found.curves):
-        ends = [reach(trial) for trial in curve.trials] if reach else []
-        lines.append(
-            Line(
-                curve.name if len(found.curves) > 1 else "",
-                [found.places.index(trial.place) for trial in curve.trials],
-                [value(trial) for trial in curve.trials],
-                PALETTE[number],
-                joined=found.varied == "horizon",
-                symbol=number,
-                below=[below for below, _ in ends],
-                above=[above for _, above in ends],
-                texts=[_sentence(trial) for trial in curve.trials],
-                precision=".4g",
-                jobs=[trial.row.folder.name for trial in curve.trials],
-            )
+    return tuple(
+        Line(
+            curve.name if len(found.curves) > 1 else "",
+            [found.places.index(trial.place) for trial in curve.trials],
+            [value(trial) for trial in curve.trials],
+            PALETTE[number],
+            joined=found.varied == "horizon",
+            symbol=number,
+            ends=[ends(trial) for trial in curve.trials] if ends else (),
+            texts=[_sentence(trial) for trial in curve.trials],
+            precision=".4g",
+            jobs=[trial.row.folder.name for trial in curve.trials],
         )
-    return tuple(lines)
+        for number, curve in enumerate(found.curves)
+    )
 
 
 def _sentence(trial: Trial) -> str:
     return trial.over_untuned.sentence if trial.over_untuned else f"{trial.row.label} {trial.row.bits}"
+
+
+STUDY = Study(ablation_figures, ablation_pictures)

@@ -4,9 +4,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dmqbench.results.figure import Axis, Figure, Line, Panel, calls_axis, ratio_axis
+from dmqbench.results.figure import Axis, Figure, Line, Panel, Values, calls_axis, ratio_axis, segments
 from dmqbench.results.studies.colours import MAIN, SECOND, WHEN
 from dmqbench.results.studies.findings import Figures, StageFindings, numbers, whole, words
+from dmqbench.results.studies.study import of_stage
 
 _LARGEST_COSINE = 1 + 1e-6
 """One, and what rounding adds."""
@@ -58,11 +59,7 @@ class TrajectoryReconstruction(StageFindings):
             "after": [error for span in self.spans for error in span.error_after],
         }
 
-    def boundaries(self, calls: int) -> list[int]:
-        """Return the places of the states at which a group begins or ends, of T+1 around T ``calls`` of the network.
-
-        There are none where it was calibrated for another number of calls.
-        """
+    def boundaries(self, calls: int) -> list[int] | None:
         groups = self.groups
         return [*(group.start for group in groups), calls] if groups[-1].stop == calls else []
 
@@ -126,12 +123,10 @@ def gradient_agreement(found: TrajectoryReconstruction) -> Figure:
     )
 
 
-def _over_calls(groups: Sequence[range], values: Sequence[float | None], name: str, colour: str) -> Line:
+def _over_calls(groups: Sequence[range], values: Values, name: str, colour: str) -> Line:
     """A value per group, drawn from the state before its first call to that after its last."""
-    ends = [
-        end
-        for group, value in zip(groups, values, strict=True)
-        for end in ((group.start, value), (group.stop, value), (None, None))
-    ]
-    texts = [f"calls {group.start} to {group.stop - 1}" for group in groups for _ in range(3)]
-    return Line(name, [x for x, _ in ends], [y for _, y in ends], colour, texts=texts)
+    texts = [f"calls {group.start} to {group.stop - 1}" for group in groups]
+    return segments([(group.start, group.stop) for group in groups], values, name, colour, texts)
+
+
+STUDY = of_stage(TrajectoryReconstruction)

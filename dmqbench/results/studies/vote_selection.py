@@ -17,6 +17,7 @@ from dmqbench.results.result import Result
 from dmqbench.results.studies.colours import PALETTE
 from dmqbench.results.studies.findings import Figures, FindingsReader
 from dmqbench.results.studies.power_of_two_scaling import PowerOfTwoScaling
+from dmqbench.results.studies.study import of_jobs
 from dmqbench.store.files import canonical_json
 
 _SHARED = (
@@ -144,3 +145,6 @@ def samples_against_votes(curves: SelectionCurves) -> Figure:
         tuple(curves.sentences),
         description="Held-out error against the number of calibration samples, by vote and by squared error",
     )
+
+
+STUDY = of_jobs(sample_figures)

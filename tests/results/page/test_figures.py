@@ -7,23 +7,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dmqbench.results.correlations import ProxyCorrelation, ProxyPoint, correlations
-from dmqbench.results.page.axes import plain
+from dmqbench.results.diagnosis_figures import diagnosis_figures
 from dmqbench.results.page.figures import (
-    AXES,
+    COSTS,
     MAX_LINES,
     colours,
-    correlation_text,
     frontier,
     proxy_scatter,
     trade_off,
     trajectories,
 )
-from dmqbench.results.page.jobs import diagnosis_figures
-from dmqbench.results.page.render import render
+from dmqbench.results.page.render import plain, render
 from dmqbench.results.record import Cost
 from dmqbench.results.tables import Table, comparable_tables
 
-SIZE, BOPS = AXES
+SIZE, BOPS = COSTS
 POINTS = st.lists(st.tuples(st.integers(0, 6).map(float), st.integers(0, 6).map(float)), max_size=12)
 
 
@@ -53,7 +51,7 @@ def table(tmp_path):
 
 
 def test_a_trade_off_has_every_job_with_its_interval_and_the_frontier(table):
-    figure = trade_off(table, "psnr", SIZE, colours([table]))
+    figure = render(trade_off(table, "psnr", SIZE, colours([table])))
     line, *methods = figure["data"]
     assert (line["x"], line["y"]) == ([1.0, 2.0], [33.0, 53.0])
     points = {trace["name"]: list(zip(trace["x"], trace["y"], strict=True)) for trace in methods}
@@ -66,18 +64,18 @@ def test_a_trade_off_has_every_job_with_its_interval_and_the_frontier(table):
 
 
 def test_distances_that_span_orders_are_on_a_logarithmic_axis(table):
-    assert trade_off(table, "fd_digits", BOPS, {})["layout"]["yaxis"]["type"] == "log"
-    assert "type" not in trade_off(table, "psnr", BOPS, {})["layout"]["yaxis"]
+    assert render(trade_off(table, "fd_digits", BOPS, {}))["layout"]["yaxis"]["type"] == "log"
+    assert "type" not in render(trade_off(table, "psnr", BOPS, {}))["layout"]["yaxis"]
 
 
 def test_a_row_of_unknown_cost_is_named_and_not_drawn(table):
     first = replace(table.rows[0], cost=Cost())
-    assert trade_off(Table((first, *table.rows[1:])), "fd_digits", SIZE, {})["note"]
+    assert trade_off(Table((first, *table.rows[1:])), "fd_digits", SIZE, {}).notes
 
 
 def test_trajectories_are_bounded_and_leave_zeros_out(table):
     jobs = [(row, diagnosis()) for row in table.rows] * 10
-    figure = trajectories(jobs, colours([table]), {})
+    figure = render(trajectories(jobs, colours([table]), {}))
     lines = [trace for trace in figure["data"] if "customdata" in trace]
     assert len(lines) == MAX_LINES and str(len(jobs)) in figure["note"]
     assert lines[0]["y"][0] is None and all(value > 0 for value in lines[0]["y"][1:])
@@ -86,12 +84,15 @@ def test_trajectories_are_bounded_and_leave_zeros_out(table):
 
 def test_boundaries_between_groups_of_calls_are_dots_on_their_line(table):
     jobs = [(row, diagnosis()) for row in table.rows[:3]]
-    figure = trajectories(jobs, colours([table]), {table.rows[1].folder.name: [0, 2, 4], table.rows[2].folder.name: []})
-    plain, marked, unknown = (trace for trace in figure["data"] if "customdata" in trace)
-    assert (plain["mode"], marked["mode"], unknown["mode"]) == ("lines", "lines+markers", "lines")
-    assert [place for place, size in enumerate(marked["marker"]["size"]) if size] == [0, 2, 4]
+    boundaries = {table.rows[1].folder.name: [0, 2, 4], table.rows[2].folder.name: []}
+    figure = render(trajectories(jobs, colours([table]), boundaries))
+    traces = [trace for trace in figure["data"] if "customdata" in trace]
+    assert [trace["mode"] for trace in traces] == ["lines", "lines", "markers", "lines"]
+    _, line, dots, _ = traces
+    assert dots["x"] == [0, 2, 4] and dots["y"] == [line["y"][place] for place in (0, 2, 4)]
+    assert set(dots["customdata"]) == set(line["customdata"]) and dots["line"]["color"] == line["line"]["color"]
     assert "validation trajectories" in figure["note"]
-    assert trajectories(jobs, colours([table]), {})["note"] == ""
+    assert trajectories(jobs, colours([table]), {}).notes == ()
 
 
 def test_steps_show_four_errors(table):
@@ -113,14 +114,14 @@ def test_proxies_come_with_their_correlation(tmp_path):
     for number, scale in enumerate((1e-5, 1e-4, 1e-3, 1e-2, 3e-2)):
         bench.job("rtn", f"w{8 - number}a8", 50 - 8 * number, diagnosis=diagnosis(scale))
     found = correlations(bench.results())[0]
-    figure = proxy_scatter(found, {})
+    figure = render(proxy_scatter(found, {}))
     assert len(figure["data"][0]["x"]) == 5
     assert figure["note"].startswith("Pearson -0.9") and "over 5 jobs: falls" in figure["note"]
 
 
 def test_too_few_jobs_do_not_correlate():
-    found = ProxyCorrelation("layer_error", "psnr", None, None, None, (ProxyPoint("rtn w4a6", -2.0, 30.0),), {})
-    assert correlation_text(found) == "1 jobs: too few, or too equal, to correlate"
+    found = ProxyCorrelation("layer_error", "psnr", None, (ProxyPoint("rtn", "w4a6", -2.0, 30.0),))
+    assert found.sentence == "1 jobs: too few, or too equal, to correlate"
 
 
 @given(st.text(max_size=20))

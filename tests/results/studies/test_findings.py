@@ -20,7 +20,7 @@ from handmade_findings import (
 )
 
 import dmqbench
-from dmqbench.results.studies import STUDIES
+from dmqbench.results.studies import stage_findings
 from dmqbench.results.studies.equivalent_scaling import EquivalentScaling, falling
 from dmqbench.results.studies.findings import FindingsReader
 from dmqbench.results.studies.low_rank_tuning import LowRankTuning
@@ -28,7 +28,7 @@ from dmqbench.results.studies.outlier_allocation import OutlierAllocation, candi
 from dmqbench.results.studies.power_of_two_scaling import PowerOfTwoScaling, VotedLayer, power_name
 from dmqbench.results.studies.trajectory_reconstruction import TrajectoryReconstruction
 
-KINDS = {study.findings.stage: study.findings for study in STUDIES if study.findings is not None}
+KINDS = {kind.stage: kind for kind in stage_findings()}
 
 
 @pytest.fixture

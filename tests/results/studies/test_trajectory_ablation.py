@@ -10,7 +10,8 @@ from scipy import stats
 from dmqbench.config.compose import compose
 from dmqbench.config.job import make_job
 from dmqbench.results.studies.findings import FindingsReader
-from dmqbench.results.studies.trajectory_ablation import GRADIENTS, MAX_CURVES, Ablation, ablation, told_apart
+from dmqbench.results.studies.settings import told_apart
+from dmqbench.results.studies.trajectory_ablation import GRADIENTS, MAX_CURVES, Ablation, ablation
 
 
 @pytest.fixture
@@ -44,7 +45,9 @@ def test_jobs_that_differ_in_the_horizon_alone_are_one_curve(bench):
     assert [one.gain(trial) for trial in curve.trials] == pytest.approx([1.0, 1.5, 3.0])
     assert [trial.cosine for trial in curve.trials] == pytest.approx([1.0, 0.5, 0.1])
     assert [trial.ratio for trial in curve.trials] == pytest.approx([1.0, 2.0, 10.0])
-    assert all(reach == pytest.approx((0, 0), abs=1e-9) for reach in map(one.reach, curve.trials)), "equal per image"
+    assert [one.ends(trial) for trial in curve.trials] == [
+        pytest.approx((gain, gain), abs=1e-9) for gain in (1.0, 1.5, 3.0)
+    ], "equal per image"
     assert found(bench, "gradient") is None
 
 
@@ -68,9 +71,9 @@ def test_gradients_stand_in_their_order_and_the_paper_s_is_compared_with_the_exa
     one = by_gradient(bench)
     assert one.places == ["independent", "replayed", "identity", "linear"]
     assert list(one.places) == [name for name in GRADIENTS if name in one.places]
-    assert not one.compared and one.gain(one.curves[0].trials[0]) == pytest.approx(30.1, abs=0.05), "PSNR itself"
-    below, above = one.reach(one.curves[0].trials[0])
-    assert (below, above) == pytest.approx((0.1, 0.1)), "the interval of the result"
+    first = one.curves[0].trials[0]
+    assert not one.compared and one.gain(first) == first.value == pytest.approx(30.1, abs=0.05), "PSNR itself"
+    assert one.ends(first) == pytest.approx((first.value - 0.1, first.value + 0.1)), "the interval of the result"
     [said] = [sentence for sentence in one.sentences if "identity against replayed" in sentence]
     assert "-0.5" in said and said.endswith("worse")
     assert found(bench, "horizon") is None
