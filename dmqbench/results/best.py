@@ -1,4 +1,4 @@
-"""Which rows of a table are best in a metric, as far as the data tell. Imports no torch."""
+"""Which rows of a table are best in a metric, as far as the data tell."""
 
 from collections import defaultdict
 from collections.abc import Mapping
@@ -22,8 +22,8 @@ def best_of(table: Table) -> Best:
 def _best(table: Table, metric: str) -> frozenset[int]:
     rivals: dict[tuple[str, int], list[int]] = defaultdict(list)
     for place, row in enumerate(table.rows):
-        found = row.measurements.get(metric)
-        if not row.foreign and found is not None and found.score is not None:
+        measurement = row.measurements.get(metric)
+        if not row.foreign and measurement is not None and measurement.score is not None:
             rivals[row.bits, row.seed].append(place)
     chosen: set[int] = set()
     for places in (places for places in rivals.values() if len(places) > 1):
@@ -35,8 +35,8 @@ def _best(table: Table, metric: str) -> frozenset[int]:
 
 def _cannot_tell(row: Result, best: Result, metric: str) -> bool:
     """Whether the data leave open which is better: by their difference, or by the row's own interval if that is all."""
-    found = compare(row, best, metric)
-    if found.ci95 is not None or found.difference is None:
-        return found.verdict == "cannot tell"
+    comparison = compare(row, best, metric)
+    if comparison.ci95 is not None or comparison.difference is None:
+        return comparison.verdict == "cannot tell"
     interval, value = row.measurements[metric].ci95, best.value(metric)
     return interval is not None and value is not None and interval[0] <= value <= interval[1]

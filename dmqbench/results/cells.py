@@ -1,4 +1,4 @@
-"""Numbers and words as they stand in a cell of a table. Imports no torch."""
+"""Numbers and words as they stand in a cell of a table."""
 
 from typing import Any
 
@@ -24,9 +24,9 @@ def number_text(value: float, digits: int) -> str:
     return f"{float(rounded):.{max(0, digits - 1 - power)}f}"
 
 
-def value_text(found: Measurement, compact: bool, with_interval: bool) -> str:
+def value_text(measurement: Measurement, compact: bool, with_interval: bool) -> str:
     """Return a value, and half of its interval, or the interval where that lies off it."""
-    value, interval = found.value, found.ci95
+    value, interval = measurement.value, measurement.ci95
     if value is None:
         return "identical"
     text = number_text(value, 3 if compact else 4)
@@ -48,11 +48,11 @@ def floor_text(floor: Floor | None, compact: bool) -> str:
     return number_text(floor.value, short if compact else 4)
 
 
-def spread_text(found: Spread | None, compact: bool) -> str:
-    if found is None:
+def spread_text(spread: Spread | None, compact: bool) -> str:
+    if spread is None:
         return "–"
-    text = number_text(found.mean, 3 if compact else 4)
-    return f"{text}±{number_text(found.half, 1 if compact else 2)}" if found.half else text
+    text = number_text(spread.mean, 3 if compact else 4)
+    return f"{text}±{number_text(spread.half, 1 if compact else 2)}" if spread.half else text
 
 
 def size_text(mib: float | None, compact: bool) -> str:

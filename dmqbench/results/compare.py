@@ -1,8 +1,8 @@
-"""Which of two results is better, or that it cannot be told with this n. Imports no torch."""
+"""Which of two results is better, or that it cannot be told with this n."""
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from dmqbench.config.names import UNKNOWN
@@ -55,30 +55,30 @@ def compare(a: Result, b: Result, metric: str) -> Comparison:
     both on the same evaluation seeds. ``ValueError``, one line, if either lacks the metric or the protocols differ.
     An entry that is unknown of foreign samples does not count as a difference; the reason names it.
     """
-    ours, theirs = measured(a, metric), measured(b, metric)
+    first, second = measured(a, metric), measured(b, metric)
     unknown = _unknown_entries(a, b, metric)
-    found, reason = _judged(a, b, metric)
+    difference, reason = _judged(a, b, metric)
     if unknown:
         reason = "; ".join(filter(None, [reason, f"not all of the protocol is known ({', '.join(unknown)})"]))
-    label_a, label_b = _labels(a, b)
-    return Comparison(metric, label_a, label_b, min(ours.n, theirs.n), found.mean, found.ci95, found.verdict, reason)
+    mean, ends, verdict = difference.mean, difference.ci95, difference.verdict
+    return Comparison(metric, *_labels(a, b), min(first.n, second.n), mean, ends, verdict, reason)
 
 
 def _judged(a: Result, b: Result, metric: str) -> tuple[Difference, str | None]:
-    ours, theirs = measured(a, metric), measured(b, metric)
-    if ours.exact and theirs.exact:
+    first, second = measured(a, metric), measured(b, metric)
+    if first.exact and second.exact:
         return Difference(None, None, 0, 0, "cannot tell"), "both are identical to the reference"
-    if ours.exact:
+    if first.exact:
         return Difference(None, None, 0, 0, "better"), "the first is identical to the reference"
-    if theirs.exact:
+    if second.exact:
         return Difference(None, None, 0, 0, "worse"), "the second is identical to the reference"
     difference, reason = _difference(a, b, metric)
-    if reason is None and ours.higher_is_better is None:
+    if reason is None and first.higher_is_better is None:
         reason = "which direction is better is not recorded"
-    if reason is None and is_paired(metric) and _at_floor(ours) and _at_floor(theirs):
+    if reason is None and is_paired(metric) and _at_floor(first) and _at_floor(second):
         reason = "both at the numerical floor"
     if reason is not None:
-        return Difference(difference.mean, difference.ci95, difference.n, difference.left_out, "cannot tell"), reason
+        return replace(difference, verdict="cannot tell"), reason
     if difference.mean == 0 and difference.ci95 == (0, 0):
         return difference, "identical"
     if difference.left_out:
@@ -88,14 +88,14 @@ def _judged(a: Result, b: Result, metric: str) -> tuple[Difference, str | None]:
 
 def _difference(a: Result, b: Result, metric: str) -> tuple[Difference, str | None]:
     """Return the difference, with its interval where the results hold what gives one, else with the reason."""
-    ours, theirs = measured(a, metric), measured(b, metric)
-    assert ours.value is not None and theirs.value is not None  # only exact results have none
-    higher = bool(ours.higher_is_better)
-    bare = Difference(ours.value - theirs.value, None, ours.n, 0, "cannot tell")
+    first, second = measured(a, metric), measured(b, metric)
+    assert first.value is not None and second.value is not None  # only exact results have none
+    higher = bool(first.higher_is_better)
+    bare = Difference(first.value - second.value, None, first.n, 0, "cannot tell")
     values = [result.per_image.get(metric, []) for result in (a, b)]
-    if all(len(one) == found.n for one, found in zip(values, (ours, theirs), strict=True)):
+    if all(len(own) == measurement.n for own, measurement in zip(values, (first, second), strict=True)):
         return paired_difference(*values, higher_is_better=higher), None
-    sets = [_replicated(found) for found in (ours, theirs)]
+    sets = [_replicated(measurement) for measurement in (first, second)]
     if sets[0] is None or sets[1] is None:
         kept = "values per image" if is_paired(metric) else "values without each group of samples"
         return bare, f"the {kept} are not kept"
@@ -104,34 +104,33 @@ def _difference(a: Result, b: Result, metric: str) -> tuple[Difference, str | No
     return replicate_difference(sets[0], sets[1], higher_is_better=higher), None
 
 
-def _replicated(found: Measurement) -> Replicated | None:
-    extra = found.extra
-    if "replicates" not in extra or found.value is None:
+def _replicated(measurement: Measurement) -> Replicated | None:
+    extra = measurement.extra
+    if "replicates" not in extra or measurement.value is None:
         return None
-    return Replicated(found.value, found.n, tuple(extra["replicates"]), tuple(extra.get("pairs", ())))
+    return Replicated(measurement.value, measurement.n, tuple(extra["replicates"]), tuple(extra.get("pairs", ())))
 
 
 def _with_identical_pairs(
-    difference: Difference, ours: Sequence[float | None], theirs: Sequence[float | None]
+    difference: Difference, first: Sequence[float | None], second: Sequence[float | None]
 ) -> tuple[Difference, str | None]:
     """Pairs in which one side equals the reference have no number, yet they speak for that side."""
-    alone = [(x is None) - (y is None) for x, y in zip(ours, theirs, strict=True)]
-    for_us, for_them = alone.count(1), alone.count(-1)
+    alone = [(x is None) - (y is None) for x, y in zip(first, second, strict=True)]
+    for_first, for_second = alone.count(1), alone.count(-1)
     left_out = f"{difference.left_out} pairs left out: identical to the reference in one or both"
-    favoured = {"better": for_us - for_them, "worse": for_them - for_us, "cannot tell": 0}[difference.verdict]
+    favoured = {"better": for_first - for_second, "worse": for_second - for_first, "cannot tell": 0}[difference.verdict]
     if favoured < 0:
-        contradicted = Difference(difference.mean, difference.ci95, difference.n, difference.left_out, "cannot tell")
-        return contradicted, f"{left_out}, which speak against the others"
+        return replace(difference, verdict="cannot tell"), f"{left_out}, which speak against the others"
     return difference, left_out
 
 
-def _at_floor(found: Measurement) -> bool:
+def _at_floor(measurement: Measurement) -> bool:
     """Whether the value is no worse than the floor, or within the floor's interval."""
-    floor = found.floor
-    if floor is None or floor.kind != "numerical" or floor.value is None or found.value is None:
+    floor = measurement.floor
+    if floor is None or floor.kind != "numerical" or floor.value is None or measurement.value is None:
         return False
     ends = floor.ci95 or (floor.value,)
-    return found.value >= min(ends) if found.higher_is_better else found.value <= max(ends)
+    return measurement.value >= min(ends) if measurement.higher_is_better else measurement.value <= max(ends)
 
 
 def measured(result: Result, metric: str) -> Measurement:
@@ -147,14 +146,14 @@ def _unknown_entries(a: Result, b: Result, metric: str) -> tuple[str, ...]:
     """
     if a.model != b.model:
         raise ValueError(f"{metric}: results of different models do not compare (model: {a.model} | {b.model})")
-    ours, theirs = (measured(result, metric).protocol for result in (a, b))
+    first, second = (measured(result, metric).protocol for result in (a, b))
     absent = ("scope", "engine") if a.full_precision or b.full_precision else ()
-    unknown = tuple(dict.fromkeys((*unknown_entries(ours), *unknown_entries(theirs))))
-    if agree(ours, theirs, absent):
+    unknown = tuple(dict.fromkeys((*unknown_entries(first), *unknown_entries(second))))
+    if agree(first, second, absent):
         return unknown
-    differing = {key: seen for key, seen in differing_entries((ours, theirs)).items() if key not in (*absent, *unknown)}
-    shown = "; ".join(f"{key}: {' | '.join(seen)}" for key, seen in differing.items())
-    part = shown or "in a part that only the hash shows"
+    differing = differing_entries((first, second)).items()
+    entries = "; ".join(f"{key}: {' | '.join(seen)}" for key, seen in differing if key not in (*absent, *unknown))
+    part = entries or "in a part that only the hash shows"
     raise ValueError(f"{metric}: values of different protocols do not compare ({part})")
 
 
@@ -172,14 +171,15 @@ def _labels(a: Result, b: Result) -> tuple[str, str]:
     return names[0], names[1]
 
 
-def sentence_of(found: "Comparison | SeedComparison", over: str) -> str:
-    if found.verdict == "cannot tell":
-        claim = f"cannot tell {found.a} from {found.b} in {found.metric} with {over}"
+def sentence_of(comparison: "Comparison | SeedComparison", over: str) -> str:
+    if comparison.verdict == "cannot tell":
+        claim = f"cannot tell {comparison.a} from {comparison.b} in {comparison.metric} with {over}"
     else:
-        claim = f"{found.a} {found.verdict} than {found.b} in {found.metric}"
-    number = None if found.difference is None else _number(found.difference, found.ci95, UNITS.get(found.metric))
-    told = over if found.verdict != "cannot tell" else None
-    return f"{claim}: {', '.join(part for part in (number, told, found.reason) if part)}"
+        claim = f"{comparison.a} {comparison.verdict} than {comparison.b} in {comparison.metric}"
+    value, unit = comparison.difference, UNITS.get(comparison.metric)
+    number = None if value is None else _number(value, comparison.ci95, unit)
+    told = over if comparison.verdict != "cannot tell" else None
+    return f"{claim}: {', '.join(part for part in (number, told, comparison.reason) if part)}"
 
 
 def _number(value: float, interval: Interval | None, unit: str | None) -> str:
@@ -187,7 +187,7 @@ def _number(value: float, interval: Interval | None, unit: str | None) -> str:
     ends = interval or Interval(value, value)
     scales = [abs(number) for number in ((ends.high - ends.low) / 2, *ends, value) if number]
     decimals = max(0, -math.floor(math.log10(min(scales)))) if scales else 0
-    shown = [f"{number:.{min(decimals, 12)}f}" for number in (value, *ends)]
+    texts = [f"{number:.{min(decimals, 12)}f}" for number in (value, *ends)]
     sign = "+" if value > 0 else ""
-    bracket = f" [{shown[1]}, {shown[2]}]" if interval else ""
-    return f"{sign}{shown[0]}{f' {unit}' if unit else ''}{bracket}"
+    bracket = f" [{texts[1]}, {texts[2]}]" if interval else ""
+    return f"{sign}{texts[0]}{f' {unit}' if unit else ''}{bracket}"

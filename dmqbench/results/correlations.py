@@ -1,4 +1,4 @@
-"""Do cheap errors predict sample quality? Correlations over the jobs of one table. Imports no torch."""
+"""Do cheap errors predict sample quality? Correlations over the jobs of one table."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping

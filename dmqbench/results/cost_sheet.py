@@ -1,4 +1,4 @@
-"""What calibration took, job by job: network calls, seconds, memory. Imports no torch."""
+"""What calibration took, job by job: network calls, seconds, memory."""
 
 from collections.abc import Callable, Iterator
 from typing import Any

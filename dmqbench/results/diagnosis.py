@@ -14,11 +14,11 @@ Diagnosis = Mapping[str, Any]
 def diagnosis_of(row: Result) -> Diagnosis | str:
     """Return the diagnosis beside a result, or one line that says why there is none."""
     try:
-        found = load_diagnosis(row.folder)
-        if found is None:
+        diagnosis = load_diagnosis(row.folder)
+        if diagnosis is None:
             return f"no diagnosis: {printable(row.undiagnosed or 'this job was run without one')}"
-        _check(found)
-        return found
+        _check(diagnosis)
+        return diagnosis
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"no diagnosis: the file is damaged ({type(error).__name__}: {error})"
 
@@ -59,15 +59,15 @@ def load_diagnosis(folder: Path) -> dict[str, Any] | None:
     path = folder / DIAGNOSIS
     if not path.exists():
         return None
-    found = load_json(path)
-    if not isinstance(found, dict) or "version" not in found:
+    diagnosis = load_json(path)
+    if not isinstance(diagnosis, dict) or "version" not in diagnosis:
         raise ValueError(f"{path} is not a diagnosis")
-    if found["version"] != DIAGNOSIS_VERSION:
+    if diagnosis["version"] != DIAGNOSIS_VERSION:
         return None
-    absent = [key for key in ("timesteps", "steps", "layers", "proxies") if key not in found]
-    if absent or not isinstance(found["proxies"], dict):
+    absent = [key for key in ("timesteps", "steps", "layers", "proxies") if key not in diagnosis]
+    if absent or not isinstance(diagnosis["proxies"], dict):
         raise ValueError(f"{path} lacks {', '.join(absent or ['proxies'])}")
-    return found
+    return diagnosis
 
 
 def sound_diagnosis(folder: Path) -> dict[str, Any] | None:

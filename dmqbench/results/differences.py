@@ -1,4 +1,4 @@
-"""What every method changes against one of them, with verdicts. Imports no torch."""
+"""What every method changes against one of them, with verdicts."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -76,13 +76,13 @@ def baselines(table: Table) -> list[str]:
 
 def difference_sheet(table: Table, against: str) -> Sheet | None:
     """Return one line per row and metric; ``None`` where nothing compares with ``against``."""
-    found = contrasts(table, against)
-    if not found:
+    compared = contrasts(table, against)
+    if not compared:
         return None
     varying = len({row.ranges for row in table.rows if not row.full_precision}) > 1
     words = ("method", "bits", *(("ranges",) if varying else ()), "seed", "metric")
     lines, previous = [], None
-    for contrast in found:
+    for contrast in compared:
         row = contrast.row
         cells = [printable(row.label), bits_text(row), *((printable(row.ranges or "–"),) if varying else ())]
         cells += [
@@ -115,11 +115,11 @@ def _over_seeds(pairs: Iterable[tuple[Result, Result]]) -> Iterator[Contrast]:
     for row, partner in pairs:
         groups[same_but_seed(row), same_but_seed(partner)].setdefault(row.seed, (row, partner))
     for members in (list(group.values()) for group in groups.values() if len(group) > 1):
-        ours = [row for row, _ in members]
-        theirs = list({id(partner): partner for _, partner in members}.values())
+        firsts = [row for row, _ in members]
+        seconds = list({id(partner): partner for _, partner in members}.values())
         metrics = [metric for metric in _shared(*members[0]) if all(metric in _shared(*pair) for pair in members)]
         for metric in metrics:
-            yield Contrast(ours[0], metric, f"{len(ours)} seeds", over_seeds(ours, theirs, metric))
+            yield Contrast(firsts[0], metric, f"{len(firsts)} seeds", over_seeds(firsts, seconds, metric))
 
 
 def _partner(row: Result, candidates: Iterable[Result]) -> Result | None:

@@ -63,7 +63,7 @@ def as_json(results: Iterable[Result], against: str | None = None) -> str:
     keys = ("job_id", "method", "dataset", "bits", "declared", "scope", "ranges", "seed")
     rows = []
     for number, table in enumerate(comparable_tables(results)):
-        found = _contrasts_by_row(table, against)
+        by_row = _contrasts_by_row(table, against)
         for result in table.rows:
             row = {"table": number, "label": result.label, "embedded": result.embedded, "size_mib": result.size_mib}
             content: dict[str, Any] = dict.fromkeys(keys) | result.to_json()
@@ -72,8 +72,8 @@ def as_json(results: Iterable[Result], against: str | None = None) -> str:
             row |= {"metrics": {name: content["metrics"][name] for name in result.measurements}}
             row |= {key: content[key] for key in ("unavailable", "cost", "timing")}
             row |= {"calibration": [part.to_json() for part in result.calibration]}
-            if id(result) in found:
-                row["against"] = {"method": against, "differences": [_as_object(one) for one in found[id(result)]]}
+            if id(result) in by_row:
+                row["against"] = {"method": against, "differences": list(map(_as_object, by_row[id(result)]))}
             rows.append(row)
     return json.dumps(rows, indent=1, allow_nan=False) + "\n"
 
@@ -82,8 +82,8 @@ def as_csv(results: Iterable[Result], against: str | None = None) -> str:
     """Return one line per result, each metric with its interval, n and protocol id."""
     rows = []
     for number, table in enumerate(comparable_tables(results)):
-        found = _contrasts_by_row(table, against)
-        rows += [_flat(number, row) | _flat_differences(found.get(id(row), ())) for row in table.rows]
+        by_row = _contrasts_by_row(table, against)
+        rows += [_flat(number, row) | _flat_differences(by_row.get(id(row), ())) for row in table.rows]
     columns = list(dict.fromkeys(key for row in rows for key in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
@@ -108,41 +108,40 @@ def _further_sheets(table: Table, against: str | None) -> list[Sheet]:
 def _print(results: Iterable[Result], console: Console, further_sheets: Callable[[Table], list[Sheet]]) -> None:
     for tables, why in _by_model(results):
         for table in tables:
-            sheet, shown = fitted(table, console)
-            further = [(each, rich_table(each)) for each in further_sheets(table)]
-            for each, rich in [(sheet, shown), *further]:
+            further = [(sheet, rich_table(sheet)) for sheet in further_sheets(table)]
+            for sheet, drawn in (fitted(table, console), *further):
                 console.print()
-                console.print(rich)
-                for note in each.notes:
+                console.print(drawn)
+                for note in sheet.notes:
                     console.print(note, style="dim", markup=False, highlight=False)
         if why:
             console.print(f"\n{printable(why)}", style="yellow", markup=False, highlight=False)
 
 
 def _contrasts_by_row(table: Table, against: str | None) -> dict[int, list[Contrast]]:
-    found: dict[int, list[Contrast]] = {}
+    by_row: dict[int, list[Contrast]] = {}
     for contrast in contrasts(table, against) if against else ():
-        found.setdefault(id(contrast.row), []).append(contrast)
-    return found
+        by_row.setdefault(id(contrast.row), []).append(contrast)
+    return by_row
 
 
 def _as_object(contrast: Contrast) -> dict[str, Any]:
     """What ``--against`` says of one metric; ``seeds`` is a seed, or how many of them the difference is a mean of."""
-    found = contrast.comparison
+    comparison = contrast.comparison
     return {
         "metric": contrast.metric,
         "seeds": contrast.seeds,
-        "difference": found.difference,
-        "ci95": None if found.ci95 is None else list(found.ci95),
+        "difference": comparison.difference,
+        "ci95": None if comparison.ci95 is None else list(comparison.ci95),
         "n": int(contrast.count),
-        "verdict": found.verdict,
-        "sentence": found.sentence,
+        "verdict": comparison.verdict,
+        "sentence": comparison.sentence,
     }
 
 
-def _flat_differences(found: Iterable[Contrast]) -> dict[str, Any]:
+def _flat_differences(compared: Iterable[Contrast]) -> dict[str, Any]:
     row: dict[str, Any] = {}
-    for contrast in (one for one in found if one.single):
+    for contrast in (contrast for contrast in compared if contrast.single):
         low, high = contrast.comparison.ci95 or (None, None)
         name = f"{contrast.metric}_difference"
         row |= {name: contrast.comparison.difference, f"{name}_low": low, f"{name}_high": high}
@@ -169,10 +168,10 @@ def _flat(number: int, result: Result) -> dict[str, Any]:
         "calibration_peak_memory_mib": result.timing.calibration_peak_memory_mib,
         "job_id": result.job_id,
     }
-    for name, found in result.measurements.items():
-        low, high = found.ci95 or (None, None)
-        row |= {name: found.value, f"{name}_low": low, f"{name}_high": high, f"{name}_n": found.n}
-        row |= {f"{name}_exact": found.exact, f"{name}_protocol": found.protocol}
+    for name, measurement in result.measurements.items():
+        low, high = measurement.ci95 or (None, None)
+        row |= {name: measurement.value, f"{name}_low": low, f"{name}_high": high, f"{name}_n": measurement.n}
+        row |= {f"{name}_exact": measurement.exact, f"{name}_protocol": measurement.protocol}
     return row
 
 

@@ -1,4 +1,4 @@
-"""One comparable table as LaTeX, for ``booktabs``. Imports no torch."""
+"""One comparable table as LaTeX, for ``booktabs``."""
 
 import re
 import unicodedata

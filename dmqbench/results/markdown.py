@@ -1,4 +1,4 @@
-"""A sheet in Markdown. Imports no torch."""
+"""A sheet in Markdown."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""What stands below a table: how to read it, and what its numbers rest on. Imports no torch."""
+"""What stands below a table: how to read it, and what its numbers rest on."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -29,7 +29,7 @@ def notes_of(table: Table, compared: bool) -> Iterable[str]:
     yield f"n: {sizes}" + (f"; {setting}" if setting else "")
     legend = "; bold: best of its bits, and what the intervals cannot tell from it (paired where they can be)"
     yield "±: half the 95 % interval" + (legend if compared else "")
-    floors = {found.floor.kind for row in table.rows for found in row.measurements.values() if found.floor}
+    floors = {value.floor.kind for row in table.rows for value in row.measurements.values() if value.floor}
     if "other_seed" in floors:
         yield "other seed floor: two sets of full precision that share no noise; sets that do can lie below it"
     if seed_groups(table.rows):
@@ -62,17 +62,17 @@ def _input_notes(table: Table, most: int) -> Iterator[str]:
 
 def _proxy_notes(table: Table) -> Iterator[str]:
     """How cheap errors go with PSNR over the jobs of the table, where there are enough of them."""
-    entries = [entry for entry in correlations(table.rows) if entry.correlation is not None]
+    entries = [(entry, entry.correlation) for entry in correlations(table.rows) if entry.correlation is not None]
     if entries:
-        words = (f"{entry.proxy.replace('_', ' ')} {entry.correlation.spearman:+.2f}" for entry in entries)
-        yield f"rank correlation with psnr over {entries[0].n} jobs: {', '.join(words)}"
+        words = (f"{entry.proxy.replace('_', ' ')} {correlation.spearman:+.2f}" for entry, correlation in entries)
+        yield f"rank correlation with psnr over {entries[0][0].n} jobs: {', '.join(words)}"
 
 
 def _foreign_notes(table: Table) -> Iterator[str]:
     """Say what nobody told this program about rows made elsewhere."""
     open_entries: dict[tuple[str, ...], list[str]] = defaultdict(list)
     for row in table.rows:
-        unknown = {entry for found in row.measurements.values() for entry in unknown_entries(found.protocol)}
+        unknown = {entry for value in row.measurements.values() for entry in unknown_entries(value.protocol)}
         if unknown:
             open_entries[tuple(sorted(unknown))].append(printable(row.label))
     for entries, labels in open_entries.items():

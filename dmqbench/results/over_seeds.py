@@ -1,4 +1,4 @@
-"""Which of two methods is better over calibration seeds, or that so many cannot tell. Imports no torch."""
+"""Which of two methods is better over calibration seeds, or that so many cannot tell."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -57,13 +57,13 @@ def over_seeds(a: Sequence[Result], b: Sequence[Result], metric: str) -> SeedCom
     same evaluation noise; with one seed there is none and no verdict. ``ValueError``, one line, if either side holds
     several methods or bit widths, a seed twice, or none that the other has.
     """
-    ours, theirs = _by_seed(a, "the first"), _by_seed(b, "the second")
-    seeds = tuple(sorted(_shared_seeds(ours, theirs)))
+    first, second = _by_seed(a, "the first"), _by_seed(b, "the second")
+    seeds = tuple(sorted(_shared_seeds(first, second)))
     if not seeds:
         raise ValueError(
-            f"{metric}: no calibration seed in common: {_listed(ours)} against {_listed(theirs)}; run the same seeds"
+            f"{metric}: no calibration seed in common: {_listed(first)} against {_listed(second)}; run the same seeds"
         )
-    comparisons = tuple(compare(_at(ours, seed), _at(theirs, seed), metric) for seed in seeds)
+    comparisons = tuple(compare(_at(first, seed), _at(second, seed), metric) for seed in seeds)
     known = [comparison.difference for comparison in comparisons if comparison.difference is not None]
     mean = float(np.mean(known)) if len(known) == len(comparisons) else None
     verdict, interval, reason = _over_seeds(comparisons, mean, _direction(a[0], b[0], metric))
@@ -82,7 +82,7 @@ def _over_seeds(
         return "cannot tell", None, "a claim of order needs several calibration seeds"
     if mean is None:
         first, exact = comparisons[0].verdict, "some are identical to the reference, so there is no mean"
-        return (first if all(one.verdict == first for one in comparisons) else "cannot tell"), None, exact
+        return (first if all(comparison.verdict == first for comparison in comparisons) else "cannot tell"), None, exact
     differences = [comparison.difference for comparison in comparisons]
     if len(set(differences)) == 1:
         same = "identical" if mean == 0 else "the calibration seed changes neither: compare them over samples"
@@ -90,14 +90,14 @@ def _over_seeds(
     interval = student_interval(np.array(differences, dtype=np.float64))
     if higher_is_better is None:
         return "cannot tell", interval, "which direction is better is not recorded"
-    floors = [one for one in comparisons if one.reason and "numerical floor" in one.reason]
+    floors = [comparison for comparison in comparisons if comparison.reason and "numerical floor" in comparison.reason]
     if len(floors) == len(comparisons):
         return "cannot tell", interval, floors[0].reason
     return verdict_of(interval, higher_is_better), interval, None
 
 
 def _direction(a: Result, b: Result, metric: str) -> bool | None:
-    directions = (measured(one, metric).higher_is_better for one in (a, b))
+    directions = (measured(result, metric).higher_is_better for result in (a, b))
     return next((higher for higher in directions if higher is not None), None)
 
 
@@ -108,20 +108,20 @@ def _by_seed(results: Sequence[Result], which: str) -> dict[int | None, Result]:
         raise ValueError(
             f"over_seeds: {which} results must be of one method and bits, got {', '.join(names) or 'none'}"
         )
-    found: dict[int | None, Result] = {}
+    by_seed: dict[int | None, Result] = {}
     for result in results:
         seed = None if result.full_precision else result.seed
-        if found.get(seed, result) != result:
+        if by_seed.get(seed, result) != result:
             raise ValueError(f"over_seeds: {names[0]} has calibration seed {seed} twice: choose one")
-        found[seed] = result
-    return found
+        by_seed[seed] = result
+    return by_seed
 
 
-def _shared_seeds(ours: Mapping[int | None, Result], theirs: Mapping[int | None, Result]) -> set[int]:
-    if None in ours and None in theirs:
+def _shared_seeds(first: Mapping[int | None, Result], second: Mapping[int | None, Result]) -> set[int]:
+    if None in first and None in second:
         return {0}
-    of_all_seeds = None in ours or None in theirs
-    shared = ours.keys() | theirs.keys() if of_all_seeds else ours.keys() & theirs.keys()
+    of_all_seeds = None in first or None in second
+    shared = first.keys() | second.keys() if of_all_seeds else first.keys() & second.keys()
     return {seed for seed in shared if seed is not None}
 
 

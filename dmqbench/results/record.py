@@ -1,4 +1,4 @@
-"""The parts of a result as ``result.json`` has them. Imports no torch.
+"""The parts of a result as ``result.json`` has them.
 
 Files of other versions are forgiven here and in ``Result.from_json``, and nowhere else: an entry that is absent is None
 or empty; one that this version does not know is kept in ``further`` and written again.
@@ -44,13 +44,11 @@ class Part:
 
 
 def known_entries(kind: type, record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of a dataclass that ``record`` has, what is a part, or has another way to be read, as such."""
+    """Return the fields of a dataclass that ``record`` has, by the ``read`` of their metadata where there is one."""
     known = {}
     for entry in fields(kind):
-        if entry.name != "further" and record.get(entry.name) is not None:
-            is_part = isinstance(entry.default_factory, type) and issubclass(entry.default_factory, Part)
-            read = entry.default_factory.from_json if is_part else entry.metadata.get("read", lambda value: value)
-            known[entry.name] = read(record[entry.name])
+        if entry.name != "further" and (value := record.get(entry.name)) is not None:
+            known[entry.name] = entry.metadata["read"](value) if "read" in entry.metadata else value
     return known
 
 
@@ -98,7 +96,7 @@ class Cost(Part):
     quantized_layers: int | None = None
     skip_layers: int | None = None
     full_precision_layers: int | None = None
-    size_mib: Sizes = field(default_factory=Sizes)
+    size_mib: Sizes = field(default_factory=Sizes, metadata={"read": Sizes.from_json})
     macs: int | None = None
     attention_macs: int | None = None
     bops: int | None = None
@@ -200,7 +198,7 @@ class Run(Part):
     task_kind: str = "generate"
     strength: float | None = None
     input_images: int | None = None
-    artifacts: Artifacts = field(default_factory=Artifacts)
+    artifacts: Artifacts = field(default_factory=Artifacts, metadata={"read": Artifacts.from_json})
     undiagnosed: str | None = None
     plan: PlanFacts | None = field(default=None, metadata={"read": PlanFacts.from_json})
     calibration: tuple[CalibrationPart, ...] = field(

@@ -1,4 +1,4 @@
-"""A finished result: what one job says of itself and of its samples. Imports no torch."""
+"""A finished result: what one job says of itself and of its samples."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -41,15 +41,15 @@ class Result:
     seed: int = 0
     embedded: bool = False
     config: Mapping[str, Any] = field(default_factory=dict)
-    samples: Samples = field(default_factory=Samples)
+    samples: Samples = field(default_factory=Samples, metadata={"read": Samples.from_json})
     measured: Mapping[str, Measurement] = field(default_factory=dict)
     records: Mapping[tuple[str, str], Measurement] = field(
         default_factory=dict, metadata={"read": lambda listed: _records(listed)}
     )
     unavailable: Mapping[str, str] = field(default_factory=dict)
     missing_weights: tuple[str, ...] = field(default=(), metadata={"read": tuple})
-    cost: Cost = field(default_factory=Cost)
-    timing: Timing = field(default_factory=Timing)
+    cost: Cost = field(default_factory=Cost, metadata={"read": Cost.from_json})
+    timing: Timing = field(default_factory=Timing, metadata={"read": Timing.from_json})
     environment: Mapping[str, Any] = field(default_factory=dict)
     run: Run | None = None
     notes: tuple[str, ...] | None = field(default=None, metadata={"read": tuple})
@@ -74,7 +74,7 @@ class Result:
         absent = [key for key in ("method", "model", "bits", "metrics") if key not in record]
         if absent:
             raise ValueError(f"it lacks {', '.join(absent)}")
-        measured = {name: Measurement.from_json(found) for name, found in record["metrics"].items()}
+        measured = {name: Measurement.from_json(entry) for name, entry in record["metrics"].items()}
         known = {
             "job_id": folder.name,
             "missing_weights": tuple(record.get("unavailable") or ()),
@@ -101,8 +101,8 @@ class Result:
             "embedded": self.embedded,
             "config": dict(self.config),
             "samples": self.samples.to_json(),
-            "metrics": {name: found.to_json() for name, found in self.measured.items()},
-            "records": [{"metric": metric, **found.to_json()} for (metric, _), found in self.records.items()],
+            "metrics": {name: measurement.to_json() for name, measurement in self.measured.items()},
+            "records": [{"metric": metric, **value.to_json()} for (metric, _), value in self.records.items()],
             "unavailable": dict(self.unavailable),
             "missing_weights": list(self.missing_weights),
             "cost": self.cost.to_json(),
@@ -213,12 +213,12 @@ class Result:
     @cached_property
     def measurements(self) -> Mapping[str, Measurement]:
         """Values by metric, without those that a stand-in for a feature network gave."""
-        return {name: found for name, found in self.measured.items() if not name.startswith(STAND_IN)}
+        return {name: measurement for name, measurement in self.measured.items() if not name.startswith(STAND_IN)}
 
     def value(self, metric: str) -> float | None:
         """Return the value of a metric; None where it has none or was not measured."""
-        found = self.measurements.get(metric)
-        return None if found is None else found.value
+        measurement = self.measurements.get(metric)
+        return None if measurement is None else measurement.value
 
     @property
     def size_mib(self) -> float | None:
@@ -262,14 +262,14 @@ _KEYS = {entry.name for entry in fields(Result)} - _OTHERWISE | {
 
 def records_of(measured: Mapping[str, Measurement]) -> dict[tuple[str, str], Measurement]:
     """Return the values by metric and protocol id."""
-    return {(name, found.protocol): found for name, found in measured.items()}
+    return {(name, measurement.protocol): measurement for name, measurement in measured.items()}
 
 
 def _records(listed: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], Measurement]:
     records = {}
     for record in listed:
-        found = Measurement.from_json({key: value for key, value in record.items() if key != "metric"})
-        records[record["metric"], found.protocol] = found
+        measurement = Measurement.from_json({key: value for key, value in record.items() if key != "metric"})
+        records[record["metric"], measurement.protocol] = measurement
     return records
 
 

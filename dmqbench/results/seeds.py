@@ -1,4 +1,4 @@
-"""Rows of a table that differ in the calibration seed alone, and their mean. Imports no torch."""
+"""Rows of a table that differ in the calibration seed alone, and their mean."""
 
 from collections import defaultdict
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""One comparable table laid out in cells, to be shown on a terminal, in Markdown, in LaTeX or on the page. No torch."""
+"""One comparable table laid out in cells, to be shown on a terminal, in Markdown, in LaTeX or on the page."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -109,10 +109,10 @@ def sheet_of(table: Table, compact: bool, best: Best | None = None) -> Sheet:
 def directions_of(table: Table) -> dict[str, str]:
     """Return the arrow of each metric whose direction is known: up where more is better."""
     known = {
-        name: found.higher_is_better
+        name: measurement.higher_is_better
         for row in table.rows
-        for name, found in row.measurements.items()
-        if found.higher_is_better is not None
+        for name, measurement in row.measurements.items()
+        if measurement.higher_is_better is not None
     }
     return {name: "↑" if higher else "↓" for name, higher in known.items()}
 
@@ -152,19 +152,19 @@ def _distinct(table: Table, name: str) -> list[Any]:
 
 
 def _metric_cell(row: Result, metric: str, best: bool, compact: bool) -> Cell:
-    found = row.measurements.get(metric)
-    if found is None:
+    measurement = row.measurements.get(metric)
+    if measurement is None:
         return Cell("n/a" if metric in row.unavailable else "–")
-    return Cell(value_text(found, compact, with_interval=not compact or metric == "psnr"), best)
+    return Cell(value_text(measurement, compact, with_interval=not compact or metric == "psnr"), best)
 
 
 def _floor_lines(table: Table, words: int, compact: bool) -> Iterable[Line]:
     """Return one line per kind of floor: what the metrics read where nothing was quantized."""
     floors: dict[str, dict[str, Floor]] = defaultdict(dict)
     for row in table.rows:
-        for metric, found in row.measurements.items():
-            if found.floor is not None:
-                floors[found.floor.kind].setdefault(metric, found.floor)
+        for metric, measurement in row.measurements.items():
+            if measurement.floor is not None:
+                floors[measurement.floor.kind].setdefault(metric, measurement.floor)
     for number, (kind, by_metric) in enumerate(floors.items()):
         label = f"{kind.replace('_', ' ')} floor"
         values = (Cell(floor_text(by_metric.get(metric), compact)) for metric in table.metrics)

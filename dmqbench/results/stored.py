@@ -1,4 +1,4 @@
-"""Results and images as a store keeps them. Imports no torch."""
+"""Results and images as a store keeps them."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -24,8 +24,8 @@ class Table:
     def metrics(self) -> tuple[str, ...]:
         """Names of the metrics that any row has, in the order of ``metric_facts.OWN_METRICS``."""
         known = list(metrics())
-        found = dict.fromkeys(chain.from_iterable(row.measurements for row in self.rows))
-        return tuple(sorted(found, key=lambda name: known.index(name) if name in known else len(known)))
+        measured = dict.fromkeys(chain.from_iterable(row.measurements for row in self.rows))
+        return tuple(sorted(measured, key=lambda name: known.index(name) if name in known else len(known)))
 
     @property
     def scope(self) -> str | None:
@@ -82,8 +82,8 @@ def why_apart(tables: Sequence[Table]) -> str | None:
     datasets = tuple(dict.fromkeys(str(table.rows[0].dataset) for table in tables))
     if len(datasets) > 1:
         differences["dataset"] = datasets
-    shown = "; ".join(f"{key} {' | '.join(values)}" for key, values in differences.items())
-    return f"in separate tables, because the protocols differ: {shown or 'in a part that only the hash shows'}"
+    entries = "; ".join(f"{key} {' | '.join(values)}" for key, values in differences.items())
+    return f"in separate tables, because the protocols differ: {entries or 'in a part that only the hash shows'}"
 
 
 def _leaves_open(result: Result) -> bool:
@@ -107,4 +107,4 @@ def _comparable(a: Result, b: Result) -> bool:
         return False
     shared = a.measurements.keys() & b.measurements.keys()
     pairs = ((a.measurements[name].protocol, b.measurements[name].protocol) for name in shared)
-    return all(agree(ours, theirs, _FULL_PRECISION_FREE if scope_free else ()) for ours, theirs in pairs)
+    return all(agree(first, second, _FULL_PRECISION_FREE if scope_free else ()) for first, second in pairs)

@@ -1,4 +1,4 @@
-"""A sheet on a terminal, as full as it is wide. Imports no torch."""
+"""A sheet on a terminal, as full as it is wide."""
 
 from itertools import chain
 
@@ -23,17 +23,17 @@ def fitted(table: Table, console: Console) -> tuple[Sheet, RichTable]:
     full, compact = (sheet_of(table, short, best) for short in (False, True))
     expendable = (compact.columns[-1], "MiB", *reversed(table.metrics[1:]))
     shorter = (compact.cut(expendable[:count]) for count in range(1, len(expendable) + 1))
-    sheet, shown = full, rich_table(full)
-    for narrower, dense in chain([(compact, False), (compact, True)], ((each, True) for each in shorter)):
-        if _fits(shown, console):
+    sheet, drawn = full, rich_table(full)
+    for narrower, dense in chain([(compact, False), (compact, True)], ((sheet, True) for sheet in shorter)):
+        if _fits(drawn, console):
             break
-        sheet, shown = narrower, rich_table(narrower, dense)
-    return sheet, shown
+        sheet, drawn = narrower, rich_table(narrower, dense)
+    return sheet, drawn
 
 
 def rich_table(sheet: Sheet, dense: bool = False) -> RichTable:
     """Return the sheet for a terminal; ``dense``: with one space between columns."""
-    shown = RichTable(
+    drawn = RichTable(
         title=Text(sheet.title),
         title_justify="left",
         title_style="bold",
@@ -44,7 +44,7 @@ def rich_table(sheet: Sheet, dense: bool = False) -> RichTable:
     )
     name_width = max([_NAME_WIDTH, *(len(line.cells[0].text) for line in sheet.lines if not line.faint)])
     for number, heading in enumerate(sheet.headings):
-        shown.add_column(
+        drawn.add_column(
             Text(heading.replace("_", "_\n").replace(" ↑", "↑").replace(" ↓", "↓")),
             justify="left" if number < sheet.lefts else "right",
             overflow="fold",
@@ -52,9 +52,9 @@ def rich_table(sheet: Sheet, dense: bool = False) -> RichTable:
         )
     for line in sheet.lines:
         if line.section:
-            shown.add_section()
-        shown.add_row(*(_styled(cell) for cell in line.cells), style="dim" if line.faint else None)
-    return shown
+            drawn.add_section()
+        drawn.add_row(*(_styled(cell) for cell in line.cells), style="dim" if line.faint else None)
+    return drawn
 
 
 def _styled(cell: Cell) -> Text:

@@ -1,4 +1,4 @@
-"""The page itself: what it shows of a store's results, put into the template. Imports no torch.
+"""The page itself: what it shows of a store's results, put into the template.
 
 Its size is bounded: images, trajectories in one plot, layer maps and channels each have a budget; what does not fit is
 named.
@@ -192,7 +192,8 @@ class _Content:
         )
 
     def figures(self, table: Table) -> Json:
-        sound = [(row, found) for row in table.rows if not isinstance(found := self.diagnoses[row.folder.name], str)]
+        pairs = [(row, self.diagnoses[row.folder.name]) for row in table.rows]
+        sound = [(row, diagnosis) for row, diagnosis in pairs if not isinstance(diagnosis, str)]
         diagnosed = [(row, diagnosis) for row, diagnosis in sound if not row.full_precision]
         states = {
             row.folder.name: boundaries_of(row, len(diagnosis["timesteps"]), self.reader)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from dmqbench.eval.measurement import Measurement
@@ -132,11 +133,12 @@ def trajectories(
         errors, colour = diagnosis["steps"]["accumulated"], palette.get(row.label, GREY)
         seed = f" seed {row.seed}" if row.seed else ""
         texts = [f"{row.bits}{seed}, before call {call}" for call in range(len(errors))]
-        own = {"texts": texts, "jobs": [_job(row)] * len(errors)}
-        lines.append(Line(row.label, range(len(errors)), errors, colour, points=False, dash=dashes[row.bits], **own))
-        if states := boundaries.get(_job(row)):
-            dots = {key: [words[state] for state in states] for key, words in own.items()}
-            lines.append(Line(row.label, states, [errors[at] for at in states], colour, joined=False, **dots))
+        line = Line(row.label, range(len(errors)), errors, colour, points=False, dash=dashes[row.bits], texts=texts)
+        lines.append(replace(line, jobs=[_job(row)] * len(errors)))
+        states = boundaries.get(_job(row), ())
+        own = {"x": states, "y": [errors[state] for state in states], "texts": [texts[state] for state in states]}
+        dots = replace(line, **own, joined=False, points=True, jobs=[_job(row)] * len(states))
+        lines += [dots] if states else []
     # lines without points, whose entries in the legend say which style means which bits
     lines += [Line(bits, [None], [None], GREY, points=False, dash=dash) for bits, dash in dashes.items()]
     notes = [f"the first {MAX_LINES} of {len(jobs)} jobs"] if len(jobs) > MAX_LINES else []

@@ -1,4 +1,4 @@
-"""Pictures of an anatomy: PNG files drawn from ``anatomy.json`` alone, without a display. Imports no torch."""
+"""Pictures of an anatomy: PNG files drawn from ``anatomy.json`` alone, without a display."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -9,9 +9,8 @@ import numpy as np
 
 from dmqbench.results.diagnosis_figures import layer_errors, step_errors
 from dmqbench.results.figure import Axis, Figure, HeatMap, Line, Panel, tail, times_axis
-from dmqbench.results.plots.canvas import save
 from dmqbench.results.plots.low_bits import activation_codes, features, row_histograms, title_of, weight_rows
-from dmqbench.results.plots.render import render
+from dmqbench.results.plots.render import save
 from dmqbench.results.studies.colours import INK, MAIN, SECOND
 
 Record = Mapping[str, Any]
@@ -23,7 +22,7 @@ _PANELS = 6
 def draw(record: Record, folder: Path) -> list[Path]:
     """Draw every picture that ``record`` has data for into ``folder`` and return their paths."""
     figures = {name: picture(record) for name, picture in PICTURES.items()}
-    return [save(render(figure), folder / f"{name}.png") for name, figure in figures.items() if figure is not None]
+    return [save(figure, folder / f"{name}.png") for name, figure in figures.items() if figure is not None]
 
 
 def activation_ranges(record: Record) -> Figure:
@@ -56,19 +55,19 @@ def errors_of_steps(record: Record) -> Figure | None:
 
 def sensitivity(record: Record) -> Figure:
     """Curves: what an equal error at each call does to the final state, and the PSNR of the image that it leaves."""
-    found = record["sensitivity"]
-    x = times_axis(found["timesteps"], "timestep of the call that was off, from noise to image")
-    places = range(len(found["timesteps"]))
+    errors = record["sensitivity"]
+    x = times_axis(errors["timesteps"], "timestep of the call that was off, from noise to image")
+    places = range(len(errors["timesteps"]))
     behind = {
         key: [Line("", places, values, MAIN, points=False, faint=True) for values in zip(*trajectories, strict=True)]
-        for key, trajectories in found["per_trajectory"].items()
+        for key, trajectories in errors["per_trajectory"].items()
     }
-    final = Line("of the final state", places, found["mse"], MAIN)
-    after = Line("of the state right after the call", places, found["injected"], SECOND, dash=1)
-    image = Line("", places, found["psnr"], MAIN)
+    final = Line("of the final state", places, errors["mse"], MAIN)
+    after = Line("of the state right after the call", places, errors["injected"], SECOND, dash=1)
+    image = Line("", places, errors["psnr"], MAIN)
     title = (
-        f"{record['model']}, {record['sampler']}: an error of {100 * found['relative_rms']:g} % of the prediction at "
-        f"one call alone, full precision ({found['trajectories']} trajectories)"
+        f"{record['model']}, {record['sampler']}: an error of {100 * errors['relative_rms']:g} % of the prediction at "
+        f"one call alone, full precision ({errors['trajectories']} trajectories)"
     )
     panels = (
         Panel((*behind["mse"], final, after), x, Axis("mean squared error", log=True), height=1.3),
@@ -125,8 +124,8 @@ def _halves(layer: Record, times: Sequence[int]) -> Panel:
     for number, part in enumerate(layer["skip"]["parts"]):
         name, colour = ("main", MAIN) if number == 0 else ("skip", SECOND)
         mean, std = np.array(part["mean"], dtype=float), np.array(part["std"], dtype=float)
-        curves = ((f"{name}: mean ± std", mean + std, mean - std), (f"{name}: range", part["max"], part["min"]))
-        for legend, *both in curves:
+        spread = (mean + std).tolist(), (mean - std).tolist()
+        for legend, both in ((f"{name}: mean ± std", spread), (f"{name}: range", (part["max"], part["min"]))):
             for values in both:
                 line = Line(legend, range(len(std)), values, colour, points=False, faint=legend.endswith("range"))
                 marks.append(line)

@@ -1,7 +1,6 @@
 """Pictures of an anatomy on what few bits meet: rows of weights with outliers, and features of few levels.
 
 Each picture says below in numbers what it shows. Drawn from ``anatomy.json`` alone, without a display.
-Imports no torch.
 """
 
 from collections.abc import Mapping, Sequence
@@ -92,10 +91,10 @@ def _known(values: Sequence[Any]) -> Any:
 
 def row_histograms(record: Record) -> Figure | None:
     """Steps: the weights of the row of highest kurtosis of all layers, and of the median row of the same layer."""
-    found = record["row_histograms"]
-    if found is None:
+    histograms = record["row_histograms"]
+    if histograms is None:
         return None
-    middles = [(low + high) / 2 for low, high in pairwise(found["edges"])]
+    middles = [(low + high) / 2 for low, high in pairwise(histograms["edges"])]
     lines = tuple(
         Line(
             f"row {row['row']}, {name} kurtosis ({row['kurtosis']:.3g})",
@@ -105,11 +104,11 @@ def row_histograms(record: Record) -> Figure | None:
             points=False,
             stepped="mid",
         )
-        for row, name, colour in zip(found["rows"], ("highest", "median"), (SECOND, MAIN), strict=True)
+        for row, name, colour in zip(histograms["rows"], ("highest", "median"), (SECOND, MAIN), strict=True)
     )
     x = Axis("weight, in standard deviations of its row from its mean")
-    note = f"the largest weight of these rows lies {found['edges'][-1]:.3g} standard deviations from the mean"
-    title = f"{record['model']}: weights of two output rows, full precision\n{found['layer']}"
+    note = f"the largest weight of these rows lies {histograms['edges'][-1]:.3g} standard deviations from the mean"
+    title = f"{record['model']}: weights of two output rows, full precision\n{histograms['layer']}"
     return Figure(title, (Panel(lines, x, Axis("share of the row's weights", log=True), height=1.8),), (note,))
 
 
@@ -144,28 +143,28 @@ def features(record: Record) -> Figure | None:
 
     None where nothing is quantized.
     """
-    found = record["features"]
-    if found is None:
+    measured = record["features"]
+    if measured is None:
         return None
-    x, calls = times_axis(found["timesteps"]), range(len(found["timesteps"]))
+    x, calls = times_axis(measured["timesteps"]), range(len(measured["timesteps"]))
     changes = (
-        Line("full precision", calls, found["change"], MAIN),
-        Line("quantized", calls, found["change_quantized"], SECOND),
+        Line("full precision", calls, measured["change"], MAIN),
+        Line("quantized", calls, measured["change_quantized"], SECOND),
     )
     panels = (
-        Panel((Line("", calls, found["relative_error"], SECOND),), x, Axis("relative error", from_zero=True)),
-        Panel((Line("", calls, found["cosine"], SECOND),), x, Axis("cosine with full precision")),
+        Panel((Line("", calls, measured["relative_error"], SECOND),), x, Axis("relative error", from_zero=True)),
+        Panel((Line("", calls, measured["cosine"], SECOND),), x, Axis("cosine with full precision")),
         Panel(changes, x, Axis("change from the call before, relative", log=True), height=1.3),
     )
     title = (
         f"{title_of(record)}: feature before the last projection\non states of full precision "
-        f"({found['trajectories']} trajectories)"
+        f"({measured['trajectories']} trajectories)"
     )
-    return Figure(title, panels, tuple(filter(None, [_changes_sentence(found)])))
+    return Figure(title, panels, tuple(filter(None, [_changes_sentence(measured)])))
 
 
-def _changes_sentence(found: Record) -> str:
-    exact, own = (np.array(found[key][1:], dtype=float) for key in ("change", "change_quantized"))
+def _changes_sentence(measured: Record) -> str:
+    exact, own = (np.array(measured[key][1:], dtype=float) for key in ("change", "change_quantized"))
     if not exact.size or not (exact > 0).all():
         return ""
     ratio = own / exact

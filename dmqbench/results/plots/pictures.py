@@ -3,8 +3,7 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from dmqbench.results.plots.canvas import save
-from dmqbench.results.plots.render import render
+from dmqbench.results.plots.render import save
 from dmqbench.results.result import Result
 from dmqbench.results.studies import studies
 from dmqbench.results.studies.findings import FindingsReader
@@ -15,4 +14,4 @@ def draw(root: Path, rows: Sequence[Result], beside: Path) -> Iterator[Path]:
     reader = FindingsReader(root)
     for study in studies().values():
         for name, figure in study.pictures(rows, reader).items():
-            yield save(render(figure), beside.with_name(f"{beside.stem}-{name}.png"))
+            yield save(figure, beside.with_name(f"{beside.stem}-{name}.png"))

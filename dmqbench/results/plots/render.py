@@ -3,6 +3,7 @@
 import math
 import textwrap
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,13 +24,17 @@ from dmqbench.results.figure import (
     tail,
     thinned,
 )
-from dmqbench.results.plots.canvas import label_rows, new_figure, tall, text
+from dmqbench.results.result import printable
 from dmqbench.results.studies.colours import GREY
+from dmqbench.store.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Canvas
 
+_DPI = 110
+_MAX_ROWS = 160
+"""Layers up to which every one has its label; beyond, rows get thinner and labels fewer."""
 _LETTERS = 13
 """In an inch of a note."""
 _FEW_POINTS = 32
@@ -42,14 +47,28 @@ _SHIFT = 0.12
 """Between points that would lie on each other at one name."""
 
 
+def _text(name: str) -> str:
+    """Return a name from a store as matplotlib shows it letter by letter, for it reads mathematics between dollars."""
+    return printable(name).replace("$", r"\$")
+
+
+def save(figure: Figure, path: Path) -> Path:
+    """Draw ``figure`` to the PNG file ``path``, whole or not at all, and return it."""
+    with replacing(path) as temporary:
+        render(figure).savefig(temporary, format="png", dpi=_DPI)
+    return path
+
+
 def render(figure: Figure) -> "Canvas":
-    """Return the drawing of ``figure``."""
+    """Return the drawing of ``figure``, which belongs to no window and no global state."""
+    from matplotlib.figure import Figure as Canvas
+
     rows = math.ceil(len(figure.panels) / figure.columns)
     heights = [max(map(_height, _row(figure, row))) for row in range(rows)]
     width = _width(figure)
     title = _wrapped([figure.title], width * 0.75)
     notes = _wrapped(figure.notes, width)
-    canvas = new_figure(width, sum(heights) + 0.25 * len(title) + 0.14 * len(notes) + 0.3)
+    canvas = Canvas(figsize=(width, sum(heights) + 0.25 * len(title) + 0.14 * len(notes) + 0.3), layout="constrained")
     grid = canvas.subplots(rows, figure.columns, squeeze=False, height_ratios=heights)
     named: set[str] = set()
     for place, (axes, panel) in enumerate(zip(grid.flat, figure.panels, strict=False)):
@@ -73,7 +92,7 @@ def _draw(canvas: "Canvas", axes: "Axes", panel: Panel, named: set[str]) -> None
         if isinstance(mark, HeatMap):
             _heat(canvas, axes, mark)
             continue
-        label = "" if mark.name in named else text(legend_name(mark.name, 40))
+        label = "" if mark.name in named else _text(legend_name(mark.name, 40))
         named.add(mark.name)
         if isinstance(mark, Bars):
             _bars(axes, mark, start, label)
@@ -83,7 +102,7 @@ def _draw(canvas: "Canvas", axes: "Axes", panel: Panel, named: set[str]) -> None
             _line(axes, mark, panel, shift, label)
     _legend(axes, panel)
     if panel.title:
-        axes.set_title(text(head(panel.title, 60)), fontsize=9)
+        axes.set_title(_text(head(panel.title, 60)), fontsize=9)
 
 
 def _line(axes: "Axes", line: Line, panel: Panel, shift: float, label: str) -> None:
@@ -107,7 +126,7 @@ def _line(axes: "Axes", line: Line, panel: Panel, shift: float, label: str) -> N
         reach = _numbers(reaches(line.y, line.ends))
         axes.errorbar(x, y, yerr=reach, fmt="none", ecolor=line.colour, elinewidth=1.2, capsize=2)
     for place, value, words in zip(x, y, line.labels, strict=False):
-        axes.annotate(text(words), (place, value), (5, 0), textcoords="offset points", va="center", fontsize=8)
+        axes.annotate(_text(words), (place, value), (5, 0), textcoords="offset points", va="center", fontsize=8)
 
 
 def _bars(axes: "Axes", bars: Bars, start: NDArray[np.float64], label: str) -> None:
@@ -134,10 +153,10 @@ def _heat(canvas: "Canvas", axes: "Axes", heat: HeatMap) -> None:
         norm = Normalize(1 - heat.reach, 1 + heat.reach)
     elif known.size and np.ptp(known) > 0:
         norm = LogNorm(known.min(), known.max())
-    shown = np.ma.masked_where(~(values > 0), values)
+    visible = np.ma.masked_where(~(values > 0), values)
     colours = "viridis" if heat.reach is None else "RdBu_r"
-    image = axes.imshow(shown, aspect="auto", cmap=colours, norm=norm, interpolation="none")
-    shrink = min(1.0, 5.0 / tall(len(values)))
+    image = axes.imshow(visible, aspect="auto", cmap=colours, norm=norm, interpolation="none")
+    shrink = min(1.0, 5.0 / _tall(len(values)))
     canvas.colorbar(image, ax=axes, label=heat.title, shrink=shrink, anchor=(0.0, 1.0))
 
 
@@ -155,7 +174,7 @@ def _scales(axes: "Axes", panel: Panel) -> None:
                 range(len(panel.y.names)), ["\n".join(_wrapped([name], 3.4)) for name in panel.y.names], fontsize=8
             )
         else:
-            label_rows(axes, [text(tail(name)) for name in panel.y.names])
+            _label_rows(axes, [_text(tail(name)) for name in panel.y.names])
         axes.set_ylim(len(panel.y.names) - 0.4, -0.6)
     axes.grid(axis="x" if panel.y.names else "both", alpha=0 if _is_map(panel) else 0.25)
 
@@ -171,7 +190,7 @@ def _scale(axes: "Axes", axis: Axis, letter: str, values: Values) -> None:
     elif axis.whole:
         along.set_major_locator(MaxNLocator(integer=True))
     if ticks:
-        labels = [text(label) for _, label in ticks]
+        labels = [_text(label) for _, label in ticks]
         turned = {"rotation": 20, "ha": "right"} if letter == "x" and any(len(label) > 8 for label in labels) else {}
         along.set_ticks([tick for tick, _ in ticks], labels, fontsize=8, **turned)
         along.set_ticks([], minor=True)
@@ -216,6 +235,16 @@ def _places(panel: Panel, letter: str) -> list[float | None]:
     return [value for values in lines for value in values]
 
 
+def _tall(rows: int) -> float:
+    """Height in inches at which the labels of ``rows`` can be read."""
+    return 1.4 + 0.155 * min(max(rows, 8), _MAX_ROWS)
+
+
+def _label_rows(axes: "Axes", names: Sequence[str]) -> None:
+    stride = -(-len(names) // _MAX_ROWS)
+    axes.set_yticks(range(0, len(names), stride), names[::stride], fontsize=7)
+
+
 def _row(figure: Figure, row: int) -> tuple[Panel, ...]:
     return figure.panels[row * figure.columns : (row + 1) * figure.columns]
 
@@ -229,7 +258,7 @@ def _height(panel: Panel) -> float:
     count = len(panel.y.names)
     if not count:
         return 2.3 * panel.height
-    return 0.9 + 0.34 * count if _is_short(panel) else tall(count)
+    return 0.9 + 0.34 * count if _is_short(panel) else _tall(count)
 
 
 def _is_short(panel: Panel) -> bool:
@@ -247,7 +276,7 @@ def _numbers(values: Values | Sequence[Values]) -> NDArray[np.float64]:
 
 def _wrapped(sentences: Sequence[str], inches: float) -> list[str]:
     return [
-        text(part)
+        _text(part)
         for sentence in sentences
         for line in sentence.split("\n")
         for part in textwrap.wrap(line, round(_LETTERS * inches))

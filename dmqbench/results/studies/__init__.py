@@ -1,4 +1,4 @@
-"""What jobs say of parts of methods, one file a study; drawn by the page and by the plots. Imports no torch.
+"""What jobs say of parts of methods, one file a study; drawn by the page and by the plots.
 
 A study is the ``STUDY`` of a module here or in ``studies/`` of a plug-in; that of a stage has the stage's name.
 """
@@ -34,11 +34,11 @@ def studies() -> Mapping[str, Study]:
             except Exception as error:  # of any kind: a study is no reason to be without a report
                 reason = " ".join(f"{type(error).__name__}: {error}".split())
                 print(f"dmqbench-report: plug-in {plugin.name}: no study {name} ({reason})", file=sys.stderr)
-    found: dict[str, Study] = {}
+    named: dict[str, Study] = {}
     for module in modules:
         if isinstance(study := getattr(module, "STUDY", None), Study):
-            found.setdefault(module.__name__.rpartition(".")[2], study)
-    return found
+            named.setdefault(module.__name__.rpartition(".")[2], study)
+    return named
 
 
 def stage_findings() -> list[type[StageFindings]]:

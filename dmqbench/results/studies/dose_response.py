@@ -1,7 +1,4 @@
-"""What each part of DMQ wins, against how uneven a model's skip channels are: the dose-response curve of a store.
-
-Imports no torch.
-"""
+"""What each part of DMQ wins, against how uneven a model's skip channels are: the dose-response curve of a store."""
 
 import math
 from collections import defaultdict
@@ -94,11 +91,11 @@ class DoseCurve:
         """Whether the gain of a rung goes with the logarithm of disparity."""
         gains = [(math.log10(point.disparity), point.over_base.difference) for point in self.of(rung)]
         known = [(place, gain) for place, gain in gains if gain is not None]
-        found = correlate((place for place, _ in known), (gain for _, gain in known))
-        if found is None:
+        correlation = correlate((place for place, _ in known), (gain for _, gain in known))
+        if correlation is None:
             return None
-        numbers = f"{found.text}, Spearman {found.spearman:.2f}, {len(known)} models"
-        return f"{RUNG_NAMES[rung]}: the gain {found.direction} disparity ({numbers})"
+        numbers = f"{correlation.text}, Spearman {correlation.spearman:.2f}, {len(known)} models"
+        return f"{RUNG_NAMES[rung]}: the gain {correlation.direction} disparity ({numbers})"
 
 
 PUBLISHED_POWERS = {"selection": "vote", "layers": "skip", "agreement": 0.85, "depth": 3}
@@ -138,9 +135,9 @@ def disparity_of(rows: Iterable[Result], reader: FindingsReader) -> float | None
         scaling = reader.of(row, EquivalentScaling)
         skips = _skip_layers(row)
         if scaling is not None and skips:
-            found = [scaling.layers[name].disparity for name in skips if name in scaling.layers]
-            known = [disparity for disparity in found if disparity]
-            if known and len(known) == len(found):
+            disparities = [scaling.layers[name].disparity for name in skips if name in scaling.layers]
+            known = [disparity for disparity in disparities if disparity]
+            if known and len(known) == len(disparities):
                 return geometric_mean(known)
     return None
 

@@ -50,10 +50,10 @@ class EquivalentScaling(StageFindings):
     channels: Mapping[str, Channels]
 
     @classmethod
-    def from_json(cls, found: Any) -> "EquivalentScaling":
-        layers = {name: _layer(name, layer) for name, layer in found["layers"].items()}
-        channels = {name: _channels(name, layer) for name, layer in found["channels"].items()}
-        return cls(_weighting(found["weighting"]), layers, channels)
+    def from_json(cls, record: Any) -> "EquivalentScaling":
+        layers = {name: _layer(name, layer) for name, layer in record["layers"].items()}
+        channels = {name: _channels(name, layer) for name, layer in record["channels"].items()}
+        return cls(_weighting(record["weighting"]), layers, channels)
 
     @property
     def figures(self) -> Figures:
@@ -72,24 +72,24 @@ class EquivalentScaling(StageFindings):
         return {"ranges": Figure(last.title, (*untitled, *last.panels), columns=2), **self.figures}
 
 
-def _weighting(found: Any) -> Weighting:
-    weights = numbers("lambda", found["lambda"])
-    bins = tuple(whole("bin_of_call", place, 0, len(weights) - 1) for place in found["bin_of_call"])
-    return Weighting(words("weighting", found["name"]), weights, numbers("error", found["error"], len(weights)), bins)
+def _weighting(record: Any) -> Weighting:
+    weights = numbers("lambda", record["lambda"])
+    bins = tuple(whole("bin_of_call", place, 0, len(weights) - 1) for place in record["bin_of_call"])
+    return Weighting(words("weighting", record["name"]), weights, numbers("error", record["error"], len(weights)), bins)
 
 
-def _layer(name: str, found: Any) -> ScaledLayer:
-    disparity = found["disparity"]
+def _layer(name: str, record: Any) -> ScaledLayer:
+    disparity = record["disparity"]
     return ScaledLayer(
-        number(name, found["held_out_error_before"]),
-        number(name, found["held_out_error"]),
+        number(name, record["held_out_error_before"]),
+        number(name, record["held_out_error"]),
         None if disparity is None else number(f"disparity of {name}", disparity),
     )
 
 
-def _channels(name: str, found: Any) -> Channels:
+def _channels(name: str, record: Any) -> Channels:
     keys = ("scale", "input_before", "input_after", "weight_before", "weight_after")
-    return Channels(*(numbers(f"{key} of {name}", found[key], len(found["scale"])) for key in keys))
+    return Channels(*(numbers(f"{key} of {name}", record[key], len(record["scale"])) for key in keys))
 
 
 def falling(values: tuple[float, ...]) -> list[int]:

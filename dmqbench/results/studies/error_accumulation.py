@@ -51,7 +51,7 @@ def error_panels(rows: Iterable[Result], reader: FindingsReader) -> tuple[Settin
         if not isinstance(diagnosis, str) and not row.full_precision:
             place = row.model, row.bits, row.scope, tuple(diagnosis["timesteps"]), row.task, _sampler(row)
             panels[place][same_but_seed(row)].setdefault(row.seed, (row, tuple(diagnosis["steps"]["accumulated"])))
-    shown = list(panels.items())[:MAX_PANELS]
+    chosen = list(panels.items())[:MAX_PANELS]
     parts = [
         {
             "model": model,
@@ -61,16 +61,16 @@ def error_panels(rows: Iterable[Result], reader: FindingsReader) -> tuple[Settin
             "task": task or "",
             "sampler": sampler,
         }
-        for (model, bits, scope, timesteps, task, sampler), _ in shown
+        for (model, bits, scope, timesteps, task, sampler), _ in chosen
     ]
     if not parts:
         return ()
     shared, apart = told_apart(parts)
-    said = [value for key, value in shared.items() if key != "sampler"]  # named only where panels differ in it
-    titles = [", ".join(filter(None, (*said, name))) for name in apart]
+    words = [value for key, value in shared.items() if key != "sampler"]  # named only where panels differ in it
+    titles = [", ".join(filter(None, (*words, name))) for name in apart]
     return tuple(
         _panel(title, [list(seeds.values()) for seeds in groups.values()], reader)
-        for title, (_, groups) in zip(titles, shown, strict=True)
+        for title, (_, groups) in zip(titles, chosen, strict=True)
     )
 
 
@@ -83,10 +83,10 @@ def _sampler(row: Result) -> str:
 
 def _panel(title: str, groups: list[list[tuple[Result, tuple[float, ...]]]], reader: FindingsReader) -> Setting:
     """Methods as their YAML has them come first, then variants."""
-    shown = sorted(groups, key=lambda members: bool(members[0][0].variant))[:MAX_LINES]
-    names = _names([members[0][0] for members in shown])
-    lines = [_line(name, members, reader) for name, members in zip(names, shown, strict=True)]
-    return Setting(title, tuple(lines), len(groups) - len(shown))
+    chosen = sorted(groups, key=lambda members: bool(members[0][0].variant))[:MAX_LINES]
+    names = _names([members[0][0] for members in chosen])
+    lines = [_line(name, members, reader) for name, members in zip(names, chosen, strict=True)]
+    return Setting(title, tuple(lines), len(groups) - len(chosen))
 
 
 def _names(rows: Sequence[Result]) -> list[str]:

@@ -1,7 +1,4 @@
-"""What the stages of a job found out, as the store keeps it: read where a manifest vouches for it, and checked.
-
-Imports no torch.
-"""
+"""What the stages of a job found out, as the store keeps it: read where a manifest vouches for it, and checked."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -26,7 +23,7 @@ class StageFindings:
     stage: ClassVar[str]
 
     @classmethod
-    def from_json(cls: "type[F]", found: Any) -> "F":
+    def from_json(cls: "type[F]", record: Any) -> "F":
         """Return what ``findings.json`` holds.
 
         Raises:
@@ -69,13 +66,13 @@ class FindingsReader:
 
     def of(self, row: Result, kind: type[F]) -> F | None:
         """Return what the store holds of a job's stage; None where it has none, or what it has is damaged."""
-        found = self._found(row, kind)
-        return found if isinstance(found, kind) else None
+        findings = self._found(row, kind)
+        return findings if isinstance(findings, kind) else None
 
     def problem(self, row: Result, kind: type[StageFindings]) -> str:
         """Return one line on what is damaged of a job's stage, or ""; no findings, or none any more, are no problem."""
-        found = self._found(row, kind)
-        return found if isinstance(found, str) else ""
+        findings = self._found(row, kind)
+        return findings if isinstance(findings, str) else ""
 
     def _found(self, row: Result, kind: type[StageFindings]) -> StageFindings | str | None:
         if row.stages is None:

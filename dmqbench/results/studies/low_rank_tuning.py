@@ -25,20 +25,20 @@ class LowRankTuning(StageFindings):
     distilled: Errors | None
 
     @classmethod
-    def from_json(cls, found: Any) -> "LowRankTuning":
-        settings = found["settings"]
-        noise = _errors("noise_error", found)
+    def from_json(cls, record: Any) -> "LowRankTuning":
+        settings = record["settings"]
+        noise = _errors("noise_error", record)
         if not noise["before"]:
             raise ValueError("there are no errors")
-        if (found["distilled_error_before"] is None) != (found["distilled_error_after"] is None):
+        if (record["distilled_error_before"] is None) != (record["distilled_error_after"] is None):
             raise ValueError("what is distilled was measured once only")
         return cls(
             whole("rank", settings["rank"]),
             words("distillation", settings["distillation"]),
             whole("window", settings["window"], 1),
-            whole("best_iteration", found["best_iteration"]),
+            whole("best_iteration", record["best_iteration"]),
             noise,
-            None if found["distilled_error_before"] is None else _errors("distilled_error", found),
+            None if record["distilled_error_before"] is None else _errors("distilled_error", record),
         )
 
     @property
@@ -69,9 +69,9 @@ class LowRankTuning(StageFindings):
         return {"tuning": tuning_errors(self)}
 
 
-def _errors(key: str, found: Any) -> Errors:
-    before = numbers(f"{key}_before", found[f"{key}_before"])
-    return {"before": before, "after": numbers(f"{key}_after", found[f"{key}_after"], len(before))}
+def _errors(key: str, record: Any) -> Errors:
+    before = numbers(f"{key}_before", record[f"{key}_before"])
+    return {"before": before, "after": numbers(f"{key}_after", record[f"{key}_after"], len(before))}
 
 
 def tuning_errors(tuning: LowRankTuning) -> Figure:

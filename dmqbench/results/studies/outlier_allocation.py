@@ -48,15 +48,15 @@ class OutlierAllocation(StageFindings):
     layers: tuple[AllocatedLayer, ...]
 
     @classmethod
-    def from_json(cls, found: Any) -> "OutlierAllocation":
-        settings, limit = found["settings"], found.get("limit")
-        layers = tuple(map(_layer, found["layers"]))
+    def from_json(cls, record: Any) -> "OutlierAllocation":
+        settings, limit = record["settings"], record.get("limit")
+        layers = tuple(map(_layer, record["layers"]))
         if not layers:
             raise ValueError("there are no layers")
         return cls(
             words("rows", settings["rows"]),
             bool(settings.get("plus")),
-            number("mean_bits", found["mean_bits"]),
+            number("mean_bits", record["mean_bits"]),
             None if limit is None else words("limit", limit),
             layers,
         )
@@ -93,20 +93,20 @@ class OutlierAllocation(StageFindings):
         return {"bits": joined(self.figures.values(), columns=len(self.figures))}
 
 
-def _layer(found: Any) -> AllocatedLayer:
-    name, rows = str(found["name"]), found["rows"]
-    errors = numbers(f"errors of {name}", found["errors"])
-    numbers(f"bits of {name}", found["bits"], rows)
-    bits = tuple(whole(f"bits of {name}", width, 1, len(BIT_COLOURS)) for width in found["bits"])
+def _layer(record: Any) -> AllocatedLayer:
+    name, rows = str(record["name"]), record["rows"]
+    errors = numbers(f"errors of {name}", record["errors"])
+    numbers(f"bits of {name}", record["bits"], rows)
+    bits = tuple(whole(f"bits of {name}", width, 1, len(BIT_COLOURS)) for width in record["bits"])
     if not bits or len(errors) > len(TENTH_NAMES):
         raise ValueError(f"{name} has no rows, or errors of more than half of them")
     return AllocatedLayer(
         name,
         bits,
-        numbers(f"kurtosis of {name}", found["kurtosis"], rows),
+        numbers(f"kurtosis of {name}", record["kurtosis"], rows),
         errors,
-        whole(f"tenths of {name}", found["tenths"], 0, len(errors) - 1),
-        whole(f"moved rows of {name}", found["moved"]),
+        whole(f"tenths of {name}", record["tenths"], 0, len(errors) - 1),
+        whole(f"moved rows of {name}", record["moved"]),
     )
 
 

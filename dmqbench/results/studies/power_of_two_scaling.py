@@ -49,10 +49,10 @@ class PowerOfTwoScaling(StageFindings):
     samples: int
 
     @classmethod
-    def from_json(cls, found: Any) -> "PowerOfTwoScaling":
-        rows = max((len(layer["agreement"]) for layer in found["layers"].values()), default=0)
-        layers = {name: _layer(name, layer, rows) for name, layer in found["layers"].items()}
-        return cls(layers, words("selection", found["selection"]), whole("samples", found["samples"], 1))
+    def from_json(cls, record: Any) -> "PowerOfTwoScaling":
+        rows = max((len(layer["agreement"]) for layer in record["layers"].values()), default=0)
+        layers = {name: _layer(name, layer, rows) for name, layer in record["layers"].items()}
+        return cls(layers, words("selection", record["selection"]), whole("samples", record["samples"], 1))
 
     @property
     def rows(self) -> int:
@@ -84,13 +84,13 @@ class PowerOfTwoScaling(StageFindings):
         return {"votes": joined(self.figures.values())} if self.layers else {}
 
 
-def _layer(name: str, found: Any, rows: int) -> VotedLayer:
-    counts = numbers(f"exponents of {name}", list(found["exponents"].values()))
-    exponents = [whole(f"an exponent of {name}", int(key), _FINEST, 0) for key in found["exponents"]]
+def _layer(name: str, record: Any, rows: int) -> VotedLayer:
+    counts = numbers(f"exponents of {name}", list(record["exponents"].values()))
+    exponents = [whole(f"an exponent of {name}", int(key), _FINEST, 0) for key in record["exponents"]]
     return VotedLayer(
         dict(zip(exponents, counts, strict=True)),
-        numbers(f"agreement of {name}", found["agreement"], rows),
-        *(number(f"{key} of {name}", found[key]) for key in ("scaled", "held_out_error_before", "held_out_error")),
+        numbers(f"agreement of {name}", record["agreement"], rows),
+        *(number(f"{key} of {name}", record[key]) for key in ("scaled", "held_out_error_before", "held_out_error")),
     )
 
 
@@ -118,7 +118,7 @@ def exponent_shares(powers: PowerOfTwoScaling) -> Figure:
 
 def agreement(powers: PowerOfTwoScaling) -> Figure:
     """The mean share of samples behind the winning exponent over the steps, of the layers that agree least."""
-    shown = powers.least_agreed[:SHOWN_LINES]
+    names = powers.least_agreed[:SHOWN_LINES]
     lines = tuple(
         Line(
             name,
@@ -129,13 +129,13 @@ def agreement(powers: PowerOfTwoScaling) -> Figure:
             dash=number // len(PALETTE),
             texts=[f"{name}, step {step}" for step in range(powers.rows)],
         )
-        for number, name in enumerate(shown)
+        for number, name in enumerate(names)
     )
     count = len(powers.layers)
     return Figure(
         "How many samples agree on their power of two",
         (Panel(lines, calls_axis(), Axis("samples that agree", share=True)),),
-        (f"the {len(shown)} of {count} layers that agree least",) if count > len(shown) else (),
+        (f"the {len(names)} of {count} layers that agree least",) if count > len(names) else (),
         description="Mean share of agreeing samples of every layer over the steps",
     )
 

@@ -1,4 +1,4 @@
-"""What each part of MPQ-DM does: its variants against EfficientDM, from the jobs of a store. Imports no torch."""
+"""What each part of MPQ-DM does: its variants against EfficientDM, from the jobs of a store."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,11 +1,8 @@
-"""How calibration over several denoising steps depends on its horizon, and on its gradient, from the jobs of a store.
-
-Imports no torch.
-"""
+"""How calibration over several denoising steps depends on its horizon and on its gradient, from a store's jobs."""
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import geometric_mean, mean
 from typing import Any, Literal
@@ -14,9 +11,12 @@ from dmqbench.config.checked_job import ABOUT_STAGE
 from dmqbench.config.limits import limits_of
 from dmqbench.results.compare import Comparison, compare
 from dmqbench.results.correlations import correlate
+from dmqbench.results.figure import Axis, Figure, Line, Panel, ratio_axis
 from dmqbench.results.result import Result
-from dmqbench.results.studies.findings import FindingsReader
+from dmqbench.results.studies.colours import PALETTE
+from dmqbench.results.studies.findings import Figures, FindingsReader
 from dmqbench.results.studies.settings import setting_of, told_apart
+from dmqbench.results.studies.study import Study
 from dmqbench.results.studies.trajectory_reconstruction import TrajectoryReconstruction
 from dmqbench.store.files import canonical_json
 
@@ -26,6 +26,7 @@ TRAJECTORY = TrajectoryReconstruction.stage
 
 Varied = Literal["horizon", "gradient"]
 VARIED: tuple[Varied, Varied] = ("horizon", "gradient")
+VARIED_TITLES = {"horizon": "calls that the model runs by itself (horizon)", "gradient": "gradient"}
 
 GRADIENTS = tuple(limits_of(TRAJECTORY).choices["gradient"])
 REFERENCE, DEFAULT = "replayed", "identity"
@@ -113,10 +114,10 @@ class Ablation:
         """Whether PSNR goes with the logarithm of the horizon."""
         points = [(trial.place, self.gain(trial)) for trial in curve.trials]
         known = [(math.log2(place), gain) for place, gain in points if isinstance(place, int) and gain is not None]
-        found = correlate([place for place, _ in known], [gain for _, gain in known])
-        if found is None:
+        correlation = correlate([place for place, _ in known], [gain for _, gain in known])
+        if correlation is None:
             return None
-        return f"PSNR {found.direction} the horizon ({found.text}, {len(known)} jobs)"
+        return f"PSNR {correlation.direction} the horizon ({correlation.text}, {len(known)} jobs)"
 
 
 def ablation(rows: Iterable[Result], reader: FindingsReader, varied: Varied) -> Ablation | None:
@@ -130,22 +131,22 @@ def ablation(rows: Iterable[Result], reader: FindingsReader, varied: Varied) -> 
         before, own = _settings(row)
         if own is None:
             untuned.setdefault(before, row)
-        elif (found := reader.of(row, TrajectoryReconstruction)) is not None:
-            others = {key: value for key, value in own.items() if key not in VARIED} | {held: getattr(found, held)}
-            sets[before, canonical_json(others)].setdefault(getattr(found, varied), (row, found))
-    several = sorted((place for place, members in sets.items() if len(members) > 1), key=lambda one: -len(sets[one]))
+        elif (findings := reader.of(row, TrajectoryReconstruction)) is not None:
+            others = {key: value for key, value in own.items() if key not in VARIED} | {held: getattr(findings, held)}
+            sets[before, canonical_json(others)].setdefault(getattr(findings, varied), (row, findings))
+    several = [place for place in sorted(sets, key=lambda place: -len(sets[place])) if len(sets[place]) > 1]
     if not several:
         return None
-    shown = several[:MAX_CURVES]
-    shared, names = told_apart([_parts(*next(iter(sets[place].values())), held) for place in shown])
+    places = several[:MAX_CURVES]
+    shared, names = told_apart([_parts(*next(iter(sets[place].values())), held) for place in places])
     setting = ", ".join(shared[key] for key in (*_SAID, held) if shared.get(key))
     curves = [
         Curve(
             name, tuple(_trial(*sets[place][at], at, untuned.get(place[0])) for at in sorted(sets[place], key=_order))
         )
-        for name, place in zip(names, shown, strict=True)
+        for name, place in zip(names, places, strict=True)
     ]
-    return Ablation(varied, setting, tuple(curves), len(several) - len(shown))
+    return Ablation(varied, setting, tuple(curves), len(several) - len(places))
 
 
 def _order(place: int | str) -> tuple[int, str]:
@@ -164,17 +165,17 @@ def _settings(row: Result) -> tuple[str, Mapping[str, Any] | None]:
     return canonical_json([row.model, row.bits, row.scope, row.ranges, row.seed, shared, before]), own
 
 
-def _parts(row: Result, found: TrajectoryReconstruction, held: str) -> dict[str, str]:
+def _parts(row: Result, findings: TrajectoryReconstruction, held: str) -> dict[str, str]:
     own = {key: value for key, value in row.stage_settings(TRAJECTORY).items() if key not in (*VARIED, *ABOUT_STAGE)}
-    own = {held: getattr(found, held), **own}
+    own = {held: getattr(findings, held), **own}
     return setting_of(row) | {key: f"{key} {value}" for key, value in own.items()}
 
 
-def _trial(row: Result, found: TrajectoryReconstruction, place: int | str, untuned: Result | None) -> Trial:
-    both = zip(*found.errors.values(), strict=True)
+def _trial(row: Result, findings: TrajectoryReconstruction, place: int | str, untuned: Result | None) -> Trial:
+    both = zip(*findings.errors.values(), strict=True)
     ratios = [after / before for before, after in both if before > 0 and after > 0]
-    cosines = [span.cosine for span in found.spans if span.cosine is not None]
-    norms = [span.ratio for span in found.spans if span.ratio]
+    cosines = [span.cosine for span in findings.spans if span.cosine is not None]
+    norms = [span.ratio for span in findings.spans if span.ratio]
     return Trial(
         row,
         place,
@@ -197,8 +198,79 @@ def _against_exact(curve: Curve) -> str | None:
     by_gradient = {trial.place: trial.row for trial in curve.trials}
     if not {DEFAULT, REFERENCE} <= by_gradient.keys():
         return None
-    found = _compared(by_gradient[DEFAULT], by_gradient[REFERENCE])
-    if found is None or found.difference is None or found.ci95 is None:
+    comparison = _compared(by_gradient[DEFAULT], by_gradient[REFERENCE])
+    if comparison is None or comparison.difference is None or comparison.ci95 is None:
         return None
-    interval = f"[{found.ci95.low:.2f}, {found.ci95.high:.2f}]"
-    return f"{DEFAULT} against {REFERENCE}: {found.difference:+.2f} dB {interval}, {found.verdict}"
+    interval = f"[{comparison.ci95.low:.2f}, {comparison.ci95.high:.2f}]"
+    return f"{DEFAULT} against {REFERENCE}: {comparison.difference:+.2f} dB {interval}, {comparison.verdict}"
+
+
+def ablation_figures(rows: Sequence[Result], reader: FindingsReader) -> Figures:
+    """Return a figure for each of ``VARIED`` of which there are jobs enough."""
+    ablations = {varied: ablation(rows, reader, varied) for varied in VARIED}
+    return {varied: curves_of(curves) for varied, curves in ablations.items() if curves is not None}
+
+
+def ablation_pictures(rows: Sequence[Result], reader: FindingsReader) -> Figures:
+    """Return one figure ``ablation`` with a column for each that there is."""
+    figures = ablation_figures(rows, reader)
+    if not figures:
+        return {}
+    panels = tuple(panel for row in zip(*(figure.panels for figure in figures.values()), strict=True) for panel in row)
+    notes = tuple(f"by {varied}: {'; '.join(figure.notes)}" for varied, figure in figures.items())
+    return {"ablation": Figure("Calibration over several denoising steps", panels, notes, columns=len(figures))}
+
+
+def curves_of(curves: Ablation) -> Figure:
+    """Against the horizon or gradient, from the top: PSNR, end-state error, cosine and norm of the gradient."""
+    trials = [trial for curve in curves.curves for trial in curve.trials]
+    x = Axis(VARIED_TITLES[curves.varied], names=tuple(str(place) for place in curves.places))
+    gain = Axis("PSNR (dB)")
+    if curves.compared:
+        gain = Axis("PSNR over un-tuned (dB)", "dB over un-tuned", reference=0.0)
+    error = ratio_axis("end-state error, after / before", "error, after / before", [trial.error for trial in trials])
+    norm = ratio_axis("gradient: norm over the exact one's", "ratio of norms", [trial.ratio for trial in trials])
+    cosine = Axis("gradient: cosine with the exact one", "cosine")
+    panels = (
+        Panel(_lines(curves, curves.gain, curves.ends), x, gain, f"by {curves.varied}", height=1.3),
+        Panel(_lines(curves, lambda trial: trial.error), x, error),
+        Panel(_lines(curves, lambda trial: trial.cosine), x, cosine, height=0.9),
+        Panel(_lines(curves, lambda trial: trial.ratio), x, norm, height=0.8),
+    )
+    return Figure(
+        f"Calibration over several steps, by {curves.varied}",
+        panels,
+        tuple(curves.sentences),
+        description=f"PSNR, error of the end states and agreement with the exact gradient, by {curves.varied}",
+        narrow=True,
+    )
+
+
+def _lines(
+    curves: Ablation,
+    value: Callable[[Trial], float | None],
+    ends: Callable[[Trial], tuple[float, float] | None] | None = None,
+) -> tuple[Line, ...]:
+    """One line per curve; it has a name where there are several."""
+    return tuple(
+        Line(
+            curve.name if len(curves.curves) > 1 else "",
+            [curves.places.index(trial.place) for trial in curve.trials],
+            [value(trial) for trial in curve.trials],
+            PALETTE[number],
+            joined=curves.varied == "horizon",
+            symbol=number,
+            ends=[ends(trial) for trial in curve.trials] if ends else (),
+            texts=[_sentence(trial) for trial in curve.trials],
+            precision=".4g",
+            jobs=[trial.row.folder.name for trial in curve.trials],
+        )
+        for number, curve in enumerate(curves.curves)
+    )
+
+
+def _sentence(trial: Trial) -> str:
+    return trial.over_untuned.sentence if trial.over_untuned else f"{trial.row.label} {trial.row.bits}"
+
+
+STUDY = Study(ablation_figures, ablation_pictures)

@@ -39,9 +39,9 @@ class TrajectoryReconstruction(StageFindings):
     spans: tuple[Span, ...]
 
     @classmethod
-    def from_json(cls, found: Any) -> "TrajectoryReconstruction":
-        settings = found["settings"]
-        spans = tuple(_spans(found["spans"]))
+    def from_json(cls, record: Any) -> "TrajectoryReconstruction":
+        settings = record["settings"]
+        spans = tuple(_spans(record["spans"]))
         if not spans:
             raise ValueError("there are no groups")
         return cls(whole("horizon", settings["horizon"], 1), words("gradient", settings["gradient"]), spans)
@@ -72,9 +72,9 @@ class TrajectoryReconstruction(StageFindings):
         return {}
 
 
-def _spans(found: Any) -> Iterator[Span]:
+def _spans(record: Any) -> Iterator[Span]:
     following = 0
-    for span in found:
+    for span in record:
         groups = []
         for first, last in span["groups"]:
             groups.append(range(whole("first call of a group", first), whole("last call of a group", last) + 1))
@@ -92,11 +92,11 @@ def _spans(found: Any) -> Iterator[Span]:
         yield Span(tuple(groups), before, after, cosine, ratio)
 
 
-def group_errors(found: TrajectoryReconstruction) -> Figure:
+def group_errors(findings: TrajectoryReconstruction) -> Figure:
     """Each group's error at its end before and after calibration, as a line over the group's calls."""
-    lines = tuple(_over_calls(found.groups, found.errors[when], when, colour) for when, colour in WHEN.items())
+    lines = tuple(_over_calls(findings.groups, findings.errors[when], when, colour) for when, colour in WHEN.items())
     note = (
-        f"over {found.horizon} calls each, gradient {found.gradient}; on the validation trajectories, by "
+        f"over {findings.horizon} calls each, gradient {findings.gradient}; on the validation trajectories, by "
         "which the best state was chosen"
     )
     return Figure(
@@ -107,10 +107,10 @@ def group_errors(found: TrajectoryReconstruction) -> Figure:
     )
 
 
-def gradient_agreement(found: TrajectoryReconstruction) -> Figure:
+def gradient_agreement(findings: TrajectoryReconstruction) -> Figure:
     """For each set of groups that are trained together, how its first gradient agrees with the exact one."""
-    x, calls = calls_axis(), [span.calls for span in found.spans]
-    cosines, ratios = [span.cosine for span in found.spans], [span.ratio or None for span in found.spans]
+    x, calls = calls_axis(), [span.calls for span in findings.spans]
+    cosines, ratios = [span.cosine for span in findings.spans], [span.ratio or None for span in findings.spans]
     panels = (
         Panel((_over_calls(calls, cosines, "cosine", MAIN),), x, Axis("cosine")),
         Panel((_over_calls(calls, ratios, "ratio of norms", SECOND),), x, ratio_axis("ratio of norms", "", ratios)),
@@ -118,7 +118,7 @@ def gradient_agreement(found: TrajectoryReconstruction) -> Figure:
     return Figure(
         "How the gradient agrees with the exact one",
         panels,
-        (f"gradient {found.gradient} against the exact one, before training, on one batch",),
+        (f"gradient {findings.gradient} against the exact one, before training, on one batch",),
         description="Cosine and ratio of norms of the gradient and the exact one, over the network calls",
     )
 

@@ -1,7 +1,4 @@
-"""How the error of power-of-two scaling falls with the number of calibration samples, by vote and by squared error.
-
-Imports no torch.
-"""
+"""How the error of power-of-two scaling falls with the number of calibration samples, by vote and by squared error."""
 
 import math
 from collections import defaultdict
@@ -57,12 +54,12 @@ class SelectionCurves:
     @property
     def sentences(self) -> list[str]:
         """What the means are over, how the selections compare at both ends, and how much is not shown."""
-        said = [f"{self.row.model} {self.row.bits}: geometric means over {len(self.layers)} layers"]
+        lines = [f"{self.row.model} {self.row.bits}: geometric means over {len(self.layers)} layers"]
         for samples in sorted({*list(self.contrast)[:1], *list(self.contrast)[-1:]}):
             value, ends = self.contrast[samples]
             interval = "" if ends is None else f" [{ends.low:.3f}, {ends.high:.3f}]"
-            said.append(f"{samples:g} samples: the error by mse is {value:.3f}{interval} times that by vote")
-        return said + ([f"{self.left_out} more sets of jobs: --sweep chooses one"] if self.left_out else [])
+            lines.append(f"{samples:g} samples: the error by mse is {value:.3f}{interval} times that by vote")
+        return lines + ([f"{self.left_out} more sets of jobs: --sweep chooses one"] if self.left_out else [])
 
 
 def selection_curves(rows: Iterable[Result], reader: FindingsReader) -> SelectionCurves | None:

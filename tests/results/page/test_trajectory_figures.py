@@ -12,8 +12,7 @@ from dmqbench.results.page.document import page
 from dmqbench.results.page.render import render
 from dmqbench.results.plots import pictures
 from dmqbench.results.studies.findings import FindingsReader
-from dmqbench.results.studies.trajectory_ablation import ablation
-from dmqbench.results.studies.trajectory_ablation_figures import curves_of
+from dmqbench.results.studies.trajectory_ablation import ablation, curves_of
 from dmqbench.results.studies.trajectory_reconstruction import TrajectoryReconstruction
 
 
