@@ -21,6 +21,9 @@ from dmqbench.results.stored import load_store
 from dmqbench.results.tables import Table, comparable_tables, why_apart
 from dmqbench.results.terminal import fitted, rich_table
 
+_FACTS = ["model", "embedded", "dataset", "task", "method", "label", "bits", "scope", "ranges", "seed", "size_mib"]
+"""Of a result, as columns of CSV."""
+
 
 def load_results(source: Path | Sequence[Path]) -> list[Result]:
     """Return the results of a run store, or of a list of result folders, best bits first.
@@ -150,24 +153,9 @@ def _flat_differences(compared: Iterable[Contrast]) -> dict[str, Any]:
 
 
 def _flat(number: int, result: Result) -> dict[str, Any]:
-    row: dict[str, Any] = {
-        "table": number,
-        "model": result.model,
-        "embedded": result.embedded,
-        "dataset": result.dataset,
-        "task": result.task,
-        "method": result.method,
-        "label": result.label,
-        "bits": result.bits,
-        "scope": result.scope,
-        "ranges": result.ranges,
-        "seed": result.seed,
-        "size_mib": result.size_mib,
-        "calibrate_s": result.calibration_seconds,
-        "calibration_calls": result.calibration_calls,
-        "calibration_peak_memory_mib": result.timing.calibration_peak_memory_mib,
-        "job_id": result.job_id,
-    }
+    row: dict[str, Any] = {"table": number, **{name: getattr(result, name) for name in _FACTS}}
+    row |= {"calibrate_s": result.calibration_seconds, "calibration_calls": result.calibration_calls}
+    row |= {"calibration_peak_memory_mib": result.timing.calibration_peak_memory_mib, "job_id": result.job_id}
     for name, measurement in result.measurements.items():
         low, high = measurement.ci95 or (None, None)
         row |= {name: measurement.value, f"{name}_low": low, f"{name}_high": high, f"{name}_n": measurement.n}

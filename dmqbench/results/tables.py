@@ -73,15 +73,12 @@ def why_apart(tables: Sequence[Table]) -> str | None:
     for metric in dict.fromkeys(chain.from_iterable(table.metrics for table in tables)):
         first = [table.protocols(metric)[0] for table in tables if metric in table.metrics]
         differences |= differing_entries(first)
-    tasks = tuple(dict.fromkeys(table.rows[0].task or "generate" for table in tables))
-    if len(tasks) > 1:
-        differences["task"] = tasks
-    scopes = tuple(dict.fromkeys(str(table.scope) for table in tables if table.scope))
-    if len(scopes) > 1:
-        differences["scope"] = scopes
-    datasets = tuple(dict.fromkeys(str(table.rows[0].dataset) for table in tables))
-    if len(datasets) > 1:
-        differences["dataset"] = datasets
+    apart = {
+        "task": [table.rows[0].task or "generate" for table in tables],
+        "scope": [str(table.scope) for table in tables if table.scope],
+        "dataset": [str(table.rows[0].dataset) for table in tables],
+    }
+    differences |= {key: tuple(dict.fromkeys(values)) for key, values in apart.items() if len({*values}) > 1}
     entries = "; ".join(f"{key} {' | '.join(values)}" for key, values in differences.items())
     return f"in separate tables, because the protocols differ: {entries or 'in a part that only the hash shows'}"
 

@@ -5,6 +5,7 @@ full precision, on one scale for the whole picture.
 """
 
 from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
@@ -79,23 +80,19 @@ def comparison(
     reference = rows[0].images[:columns]
     errors = [_difference(row.images[:columns], reference) for row in rows[1:]] if differences else []
     full_scale = _full_scale(errors)
-    block = height + (_GAP + layout.thin[1] if errors else 0) + _ROW_GAP
-    top_block = height + _ROW_GAP
-    above = top_block * (1 + len(inputs))
-    total_height = (
-        _MARGIN + above + block * (len(rows) - 1) + (_LEGEND_HEIGHT if full_scale else 0) + _MARGIN - _ROW_GAP
-    )
+    alone = len(inputs) + 1
+    below = _GAP + layout.thin[1] if errors else 0
+    block = height + _ROW_GAP
+    total_height = _MARGIN + block * (alone + len(rows) - 1) + below * len(errors) - _ROW_GAP + _MARGIN
+    total_height += _LEGEND_HEIGHT if full_scale else 0
     total_width = max(layout.width, layout.left + _LEGEND_WIDTH if full_scale else 0)
     canvas = Image.new("RGB", (total_width, total_height), _BACKGROUND)
     y = _MARGIN
-    for row in inputs:
+    for row, error in zip_longest((*inputs, *rows), [None] * alone + errors):
         _draw_row(canvas, layout, y, row)
-        y += top_block
-    for number, row in enumerate(rows):
-        _draw_row(canvas, layout, y, row)
-        if number and errors:
-            _draw_heat(canvas, layout, y + height + _GAP, errors[number - 1], full_scale)
-        y += block if number else top_block
+        if error is not None:
+            _draw_heat(canvas, layout, y + height + _GAP, error, full_scale)
+        y += block + (0 if error is None else below)
     if full_scale:
         _draw_legend(canvas, layout, y + 4, full_scale)
     with replacing(path) as temporary:

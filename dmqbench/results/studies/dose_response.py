@@ -15,7 +15,7 @@ from dmqbench.results.figure import Axis, Figure, Line, Panel, tail
 from dmqbench.results.result import Result
 from dmqbench.results.studies.colours import PALETTE
 from dmqbench.results.studies.equivalent_scaling import EquivalentScaling
-from dmqbench.results.studies.findings import Figures, FindingsReader
+from dmqbench.results.studies.findings import FindingsReader
 from dmqbench.results.studies.power_of_two_scaling import PowerOfTwoScaling
 from dmqbench.results.studies.settings import setting_of
 from dmqbench.results.studies.study import of_jobs
@@ -224,12 +224,6 @@ def _skip_layers(row: Result) -> list[str]:
         return []
 
 
-def dose_figures(rows: Sequence[Result], reader: FindingsReader) -> Figures:
-    """Return the figure ``dose`` where there are models enough."""
-    curve = dose_curve(rows, reader)
-    return {} if curve is None else {"dose": dose(curve)}
-
-
 def dose(curve: DoseCurve) -> Figure:
     """The gain in PSNR against disparity: over Q-Diffusion above, over the rung before below."""
     models = {point.model: point.disparity for point in curve.points}
@@ -267,4 +261,4 @@ def _line(points: Sequence[DosePoint], comparison: Callable[[DosePoint], Compari
     )
 
 
-STUDY = of_jobs(dose_figures)
+STUDY = of_jobs("dose", dose_curve, dose)

@@ -8,7 +8,6 @@ from dmqbench.results.compare import Comparison, compare
 from dmqbench.results.figure import Axis, Bars, Figure, Panel
 from dmqbench.results.result import Result
 from dmqbench.results.studies.colours import VERDICTS
-from dmqbench.results.studies.findings import Figures, FindingsReader
 from dmqbench.results.studies.settings import setting_of
 from dmqbench.results.studies.study import of_jobs
 from dmqbench.store.files import canonical_json
@@ -91,12 +90,6 @@ def _setting(row: Result) -> str:
     return canonical_json([row.model, row.bits, row.scope, row.ranges, row.seed, row.task, row.budget_sizes, shared])
 
 
-def precision_figures(rows: Sequence[Result], reader: FindingsReader) -> Figures:
-    """Return the figure ``precision`` where there are variants to compare."""
-    ablation = precision_ablation(rows)
-    return {} if ablation is None else {"precision": variants(ablation)}
-
-
 def variants(ablation: Ablation) -> Figure:
     """What every variant gains over the baseline, a panel per metric: paired differences with their intervals."""
     y = Axis("", names=tuple(bar.name for bar in ablation.bars))
@@ -130,4 +123,4 @@ def _bars(bars: Sequence[Variant], metric: str) -> Bars:
     )
 
 
-STUDY = of_jobs(precision_figures)
+STUDY = of_jobs("precision", lambda rows, reader: precision_ablation(rows), variants)

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 from dmqbench.results.figure import Figure
 from dmqbench.results.result import Result
 from dmqbench.results.studies.findings import Figures, FindingsReader, StageFindings
 
+T = TypeVar("T")
 Shown: TypeAlias = Callable[[Sequence[Result], FindingsReader], Figures]
 
 
@@ -34,17 +35,22 @@ def of_stage(findings: type[StageFindings]) -> Study:
     """Return the study of one stage; its pictures are of the first job that has findings to draw."""
 
     def pictures(rows: Sequence[Result], reader: FindingsReader) -> Figures:
-        for row in rows:
-            found = reader.of(row, findings)
-            if found is not None and found.pictures:
-                return {key: _titled(figure, row) for key, figure in found.pictures.items()}
-        return {}
+        known = ((row, reader.of(row, findings)) for row in rows)
+        drawn = ({key: _titled(figure, row) for key, figure in kept.pictures.items()} for row, kept in known if kept)
+        return next(filter(None, drawn), {})
 
     return Study(pictures=pictures, findings=findings)
 
 
-def of_jobs(figures: Shown) -> Study:
-    """Return a study whose figures are the same on the page and in PNG files."""
+def of_jobs(
+    key: str, find: Callable[[Sequence[Result], FindingsReader], T | None], draw: Callable[[T], Figure]
+) -> Study:
+    """Return a study of one figure, on the page and in PNG files: of what ``find`` finds among jobs, if anything."""
+
+    def figures(rows: Sequence[Result], reader: FindingsReader) -> Figures:
+        subject = find(rows, reader)
+        return {} if subject is None else {key: draw(subject)}
+
     return Study(figures, figures)
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ from dmqbench.eval.statistics import Interval, student_interval
 from dmqbench.results.figure import Axis, Figure, Line, Panel
 from dmqbench.results.result import Result
 from dmqbench.results.studies.colours import PALETTE
-from dmqbench.results.studies.findings import Figures, FindingsReader
+from dmqbench.results.studies.findings import FindingsReader
 from dmqbench.results.studies.power_of_two_scaling import PowerOfTwoScaling
 from dmqbench.results.studies.study import of_jobs
 from dmqbench.store.files import canonical_json
@@ -114,12 +114,6 @@ def _ratio(logs: np.ndarray) -> Ratio:
     return Ratio(math.exp(float(logs.mean())), ends)
 
 
-def sample_figures(rows: Sequence[Result], reader: FindingsReader) -> Figures:
-    """Return the figure ``samples`` where there are jobs of several numbers of samples."""
-    curves = selection_curves(rows, reader)
-    return {} if curves is None else {"samples": samples_against_votes(curves)}
-
-
 def samples_against_votes(curves: SelectionCurves) -> Figure:
     """The held-out error that exponents leave against the samples they were chosen from, for each selection."""
     lines = tuple(
@@ -144,4 +138,4 @@ def samples_against_votes(curves: SelectionCurves) -> Figure:
     )
 
 
-STUDY = of_jobs(sample_figures)
+STUDY = of_jobs("samples", selection_curves, samples_against_votes)
