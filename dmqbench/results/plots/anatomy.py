@@ -130,7 +130,11 @@ def _halves(layer: Record, times: Sequence[int]) -> Panel:
                 line = Line(legend, range(len(std)), values, colour, points=False, faint=legend.endswith("range"))
                 marks.append(line)
     title = f"{tail(layer['name'], 36)}  (ranges up to {max(layer['skip']['range_ratio']):.1f} : 1)"
-    return Panel(tuple(marks), times_axis(times, "timestep of the call"), Axis("x"), title, height=1.2)
+    parts = layer["skip"]["parts"]
+    low, high = min(min(part["min"]) for part in parts), max(max(part["max"]) for part in parts)
+    span = high - low or 1.0
+    y = Axis("x", ends=(low - 0.05 * span, high + 0.5 * span))  # with room for the legend
+    return Panel(tuple(marks), times_axis(times, "timestep of the call"), y, title, height=1.2)
 
 
 PICTURES: Mapping[str, Callable[[Record], Figure | None]] = {

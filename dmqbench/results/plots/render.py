@@ -110,12 +110,13 @@ def _line(axes: "Axes", line: Line, panel: Panel, shift: float, label: str) -> N
     x, y = _numbers(line.x) + shift, _numbers(line.y)
     if panel.y.log:
         y = np.where(y > 0, y, np.nan)
+    thickness = 0.7 if line.faint else 1.4
     axes.plot(
         x,
         y,
         color=line.colour,
         alpha=0.45 if line.faint else 1.0,
-        linewidth=(0.7 if line.faint else 1.4) if line.joined else 0,
+        linewidth=thickness if line.joined else 0,
         linestyle=_DASHES[line.dash % len(_DASHES)],
         drawstyle=f"steps-{line.stepped}" if line.stepped else "default",
         marker=_SYMBOLS[line.symbol % len(_SYMBOLS)] if has_points else "",

@@ -90,6 +90,8 @@ def test_agreement_is_of_the_layers_that_agree_least_and_needs_steps():
     found = powers(layers=SHOWN_LINES + 4)
     figure = figures_of(found)["agreement"]
     assert len(figure["data"]) == SHOWN_LINES and f"of {SHOWN_LINES + 4}" in figure["note"]
+    styles = {(trace["line"]["color"], trace["line"]["dash"]) for trace in figure["data"]}
+    assert len(styles) == SHOWN_LINES, "more lines than colours"
     means = [np.mean(trace["y"]) for trace in figure["data"]]
     hidden = {name for name in found["layers"]} - {trace["text"][0].partition(",")[0] for trace in figure["data"]}
     assert max(means) <= min(np.mean(found["layers"][name]["agreement"]) for name in hidden) + 1e-9
