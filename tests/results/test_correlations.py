@@ -40,6 +40,7 @@ def test_numbers_are_those_of_the_definitions(tmp_path):
     layer, injected, accumulated = correlations(jobs(tmp_path, x, y))
     assert [found.proxy for found in (layer, injected, accumulated)] == list(PROXIES)
     pearson = np.corrcoef(x, y)[0, 1]
+    assert layer.correlation is not None and injected.correlation is not None
     assert layer.correlation.pearson == pytest.approx(pearson)
     assert injected.correlation.pearson == pytest.approx(-pearson)
     assert layer.correlation.spearman == pytest.approx(np.corrcoef(stats.rankdata(x), stats.rankdata(y))[0, 1])
