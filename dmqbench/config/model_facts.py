@@ -1,6 +1,5 @@
 """What the files of a model and of images say, read without torch."""
 
-import hashlib
 import os
 from typing import Any
 
@@ -17,7 +16,7 @@ from dmqbench.models.folders import (
 )
 from dmqbench.models.weight_files import tensor_shapes, weight_files
 from dmqbench.samplers.timesteps import plan_timesteps
-from dmqbench.store.files import canonical_json, sha256_file
+from dmqbench.store.files import json_hash, sha256_file
 
 
 def is_of_model(evaluate: EvaluateConfig, model: ModelConfig) -> bool:
@@ -61,10 +60,9 @@ def weights_hash(model: ModelConfig) -> str:
         *([folder / SCHEDULER_CONFIG] if (folder / SCHEDULER_CONFIG).is_file() else []),
     ]
     try:
-        listing = {os.path.relpath(path, folder): sha256_file(path) for path in files}
+        return json_hash({os.path.relpath(path, folder): sha256_file(path) for path in files})
     except OSError as error:
         raise ModelError(f"{error.filename}: cannot be read ({error.strerror})") from None
-    return hashlib.sha256(canonical_json(listing).encode()).hexdigest()
 
 
 def network_config(model: ModelConfig) -> dict[str, Any]:

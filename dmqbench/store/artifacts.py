@@ -6,6 +6,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -134,9 +135,8 @@ class Store:
             with self._editing(kind, id):
                 return self._settle(kind, id)
         except OSError as error:
-            raise StoreError(
-                f"{kind} {id} in {self.root} is damaged and cannot be put aside ({error.strerror})"
-            ) from None
+            what = f"{kind} {id} in {self.root} is damaged and cannot be put aside"
+            raise StoreError(f"{what} ({error.strerror})") from None
 
     def verified_files(self, kind: str, id: str) -> dict[str, Path]:
         """Paths of the verified files of an artifact by name; empty if it is absent."""
@@ -158,33 +158,26 @@ class Store:
         manifest = Manifest(kind, id, seal(folder), facts)
         save_atomic(folder / MANIFEST, manifest.dump())
         with self._editing(kind, id):
-            theirs = self._settle(kind, id)
-            if theirs is None:
+            first = self._settle(kind, id)
+            if first is None:
                 if target.exists():
                     self._put_aside(target, kind, id, "it has no manifest")
                 rename_durably(folder, target)
             else:
                 log.info("%s %s was made by another job meanwhile", kind, id)
         shutil.rmtree(work, ignore_errors=True)
-        return theirs or Artifact(target, manifest)
+        return first or Artifact(target, manifest)
 
-    def append_file(
-        self,
-        kind: str,
-        id: str,
-        name: str,
-        write: Callable[[Path], object],
-        facts: Mapping[str, Any] | None = None,
-    ) -> Path:
+    def append_file(self, kind: str, id: str, name: str, write: Callable[[Path], object]) -> Path:
         """Add one file to a growing artifact; a killed process loses no more than this file.
 
         ``write(path)`` writes it, with others kept out: compute before. If ``name`` is there and verified, it
-        stays and ``write`` is not called. ``facts`` are used by whoever adds the first file.
+        stays and ``write`` is not called.
         """
         folder = self.path(kind, id)
         target = own_file(folder, name)
         with self._editing(kind, id):
-            manifest = self._readable_manifest(kind, id) or Manifest(kind, id, {}, facts or {})
+            manifest = self._readable_manifest(kind, id) or Manifest(kind, id)
             files = dict(manifest.files)
             if name in files:
                 problem = self._verifier.problem(folder, name, files[name])
@@ -245,8 +238,8 @@ class Store:
             return Inspection(None, {MANIFEST: "is not in place yet"}) if unfinished else None
         except (OSError, ValueError) as error:
             return Inspection(None, {MANIFEST: str(error)})
-        found = {name: self._verifier.problem(folder, name, entry) for name, entry in manifest.files.items()}
-        return Inspection(manifest, {name: problem for name, problem in found.items() if problem is not None})
+        problems = {name: self._verifier.problem(folder, name, entry) for name, entry in manifest.files.items()}
+        return Inspection(manifest, {name: problem for name, problem in problems.items() if problem is not None})
 
     def _settle(self, kind: str, id: str) -> Artifact | None:
         """Finish or put aside what is not whole; return what is then there; under the editing lock."""
@@ -294,10 +287,8 @@ class Store:
         log.warning("%s of %s %s %s: put aside, to be made again", name, kind, id, problem)
 
     def _free_aside(self, kind: str, id: str) -> Path:
-        number = 1
-        while (target := self.root / ".aside" / f"{kind}-{id}-{number}").exists():
-            number += 1
-        return target
+        targets = (self.root / ".aside" / f"{kind}-{id}-{number}" for number in count(1))
+        return next(target for target in targets if not target.exists())
 
 
 def _checked_id(id: str) -> str:

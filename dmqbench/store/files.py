@@ -28,11 +28,9 @@ def safe_name(text: str) -> str:
         ValueError: anything else, in one line.
     """
     if not isinstance(text, str) or not _SAFE_NAME.fullmatch(text):
-        shown = ascii(text)
-        shown = shown if len(shown) <= 60 else f"{shown[:57]}..."
-        raise ValueError(
-            f"{shown} cannot be a file name here: 1 to 100 letters, digits or _.+=,@- and no leading '.' or '-'"
-        )
+        name = ascii(text) if len(ascii(text)) <= 60 else f"{ascii(text)[:57]}..."
+        rule = "1 to 100 letters, digits or _.+=,@- and no leading '.' or '-'"
+        raise ValueError(f"{name} cannot be a file name here: {rule}")
     return text
 
 
@@ -79,7 +77,7 @@ def save_json(path: str | Path, value: Any) -> None:
 
 
 def json_text(value: Any) -> str:
-    """JSON with sorted keys, an indent of two and a final newline; ValueError on NaN and infinities."""
+    """Return JSON with sorted keys, an indent of two and a final newline; ValueError on NaN and infinities."""
     return json.dumps(value, sort_keys=True, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
 
 
@@ -108,7 +106,7 @@ def _infinity(name: str) -> float:
 
 
 def sha256_file(path: str | Path) -> str:
-    """Hex digest of a file's content, read once in constant memory."""
+    """Return the hex digest of a file's content, read once in constant memory."""
     digest = hashlib.sha256()
     buffer = memoryview(bytearray(_BLOCK))
     with open(path, "rb", buffering=0) as file:
@@ -143,7 +141,7 @@ def exclusive(path: Path, on_wait: Callable[[], None] | None = None) -> Iterator
 
 
 def _acquire(path: Path, on_wait: Callable[[], None] | None) -> int:
-    """Descriptor of the locked file; release removes the file, so the lock may be on a name that is gone."""
+    """Return the descriptor of the locked file; release removes the file, so the lock may be on a name that is gone."""
     while True:
         descriptor = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
@@ -154,26 +152,25 @@ def _acquire(path: Path, on_wait: Callable[[], None] | None) -> int:
                     on_wait()
                     on_wait = None
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
-            if _is_current(descriptor, path):
-                return descriptor
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+                    return descriptor
         except BaseException:
             os.close(descriptor)
             raise
         os.close(descriptor)
 
 
-def _is_current(descriptor: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(descriptor), os.stat(path))
-    except FileNotFoundError:
-        return False
-
-
 def canonical_json(value: Any) -> str:
-    """JSON that is equal for equal values: sorted keys, no spaces, no NaN."""
+    """Return JSON that is equal for equal values: sorted keys, no spaces, no NaN."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
+def json_hash(value: Any) -> str:
+    """Return the sha256 of ``value`` as canonical JSON, in hexadecimal digits."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
 def short_hash(value: Any) -> str:
-    """First 16 hexadecimal digits of the sha256 of ``value`` as canonical JSON."""
-    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:16]
+    """Return the first 16 digits of ``json_hash``."""
+    return json_hash(value)[:16]

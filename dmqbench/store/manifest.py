@@ -1,17 +1,16 @@
 """What an artifact consists of: the ``manifest.json`` that is written last and checked on reading."""
 
-import hashlib
 import json
 import os
 import re
 import stat
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dmqbench.store.files import json_text, load_json, safe_name, sha256_file
+from dmqbench.store.files import json_hash, json_text, load_json, safe_name, sha256_file
 
 MANIFEST = "manifest.json"
 VERSION = 1
@@ -81,7 +80,7 @@ class Manifest:
         if not stat.S_ISREG(os.lstat(folder / MANIFEST).st_mode):
             raise ValueError("is not a plain file")
         value = load_json(folder / MANIFEST)
-        if not isinstance(value, dict) or value.pop("sha256", None) != _digest_of(value):
+        if not isinstance(value, dict) or value.pop("sha256", None) != json_hash(value):
             raise ValueError("does not have its recorded sha256")
         match value:
             case {"version": version, "kind": str(), "id": str(), "files": dict(files), "facts": dict(facts)}:
@@ -94,14 +93,9 @@ class Manifest:
 
     def dump(self) -> str:
         """The text of ``manifest.json``, with a hash of itself: a flipped bit in a fact is noticed."""
-        files = {name: {"sha256": entry.sha256, "bytes": entry.bytes} for name, entry in self.files.items()}
+        files = {name: asdict(entry) for name, entry in self.files.items()}
         body = {"version": VERSION, "kind": self.kind, "id": self.id, "files": files, "facts": self.facts}
-        return json_text({**body, "sha256": _digest_of(body)})
-
-
-def _digest_of(body: Mapping[str, Any]) -> str:
-    text = json.dumps(body, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
+        return json_text({**body, "sha256": json_hash(body)})
 
 
 class Verifier:
@@ -111,7 +105,7 @@ class Verifier:
         self._known: dict[Path, tuple[tuple[int, ...], str]] = {}
 
     def problem(self, folder: Path, name: str, entry: Entry) -> str | None:
-        """Why ``folder/name`` is not what ``entry`` says; None if it is."""
+        """Return why ``folder/name`` is not what ``entry`` says; None if it is."""
         path = folder / name
         try:
             if behind_link(folder, name):

@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, final
 
@@ -158,9 +159,8 @@ class WandbRun:
         folder = Store(self.root).path("quantized", event["id"])
         files = Manifest.load(folder, "quantized", event["id"]).files
         artifact = self._wandb.Artifact(name, type="quantized", metadata={"id": event["id"], **event["facts"]})
-        listing = {file: {"sha256": entry.sha256, "bytes": entry.bytes} for file, entry in sorted(files.items())}
         with artifact.new_file("files.json") as file:
-            file.write(json_text(listing))
+            file.write(json_text({name: asdict(entry) for name, entry in files.items()}))
         for file, entry in sorted(files.items()):
             if entry.bytes <= UPLOADED_BYTES:
                 artifact.add_file(str(folder / file), name=file)

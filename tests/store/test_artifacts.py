@@ -326,10 +326,9 @@ def test_links_never_lead_out_of_the_store(tmp_path):
 
 def test_growing_artifact_loses_only_its_damaged_file(tmp_path):
     here = Store(tmp_path)
-    for chunk in range(4):
-        here.append_file(
-            "samples", ID, f"chunk-{chunk}", lambda path, c=chunk: path.write_bytes(b"%d" % c * 50), {"n": 4}
-        )
+    here.replace_files("samples", ID, {"chunk-0": b"0" * 50}, {"n": 4})
+    for chunk in range(1, 4):
+        here.append_file("samples", ID, f"chunk-{chunk}", lambda path, c=chunk: path.write_bytes(b"%d" % c * 50))
     assert sorted(Store(tmp_path).verified_files("samples", ID)) == [f"chunk-{chunk}" for chunk in range(4)]
     corrupt(tmp_path / "samples" / ID / "chunk-1", "bit flip", random.Random(0))
     corrupt(tmp_path / "samples" / ID / "chunk-2", "deletion", random.Random(0))
