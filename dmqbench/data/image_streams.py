@@ -15,6 +15,7 @@ from dmqbench.data.archive_info import LEAST_IMAGES, ArchiveError
 from dmqbench.data.archives import read_images
 from dmqbench.data.images import to_signed, to_uint8
 from dmqbench.data.noise import Stream
+from dmqbench.data.own_images import loaders
 
 
 @dataclass(frozen=True)
@@ -42,18 +43,16 @@ class ImageStreams:
         return torch.tensor(list(indices)) % len(self.images[stream])
 
 
-def digit_streams() -> ImageStreams:
-    """The scanned digits: held-out ones for ``eval``, every other one of the training split for ``cal`` and ``val``."""
-    from dmqbench.data.digits import load_split
-
-    (train, train_labels), (held_out, held_out_labels) = load_split()
+def own_streams(dataset: str) -> ImageStreams:
+    """Return shipped images: held-out ones for ``eval``, every other one of the training split for ``cal``, ``val``."""
+    (train, train_labels), (held_out, held_out_labels) = loaders(dataset)[1]()
     images = {"cal": train[::2], "val": train[1::2], "eval": held_out}
     labels: dict[Stream, Tensor] = {"cal": train_labels[::2], "val": train_labels[1::2], "eval": held_out_labels}
     return ImageStreams({stream: to_uint8(values) for stream, values in images.items()}, labels)  # type: ignore[misc]
 
 
 def file_streams(path: str | Path) -> ImageStreams:
-    """The images of a folder or an archive in their order: every other one for ``eval``, of the rest half for each.
+    """Return the images of a folder or an archive in their order: every other one for ``eval``, half the rest for each.
 
     Images that are equal to an earlier one are left out: they would be in two streams.
 
@@ -67,10 +66,6 @@ def file_streams(path: str | Path) -> ImageStreams:
 
 
 def _distinct(images: np.ndarray) -> np.ndarray:
-    """The images [N, …] without those that equal an earlier one."""
+    """Return the images [N, …] without those that equal an earlier one."""
     _, first = np.unique(images.reshape(len(images), -1), axis=0, return_index=True)
     return images[np.sort(first)]
-
-
-OWN_STREAMS = {"digits": digit_streams}
-"""Dataset → the images that are shipped for it, as ``own_images.OWN_IMAGES`` lists them."""

@@ -7,7 +7,7 @@ from dmqbench.config.checked_job import Job, scope_of
 from dmqbench.config.ids import job_ids
 from dmqbench.config.model_facts import weights_hash
 from dmqbench.config.schema import SamplerConfig
-from dmqbench.data.image_streams import OWN_STREAMS, ImageStreams, file_streams
+from dmqbench.data.image_streams import ImageStreams, file_streams, own_streams
 from dmqbench.models.adapter import Adapter, load_adapter
 from dmqbench.models.exchange import quantize_network_, quantized_attentions
 from dmqbench.models.foreign import load_foreign_adapter
@@ -59,7 +59,7 @@ class Workshop:
     def images(self) -> ImageStreams:
         """What is restored or edited."""
         path = self.job.inputs.images
-        return OWN_STREAMS[self.job.dataset.name]() if path is None else file_streams(path)
+        return own_streams(self.job.dataset.name) if path is None else file_streams(path)
 
     @cached_property
     def sampler(self) -> SamplerPlan:

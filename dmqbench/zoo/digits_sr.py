@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dmqbench.data.degradation import super_resolution_condition
 from dmqbench.data.digits import load_split
-from dmqbench.data.image_streams import ImageStreams, digit_streams
+from dmqbench.data.image_streams import ImageStreams, own_streams
 from dmqbench.data.images import to_signed, to_uint8
 from dmqbench.eval.paired import psnr
 from dmqbench.models.adapter import load_adapter
@@ -57,7 +57,7 @@ def load_restorer(images: ImageStreams) -> Denoising:
 
 def restored(count: int) -> Tensor:
     """Return what the network makes of the first ``count`` held-out digits, uint8 [count, 1, 16, 16]."""
-    restorer = load_restorer(digit_streams())
+    restorer = load_restorer(own_streams("digits"))
     chunks = range(chunk_count(count, CHUNK))
     images = [restorer.sample_chunk(number, chunk=CHUNK, seed=0).images for number in chunks]
     return torch.cat(images)[:count]
@@ -65,7 +65,7 @@ def restored(count: int) -> Tensor:
 
 def measure() -> dict[str, Any]:
     """Return the mean PSNR to the ground truth over all held-out digits, in dB, and that of bilinear enlargement."""
-    truth = digit_streams().images["eval"]
+    truth = own_streams("digits").images["eval"]
     bilinear = to_uint8(degrade(to_signed(truth)))
     decibels = {
         name: fmean(value for value in psnr(images, truth) if value is not None)

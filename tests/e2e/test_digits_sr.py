@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dmqbench.data.digits import load_split
-from dmqbench.data.image_streams import digit_streams
+from dmqbench.data.image_streams import own_streams
 from dmqbench.data.images import to_signed, to_uint8
 from dmqbench.eval.paired import psnr
 from dmqbench.zoo.denoiser import WEIGHTS
@@ -23,7 +23,7 @@ def record() -> dict:
 
 
 def test_held_out_digits_are_restored_far_better_than_by_enlarging_them():
-    truth = digit_streams().images["eval"][:HELD_OUT]
+    truth = own_streams("digits").images["eval"][:HELD_OUT]
     assert torch.equal(truth, to_uint8(load_split()[1][0][:HELD_OUT]))
     found, bilinear = (
         fmean(psnr(images, truth)) for images in (restored(HELD_OUT), to_uint8(degrade(to_signed(truth))))
