@@ -64,20 +64,16 @@ def quantize_(
         pipe: a diffusers pipeline with a float32 ``UNet2DModel`` and a scheduler; calibrated where its network lies.
         method: for example ``q_diffusion``.
         bits: for example ``w4a6``.
-        steps: sampler steps of calibration, and of every later call where activation ranges are kept per step or
-            group of steps, unless ``match`` says otherwise.
-        sampler: whose trajectories it is calibrated on. None, or its scheduler's own: with the scheduler's spacing,
-            offset and clipping; another: with that sampler's defaults.
+        steps: of calibration, and of later calls where ranges are kept per step or group and ``match`` refuses others.
+        sampler: whose trajectories it is calibrated on; None: the scheduler's own, with its settings.
         eta: noise that the sampler adds, 0 to 1, while calibrating.
         guidance: classifier-free guidance while calibrating; 1 is none.
         seed: of calibration.
         budget: calibration sizes and iteration counts.
         scope: what is quantized: ``"common"``, or ``"paper"``, what the method's paper quantizes.
-        ranges: network calls that share activation ranges: ``"shared"``, ``"step"``, ``"group5"`` and its like, or
-            ``"method"``, as the method was published.
-        match: what a call at a timestep that was not calibrated does where that matters: ``"refuse"`` raises
-            ``ServingError``, ``"nearest"`` takes the ranges of the nearest calibrated timestep, ``"interpolate"``
-            those between the two around it.
+        ranges: calls that share activation ranges: ``"shared"``, ``"step"``, ``"group5"``; ``"method"``: as published.
+        match: what a call at a timestep that was not calibrated does: ``"refuse"`` raises ``ServingError``,
+            ``"nearest"`` takes the ranges of the nearest one, ``"interpolate"`` those between the two around it.
         store: folder of the run store; None: ``DMQBENCH_RUNS``, else ``runs``.
         overrides: further ``key=value``, as on the command line.
 
@@ -110,7 +106,7 @@ def quantize_(
 
 
 def _job(config: DictConfig, folder: Path) -> Job:
-    """The checked job on a model in ``folder``."""
+    """Return the checked job on a model in ``folder``."""
     if config.model.path is not None or config.model.name != "local":
         raise ConfigError("model.path", config.model.path or config.model.name, problem="is the pipeline's own here")
     config.model.path = str(folder)

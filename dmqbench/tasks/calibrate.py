@@ -23,7 +23,7 @@ from dmqbench.quant.spec import FULL_PRECISION
 from dmqbench.quant.state import load_calibration_state_
 from dmqbench.store.artifact import Artifact
 from dmqbench.store.files import load_json, save_atomic, save_json
-from dmqbench.tasks.mirror import facts_of, tell_job, tell_location, tracker
+from dmqbench.tasks.mirror import facts_of, tell_job, tracker
 from dmqbench.tasks.trajectories import bank_of
 from dmqbench.tasks.workshop import OUTCOME, STATE, Workshop, open_workshop
 from dmqbench.tracking.progress import Meter
@@ -41,7 +41,6 @@ def carry_out(job: Job) -> Path:
 def calibrate_and_tell(shop: Workshop) -> list[Artifact]:
     """Run the stages that are not in the store, mirrored to the tracker; return the artifacts of all."""
     with tracker(shop, "calibration") as mirror:
-        tell_location(mirror)
         stages = calibrated(shop)
         if shop.ids.quantized is not None:
             mirror.made(shop.ids.quantized, **facts_of(shop.job))

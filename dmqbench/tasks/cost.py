@@ -20,7 +20,7 @@ from dmqbench.tasks.packed_size import packed_size
 
 
 def describe_cost(job: Job, reached: PrecisionPlan | None = None, state: Path | None = None) -> dict[str, Any]:
-    """Cost of the job's denoiser in the keys of the contract; needs no weights.
+    """Return the cost of the job's denoiser in the keys of the contract; needs no weights.
 
     Args:
         reached: the plan after calibration, whose weight bits are counted; before it those of ``bits.plan`` are, or
@@ -31,7 +31,7 @@ def describe_cost(job: Job, reached: PrecisionPlan | None = None, state: Path | 
 
 
 def _counted(job: Job, reached: PrecisionPlan | None, state: Path | None) -> tuple[dict[str, Any], str]:
-    """The cost, and why the size of the packed file is not known."""
+    """Return the cost, and why the size of the packed file is not known."""
     topology, parameters = meta_topology(job.model.checkpoint)
     plans = _plans(job, topology.layers, reached)
     packed = packed_size(job, topology, plans.own, scope_of(job), state)
@@ -40,16 +40,19 @@ def _counted(job: Job, reached: PrecisionPlan | None, state: Path | None) -> tup
         layers, plans.own, plans.paper, parameters, topology.attention_macs, plans.everywhere, packed.bytes
     )
     quantization = quantization_of(job)
-    named = {
-        "model": job.model.name,
-        "method": job.method.name,
-        "bits": quantization.bits,
-        "scope": quantization.scope,
+    counted = {
+        **{"model": job.model.name, "method": job.method.name},
+        **{"bits": quantization.bits, "scope": quantization.scope},
+        **asdict(cost),
+        "full_precision_names": list(plans.own.full_precision),
     }
-    counted = {**asdict(cost), "full_precision_names": list(plans.own.full_precision)}
-    if job.foreign:
-        return {**named, **counted, **_cost_of_files(job)}, "its files do not say"
-    return {**named, **counted}, packed.unknown
+    if not job.foreign:
+        return counted, packed.unknown
+    # What the files of a network quantized elsewhere say of its cost, and None for what they do not.
+    unknown = ("quantized_layers", "skip_layers", "full_precision_layers", "bops", "full_precision_names")
+    size = round(foreign_facts(str(job.method.path)).packed_mib, 4)
+    of_files = {**dict.fromkeys(unknown), "size_mib": {"all_layers": None, "paper_code": None, "packed": size}}
+    return {**counted, **of_files}, "its files do not say"
 
 
 class _Plans(NamedTuple):
@@ -61,7 +64,7 @@ class _Plans(NamedTuple):
 
 
 def _plans(job: Job, layers: Sequence[LayerInfo], reached: PrecisionPlan | None) -> _Plans:
-    """The plans that are counted, with weight bits of rows where they differ within a layer.
+    """Return the plans that are counted, with weight bits of rows where they differ within a layer.
 
     Layers that a scope has at bits of their own, such as the 8 of ends, keep them there, but for those of a plan that
     was given or reached, which is what the job's own network has.
@@ -84,41 +87,34 @@ def _plans(job: Job, layers: Sequence[LayerInfo], reached: PrecisionPlan | None)
 
 
 def _promised_bits(job: Job, layers: Sequence[LayerInfo]) -> dict[str, int | tuple[int, ...]]:
-    """Bits of the rows of every layer where a stage fixes how many have which before it calibrates."""
+    """Return bits of the rows of every layer where a stage fixes how many have which before it calibrates."""
     promised: dict[str, int | tuple[int, ...]] = {}
     for config in job.method.stages:
         stage = stages_of(job.method.name)[config.name]
         settings = stage.settings_of(config.settings)
         for layer in layers:
-            bits = stage.promised_bits(layer.weight_shape[0], job.bits.weight, settings)
-            if bits is not None:
+            if (bits := stage.promised_bits(layer.weight_shape[0], job.bits.weight, settings)) is not None:
                 promised[layer.name] = bits
     return promised
 
 
 def _with_bits(plan: PrecisionPlan, bits: Mapping[str, int | tuple[int, ...]], usual: int) -> PrecisionPlan:
-    """``plan`` with the weight ``bits`` in layers that have the ``usual`` ones."""
-    chosen = {layer.name: bits.get(layer.name, usual) for layer in plan.layers if layer.weight_bits == usual}
-    layers = [replace(layer, weight_bits=chosen.get(layer.name, layer.weight_bits)) for layer in plan.layers]
+    """Return ``plan`` with the weight ``bits`` in layers that have the ``usual`` ones."""
+    layers = (
+        replace(layer, weight_bits=bits.get(layer.name, usual)) if layer.weight_bits == usual else layer
+        for layer in plan.layers
+    )
     return replace(plan, layers=tuple(layers))
-
-
-def _cost_of_files(job: Job) -> dict[str, Any]:
-    """What the files of a network quantized elsewhere say of its cost, and ``None`` for what they do not."""
-    unknown = ("quantized_layers", "skip_layers", "full_precision_layers", "bops", "full_precision_names")
-    packed = round(foreign_facts(str(job.method.path)).packed_mib, 4)
-    return {**dict.fromkeys(unknown), "size_mib": {"all_layers": None, "paper_code": None, "packed": packed}}
 
 
 def carry_out(job: Job) -> None:
     """Print the cost as a table and, as the last line, one JSON object."""
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
     cost, unknown = _counted(job, None, None)
-    table = Table(title=f"Cost of {job.title} (denoiser alone, one call, batch 1)")
-    table.add_column("")
-    table.add_column("", justify="right")
+    title = f"Cost of {job.title} (denoiser alone, one call, batch 1)"
+    table = Table("", Column(justify="right"), title=title)
     for key, value in cost.items():
         if key not in ("size_mib", "full_precision_names"):
             table.add_row(key, f"{value:,}" if isinstance(value, int) else str(value))
@@ -129,7 +125,7 @@ def carry_out(job: Job) -> None:
 
 
 def quantization_of(job: Job) -> Quantization:
-    """Bits, scope and ranges of the result; of a network quantized elsewhere, what its files say."""
+    """Return bits, scope and ranges of the result; of a network quantized elsewhere, what its files say."""
     if not job.foreign:
         return Quantization(bits=job.bits.name, scope=job.bits.scope, ranges=job.bits.ranges)
     facts, folder = foreign_facts(str(job.method.path)), Path(str(job.method.path))

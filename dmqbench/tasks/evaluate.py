@@ -1,8 +1,8 @@
 """``task=evaluate``: images that another program sampled, or samples in the store, measured as our own are."""
 
-import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,8 +20,8 @@ from dmqbench.models.rollout import chunk_names
 from dmqbench.store.artifacts import Store
 from dmqbench.tasks import run
 from dmqbench.tasks.evaluator import make_evaluator, of_every_job
-from dmqbench.tasks.mirror import show_in_tracker, tell_job, tell_location, tracker
-from dmqbench.tasks.result import imported_result, names_of_images, write_result
+from dmqbench.tasks.mirror import tell_job
+from dmqbench.tasks.result import imported_result, measure, names_of_images
 from dmqbench.tasks.workshop import Workshop, open_workshop
 
 CHUNK = 64
@@ -48,15 +48,7 @@ def evaluate_foreign(job: Job) -> Path:
         tell_job(shop)
         samples = import_images(shop.store, job.evaluate.samples, job.metrics.samples)
         evaluator = foreign_evaluator(shop)
-        with tracker(shop, "evaluation") as mirror:
-            tell_location(mirror)
-            started = time.perf_counter()
-            evaluation = evaluator.evaluate(samples, job.metrics.names)
-            seconds = time.perf_counter() - started
-            result = imported_result(shop, evaluator.full_precision_id, evaluation, seconds)
-            result = write_result(shop.store, result, evaluation, None)
-            show_in_tracker(shop, mirror, result, evaluation, None)
-    return result.folder
+        return measure(shop, evaluator, samples, partial(imported_result, shop, evaluator.full_precision_id))
 
 
 def _limited(job: Job) -> Job:

@@ -1,7 +1,8 @@
 """What a job tells its tracker."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
@@ -27,15 +28,14 @@ def tell_job(shop: Workshop) -> None:
 
 
 def tags_of(job: Job) -> tuple[str, str, str]:
-    """Method, model and bits."""
+    """Return method, model and bits."""
     if job.evaluate.samples is not None:
         return FOREIGN, job.model.label, job.evaluate.bits or UNKNOWN
     return job.method.name, job.model.label, quantization_of(job).bits
 
 
 def facts_of(job: Job) -> dict[str, str]:
-    method, model, bits = tags_of(job)
-    return {"method": method, "model": model, "bits": bits}
+    return dict(zip(("method", "model", "bits"), tags_of(job), strict=True))
 
 
 def show_in_tracker(
@@ -50,7 +50,7 @@ def show_in_tracker(
     shop.record.log("metrics", **{name: metric.value for name, metric in measured.items() if not metric.exact})
     mirror.summarize(
         {
-            "metrics": {name: found.to_json() for name, found in result.measurements.items()},
+            "metrics": {name: measurement.to_json() for name, measurement in result.measurements.items()},
             "cost": result.cost.to_json(),
             "timing": result.timing.to_json(),
         }
@@ -72,25 +72,16 @@ def show_in_tracker(
 
 
 def without_stand_ins(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values by metric, without those of made-up networks."""
+    """Return values by metric, without those of made-up networks."""
     return {name: value for name, value in values.items() if not name.startswith(STAND_IN)}
 
 
-def tracker(shop: Workshop, part: Part) -> Tracker:
-    """The wandb mirror of one half of the job."""
+@contextmanager
+def tracker(shop: Workshop, part: Part) -> Iterator[Tracker]:
+    """Mirror one half of the job in a wandb run, and say where that lies, if there is one."""
     job = shop.job
-    return Tracker(
-        shop.record,
-        part,
-        mode=job.tracker.mode,
-        directory=job.store_root,
-        tags=tags_of(job),
-        config=job.config,
-        ids=asdict(shop.ids),
-    )
-
-
-def tell_location(mirror: Tracker) -> None:
-    """Say where a wandb run lies, if there is one."""
-    if mirror.location is not None:
-        print(f"wandb {mirror.part}: {mirror.location}", file=sys.stderr)
+    about = {"tags": tags_of(job), "config": job.config, "ids": asdict(shop.ids)}
+    with Tracker(shop.record, part, mode=job.tracker.mode, directory=job.store_root, **about) as mirror:
+        if mirror.location is not None:
+            print(f"wandb {part}: {mirror.location}", file=sys.stderr)
+        yield mirror

@@ -1,6 +1,7 @@
 """The result of a job: of samples drawn here, or of images made elsewhere; and how it is written or extended."""
 
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from dmqbench.config.names import DIAGNOSIS, FOREIGN, UNKNOWN
 from dmqbench.config.precision_plans import PLAN_FILE, mean_weight_bits, plan_hash
 from dmqbench.config.schema import EvaluateConfig
 from dmqbench.data.archives import inspect
-from dmqbench.eval.evaluate import Evaluation
+from dmqbench.eval.evaluate import Evaluation, Evaluator, SampleSet
 from dmqbench.quant.plan import PrecisionPlan
 from dmqbench.results.record import (
     Artifacts,
@@ -30,27 +31,25 @@ from dmqbench.store.artifact import Artifact
 from dmqbench.store.artifacts import Store
 from dmqbench.store.files import json_text, load_json
 from dmqbench.tasks.cost import describe_cost, quantization_of
+from dmqbench.tasks.mirror import show_in_tracker, tracker
 from dmqbench.tasks.sample import shown_inputs
 from dmqbench.tasks.workshop import STATE, Workshop
 from dmqbench.tracking.environment import environment, peak_memory_mib
 
 
 def label_of(evaluate: EvaluateConfig) -> str:
-    """How the row is called: as its author says, otherwise as the file."""
-    if evaluate.name is not None:
-        return evaluate.name
+    """Return how the row is called: as its author says, otherwise as the file."""
     path = Path(evaluate.samples or "").resolve()
-    return path.name if path.is_dir() else path.stem
+    return evaluate.name or (path.name if path.is_dir() else path.stem)
 
 
 def declared_quantization(name: str, bits: str | None) -> Quantization:
-    """What is known of how images made elsewhere were quantized: what their author says."""
-    declared = ("bits",) if bits else ()
-    return Quantization(bits=bits or UNKNOWN, scope=UNKNOWN, name=name, declared=declared)
+    """Return what is known of how images made elsewhere were quantized: what their author says."""
+    return Quantization(bits=bits or UNKNOWN, scope=UNKNOWN, name=name, declared=("bits",) if bits else ())
 
 
 def calibration_costs(parts: Iterable[tuple[str, Artifact]]) -> tuple[CalibrationPart, ...]:
-    """Seconds, network calls of batch 1 and peaks of memory of every part of a calibration, by name and artifact.
+    """Return seconds, network calls of batch 1 and peaks of memory of every part of a calibration.
 
     A peak is None in artifacts that were made before it was measured, and on a device that the part did not use.
     """
@@ -73,7 +72,7 @@ def run_result(
     evaluate_seconds: float,
     diagnose_seconds: float,
 ) -> Result:
-    """The result of samples that were drawn here."""
+    """Return the result of samples that were drawn here."""
     job, ids = shop.job, shop.ids
     bank = shop.store.verified("trajectories", ids.trajectories) if stages else None
     parts = [] if bank is None else [("trajectories", bank)]
@@ -102,7 +101,7 @@ def run_result(
 
 
 def measured(evaluation: Evaluation) -> dict[str, Any]:
-    """The fields of a result that say what was measured, and what was not."""
+    """Return the fields of a result that say what was measured, and what was not."""
     return {
         "measured": evaluation.measurements,
         "records": records_of(evaluation.measurements),
@@ -114,7 +113,7 @@ def measured(evaluation: Evaluation) -> dict[str, Any]:
 def run_timing(
     shop: Workshop, bank: Artifact | None, stages: list[Artifact], evaluate_seconds: float, diagnose_seconds: float
 ) -> Timing:
-    """What every step took; trajectories and stages that were looked up, what making them took."""
+    """Return what every step took; trajectories and stages that were looked up, what making them took."""
     parts = stages if bank is None else [bank, *stages]
     return Timing(
         trajectories_s=0.0 if bank is None else round(bank.facts["seconds"], 3),
@@ -129,7 +128,7 @@ def run_timing(
 
 
 def run_facts(shop: Workshop, stages: list[Artifact], calibration: tuple[CalibrationPart, ...]) -> Run:
-    """What only samples drawn here have: task, artifacts, precision plan, what each part of the calibration took."""
+    """Return what only samples drawn here have: task, artifacts, precision plan, parts of the calibration."""
     job, ids = shop.job, shop.ids
     return Run(
         variant=job.method.variant,
@@ -144,17 +143,37 @@ def run_facts(shop: Workshop, stages: list[Artifact], calibration: tuple[Calibra
 
 
 def reached_plan(stages: list[Artifact]) -> PrecisionPlan | None:
-    """The precision plan after the last stage; None where there is no stage."""
+    """Return the precision plan after the last stage; None where there is no stage."""
     return PrecisionPlan.from_json(load_json(stages[-1].path / PLAN_FILE)) if stages else None
 
 
 def plan_facts(shop: Workshop, stages: list[Artifact]) -> PlanFacts | None:
-    """Hash and mean bits of the plan that the job was given, or has found; None where all rows have the job's bits."""
+    """Return hash and mean bits of the plan that was given or found; None where all rows have the job's bits."""
     plan, given = reached_plan(stages), shop.job.plan is not None
     if plan is None or not (given or plan.mixed_rows):
         return None
     mean = mean_weight_bits(plan, layer_shapes(shop.job.model))
     return PlanFacts(hash=plan_hash(plan), mean_weight_bits=round(mean, 6))
+
+
+def measure(
+    shop: Workshop,
+    evaluator: Evaluator,
+    samples: SampleSet,
+    result_of: Callable[[Evaluation, float], Result],
+    diagnosis: dict[str, Any] | None = None,
+) -> Path:
+    """Measure samples, write the result and show it in the tracker; return its folder.
+
+    ``result_of`` makes it of what was measured and the seconds that this took.
+    """
+    with tracker(shop, "evaluation") as mirror:
+        started = time.perf_counter()
+        evaluation = evaluator.evaluate(samples, shop.job.metrics.names)
+        result = result_of(evaluation, time.perf_counter() - started)
+        result = write_result(shop.store, result, evaluation, diagnosis)
+        show_in_tracker(shop, mirror, result, evaluation, diagnosis)
+    return result.folder
 
 
 def write_result(store: Store, result: Result, evaluation: Evaluation, diagnosis: dict[str, Any] | None) -> Result:
@@ -172,7 +191,7 @@ def write_result(store: Store, result: Result, evaluation: Evaluation, diagnosis
 
 
 def extended(old: Result, new: Result) -> Result:
-    """The new result with what it does not replace: values not measured now, every record, what other versions wrote.
+    """Return the new result with what it does not replace: earlier values, every record, what other versions wrote.
 
     What was looked up took no time; what making it took is still the answer.
     """
@@ -194,7 +213,7 @@ def extended(old: Result, new: Result) -> Result:
 
 
 def names_of_images(job: Job) -> dict[str, Any]:
-    """Model and dataset of the result: those that the job names, where the images can be of that model."""
+    """Return model and dataset of the result: those that the job names, where the images can be of that model."""
     if is_of_model(job.evaluate, job.model):
         embedded = job.model.source == "embedded"
         return {"model_name": job.model.name, "dataset": job.dataset.name, "embedded": embedded}
@@ -203,7 +222,7 @@ def names_of_images(job: Job) -> dict[str, Any]:
 
 
 def imported_result(shop: Workshop, reference: str, evaluation: Evaluation, seconds: float) -> Result:
-    """The result of images made elsewhere; what nobody told this program is None or "unknown"."""
+    """Return the result of images made elsewhere; what nobody told this program is None or "unknown"."""
     job, evaluate = shop.job, shop.job.evaluate
     found = [inspect(path) for path in (evaluate.samples, evaluate.fp_samples) if path is not None]
     return Result(

@@ -10,8 +10,8 @@ from dmqbench.config.names import DIAGNOSIS, DIAGNOSIS_VERSION
 from dmqbench.store.files import load_json
 from dmqbench.tasks.calibrate import calibrate_and_tell
 from dmqbench.tasks.evaluator import make_evaluator
-from dmqbench.tasks.mirror import show_in_tracker, tell_job, tell_location, tracker
-from dmqbench.tasks.result import run_result, write_result
+from dmqbench.tasks.mirror import tell_job
+from dmqbench.tasks.result import measure, run_result
 from dmqbench.tasks.sample import draw_samples, frozen
 from dmqbench.tasks.trajectories import bank_of
 from dmqbench.tasks.workshop import Workshop, open_workshop
@@ -31,19 +31,17 @@ def carry_out(job: Job) -> Path:
             started = time.perf_counter()
             diagnosis = make_diagnosis(shop)
             diagnose_seconds = time.perf_counter() - started
-        with tracker(shop, "evaluation") as mirror:
-            tell_location(mirror)
-            started = time.perf_counter()
-            evaluation = evaluator.evaluate(samples, job.metrics.names)
-            seconds = time.perf_counter() - started
-            found = run_result(shop, evaluation, stages, seconds, diagnose_seconds)
-            result = write_result(shop.store, found, evaluation, diagnosis)
-            show_in_tracker(shop, mirror, result, evaluation, diagnosis)
-    return result.folder
+        return measure(
+            shop,
+            evaluator,
+            samples,
+            lambda evaluation, seconds: run_result(shop, evaluation, stages, seconds, diagnose_seconds),
+            diagnosis,
+        )
 
 
 def known_diagnosis(shop: Workshop) -> dict[str, Any] | None:
-    """What an earlier run of the job found on the same trajectories, if the store has it."""
+    """Return what an earlier run of the job found on the same trajectories, if the store has it."""
     before = shop.store.verified("result", shop.ids.result)
     if before is None or DIAGNOSIS not in before.files:
         return None
@@ -54,7 +52,6 @@ def known_diagnosis(shop: Workshop) -> dict[str, Any] | None:
 
 def make_diagnosis(shop: Workshop) -> dict[str, Any]:
     """Measure errors per step and layer on the validation trajectories."""
-    job = shop.job
-    denoising = shop.sampling(frozen(shop))
+    job, denoising = shop.job, shop.sampling(frozen(shop))
     diagnosis = diagnose(denoising, bank_of(shop).val, seed=job.seed, chunk=job.sampler.chunk)
     return {**diagnosis.to_json(), "bank": shop.ids.trajectories}
