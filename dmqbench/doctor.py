@@ -32,13 +32,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Print what was found; return 1 if something is broken that every job needs, else 0."""
     hold_streams()
     options = _parser().parse_args(arguments)
-    found = findings(options.weights)
-    healthy = all(one.status != BROKEN for one in found)
+    listed = findings(options.weights)
+    healthy = all(finding.status != BROKEN for finding in listed)
     if options.format == "json":
-        rows = [redact(asdict(one)) for one in found]
+        rows = [redact(asdict(finding)) for finding in listed]
         print(json.dumps({"version": 1, "healthy": healthy, "findings": rows}, indent=1))
     else:
-        _print(found, Console())
+        _print(listed, Console())
     return 0 if healthy else 1
 
 
@@ -50,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def findings(weights: str | None = None) -> list[Finding]:
-    """Everything that was found; ``weights`` is a folder of weights of metrics."""
+    """Return everything that was found; ``weights`` is a folder of weights of metrics."""
     settings = MetricsConfig(names=tuple(known_metrics()), pairs=1, samples=1, weights=weights, download=False)
     checks: dict[str, Check] = {
         "machine": machine,
@@ -68,7 +68,7 @@ def findings(weights: str | None = None) -> list[Finding]:
 
 
 def _guarded(group: str, check: Check) -> Iterator[Finding]:
-    """What ``check`` finds; that it fails is a finding too."""
+    """Yield what ``check`` finds; that it fails is a finding too."""
     try:
         yield from check()
     except Exception as error:
@@ -76,7 +76,7 @@ def _guarded(group: str, check: Check) -> Iterator[Finding]:
 
 
 def _tracking() -> Iterator[Finding]:
-    """What ``tracker=auto`` does here. Whether there is a key is told, never which."""
+    """Yield what ``tracker=auto`` does here. Whether there is a key is told, never which."""
     try:
         installed = version("wandb")
     except PackageNotFoundError:
@@ -109,11 +109,11 @@ def _display() -> Iterator[Finding]:
     yield Finding("display", "none needed", OK, "pictures and pages are files; any browser shows a page")
 
 
-def _print(found: Sequence[Finding], console: Console) -> None:
+def _print(findings: Sequence[Finding], console: Console) -> None:
     """Print a paragraph for all things of a group of which the same is to be said."""
     together: dict[tuple[str, Status, str], list[str]] = {}
-    for one in found:
-        together.setdefault((one.group, one.status, one.text), []).append(one.name)
+    for finding in findings:
+        together.setdefault((finding.group, finding.status, finding.text), []).append(finding.name)
     before = None
     for (group, status, text), names in together.items():
         start = Text.assemble(
@@ -129,7 +129,7 @@ def _print(found: Sequence[Finding], console: Console) -> None:
         # Not wrapped again: an address that is longer than a line is one word to those who copy it.
         console.print(start + Text(f"\n{' ' * _TEXT_FROM}".join(lines)), soft_wrap=True, highlight=False)
         before = group
-    broken = [one.name for one in found if one.status == BROKEN]
+    broken = [finding.name for finding in findings if finding.status == BROKEN]
     console.print(f"broken: {', '.join(broken)}" if broken else "Nothing that a job needs is broken.", markup=False)
 
 

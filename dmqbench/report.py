@@ -116,12 +116,12 @@ def _of_sweep(root: Path, results: Sequence[Result], words: Sequence[str]) -> tu
     by_id = {result.folder.name: result for result in results}
     absent = [job for job in planned if job.result not in by_id]
     wanted = {job.result for job in planned}
-    found = [result for result in results if result.folder.name in wanted]
+    present = [result for result in results if result.folder.name in wanted]
     if not absent:
-        return found, None
+        return present, None
     jobs = ", ".join(f"{job.job.method.name} {job.job.bits.name}" for job in absent)
     command = shlex.join(["dmqbench", *asked, f"store.root={root}"])
-    return found, f"sweep {name}: {len(absent)} of {len(planned)} jobs have no result yet ({jobs}): {command}"
+    return present, f"sweep {name}: {len(absent)} of {len(planned)} jobs have no result yet ({jobs}): {command}"
 
 
 def _verify(root: Path) -> int:

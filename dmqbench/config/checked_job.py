@@ -98,12 +98,6 @@ class Job(JobConfig):
         return replace(self.sampler, **self.calibration.changes)
 
     @property
-    def has_rows(self) -> bool:
-        """Whether calibration gives network calls activation parameters of their own, or their group's."""
-        calibrated = any("activation" in stage.uses for stage in self.method.stages)
-        return calibrated and self.bits.ranges != "shared" and self.bits.activation != FULL_PRECISION
-
-    @property
     def diagnosed(self) -> bool:
         """Whether errors are measured per step and layer."""
         return self.diagnose and self.method.name != "fp" and self.undiagnosed is None

@@ -56,16 +56,15 @@ def closest(value: Any, allowed: Sequence[Any]) -> Any:
     return best if _similarity(str(value), str(best))[0] >= SIMILAR else None
 
 
-def _similarity(one: str, other: str) -> tuple[float, bool]:
+def _similarity(value: str, name: str) -> tuple[float, bool]:
     """Return how alike two names are, 0 to 1, and whether they begin alike.
 
     What dotted names begin with in common does not count.
     """
-    ours, theirs = one.split("."), other.split(".")
-    while len(ours) > 1 and len(theirs) > 1 and ours[0] == theirs[0]:
-        ours, theirs = ours[1:], theirs[1:]
-    ratio = difflib.SequenceMatcher(None, ".".join(theirs), ".".join(ours)).ratio()
-    return ratio, one[:2] == other[:2]
+    alike = value[:2] == name[:2]
+    while "." in value and "." in name and value.partition(".")[0] == name.partition(".")[0]:
+        value, name = value.partition(".")[2], name.partition(".")[2]
+    return difflib.SequenceMatcher(None, name, value).ratio(), alike
 
 
 def require_one_of(key: str, value: Any, allowed: Sequence[Any], problem: str = "is not known") -> None:

@@ -12,7 +12,7 @@ from dmqbench.config.schema import EvaluateConfig, ModelConfig, SamplerConfig
 from dmqbench.data.archives import stored_hash
 from dmqbench.data.own_images import OWN_IMAGES_VERSION
 from dmqbench.models.foreign import foreign_hash
-from dmqbench.quant.spec import group_size
+from dmqbench.quant.spec import FULL_PRECISION, group_size
 from dmqbench.store.files import short_hash
 
 VERSIONS = {"trajectories": 1, "quantized": 1, "samples": 1, "result": 1}
@@ -97,7 +97,8 @@ def inputs_id(job: Job) -> str:
 
 def needs_match(job: Job) -> bool:
     """Whether calls of sampling must find activation parameters that were calibrated at other timesteps than theirs."""
-    size = group_size(job.bits.ranges) if job.has_rows else None
+    trained = job.bits.activation != FULL_PRECISION and any("activation" in stage.uses for stage in job.method.stages)
+    size = group_size(job.bits.ranges) if trained else None
     calibrated = timesteps(job.calibration_sampler, job.model, job.strength)
     return size is not None and size < len(calibrated) and calibrated != timesteps(job.sampler, job.model, job.strength)
 

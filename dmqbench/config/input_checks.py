@@ -79,11 +79,11 @@ def _problem_of_images(job: Job) -> str | None:
 
 
 def _inspected(key: str, path: str) -> ArchiveInfo:
-    """What is in a folder or an archive, every pixel of which is read: its id is asked for next."""
+    """Return what is in a folder or an archive, every pixel of which is read: its id is asked for next."""
     try:
-        found = inspect(path)
+        info = inspect(path)
         stored_hash(path)
-        return found
+        return info
     except ArchiveError as error:
         within = f"{error.path.name}: " if error.path != Path(path) else ""
         raise ConfigError(key, path, problem=f"cannot be used: {within}{error.reason}") from None

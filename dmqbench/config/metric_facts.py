@@ -9,7 +9,6 @@ from pathlib import Path
 
 import yaml
 
-OVER = ("pairs", "captions", "samples")
 FEATURES = ("inception", "adm", "digits")
 
 

@@ -42,8 +42,8 @@ def check_condition(model: ModelConfig, network: Mapping[str, Any]) -> None:
     factor, size = model.condition_factor, network["sample_size"]
     sides = tuple(size) if isinstance(size, (list, tuple)) else (size,)
     if factor is None or factor < 2 or any(side % factor for side in sides):
-        shown = "×".join(map(str, sides))
-        raise ConfigError("model.condition_factor", factor, problem=f"must be 2 or more and divide the size {shown}")
+        problem = f"must be 2 or more and divide the size {'×'.join(map(str, sides))}"
+        raise ConfigError("model.condition_factor", factor, problem=problem)
     if decoder_folder(locate(model.checkpoint)) is not None:
         raise ConfigError("model.condition", model.condition, [None], f"is for pixels, and {model.name} is latent")
 
@@ -96,9 +96,8 @@ def checked_model(model: ModelConfig, guidances: Mapping[str, float | None]) -> 
         runnable = ", ".join(RUNNABLE_NETWORKS)
         raise ConfigError("model.path", model.path, problem=f"holds a {config.get('_class_name')}; allowed: {runnable}")
     if not (locate(model.checkpoint) / SCHEDULER_CONFIG).is_file():
-        raise ConfigError(
-            "model.path", model.path, problem=f"has no {SCHEDULER_CONFIG}, which states the noise schedule"
-        )
+        problem = f"has no {SCHEDULER_CONFIG}, which states the noise schedule"
+        raise ConfigError("model.path", model.path, problem=problem)
     check_files(locate(model.checkpoint))
     shape, entries = _sample_shape(model, config), config.get("num_class_embeds")
     classes = model.classes if model.classes is not None else entries
@@ -116,7 +115,7 @@ def checked_model(model: ModelConfig, guidances: Mapping[str, float | None]) -> 
 
 
 def _sample_shape(model: ModelConfig, config: Mapping[str, Any]) -> tuple[Any, ...]:
-    """(C, H, W) of the sampler's state; C is None where the model's file does not say it."""
+    """Return (C, H, W) of the sampler's state; C is None where the model's file does not say it."""
     size = config.get("sample_size")
     if size is None:
         raise ConfigError("model.path", model.path, problem="holds a network whose config.json has no sample_size")

@@ -23,7 +23,7 @@ def method_module(method: str) -> str | None:
 
 def method_plugin(method: str) -> Plugin | None:
     """Return the plug-in that has a method's module; None for a method of this package, or of nobody."""
-    return next((each for each in usable() if each.module_file(f"{each.package}.methods.{method}")), None)
+    return next((plugin for plugin in usable() if plugin.module_file(f"{plugin.package}.methods.{method}")), None)
 
 
 def require_module(method: str) -> None:
@@ -67,17 +67,17 @@ def metric_origin(metric: str) -> str | None:
 @cache
 def plugin_sources(plugin: Plugin, module: str) -> tuple[tuple[str, str], ...]:
     """Return (name, sha256 of the source) of a module and of all modules of the plug-in that it imports, sorted."""
-    found: dict[str, str] = {}
+    hashes: dict[str, str] = {}
     waiting = [module]
     while waiting:
         name = waiting.pop()
         path = plugin.module_file(name)
-        if name in found or path is None:
+        if name in hashes or path is None:
             continue
         source = path.read_bytes()
-        found[name] = hashlib.sha256(source).hexdigest()
+        hashes[name] = hashlib.sha256(source).hexdigest()
         waiting += _imports(name, path, source)
-    return tuple(sorted(found.items()))
+    return tuple(sorted(hashes.items()))
 
 
 def _imports(name: str, path: Path, source: bytes) -> Iterator[str]:

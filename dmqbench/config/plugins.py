@@ -98,13 +98,13 @@ def _metric(path: Path) -> MetricFacts:
 def plugins() -> tuple[Plugin, ...]:
     """Return every declared plug-in, in the order of their distributions' names, of which the first keeps a name."""
     owners = {(group, name): "dmqbench" for group in GROUPS for name in own_names(group)}
-    found = []
+    declared = []
     for point in sorted(entry_points(group=ENTRY_POINTS), key=_order):
         plugin = _examined(point, owners)
         if plugin.problem is None:
             owners |= {(group, name): plugin.name for group, names in plugin.brings.items() for name in names}
-        found.append(plugin)
-    return tuple(found)
+        declared.append(plugin)
+    return tuple(declared)
 
 
 def usable() -> tuple[Plugin, ...]:
@@ -170,8 +170,7 @@ def _examined(point: EntryPoint, owners: Mapping[tuple[str, str], str]) -> Plugi
         plugin = replace(plugin, folder=_declared_folder(plugin.package))
         plugin = replace(plugin, folder=_imported_folder(plugin.package))
         _check_names(plugin, owners)
-        _check_yamls(plugin.conf.rglob("*.yaml"), plugin)
-        _check_yamls((plugin.conf.parent / "sweeps").glob("*.yaml"), plugin)
+        _check_yamls([*plugin.conf.rglob("*.yaml"), *(plugin.conf.parent / "sweeps").glob("*.yaml")], plugin)
         _check_metrics(plugin)
     except PluginError as error:
         return replace(plugin, problem=str(error))

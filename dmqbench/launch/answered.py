@@ -33,13 +33,13 @@ def is_answered(planned: Planned) -> bool:
 
 
 def _is_covered(name: str, job: Job, result: Result) -> bool:
-    found = result.measured.get(name)
-    if found is None:
+    measurement = result.measured.get(name)
+    if measurement is None:
         return _stays_unavailable(name, job, result)
     facts = known_metrics()[name]
     count = job.metrics.pairs if facts.over == "pairs" else job.metrics.samples
-    current = found.protocol.startswith(f"{name}/{facts.version} ")
-    return found.n == count and current and _is_as_asked(name, job, entries_of(found.protocol))
+    current = measurement.protocol.startswith(f"{name}/{facts.version} ")
+    return measurement.n == count and current and _is_as_asked(name, job, entries_of(measurement.protocol))
 
 
 def _stays_unavailable(name: str, job: Job, result: Result) -> bool:

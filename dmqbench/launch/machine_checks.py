@@ -23,10 +23,12 @@ GIB = 2**30
 
 
 def machine() -> Iterator[Finding]:
-    memory = _memory_gib()
-    shown = "" if memory is None else f", {memory:.1f} GiB of memory"
     yield Finding("machine", "python", OK, f"{platform.python_version()} on {platform.system()} {platform.machine()}")
-    yield Finding("machine", "cpu", OK, f"{_cores()} cores{shown}", facts={"cores": _cores(), "memory_gib": memory})
+    # Cores that this process may use.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    memory = _memory_gib()
+    size = "" if memory is None else f", {memory:.1f} GiB of memory"
+    yield Finding("machine", "cpu", OK, f"{cores} cores{size}", facts={"cores": cores, "memory_gib": memory})
     try:
         import torch
     except Exception as error:  # a broken build fails in many ways
@@ -46,23 +48,19 @@ def machine() -> Iterator[Finding]:
 
 
 def _no_gpu(built_for: str | None) -> Finding:
-    """Why there is no GPU."""
+    """Return why there is no GPU."""
+    detail, advice = "none: jobs run on the CPU", ""
     if cuda_expected():
+        detail = "there is a driver, but torch sees no device"
         advice = f"trainer={'|'.join(ACCELERATORS)}: say cpu, or repair the driver"
-        return Finding("machine", "gpu", ABSENT, "there is a driver, but torch sees no device", advice)
-    if built_for is None and Path("/proc/driver/nvidia/version").exists():
+    elif built_for is None and Path("/proc/driver/nvidia/version").exists():
         detail = "there is a driver, but torch is built for the CPU"
-        return Finding("machine", "gpu", ABSENT, detail, "install a torch that is built for CUDA")
-    return Finding("machine", "gpu", ABSENT, "none: jobs run on the CPU")
-
-
-def _cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        advice = "install a torch that is built for CUDA"
+    return Finding("machine", "gpu", ABSENT, detail, advice)
 
 
 def _memory_gib() -> float | None:
-    """Installed memory, or the container's share of it where that is smaller; None where the system does not say."""
+    """Return the installed memory, or the smaller share of a container; None where the system does not say."""
     try:
         installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, OSError, ValueError):
@@ -88,15 +86,16 @@ def packages() -> Iterator[Finding]:
     fits = needed.contains(running, prereleases=True)
     detail = f"{version('dmqbench')}, for python {needed}{'' if fits else f', and this is {running}'}"
     yield Finding("packages", "dmqbench", OK if fits else BROKEN, detail)
-    plain = [one for one in stated if one.marker is None or one.marker.evaluate({"extra": ""})]
-    present = {one.name: version(one.name) for one in plain if _wrong(one) is None}
+    plain = [needs for needs in stated if needs.marker is None or needs.marker.evaluate({"extra": ""})]
+    present = {needs.name: version(needs.name) for needs in plain if _wrong(needs) is None}
     yield Finding("packages", "required", OK, f"{len(present)} of {len(plain)} as needed", facts={"versions": present})
-    for requirement in plain:
-        if wrong := _wrong(requirement):
-            advice = f"pip install -c constraints.txt '{requirement.name}{requirement.specifier}'"
-            yield Finding("packages", requirement.name, BROKEN, wrong, advice)
+    for needs in plain:
+        if wrong := _wrong(needs):
+            advice = f"pip install -c constraints.txt '{needs.name}{needs.specifier}'"
+            yield Finding("packages", needs.name, BROKEN, wrong, advice)
     for extra in about.get_all("Provides-Extra") or ():
-        members = [one for one in stated if one not in plain and one.marker and one.marker.evaluate({"extra": extra})]
+        optional = [needs for needs in stated if needs not in plain]
+        members = [needs for needs in optional if needs.marker and needs.marker.evaluate({"extra": extra})]
         lacking = [wrong for member in members if (wrong := _wrong(member)) is not None]
         detail = "; ".join(lacking) or ", ".join(member.name for member in members)
         advice = f"pip install -c constraints.txt -e .[{extra}]" if lacking else ""
@@ -105,14 +104,14 @@ def packages() -> Iterator[Finding]:
 
 
 def _wrong(requirement: Any) -> str | None:
-    """What is wrong with an installed package; None if it is as required."""
+    """Return what is wrong with an installed package; None if it is as required."""
+    name, needed = requirement.name, requirement.specifier
     try:
-        found = version(requirement.name)
+        installed = version(name)
     except PackageNotFoundError:
-        return f"{requirement.name} is not installed"
-    if requirement.specifier.contains(found, prereleases=True):
-        return None
-    return f"{requirement.name} is {found}, needed is {requirement.specifier}"
+        return f"{name} is not installed"
+    fits = needed.contains(installed, prereleases=True)
+    return None if fits else f"{name} is {installed}, needed is {needed}"
 
 
 def plug_ins() -> Iterator[Finding]:
@@ -132,5 +131,4 @@ def launchers() -> Iterator[Finding]:
         try:
             yield Finding("launchers", name, OK, f"{package} {version(package)}")
         except PackageNotFoundError:
-            brief = "not installed"
-            yield Finding("launchers", name, ABSENT, f"{package} is not installed", brief=brief)
+            yield Finding("launchers", name, ABSENT, f"{package} is not installed", brief="not installed")

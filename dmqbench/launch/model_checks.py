@@ -35,13 +35,13 @@ def metrics(settings: MetricsConfig) -> Iterator[Finding]:
 
 
 def _split(reason: str) -> tuple[str, str]:
-    """What is missing, and how to get it."""
+    """Return what is missing, and how to get it."""
     problem, _, advice = reason.partition("; ")
     return problem, advice
 
 
 def _measured_with(name: str, settings: MetricsConfig) -> str:
-    """What ``name`` is computed with; MetricUnavailable if that is not here."""
+    """Return what ``name`` is computed with; MetricUnavailable if that is not here."""
     if known_metrics()[name].features == "digits":
         return f"classifier {_classifier()}"
     if name == "clip":
@@ -58,7 +58,7 @@ def _measured_with(name: str, settings: MetricsConfig) -> str:
 
 
 def weight_file(metric: str, settings: MetricsConfig) -> WeightFile | None:
-    """The file that a metric other than ``clip`` needs under these settings; None if it needs none."""
+    """Return the file that a metric other than ``clip`` needs under these settings; None if it needs none."""
     if metric == "lpips":
         return LPIPS_BACKBONE_FILES[settings.lpips]
     features = known_metrics()[metric].features
@@ -89,7 +89,7 @@ def weights(settings: MetricsConfig) -> Iterator[Finding]:
 
 
 def _classifier() -> str:
-    """Name of the shipped classifier's file, if it is whole."""
+    """Return the name of the shipped classifier's file, if it is whole."""
     from safetensors import SafetensorError, safe_open
 
     path = EMBEDDED / "digits_classifier.safetensors"
@@ -115,10 +115,6 @@ def models() -> Iterator[Finding]:
             yield Finding("models", name, OK, f"embedded, whole, {mib:.1f} MiB", brief="embedded, whole")
     classes = ", ".join(RUNNABLE_NETWORKS)
     yield Finding("models", "your own", OK, f"{classes} with model=local or model=hub; other classes are refused")
-    cache = Path(HF_HUB_CACHE)
-    count = len(list(cache.glob("models--*"))) if cache.is_dir() else 0
-    offline = ", offline (HF_HUB_OFFLINE)" if HF_HUB_OFFLINE else ""
-    status = OK if count else ABSENT
-    yield Finding(
-        "models", "hub cache", status, f"{cache}, {count} repositories{offline}", facts={"repositories": count}
-    )
+    count = len(list(Path(HF_HUB_CACHE).glob("models--*")))
+    detail = f"{HF_HUB_CACHE}, {count} repositories{', offline (HF_HUB_OFFLINE)' if HF_HUB_OFFLINE else ''}"
+    yield Finding("models", "hub cache", OK if count else ABSENT, detail, facts={"repositories": count})

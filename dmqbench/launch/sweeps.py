@@ -59,14 +59,14 @@ def plan(options: Namespace) -> list[Planned]:
     Raises:
         ConfigError, ModelError: one of them is wrong or cannot start.
     """
-    config_dirs = [options.config_dir] if options.config_dir else []
-    sweeps = [text.removeprefix(SWEEP_KEY) for text in options.overrides if text.startswith(SWEEP_KEY)]
+    sweeps, config_dirs = _sweeps(options)
     plain = [text for text in options.overrides if not text.startswith(SWEEP_KEY)]
     hydra_own, own = _divided([*search_path(config_dirs), *plain])
     listed = [job for name in sweeps for job in sweep_jobs(name, config_dirs)] if sweeps else [[]]
     chosen = expand(own) if options.multirun else [own]
     products = [[*job, *choice] for job in listed for choice in chosen]
-    if not (sweeps or options.multirun or options.cfg or _names_what_to_do(own)):
+    says_what = any(override.key_or_group in ("method", "task") for override in parse(own))
+    if not (sweeps or options.multirun or options.cfg or says_what):
         return _beside_full_precision(check(own, hydra_own))
     if options.cfg and len(products) > 1:
         raise ConfigError("--cfg", options.cfg, problem=f"shows one job, and these are {len(products)}")
@@ -77,9 +77,10 @@ def plan(options: Namespace) -> list[Planned]:
     return list(unique.values())
 
 
-def _names_what_to_do(own: Sequence[str]) -> bool:
-    """Whether a command line says which method or task it wants."""
-    return any(override.key_or_group in ("method", "task") for override in parse(own))
+def _sweeps(options: Namespace) -> tuple[list[str], list[str]]:
+    """Return the names of the sweeps on a command line, and the folders of its ``--config-dir``."""
+    names = [text.removeprefix(SWEEP_KEY) for text in options.overrides if text.startswith(SWEEP_KEY)]
+    return names, [options.config_dir] if options.config_dir else []
 
 
 def _beside_full_precision(planned: Planned) -> list[Planned]:
@@ -93,7 +94,7 @@ def _beside_full_precision(planned: Planned) -> list[Planned]:
 
 
 def _divided(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Hydra's own overrides, and ours."""
+    """Return Hydra's own overrides, and those of this project."""
     hydra_own, own = [], []
     for text, override in zip(overrides, parse(overrides), strict=True):
         if text.startswith("hydra/sweeper"):
@@ -122,8 +123,7 @@ def sweep_jobs(name: str, config_dirs: Sequence[str] = ()) -> list[list[str]]:
 
 def how_long(options: Namespace) -> str:
     """Return what the sweeps on a command line say of how long they take; "" where they say nothing."""
-    config_dirs = [options.config_dir] if options.config_dir else []
-    names = (text.removeprefix(SWEEP_KEY) for text in options.overrides if text.startswith(SWEEP_KEY))
+    names, config_dirs = _sweeps(options)
     return ", then ".join(str(takes) for name in names if (takes := _sweep_content(name, config_dirs).get("takes")))
 
 
@@ -172,7 +172,7 @@ hash_once = cache(weights_hash)
 
 
 def _sameness(planned: Planned) -> Any:
-    """Equal for jobs of which one is enough."""
+    """Return what is equal for jobs of which one is enough."""
     job = planned.job
     if planned.result is None or job.task == "evaluate":
         return job.task, canonical_json(job.config)

@@ -96,25 +96,16 @@ def push(root: Path, console: Console) -> int:
 
 
 def _saved(remembered: Path, workspace: "Workspace") -> str:
-    """Address of the workspace, which replaces the one that this store made before."""
-    old = _remembered(remembered, workspace)
-    if old is not None:
-        old.sections, old.runset_settings = workspace.sections, workspace.runset_settings
-        workspace = old
+    """Save the workspace and return its address; it replaces the one that this store made before."""
+    with suppress(Exception):  # never saved, removed by the user, or of another server
+        old = type(workspace).from_url(load_json(remembered)["workspace"])
+        if (old.entity, old.project) == (workspace.entity, workspace.project):
+            old.sections, old.runset_settings = workspace.sections, workspace.runset_settings
+            workspace = old
     workspace.save()
     with suppress(OSError):  # a store that cannot be written can still be shown
         save_json(remembered, {"workspace": workspace.url})
     return workspace.url
-
-
-def _remembered(path: Path, workspace: "Workspace") -> "Workspace | None":
-    try:
-        address = load_json(path)["workspace"]
-        found = type(workspace).from_url(address)
-    except Exception:  # never saved, removed by the user, or of another server
-        return None
-    same = (found.entity, found.project) == (workspace.entity, workspace.project)
-    return found if same else None
 
 
 _PLAIN: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}
