@@ -88,11 +88,12 @@ def hand_to_hydra(arguments: Sequence[str]) -> int:
 
     from dmqbench.config.compose import ROOT
     from dmqbench.config.places import CONF
+    from dmqbench.config.texts import as_text
 
     def nothing(config: Any) -> None:
         """What Hydra would run if it were asked to."""
 
-    sys.argv = [sys.argv[0], *arguments]
+    sys.argv = [sys.argv[0], *map(as_text, arguments)]
     try:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=ROOT)(nothing)()
     except SystemExit as stop:

@@ -32,6 +32,7 @@ from dmqbench.config.places import CONF, planned
 from dmqbench.config.plugin_code import require_module
 from dmqbench.config.plugins import Plugin, conf_folders, left_out_with, usable
 from dmqbench.config.schema import GROUPS, OPTION_GROUPS, RootConfig
+from dmqbench.config.texts import as_text
 from dmqbench.config.values import leaves, refuse_resolvers, set_value
 
 ROOT = "config"
@@ -181,7 +182,7 @@ def parse(overrides: Sequence[str]) -> list[Override]:
     parsed = []
     for text in overrides:
         try:
-            parsed.append(parser.parse_override(text))
+            parsed.append(parser.parse_override(as_text(text)))
         except (OverrideParseException, HydraException) as error:
             key, _, value = text.partition("=")
             reason = str(error).splitlines()[0]
@@ -195,7 +196,8 @@ def expand(overrides: Sequence[str]) -> list[list[str]]:
     choices = []
     with _hydra():
         loader = GlobalHydra.instance().config_loader()
-        for override in OverridesParser.create(config_loader=loader).parse_overrides(list(overrides)):
+        texts = [as_text(text, several=True) for text in overrides]
+        for override in OverridesParser.create(config_loader=loader).parse_overrides(texts):
             if override.is_sweep_override():
                 values = [value for value in override.sweep_string_iterator() if not value.startswith(HIDDEN)]
                 choices.append([f"{override.get_key_element()}={value}" for value in values])

@@ -82,7 +82,9 @@ def _launcher(first: "Planned", task: Callable[[Any], Outcome]) -> Any:
 
 def _as_hydra_takes_them(overrides: Sequence[str]) -> list[str]:
     """Hydra composes each job again; a variant's name, which most methods' YAMLs lack, must be added for it."""
-    return [f"++{text}" if text.startswith("method.variant=") else text for text in overrides]
+    from dmqbench.config.texts import as_text
+
+    return [f"++{text}" if text.startswith("method.variant=") else as_text(text) for text in overrides]
 
 
 def run_one(jobs: Sequence["Planned"], works: Sequence[float], since: float, config: Any) -> Outcome:

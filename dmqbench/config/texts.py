@@ -1,0 +1,42 @@
+"""Names and paths of a command line, kept as the text that they are: ``1_0`` is no number and ``[k]`` no list."""
+
+import re
+from functools import cache
+from typing import Optional, get_type_hints
+
+from hydra.core.override_parser.types import Quote, QuotedString
+
+from dmqbench.config.schema import GROUPS, NODES, StoreConfig
+
+_OVERRIDE = re.compile(r"((?:\+\+?)?([\w.]+)=)(.+)", re.DOTALL)
+_LEFT_TO_HYDRA = re.compile(r"""(['"]).*\1|.*\\.*|(choice|range|interval|glob|shuffle|sort|tag)\(.*""", re.DOTALL)
+"""What is quoted or escaped already, and the functions that give several values."""
+_PART = re.compile(r"""(?:'[^']*'|"[^"]*"|\[[^\]]*\]|\([^)]*\)|\{[^}]*\}|[^,])+""")
+_NAMES = ("evaluate.name",)
+"""Keys whose value ``null`` is a name too; elsewhere it says that nothing is given."""
+
+
+@cache
+def text_keys() -> frozenset[str]:
+    """Return the keys whose values are text by the schema, and the one path that methods have."""
+    kinds = {**GROUPS, **NODES, "store": StoreConfig}
+    hints = {f"{group}.{key}": hint for group, kind in kinds.items() for key, hint in get_type_hints(kind).items()}
+    return frozenset(key for key, hint in hints.items() if hint in (str, Optional[str])) | {"method.path"}
+
+
+def as_text(override: str, several: bool = False) -> str:
+    """Return an override as Hydra must read it: the value of a name or path in quotes, if it has none.
+
+    Args:
+        several: whether commas separate values, as with ``-m``.
+    """
+    found = _OVERRIDE.fullmatch(override)
+    if found is None or found[2] not in text_keys() or _LEFT_TO_HYDRA.fullmatch(found[3]):
+        return override
+    parts = _PART.findall(found[3]) if several else [found[3]]
+    return found[1] + ",".join(_quoted(found[2], part) for part in parts)
+
+
+def _quoted(key: str, value: str) -> str:
+    given = value != "null" or key in _NAMES
+    return QuotedString(value, Quote.single).with_quotes() if given and not _LEFT_TO_HYDRA.fullmatch(value) else value

@@ -1,0 +1,120 @@
+"""Names stay text, whatever they look like: every path- or name-like key, on a command line and in a sweep file."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from omegaconf import OmegaConf
+from PIL import Image
+
+from dmqbench import cli
+from dmqbench.config.compose import ROOT, compose, expand
+from dmqbench.config.places import CONF
+from dmqbench.config.texts import as_text, text_keys
+from dmqbench.launch.sweeps import plan
+
+NAMES = (
+    *("1_0", "2024_01_05", "007", "0x10", "1e5", "1.50", "-1", "inf", "nan", "+3"),
+    *("true", "False", "yes", "none", "[k]", "[a,b]", "{a: 1}", "(x)", "a(b)", "a b", " a", "a ", "a,b", "a=b", "=a"),
+    *(
+        "-dash",
+        "--help",
+        "größe",
+        "日本",
+        "it's",
+        'say "so"',
+        "a:b",
+        "a#b",
+        "a*?",
+        "50%",
+        "~home",
+        "@here",
+        "+plus",
+        ".",
+    ),
+)
+KEYS = (
+    *("model.path", "model.name", "model.revision", "bits.plan", "dataset.name", "dataset.reference"),
+    *("metrics.weights", "metrics.clip", "inputs.images", "store.root", "method.path"),
+    *("evaluate.samples", "evaluate.fp_samples", "evaluate.name", "evaluate.prompts", "evaluate.bits"),
+)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_key_of_a_name_or_path_keeps_it(name):
+    keys = [key for key in KEYS if key != "method.path"]
+    assert {*KEYS} <= text_keys()
+    overrides = [f"{key}={name}" for key in keys]
+    config = compose(["method=foreign", f"method.path={name}", *overrides])
+    assert {key: OmegaConf.select(config, key) for key in KEYS} == dict.fromkeys(KEYS, name)
+    with initialize_config_dir(str(CONF), version_base="1.3"):  # as a launcher composes the job again
+        again = hydra_compose(ROOT, [as_text(text) for text in overrides])
+    assert {key: OmegaConf.select(again, key) for key in keys} == dict.fromkeys(keys, name)
+
+
+@pytest.fixture
+def folders(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def make(name: str) -> None:
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        for number in range(2):
+            Image.fromarray(np.full((16, 16), 60 * number, np.uint8)).save(folder / f"{number}.png")
+
+    return make
+
+
+OPTIONS = ("task=evaluate", "evaluate.bits=w4a8", "metrics.names=[psnr]", "trainer=cpu")
+FOLDERS = [name for name in NAMES if name not in (".", "--help")]
+
+
+def planned(*arguments):
+    return [one.job for one in plan(cli.parse_arguments(arguments))]
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_a_folder_is_read_by_its_name_from_a_command_line_and_from_a_sweep_file(folders, tmp_path, name):
+    folders(name)
+    keys = ("evaluate.samples", "evaluate.fp_samples", "evaluate.name")
+    words = [f"{key}={name}" for key in keys]
+    [job] = planned(*OPTIONS, *words)
+    assert (job.evaluate.samples, job.evaluate.fp_samples, job.evaluate.name) == (name, name, name)
+    (tmp_path / "sweeps").mkdir()
+    (tmp_path / "sweeps" / "mine.yaml").write_text(json.dumps({"overrides": list(OPTIONS), "jobs": [words]}))
+    [job] = planned("--config-dir", str(tmp_path), "+sweeps=mine")
+    assert (job.evaluate.samples, job.evaluate.fp_samples, job.evaluate.name) == (name, name, name)
+
+
+def test_null_is_a_name_where_a_name_is_asked_for_and_elsewhere_nothing():
+    config = compose(["evaluate.name=null", "evaluate.samples=null", "evaluate.prompts='null'", "evaluate.fp_samples="])
+    assert (config.evaluate.name, config.evaluate.samples) == ("null", None)
+    assert (config.evaluate.prompts, config.evaluate.fp_samples) == ("null", "")
+
+
+def test_quotes_and_escapes_are_read_as_before():
+    config = compose(["evaluate.name='1e5'", 'evaluate.samples="a,b"', r"evaluate.prompts=a\,b", "evaluate.bits=w4a8"])
+    assert (config.evaluate.name, config.evaluate.samples, config.evaluate.prompts) == ("1e5", "a,b", "a,b")
+    assert compose(["evaluate.name=${model.name}"]).evaluate.name == "digits"
+
+
+def test_commas_part_values_with_m_alone():
+    values = [OmegaConf.select(compose(one), "evaluate.name") for one in expand(["evaluate.name=1_0,a b,'c,d',[e,f]"])]
+    assert values == ["1_0", "a b", "c,d", "[e,f]"]
+    assert [compose(one).seed for one in expand(["seed=1,2", "evaluate.name=1e5"])] == [1, 2]
+    assert [compose(one).evaluate.name for one in expand(["evaluate.name=choice(a,b)"])] == ["a", "b"]
+
+
+def test_a_shown_configuration_has_the_text(capsys):
+    assert cli.main(["--cfg", "job", "evaluate.name=1e5", "task=evaluate", "evaluate.samples=1_0"]) == 2
+    assert "evaluate.samples=1_0" in capsys.readouterr().err
+
+
+def test_a_list_that_is_a_name_is_told_as_a_path(capsys, tmp_path):
+    assert cli.main([*OPTIONS, "evaluate.samples=[k]", f"store.root={Path(tmp_path)}"]) == 2
+    line = capsys.readouterr().err
+    assert "evaluate.samples=[k]" in line
+    assert "word" not in line
