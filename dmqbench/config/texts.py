@@ -4,8 +4,6 @@ import re
 from functools import cache
 from typing import Optional, get_type_hints
 
-from hydra.core.override_parser.types import Quote, QuotedString
-
 from dmqbench.config.schema import GROUPS, NODES, StoreConfig
 
 _OVERRIDE = re.compile(r"((?:\+\+?)?([\w.]+)=)(.+)", re.DOTALL)
@@ -38,5 +36,6 @@ def as_text(override: str, several: bool = False) -> str:
 
 
 def _quoted(key: str, value: str) -> str:
-    given = value != "null" or key in _NAMES
-    return QuotedString(value, Quote.single).with_quotes() if given and not _LEFT_TO_HYDRA.fullmatch(value) else value
+    if (value == "null" and key not in _NAMES) or _LEFT_TO_HYDRA.fullmatch(value):
+        return value
+    return "'{}'".format(value.replace("'", r"\'"))

@@ -21,6 +21,10 @@ _BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, Runtim
 
 _PREVIEW_VALUES = 2**16
 
+_INTEGERS = {(0, 255): "x"}
+_FLOATS = {(0, 1): "(x * 255).round()", (-2, 2): "((x.clip(-1, 1) + 1) / 2 * 255).round()", (0, 255): "x.round()"}
+"""How images of a range become those in [0, 255]; the first range that holds all values is meant."""
+
 
 class ArrayHeader(NamedTuple):
     """Shape and dtype of one array of an archive."""
@@ -96,7 +100,7 @@ def _image_layout(path: Path, name: str, header: ArrayHeader, file: IO[bytes]) -
     if header.dtype.hasobject:
         raise ArchiveError(path, f"{what} pickled objects, which are never opened; save one uint8 array N×H×W×C")
     if header.dtype != np.uint8:
-        raise ArchiveError(path, f"{what} {_described(header, file)}; uint8 in [0, 255] is needed{_advice(header)}")
+        raise ArchiveError(path, f"{what} {_described(header, file)}")
     if len(header.shape) != 4:
         raise ArchiveError(path, f"{what} shape {times(header.shape)}; N×H×W×C with C = 1 or 3 is needed")
     if min(header.shape) < 1:
@@ -120,21 +124,19 @@ def _image_layout(path: Path, name: str, header: ArrayHeader, file: IO[bytes]) -
 
 
 def _described(header: ArrayHeader, file: IO[bytes]) -> str:
-    """The dtype, and for numbers the range of the first of them."""
+    """The dtype, for numbers the range of the first of them, and how to make of them what is needed."""
+    needed = "uint8 in [0, 255] is needed"
     if header.dtype.kind not in "fiu" or header.dtype.itemsize > 8 or min(header.shape, default=1) < 1:
-        return str(header.dtype)
+        return f"{header.dtype}; {needed}"
     count = min(prod(header.shape), _PREVIEW_VALUES)
     values = np.frombuffer(file.read(count * header.dtype.itemsize), header.dtype)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         low, high = np.nanmin(values), np.nanmax(values)
-    return f"{header.dtype} in [{low:g}, {high:g}]" + (" with NaN" if np.isnan(values).any() else "")
-
-
-def _advice(header: ArrayHeader) -> str:
-    if header.dtype.kind == "f":
-        return ": from [-1, 1] by ((x.clip(-1, 1) + 1) / 2 * 255).round().astype(np.uint8), from [0, 1] by * 255"
-    return ": if the values are in this range, by images.astype(np.uint8)" if header.dtype.kind in "iu" else ""
+    found = f"{header.dtype} in [{low:g}, {high:g}]{' with NaN' if np.isnan(values).any() else ''}; {needed}"
+    known = _INTEGERS if header.dtype.kind in "iu" else _FLOATS
+    scaled = next((text for (least, most), text in known.items() if least <= low and high <= most), None)
+    return found if scaled is None else f"{found}: by {scaled}.astype(np.uint8)"
 
 
 def inspect_npz(path: Path) -> ArchiveInfo:

@@ -63,7 +63,9 @@ def _head(folder: Path, hint: str) -> Path:
     shards = sorted(path.name for path in folder.glob(SHARDS))
     if shards:
         raise ModelError(f"{folder}: {shards[0]} is a part of weights whose index {WEIGHTS_INDEX} is missing{hint}")
-    raise ModelError(f"{folder}: weights file {WEIGHTS} is missing{hint}")
+    others = sorted(path.name for path in folder.glob("*.safetensors"))
+    there = f"; {others[0]} is of no name that diffusers reads" if others else ""
+    raise ModelError(f"{folder}: weights file {WEIGHTS} is missing{there or hint}")
 
 
 def _shards(index: Path) -> tuple[Path, ...]:

@@ -3,12 +3,14 @@
 import time
 from pathlib import Path
 
+import torch
 from safetensors.torch import load_file, save
 
 from dmqbench.config.checked_job import Job
 from dmqbench.config.effort import work_of_trajectories
 from dmqbench.data.bank import Trajectories, TrajectoryBank, join
 from dmqbench.data.noise import Stream
+from dmqbench.store.artifact import StoreError
 from dmqbench.store.files import save_atomic
 from dmqbench.tasks.workshop import OUTCOME, Workshop, open_workshop
 from dmqbench.tracking.environment import memory_facts
@@ -28,7 +30,10 @@ def bank_of(shop: Workshop) -> TrajectoryBank:
 
     def stream(name: Stream) -> Trajectories:
         parts = [path for file, path in sorted(artifact.files.items()) if file.startswith(name)]
-        return join([Trajectories.from_tensors(load_file(path)) for path in parts])
+        found = join([Trajectories.from_tensors(load_file(path)) for path in parts])
+        if {found.x.dtype, found.output.dtype} != {torch.float32}:  # versions before left a caller's autocast on
+            raise StoreError(f"{artifact.path}: these trajectories are not of float32; remove the folder")
+        return found
 
     return TrajectoryBank(stream("cal"), stream("val"), shop.job.seed)
 

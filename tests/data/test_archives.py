@@ -189,9 +189,14 @@ def test_what_is_not_there_or_empty(tmp_path):
     ("values", "said", "advice"),
     [
         (np.linspace(-1, 1, 2 * 8 * 8 * 3), "float64 in [-1, 1]", ".round().astype(np.uint8)"),
-        (np.linspace(0, 1, 2 * 8 * 8 * 3).astype(np.float32), "float32 in [0, 1]", "from [0, 1] by * 255"),
-        (np.arange(2 * 8 * 8 * 3) % 256, "int64 in [0, 255]", "images.astype(np.uint8)"),
-        (np.full(2 * 8 * 8 * 3, np.nan, np.float16), "float16 in [nan, nan] with NaN", "[-1, 1]"),
+        (
+            np.linspace(0, 1, 2 * 8 * 8 * 3).astype(np.float32),
+            "float32 in [0, 1]",
+            "by (x * 255).round().astype(np.uint8)",
+        ),
+        (np.linspace(0, 255, 2 * 8 * 8 * 3).astype(np.float32), "float32 in [0, 255]", "by x.round().astype(np.uint8)"),
+        (np.arange(2 * 8 * 8 * 3) % 256, "int64 in [0, 255]", "by x.astype(np.uint8)"),
+        (np.full(2 * 8 * 8 * 3, np.nan, np.float16), "float16 in [nan, nan] with NaN", "uint8 in [0, 255] is needed"),
         (np.zeros(2 * 8 * 8 * 3, bool), "bool", "uint8 in [0, 255] is needed"),
         (np.zeros(2 * 8 * 8 * 3, "U5"), "<U5", "uint8 in [0, 255] is needed"),
     ],

@@ -104,6 +104,10 @@ REFUSED = {
         "holds both vqvae and vae",
     ),
     "no weights": (lambda f: (f / "unet" / WEIGHTS).unlink(), f"weights file {WEIGHTS} is missing"),
+    "weights of another name": (
+        lambda f: (f / "unet" / WEIGHTS).rename(f / "unet" / "model.safetensors"),
+        f"weights file {WEIGHTS} is missing; model.safetensors is of no name that diffusers reads",
+    ),
     "a dead link": (
         lambda f: [(f / "unet" / WEIGHTS).unlink(), (f / "unet" / WEIGHTS).symlink_to("nowhere")],
         "this part of the weights is missing",
