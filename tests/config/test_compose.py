@@ -59,7 +59,7 @@ def folder(tmp_path):
         '{"_class_name": "UNet2DModel", "in_channels": 3, "sample_size": 8, "num_class_embeds": null}'
     )
     (tmp_path / "mine" / "scheduler").mkdir()
-    (tmp_path / "mine" / "scheduler" / "scheduler_config.json").write_text("{}")
+    (tmp_path / "mine" / "scheduler" / "scheduler_config.json").write_text('{"_class_name": "DDPMScheduler"}')
     return network.parent
 
 
@@ -497,7 +497,9 @@ def test_the_hash_of_weights_sees_every_byte_and_the_scheduler(tmp_path):
     weights.write_bytes(weights.read_bytes()[:-1] + b"\1")
     seen.add(weights_hash(model))
     (tmp_path / "scheduler").mkdir()
-    (tmp_path / "scheduler" / "scheduler_config.json").write_text('{"num_train_timesteps": 10}')
+    (tmp_path / "scheduler" / "scheduler_config.json").write_text(
+        '{"_class_name": "DDPMScheduler", "num_train_timesteps": 10}'
+    )
     seen.add(weights_hash(model))
     assert len(seen) == 3
     assert timesteps(dataclasses.replace(job().sampler, steps=2), model) == (5, 0)
