@@ -31,17 +31,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture
 def site(tmp_path, monkeypatch):
     """A folder on the path of imports, in which tests put plug-ins."""
-    from dmqbench.config.plugin_code import plugin_sources
-    from dmqbench.config.plugins import _metric, plugins
+    from plugin_packages import forget_plugins
 
     place = tmp_path / "site"
     place.mkdir()
     monkeypatch.syspath_prepend(place)
     before = set(sys.modules)
     yield place
-    plugins.cache_clear()
-    _metric.cache_clear()
-    plugin_sources.cache_clear()
+    forget_plugins()
     packages = {path.name for path in place.iterdir()}
     for name in set(sys.modules) - before:
         if name.partition(".")[0] in packages:

@@ -5,7 +5,7 @@ import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 
-from dmqbench.config import plugins
+from dmqbench.config import plugin_code, plugins
 
 METHOD_YAML = """
 defaults:
@@ -37,10 +37,16 @@ def install(place: Path, package: str, files: Mapping[str, str], version: str = 
     return place / package
 
 
+def forget_plugins() -> None:
+    """Let plug-ins be looked for again, as by a process that starts now."""
+    importlib.invalidate_caches()
+    for cached in (plugins.plugins, plugins._metric, plugin_code.plugin_sources):
+        cached.cache_clear()
+
+
 def the_one() -> plugins.Plugin:
     """The plug-in that is installed, as a process that starts now would see it."""
-    importlib.invalidate_caches()
-    plugins.plugins.cache_clear()
+    forget_plugins()
     (plugin,) = plugins.plugins()
     return plugin
 

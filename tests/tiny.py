@@ -45,6 +45,12 @@ def unet(seed: int = 0, *, class_entries: int | None = CLASSES + 1, size: int = 
     return build(UNet2DModel, seed, **{**settings, **config})
 
 
+def small_unet(seed: int = 0, **config) -> UNet2DModel:
+    """The same with one resolution, a third of the layers: for what is carried out many times."""
+    blocks = {"down_block_types": ("AttnDownBlock2D",), "up_block_types": ("AttnUpBlock2D",)}
+    return unet(seed, **{"block_out_channels": (8,), "norm_num_groups": 4, **blocks, **config})
+
+
 def text_unet(seed: int = 0) -> UNet2DConditionModel:
     """U-Net with self- and cross-attention over 5 tokens of width 12."""
     return build(

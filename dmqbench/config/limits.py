@@ -5,7 +5,9 @@ They stand in the YAML of the stage, under ``limits``; nothing of them enters an
 
 import math
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field, fields
+from functools import lru_cache
 from typing import Any
 
 import yaml
@@ -13,12 +15,15 @@ import yaml
 from dmqbench.config.errors import ConfigError, require_one_of
 from dmqbench.config.plugins import conf_folders
 
+_parsed = lru_cache(yaml.safe_load)
+"""By text: a job reads the YAML of a stage several times, and parsing takes longer than all else."""
+
 
 def stage_values(stage: str) -> dict[str, Any]:
     """Return what ``conf/stage/STAGE.yaml`` says, references as text; nothing for a stage of a method's YAML alone."""
     paths = (folder / "stage" / f"{stage}.yaml" for folder in conf_folders())
     path = next((path for path in paths if path.is_file()), None)
-    return {} if path is None else yaml.safe_load(path.read_text(encoding="utf-8"))
+    return {} if path is None else deepcopy(_parsed(path.read_text(encoding="utf-8")))
 
 
 LIMITS = "limits"

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny import small_unet
 from workbench import MSE, WEIGHT_RECONSTRUCTION, workbench
 
 from dmqbench.calibration.checkpoint import UnitCheckpoint
@@ -35,7 +36,7 @@ class Noted(WeightReconstruction):
 
 
 def stage_of(cls=WeightReconstruction, **settings):
-    bench = workbench()
+    bench = workbench(network=small_unet())
     run_stage(WeightRange.of(bench, **MSE), "cpu", [])
     return cls.of(bench, **{**WEIGHT_RECONSTRUCTION, **settings})
 

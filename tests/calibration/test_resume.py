@@ -2,21 +2,15 @@
 
 import os
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from forks import forked
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from workbench import (
-    ACTIVATION_RANGE,
-    ACTIVATION_RECONSTRUCTION,
-    MSE,
-    WEIGHT_RECONSTRUCTION,
-    workbench,
-)
+from tiny import small_unet
+from workbench import ACTIVATION_RANGE, ACTIVATION_RECONSTRUCTION, MSE, W3A6, WEIGHT_RECONSTRUCTION
+from workbench import workbench as workbench_of
 
 from dmqbench.calibration.checkpoint import UnitCheckpoint
 from dmqbench.calibration.run import run_stage
@@ -26,8 +20,6 @@ from dmqbench.quant.spec import BitWidth
 from dmqbench.stages.ranges import ActivationRange, WeightRange
 from dmqbench.stages.reconstruction import ActivationReconstruction, WeightReconstruction
 
-HERE = Path(__file__).parent
-
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread():
@@ -36,6 +28,10 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+def workbench(bits=W3A6):
+    return workbench_of(bits, network=small_unet())
 
 
 def weights(bench, cls=WeightReconstruction, **settings):
@@ -89,17 +85,23 @@ def interrupted(base, end, error):
     return Interrupted
 
 
+def killed(path, *end):
+    """What a process does that gets SIGKILL at the start of one iteration."""
+
+    class Killed(WeightReconstruction):
+        def iterate(self, unit, iteration):
+            if (self.units().index(unit), iteration) == end:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().iterate(unit, iteration)
+
+    run_stage(weights(workbench(), Killed), "cpu", [UnitCheckpoint(path)])
+
+
 def test_a_stage_killed_inside_a_unit_and_resumed_gives_the_same_bits(uninterrupted, tmp_path):
     path = tmp_path / "checkpoint.safetensors"
-    paths = os.pathsep.join([str(HERE.parent), str(HERE.parents[1])])
-    result = subprocess.run(
-        [sys.executable, str(HERE / "killed_stage.py"), str(path), "3", "4"],
-        env={**os.environ, "PYTHONPATH": paths},
-        capture_output=True,
-        timeout=120,
-        check=False,
-    )
-    assert result.returncode == -signal.SIGKILL, result.stderr.decode()
+    with forked(killed, path, 3, 4, folder=tmp_path) as process:
+        status, _, errors = process.wait(120)
+    assert status == -signal.SIGKILL, errors
     assert units_done(path) == 3
     bench = workbench()
     stage = weights(bench)
@@ -138,7 +140,7 @@ def test_ctrl_c_keeps_the_finished_units(uninterrupted, tmp_path, end):
 
 def test_interrupted_at_every_unit_in_turn(uninterrupted, tmp_path):
     path = tmp_path / "checkpoint.safetensors"
-    for unit in (2, 5, 9):
+    for unit in (2, 5, 8):
         stage = weights(workbench(), interrupted(WeightReconstruction, (unit, 1), KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             finish(stage, path)

@@ -6,10 +6,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import AbstractContextManager, redirect_stderr, redirect_stdout
 from pathlib import Path
+
+from forks import Fork, forked
 
 from dmqbench.cli import main
 
@@ -73,36 +73,9 @@ def dmqbench(store: Path, *overrides: str) -> tuple[int, str, str]:
     return status, output.getvalue(), errors.getvalue()
 
 
-@contextmanager
-def running(store: Path, *overrides: str) -> Iterator[subprocess.Popen[str]]:
+def running(store: Path, *overrides: str) -> AbstractContextManager[Fork]:
     """The command in a process of its own, which does not outlive the block."""
-    command = [sys.executable, "-c", START, f"store.root={store}", *overrides]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(), cwd=store.parent
-    ) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 200) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline, "it never got that far"
-        time.sleep(0.05)
-
-
-def kill(process: subprocess.Popen[str]) -> None:
-    process.kill()
-    process.communicate()
-
-
-def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
-    """Wait for a command; return (exit status, standard output, standard error)."""
-    output, errors = process.communicate(timeout=280)
-    return process.returncode, output, errors
+    return forked(main, [f"store.root={store}", *overrides], folder=store.parent)
 
 
 def result_folder(output: str) -> Path:

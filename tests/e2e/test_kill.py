@@ -6,7 +6,7 @@ import signal
 import time
 
 import pytest
-from e2e.commands import TINY, dmqbench, finish, kill, result_folder, running, wait_for
+from e2e.commands import TINY, dmqbench, result_folder, running
 
 METHOD = (*TINY, "method=q_diffusion", "bits=w4a6")
 STOPPED_IN = {
@@ -53,14 +53,14 @@ def test_killed_in_calibration_and_in_sampling_then_resumed_to_the_same_bits(tmp
     result = json.loads((result_folder(output) / "result.json").read_text())
 
     with running(killed, *method) as process:
-        wait_for(lambda: bool(begun(killed)), process)
-        kill(process)
+        process.wait_for(lambda: bool(begun(killed)))
+        process.kill()
     assert begun(killed)
 
     samples = killed / "samples" / result["samples"]["quantized"]
     with running(killed, *method) as process:
-        wait_for(lambda: any(samples.glob("*.safetensors")), process)
-        kill(process)
+        process.wait_for(lambda: any(samples.glob("*.safetensors")))
+        process.kill()
     assert stages_done(killed) == stages_done(whole)
 
     status, output, errors = dmqbench(killed, *method)
@@ -78,8 +78,8 @@ def test_killed_in_the_middle_of_learning_then_resumed_to_the_same_bits(tmp_path
     assert status == 0, errors
 
     with running(killed, *method) as process:
-        wait_for(lambda: len(stages_done(killed)) == before and bool(begun(killed)), process)
-        kill(process)
+        process.wait_for(lambda: len(stages_done(killed)) == before and bool(begun(killed)))
+        process.kill()
     assert len(stages_done(killed)) == before and begun(killed)
 
     status, _, errors = dmqbench(killed, *method)
@@ -96,9 +96,9 @@ def test_two_processes_share_one_set_of_samples_and_one_is_killed(tmp_path):
     assert status == 0, errors
 
     with running(together, *method) as first, running(together, *method) as second:
-        wait_for(lambda: any(together.glob("samples/*/*.safetensors")), first)
-        kill(first)
-        status, _, errors = finish(second)
+        first.wait_for(lambda: any(together.glob("samples/*/*.safetensors")))
+        first.kill()
+        status, _, errors = second.wait()
     assert status == 0, errors
     assert digests(together) == digests(alone)
 
@@ -107,10 +107,10 @@ def test_two_processes_share_one_set_of_samples_and_one_is_killed(tmp_path):
 def test_an_interrupt_is_status_130_within_seconds(tmp_path, number):
     store = tmp_path / "runs"
     with running(store, *METHOD, "budget.weight_iterations=100000") as process:
-        wait_for(lambda: bool(stages_done(store)), process)
+        process.wait_for(lambda: bool(stages_done(store)))
         time.sleep(3)  # into the iterations of the second stage
         sent = time.monotonic()
-        process.send_signal(number)
-        status, _, errors = finish(process)
+        process.send(number)
+        status, _, errors = process.wait()
     assert status == 130, errors
     assert time.monotonic() - sent < 5

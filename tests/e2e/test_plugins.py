@@ -1,13 +1,14 @@
 """Packages of others bring methods to one store: each is answered with its own numbers."""
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
-from e2e.commands import SMALL, START, environment, result_folder
-from plugin_packages import method_package
+from e2e.commands import SMALL, result_folder
+from forks import forked
+from plugin_packages import forget_plugins, method_package
+
+from dmqbench.cli import main
 
 JOB = (
     "method=mine",
@@ -19,17 +20,17 @@ JOB = (
 )
 
 
-def dmqbench(site: Path, store: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+def with_plugins(site: Path, arguments: list[str]) -> int:
+    """The command as a process that starts where the packages of ``site`` are installed."""
+    sys.path.insert(0, str(site))
+    forget_plugins()
+    return main(arguments)
+
+
+def dmqbench(site: Path, store: Path, *overrides: str) -> tuple[int, str, str]:
     """Run the command with the plug-ins of ``site``, in a process of its own."""
-    return subprocess.run(
-        [sys.executable, "-c", START, f"store.root={store}", *SMALL, *JOB, *overrides],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=280,
-        env=environment(PYTHONPATH=os.pathsep.join([str(site), *filter(None, sys.path)])),
-        cwd=site,
-    )
+    with forked(with_plugins, site, [f"store.root={store}", *SMALL, *JOB, *overrides], folder=site) as process:
+        return process.wait()
 
 
 def test_two_packages_with_the_same_names_have_numbers_of_their_own(tmp_path):
@@ -40,9 +41,9 @@ def test_two_packages_with_the_same_names_have_numbers_of_their_own(tmp_path):
         "narrow": "div_(1 + self.settings.strength)",
     }.items():
         method_package(tmp_path / package, package, formula)
-        done = dmqbench(tmp_path / package, tmp_path / "runs")
-        assert done.returncode == 0, done.stderr
-        folders.append(result_folder(done.stdout))
+        status, output, errors = dmqbench(tmp_path / package, tmp_path / "runs")
+        assert status == 0, errors
+        folders.append(result_folder(output))
     wide, narrow = (json.loads((folder / "result.json").read_text()) for folder in folders)
     assert folders[0] != folders[1]
     assert wide["metrics"]["mse"]["value"] != narrow["metrics"]["mse"]["value"]
@@ -59,7 +60,7 @@ def test_two_packages_with_the_same_names_have_numbers_of_their_own(tmp_path):
 def test_a_missing_stage_is_refused_before_anything_runs(tmp_path):
     module = method_package(tmp_path / "site", "wide", "mul_(2)") / "methods" / "mine.py"
     module.write_text(module.read_text().replace('"nudge": Nudge, ', ""))
-    done = dmqbench(tmp_path / "site", tmp_path / "runs")
-    assert done.returncode == 2 and not (tmp_path / "runs").exists()
-    assert "method.stages=nudge is not among STAGES of wide.methods.mine" in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+    status, _, errors = dmqbench(tmp_path / "site", tmp_path / "runs")
+    assert status == 2 and not (tmp_path / "runs").exists()
+    assert "method.stages=nudge is not among STAGES of wide.methods.mine" in errors
+    assert len(errors.strip().splitlines()) == 1

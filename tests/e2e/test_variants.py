@@ -3,7 +3,8 @@
 import json
 
 import pytest
-from e2e.commands import TINY
+from e2e.commands import FEW
+from tiny import save_pipeline, small_unet
 
 from dmqbench.config.compose import compose
 from dmqbench.config.job import make_job
@@ -54,9 +55,18 @@ VARIANTS = {
 }
 
 
+@pytest.fixture(scope="module")
+def common(tmp_path_factory) -> list[str]:
+    """Overrides of every job: a network with few layers, and a store in which jobs share what is equal."""
+    root = tmp_path_factory.mktemp("variants")
+    model = save_pipeline(root / "model", small_unet())
+    local = ["model=local", f"model.path={model}", "model.classes=10", "sampler.chunk=8"]
+    return [*FEW, *local, "metrics.names=[psnr,mse]", f"store.root={root / 'runs'}"]
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_a_job_runs_and_its_protocol_says_how(shared_store, variant):
-    overrides = [*TINY, "metrics.names=[psnr,mse]", f"store.root={shared_store}", *VARIANTS[variant]]
+def test_a_job_runs_and_its_protocol_says_how(common, variant):
+    overrides = [*common, *VARIANTS[variant]]
     psnr = {}
     for bits in ("w8a8", "w3a3") if "other" not in variant else ("w8a8",):
         chosen = ["bits=w8a8"] if bits == "w8a8" else ["bits=w3a4", "bits.activation=3"]

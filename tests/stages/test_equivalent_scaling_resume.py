@@ -5,7 +5,7 @@ import signal
 
 import pytest
 import torch
-from processes import REPOSITORY, in_fresh_process
+from forks import forked
 from safetensors import safe_open
 from safetensors.torch import load_file
 from workbench import EQUIVALENT_SCALING, workbench
@@ -106,25 +106,18 @@ def test_findings_can_be_told_by_a_stage_that_finds_its_work_done(tmp_path):
         assert_same(stage, expected)
 
 
-KILLED = """
-    import os, signal, sys
-    from pathlib import Path
-    import torch
-    torch.set_num_threads(1)
-    from stages import test_equivalent_scaling_resume as tests
-    from dmqbench.stages import equivalent_scaling
-    equivalent_scaling.SLICE = 2
-    stage = tests.stage_of(tests.ending(lambda _: os.kill(os.getpid(), signal.SIGKILL)), patience=2)
+def killed(path):
+    """What a process does that kills itself inside its second unit."""
+    stage = stage_of(ending(lambda _: os.kill(os.getpid(), signal.SIGKILL)), patience=2)
     stage.end = (1, 1)
-    tests.finish(stage, Path(sys.argv[1]))
-"""
+    finish(stage, path)
 
 
 def test_a_killed_process_is_continued_to_the_same_bits(tmp_path):
     path = tmp_path / "checkpoint.safetensors"
-    tests = os.path.join(REPOSITORY, "tests")
-    result = in_fresh_process(KILLED, path, PYTHONPATH=os.pathsep.join([tests, REPOSITORY]), OMP_NUM_THREADS="1")
-    assert result.returncode == -signal.SIGKILL, result.stderr
+    with forked(killed, path, folder=tmp_path) as process:
+        status, _, errors = process.wait(120)
+    assert status == -signal.SIGKILL, errors
     assert units_done(path) == 1
     expected = finish(stage_of(patience=2), tmp_path / "other.safetensors")
     assert_same(finish(stage_of(patience=2), path), expected)
