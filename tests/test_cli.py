@@ -16,6 +16,7 @@ from dmqbench.config.metric_facts import OWN_METRICS
 from dmqbench.config.names import DIAGNOSIS, TASKS
 from dmqbench.config.schema import OPTION_GROUPS
 from dmqbench.launch import sweeps
+from dmqbench.models.folders import ModelError
 from dmqbench.store.artifacts import Store
 
 ROOT = Path(__file__).parents[1]
@@ -246,6 +247,13 @@ def test_a_failing_job_does_not_stop_the_others_and_says_how_to_run_it_again(stu
     captured = capsys.readouterr()
     assert "ValueError: range is empty" in captured.err and "1 of 3 jobs failed" in captured.err
     assert captured.out.splitlines()[0] == "table of 2"
+
+
+@pytest.mark.parametrize(("error", "again"), [(ModelError("weights misfit"), False), (RuntimeError("once"), True)])
+def test_what_cannot_succeed_is_not_advised_to_be_run_again(stub, capsys, error, again):
+    stub.fail = lambda job: error
+    assert run("method=rtn") == 1
+    assert ("again with: dmqbench" in capsys.readouterr().err) == again
 
 
 def test_the_report_of_a_failure_goes_when_the_job_is_done(stub, tmp_path):

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dmqbench.config.errors import ConfigError
+from dmqbench.config.errors import ConfigError, closest
 from dmqbench.models.folders import CONFIG, SCHEDULER_CONFIG, decoder_folder, network_folder, read_config
 from dmqbench.samplers.scheduler_config import BETA_SCHEDULES, schedule_settings
 from dmqbench.samplers.spec import PREDICTIONS
@@ -134,7 +134,10 @@ def _check(path: Path, kinds: Mapping[str, Kind], relation: Relation = lambda co
     config = read_config(path)
     for key, kind in kinds.items():
         if key in config and not kind.fits(config[key]):
-            raise ConfigError(f"{path}: {key}", config[key], kind.allowed, "is not possible")
+            value, nearest = config[key], closest(config[key], kind.allowed)
+            shown = f'"{value}"' if isinstance(value, str) and value[-1:].isdigit() else value
+            nearest = None if str(nearest).startswith("a ") else nearest
+            raise ConfigError(f"{path}: {key}", shown, kind.allowed, "is not possible", nearest)
     if (found := relation(config)) is not None:
         key, problem = found
         raise ConfigError(f"{path}: {key}", config.get(key), problem=problem)

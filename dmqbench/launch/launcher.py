@@ -141,6 +141,8 @@ def show_warnings() -> None:
 
 
 def _failure(planned: "Planned", error: Exception) -> Outcome:
+    from dmqbench.config.errors import ConfigError
+    from dmqbench.models.folders import ModelError
     from dmqbench.store.files import save_json
 
     name, message = type(error).__name__, " ".join(str(error).split()) or "no message"
@@ -152,5 +154,7 @@ def _failure(planned: "Planned", error: Exception) -> Outcome:
         with suppress(OSError):
             save_json(planned.folder / ERROR_FILE, report)
             where = f"; see {planned.folder / ERROR_FILE}"
-    complain(f"{line}{where}; again with: {planned.command}")
+    # What is wrong with a model or a value is wrong again the next time.
+    again = "" if isinstance(error, (ConfigError, ModelError)) else f"; again with: {planned.command}"
+    complain(f"{line}{where}{again}")
     return Outcome(error=line)

@@ -42,7 +42,7 @@ def schedule_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     allowed = f"allowed is a beta_schedule of {', '.join(BETA_SCHEDULES)}"
     for key, usual in _OTHER_PROCESSES.items():
         if config.get(key) not in usual:
-            raise SettingError(key, f"is {config[key]}: {allowed}")
+            raise SettingError(key, f"is of another process: {allowed}")
     kind, name = config.get("beta_schedule"), config.get("_class_name")
     needed = [key for key in _KEYS if kind != "squaredcos_cap_v2" or not key.startswith("beta_")]
     lacking = [key for key in needed if key not in config]
