@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dmqbench.calibration.stage import Stage
 from dmqbench.store.files import save_atomic
+from dmqbench.tracking.stopwatch import Stopwatch
 
 DIGEST = "sha256"
 
@@ -34,7 +35,7 @@ class UnitCheckpoint(Checkpoint):
         progress = {
             "units_done": str(stage.first_unit + stage.current_epoch + 1),
             "network_forwards": repr(stage.network_forwards),
-            "seconds": repr(stage.seconds),
+            **{name: repr(seconds) for name, seconds in stage.watch.facts.items()},
             "peaks": json.dumps(stage.peaks),
         }
         carried = {PROGRESS + name: value for name, value in stage.progress().items()}
@@ -58,7 +59,7 @@ class UnitCheckpoint(Checkpoint):
             return
         stage.first_unit = int(progress["units_done"])
         stage.network_forwards = float(progress["network_forwards"])
-        stage.seconds = float(progress["seconds"])
+        stage.watch = Stopwatch(float(progress["seconds"]), float(progress.get("processor_seconds", "nan")))
         stage.peaks = json.loads(progress.get("peaks", "{}"))
         stage.load_progress_({name.removeprefix(PROGRESS): value for name, value in carried.items()})
 

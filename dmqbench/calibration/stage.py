@@ -27,6 +27,7 @@ from dmqbench.quant.state import calibration_state, load_calibration_state_
 from dmqbench.samplers.plan import SamplerPlan
 from dmqbench.tracking.environment import memory_facts
 from dmqbench.tracking.record import curve
+from dmqbench.tracking.stopwatch import Stopwatch
 
 MIB = 2**20
 
@@ -127,10 +128,8 @@ class Stage(pl.LightningModule):
         """Some losses of the unit in training, by iteration."""
         self.network_forwards = 0.0
         """Cost so far, in full-precision network calls of batch 1; a backward pass counts as two forwards."""
-        self.seconds = 0.0
-        """Time spent so far on finished units, over all runs of the stage."""
-        self.unit_started = 0.0
-        """When the unit in work was started; later by what is no calibration."""
+        self.watch = Stopwatch()
+        """Time spent so far on finished units, over all runs of the stage; what is no calibration is left out."""
         self.peaks: dict[str, int] = {}
         """Peaks so far, over all runs of the stage: see ``environment.memory_facts``."""
 
@@ -228,7 +227,7 @@ class Stage(pl.LightningModule):
         self.iteration = 0
         self.losses = {}
         self.recorded_iterations = curve_iterations(self.iterations(self.unit))
-        self.unit_started = time.perf_counter()
+        self.watch.start()
         with torch.enable_grad():
             self.start_unit(self.unit)
 
@@ -250,7 +249,7 @@ class Stage(pl.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         facts = self.finish_unit(self.unit)
-        self.seconds += time.perf_counter() - self.unit_started
+        self.watch.stop()
         self.note_memory()
         self._record_losses()
         self.bench.record.log("unit", stage=self.name, unit=self.unit, **facts)

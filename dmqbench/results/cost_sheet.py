@@ -27,12 +27,14 @@ def cost_sheet(table: Table) -> Sheet | None:
     extra = varying(table)
     ratios = [_ratio(row, rows) for row in rows]
     compared = any(ratios)
+    clocks = ("seconds", "CPU s") if any(_times(row)[0] for row in rows) else ("seconds",)
     peaks = tuple(name for name, of in _PEAKS.items() if any(largest(map(of, row.calibration)) for row in rows))
     words = ("method", "bits", *extra)
     lines = []
     for number, (row, ratio) in enumerate(zip(rows, ratios, strict=True)):
         cells = [printable(row.label), bits_text(row), *(printable(getattr(row, name)) for name in extra)]
-        cells += [f"{row.calibration_calls:,}", number_text(seconds(row), 3)]
+        times = ["–" if time is None else number_text(time, 3) for time in reversed(_times(row))]
+        cells += [f"{row.calibration_calls:,}", *times[: len(clocks)]]
         cells += [_count(largest(map(_PEAKS[name], row.calibration))) for name in peaks]
         cells += [ratio or "–"] if compared else []
         section = number > 0 and row.bits != rows[number - 1].bits
@@ -41,19 +43,16 @@ def cost_sheet(table: Table) -> Sheet | None:
         "network calls: of batch 1 in full precision, a backward pass counts as two; trajectories are included",
         "seconds and peak memory: of the run that made each part; jobs share parts",
     )
-    against = f"seconds over those of {REFERENCE} with the same bits, budget, seed and device"
+    if len(clocks) > 1:
+        notes += ("CPU s: of the processor, all threads; the clock's seconds also count what else the machine did",)
+    against = f"CPU seconds (the clock's where one has none) over {REFERENCE}'s, same bits, budget, seed and device"
     return Sheet(
         title=f"{title_of(table)} · calibration cost",
-        columns=(*words, "network calls", "seconds", *peaks, *((_RATIO,) if compared else ())),
+        columns=(*words, "network calls", *clocks, *peaks, *((_RATIO,) if compared else ())),
         lefts=len(words),
         lines=tuple(lines),
         notes=(*notes, *((f"{_RATIO}: {against}",) if compared else ())),
     )
-
-
-def seconds(row: Result) -> float:
-    """What calibration and its trajectories took."""
-    return (row.timing.trajectories_s or 0.0) + (row.timing.calibrate_s or 0.0)
 
 
 def _count(value: int | None) -> str:
@@ -64,9 +63,17 @@ def _ratio(row: Result, rows: list[Result]) -> str:
     """The time of ``row`` over that of the reference, of equal or else of shared ranges if it has them; "" if none."""
     rivals = [other for other in _references(rows) if _setting(other) == _setting(row)]
     rivals.sort(key=lambda other: (other.ranges != row.ranges, other.ranges != "shared"))
-    if not rivals or not seconds(rivals[0]):
+    if not rivals:
         return ""
-    return number_text(seconds(row) / seconds(rivals[0]), 3)
+    for own, reference in zip(_times(row), _times(rivals[0]), strict=True):
+        if own is not None and reference:
+            return number_text(own / reference, 3)
+    return ""
+
+
+def _times(row: Result) -> tuple[float | None, float | None]:
+    """What calibration and its trajectories took, of the processor and by the clock."""
+    return row.timing.processor.calibration, row.timing.calibration
 
 
 def _references(rows: list[Result]) -> Iterator[Result]:

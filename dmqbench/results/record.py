@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeVar
 
 P = TypeVar("P", bound="Part")
+S = TypeVar("S", bound="Seconds")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,14 +106,38 @@ class Cost(Part):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Timing(Part):
-    """Seconds of every step, network calls of calibration, peaks of memory; None where nobody measured it."""
+class Seconds(Part):
+    """Seconds of every step; None where nobody measured it."""
 
     trajectories_s: float | None = None
     calibrate_s: float | None = None
     sample_s: float | None = None
     evaluate_s: float | None = None
     diagnose_s: float | None = None
+
+    def after(self: S, old: S) -> S:
+        """Return these for a result that replaces ``old``: what was only looked up now has its time from there."""
+        kept = self.keeping(old)
+        return replace(kept, sample_s=self.sample_s or old.sample_s, diagnose_s=self.diagnose_s or old.diagnose_s)
+
+    @property
+    def calibration(self) -> float | None:
+        """What calibration and its trajectories took."""
+        return None if self.calibrate_s is None else (self.trajectories_s or 0.0) + self.calibrate_s
+
+
+class ProcessorTiming(Seconds):
+    """The processor's seconds, which other programs on the machine do not lengthen; earlier versions have none."""
+
+    def to_json(self) -> dict[str, Any]:
+        return {key: value for key, value in super().to_json().items() if value is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing(Seconds):
+    """Seconds by the clock and by the processor, network calls of calibration, peaks of memory."""
+
+    processor: ProcessorTiming = field(default_factory=ProcessorTiming, metadata={"read": ProcessorTiming.from_json})
     unet_forwards_calibration: int | None = None
     peak_memory_mib: int | None = None
     calibration_peak_memory_mib: int | None = None
@@ -120,7 +145,10 @@ class Timing(Part):
     def to_json(self) -> dict[str, Any]:
         """Of images made elsewhere, which nobody calibrated here, the file says nothing of a diagnosis."""
         absent = {"diagnose_s", "calibration_peak_memory_mib"} if self.calibrate_s is None else set()
-        return {key: value for key, value in super().to_json().items() if value is not None or key not in absent}
+        entries = super().to_json()
+        if not entries["processor"]:
+            del entries["processor"]
+        return {key: value for key, value in entries.items() if value is not None or key not in absent}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,9 +157,15 @@ class CalibrationPart(Part):
 
     stage: str = ""
     seconds: float | None = None
+    processor_seconds: float | None = None
     network_forwards: int | None = None
     peak_memory_mib: int | None = None
     peak_device_memory_mib: int | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Parts that earlier versions made have no time of the processor."""
+        entries = super().to_json()
+        return {key: value for key, value in entries.items() if value is not None or key != "processor_seconds"}
 
 
 def largest(peaks: Iterable[int | None]) -> int | None:

@@ -6,7 +6,6 @@ state, each goes on from its own states, and the loss compares the end states al
 """
 
 import math
-import time
 from dataclasses import replace
 from typing import Any
 
@@ -243,7 +242,7 @@ class TrajectoryReconstruction(Stage):
         """
         if self.settings.gradient == REFERENCE:
             return 1.0, 1.0
-        started = time.perf_counter()
+        self.watch.stop()
         chosen = draw_batch(self.bench.seed, self.name, span.name, -1, len(self.bench.bank.cal), self.settings.batch)
         gradients: list[list[Tensor]] = []
         with quantization(self.bench.network, weight=True, activation=True):
@@ -257,7 +256,7 @@ class TrajectoryReconstruction(Stage):
                 gradients.append([variable.grad for variable in variables if variable.grad is not None])
         for variable in self._variables().values():
             variable.grad = None
-        self.unit_started += time.perf_counter() - started
+        self.watch.start()
         return agreement(*gradients)
 
     # ---- what is kept and told

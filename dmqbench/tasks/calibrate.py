@@ -71,7 +71,7 @@ def _run_stage(shop: Workshop, config: StageConfig, id: str, parent: Artifact | 
     reached = plan_of_layers(shop.quantized.network, shop.precision_plan)
     plan = reached.with_activation_bits(FULL_PRECISION) if stage.weights_only else reached
     save_json(folder / OUTCOME / PLAN_FILE, plan.to_json())
-    cost = {"seconds": stage.seconds, "network_forwards": stage.network_forwards, **stage.peaks}
+    cost = {**stage.watch.facts, "network_forwards": stage.network_forwards, **stage.peaks}
     findings = stage.findings()  # it runs the network as well, which is no calibration
     if findings:
         save_json(folder / OUTCOME / FINDINGS, findings)

@@ -1,8 +1,8 @@
 """The result of a job: of samples drawn here, or of images made elsewhere; and how it is written or extended."""
 
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from math import isfinite, nan
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from dmqbench.results.record import (
     CalibrationPart,
     Cost,
     PlanFacts,
+    ProcessorTiming,
     Quantization,
     Run,
     Samples,
@@ -35,6 +36,7 @@ from dmqbench.tasks.mirror import show_in_tracker, tracker
 from dmqbench.tasks.sample import shown_inputs
 from dmqbench.tasks.workshop import STATE, Workshop
 from dmqbench.tracking.environment import environment, peak_memory_mib
+from dmqbench.tracking.stopwatch import Stopwatch
 
 
 def label_of(evaluate: EvaluateConfig) -> str:
@@ -57,6 +59,7 @@ def calibration_costs(parts: Iterable[tuple[str, Artifact]]) -> tuple[Calibratio
         CalibrationPart(
             stage=name,
             seconds=round(artifact.facts["seconds"], 3),
+            processor_seconds=finite(artifact.facts.get("processor_seconds", nan)),
             network_forwards=round(artifact.facts["network_forwards"]),
             peak_memory_mib=artifact.facts.get("peak_memory_mib"),
             peak_device_memory_mib=artifact.facts.get("peak_device_memory_mib"),
@@ -65,12 +68,17 @@ def calibration_costs(parts: Iterable[tuple[str, Artifact]]) -> tuple[Calibratio
     )
 
 
+def finite(seconds: float) -> float | None:
+    """Return seconds for a file; None where some were not measured, as by earlier versions."""
+    return round(seconds, 3) if isfinite(seconds) else None
+
+
 def run_result(
     shop: Workshop,
     evaluation: Evaluation,
     stages: list[Artifact],
-    evaluate_seconds: float,
-    diagnose_seconds: float,
+    evaluating: Stopwatch,
+    diagnosing: Stopwatch,
 ) -> Result:
     """Return the result of samples that were drawn here."""
     job, ids = shop.job, shop.ids
@@ -94,7 +102,7 @@ def run_result(
         ),
         **measured(evaluation),
         cost=Cost.from_json({**cost, "simulated": None if job.foreign else True}),
-        timing=run_timing(shop, bank, stages, evaluate_seconds, diagnose_seconds),
+        timing=run_timing(shop, bank, stages, evaluating, diagnosing),
         environment=environment(job.device_type),
         run=run_facts(shop, stages, calibration_costs(parts)),
     )
@@ -111,16 +119,25 @@ def measured(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def run_timing(
-    shop: Workshop, bank: Artifact | None, stages: list[Artifact], evaluate_seconds: float, diagnose_seconds: float
+    shop: Workshop, bank: Artifact | None, stages: list[Artifact], evaluating: Stopwatch, diagnosing: Stopwatch
 ) -> Timing:
     """Return what every step took; trajectories and stages that were looked up, what making them took."""
     parts = stages if bank is None else [bank, *stages]
+    on_processor = [part.facts.get("processor_seconds", nan) for part in parts]
+    sampling = shop.sampling_watches.get(shop.ids.samples, Stopwatch())
     return Timing(
         trajectories_s=0.0 if bank is None else round(bank.facts["seconds"], 3),
         calibrate_s=round(sum(stage.facts["seconds"] for stage in stages), 3),
-        sample_s=round(shop.sample_seconds.get(shop.ids.samples, 0.0), 3),
-        evaluate_s=round(evaluate_seconds, 3),
-        diagnose_s=round(diagnose_seconds, 3),
+        sample_s=round(sampling.seconds, 3),
+        evaluate_s=round(evaluating.seconds, 3),
+        diagnose_s=round(diagnosing.seconds, 3),
+        processor=ProcessorTiming(
+            trajectories_s=0.0 if bank is None else finite(on_processor[0]),
+            calibrate_s=finite(sum(on_processor[len(parts) - len(stages) :])),
+            sample_s=round(sampling.processor_seconds, 3),
+            evaluate_s=round(evaluating.processor_seconds, 3),
+            diagnose_s=round(diagnosing.processor_seconds, 3),
+        ),
         unet_forwards_calibration=round(sum(part.facts["network_forwards"] for part in parts)),
         peak_memory_mib=shop.memory.total_mib,
         calibration_peak_memory_mib=largest(part.facts.get("peak_memory_mib") for part in parts),
@@ -160,17 +177,17 @@ def measure(
     shop: Workshop,
     evaluator: Evaluator,
     samples: SampleSet,
-    result_of: Callable[[Evaluation, float], Result],
+    result_of: Callable[[Evaluation, Stopwatch], Result],
     diagnosis: dict[str, Any] | None = None,
 ) -> Path:
     """Measure samples, write the result and show it in the tracker; return its folder.
 
-    ``result_of`` makes it of what was measured and the seconds that this took.
+    ``result_of`` makes it of what was measured and the time that this took.
     """
     with tracker(shop, "evaluation") as mirror:
-        started = time.perf_counter()
-        evaluation = evaluator.evaluate(samples, shop.job.metrics.names)
-        result = result_of(evaluation, time.perf_counter() - started)
+        with Stopwatch().running() as evaluating:
+            evaluation = evaluator.evaluate(samples, shop.job.metrics.names)
+        result = result_of(evaluation, evaluating)
         result = write_result(shop.store, result, evaluation, diagnosis)
         show_in_tracker(shop, mirror, result, evaluation, diagnosis)
     return result.folder
@@ -196,11 +213,8 @@ def extended(old: Result, new: Result) -> Result:
     What was looked up took no time; what making it took is still the answer.
     """
     kept = {name: value for name, value in old.measured.items() if name not in new.unavailable}
-    timing = replace(
-        new.timing.keeping(old.timing),
-        sample_s=new.timing.sample_s or old.timing.sample_s,
-        diagnose_s=new.timing.diagnose_s or old.timing.diagnose_s,
-    )
+    processor = new.timing.processor.after(old.timing.processor)
+    timing = replace(new.timing.after(old.timing), processor=processor)
     return replace(
         new,
         measured={**kept, **new.measured},
@@ -221,7 +235,7 @@ def names_of_images(job: Job) -> dict[str, Any]:
     return {"model_name": UNKNOWN, "dataset": dataset, "embedded": False}
 
 
-def imported_result(shop: Workshop, reference: str, evaluation: Evaluation, seconds: float) -> Result:
+def imported_result(shop: Workshop, reference: str, evaluation: Evaluation, evaluating: Stopwatch) -> Result:
     """Return the result of images made elsewhere; what nobody told this program is None or "unknown"."""
     job, evaluate = shop.job, shop.job.evaluate
     found = [inspect(path) for path in (evaluate.samples, evaluate.fp_samples) if path is not None]
@@ -234,7 +248,11 @@ def imported_result(shop: Workshop, reference: str, evaluation: Evaluation, seco
         config=job.config,
         samples=Samples(quantized=shop.ids.samples, fp=reference),
         **measured(evaluation),
-        timing=Timing(evaluate_s=round(seconds, 3), peak_memory_mib=peak_memory_mib()),
+        timing=Timing(
+            evaluate_s=round(evaluating.seconds, 3),
+            processor=ProcessorTiming(evaluate_s=round(evaluating.processor_seconds, 3)),
+            peak_memory_mib=peak_memory_mib(),
+        ),
         environment=environment(job.device_type),
         notes=(*filter(None, (info.note for info in found)), *_of_sizes([info.count for info in found])),
     )

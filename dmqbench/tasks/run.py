@@ -1,6 +1,5 @@
 """``task=run``: one job, as a recipe: what it needs is looked up or made, then measured and written down."""
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from dmqbench.tasks.result import measure, run_result
 from dmqbench.tasks.sample import draw_samples, frozen
 from dmqbench.tasks.trajectories import bank_of
 from dmqbench.tasks.workshop import Workshop, open_workshop
+from dmqbench.tracking.stopwatch import Stopwatch
 
 
 def carry_out(job: Job) -> Path:
@@ -26,16 +26,15 @@ def carry_out(job: Job) -> Path:
         diagnosis = known_diagnosis(shop)
         samples = draw_samples(shop)
         evaluator = make_evaluator(shop)  # last, as another job that runs beside this one may make its samples
-        diagnose_seconds = 0.0
+        diagnosing = Stopwatch()
         if diagnosis is None and job.diagnosed:
-            started = time.perf_counter()
-            diagnosis = make_diagnosis(shop)
-            diagnose_seconds = time.perf_counter() - started
+            with diagnosing.running():
+                diagnosis = make_diagnosis(shop)
         return measure(
             shop,
             evaluator,
             samples,
-            lambda evaluation, seconds: run_result(shop, evaluation, stages, seconds, diagnose_seconds),
+            lambda evaluation, evaluating: run_result(shop, evaluation, stages, evaluating, diagnosing),
             diagnosis,
         )
 

@@ -1,6 +1,5 @@
 """``task=sample``: images of a job's model, chunk by chunk, each kept as soon as it is drawn."""
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from dmqbench.samplers.plan import SamplerPlan
 from dmqbench.tasks.calibrate import calibrated, load_state_
 from dmqbench.tasks.workshop import Workshop, open_workshop
 from dmqbench.tracking.progress import Meter
+from dmqbench.tracking.stopwatch import Stopwatch
 
 INPUTS_SHOWN = 32
 """So many of the images that samples start from are kept for pictures."""
@@ -86,15 +86,16 @@ def samples(
     missing = [number for number, name in enumerate(names) if name not in present]
     if missing:
         denoising = shop.sampling(model())
-        started = time.perf_counter()
         work = work_of_samples(shop.job, count, quantized=id == shop.ids.samples)
-        with Meter(f"samples of {title}", len(names), len(names) - len(missing), work) as meter:
+        watch, done = Stopwatch(), len(names) - len(missing)
+        with watch.running(), Meter(f"samples of {title}", len(names), done, work) as meter:
             for number in missing:
                 _draw_chunk(shop, id, number, denoising, seed, perturbation)
                 meter.advance()
-        seconds = time.perf_counter() - started
-        shop.sample_seconds[id] = seconds
-        shop.record.log("samples", id=id, drawn=len(missing), seconds=seconds)
+        shop.sampling_watches[id] = watch
+        shop.record.log(
+            "samples", id=id, drawn=len(missing), seconds=watch.seconds, processor_seconds=watch.processor_seconds
+        )
         present = shop.store.verified_files("samples", id)
     parts = [load_file(present[name]) for name in names]
     images, state = (torch.cat([part[key] for part in parts])[:count] for key in ("images", "state"))

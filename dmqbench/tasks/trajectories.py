@@ -1,6 +1,5 @@
 """``task=trajectories``: the calibration and validation trajectories of a job, followed batch by batch."""
 
-import time
 from pathlib import Path
 
 import torch
@@ -15,6 +14,7 @@ from dmqbench.store.files import save_atomic
 from dmqbench.tasks.workshop import OUTCOME, Workshop, open_workshop
 from dmqbench.tracking.environment import memory_facts
 from dmqbench.tracking.progress import Meter
+from dmqbench.tracking.stopwatch import Stopwatch
 
 
 def carry_out(job: Job) -> Path:
@@ -48,8 +48,8 @@ def _follow_all(shop: Workshop) -> dict[str, float]:
     ]
     denoising = shop.calibrating(shop.full_precision)
     shop.memory.begin_part()
-    started = time.perf_counter()
-    with Meter(f"trajectories of {job.model.name}", len(starts), work=work_of_trajectories(job)) as meter:
+    watch, title = Stopwatch(), f"trajectories of {job.model.name}"
+    with watch.running(), Meter(title, len(starts), work=work_of_trajectories(job)) as meter:
         for stream, start in starts:
             path = folder / f"{stream}_{start // batch:05d}.safetensors"
             if not path.exists():
@@ -58,7 +58,7 @@ def _follow_all(shop: Workshop) -> dict[str, float]:
                 save_atomic(path, save(part.to_tensors()))
             meter.advance()
     return {
-        "seconds": time.perf_counter() - started,
+        **watch.facts,
         "network_forwards": sum(counts.values()) * denoising.sampler.network_calls * denoising.branches,
         **memory_facts(job.device_type),
     }

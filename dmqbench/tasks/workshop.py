@@ -22,6 +22,7 @@ from dmqbench.store.artifact import Artifact
 from dmqbench.store.artifacts import Store
 from dmqbench.tracking.environment import PeakMemory
 from dmqbench.tracking.record import Record
+from dmqbench.tracking.stopwatch import Stopwatch
 
 STATE = "state.safetensors"
 OUTCOME = "outcome"
@@ -37,7 +38,7 @@ class Workshop:
         self.ids = job_ids(job, self.weights)
         self.store = store
         self.record = Record.of_job(job.store_root, self.ids.result)
-        self.sample_seconds: dict[str, float] = {}
+        self.sampling_watches: dict[str, Stopwatch] = {}
         """Time spent so far on drawing samples that were not in the store, by the id of their artifact."""
         self.memory = PeakMemory()
 

@@ -180,7 +180,7 @@ def test_progress_and_cost_travel_with_the_state(tmp_path):
     UnitCheckpoint(path).resume(resumed)
     assert resumed.first_unit == 4
     assert 0 < resumed.network_forwards <= stage.network_forwards
-    assert resumed.seconds == stage.seconds > 0
+    assert resumed.watch == stage.watch and stage.watch.seconds > 0 and stage.watch.processor_seconds > 0
     done = {layer for unit in resumed.units()[:4] for layer in quant_layers(resumed.module(unit))}
     assert done
     fixed = [layer.fixed_weight is not None for layer in quant_layers(resumed.bench.network).values()]

@@ -58,6 +58,19 @@ def test_it_says_what_calibration_and_its_trajectories_took(bench):
     assert sheet.title.endswith("calibration cost")
 
 
+def test_the_processors_time_has_a_column_and_is_what_is_compared(bench):
+    """A busy machine makes the clock's seconds long; a job from before has only those."""
+    processor = {"trajectories_s": 8.0, "calibrate_s": 92.0}
+    job(bench, "q_diffusion", cost=timing(10, 690, 60000) | {"processor": processor})
+    job(bench, "accuquant", cost=timing(10, 190, 70000) | {"processor": {"trajectories_s": 8.0, "calibrate_s": 42.0}})
+    job(bench, "dmq", cost=timing(10, 340, 80000))
+    _, rows = shown(bench)
+    found = {row["method"]: (row["seconds"], row["CPU s"], row["seconds / q_diffusion"]) for row in rows}
+    assert found["accuquant"] == ("200", "50.0", "0.500")
+    assert found["q_diffusion"] == ("700", "100", "1.00")
+    assert found["dmq"] == ("350", "–", "0.500")
+
+
 def test_the_peak_is_the_largest_of_the_parts_where_all_are_known(bench):
     for name, found in (("a", []), ("b", parts(700, 1900, 800)), ("c", parts(700, None))):
         bench.job(name, "w4a6", 30.0, timing=timing(1, 9, 100), calibration=found)
