@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dmqbench.calibration.stage import CalibrationDiverged
-from dmqbench.calibration.trained_parameters import VariableOptimizer
+from dmqbench.calibration.variable_optimizer import VariableOptimizer
 
 FACTS, VARIABLE, BEST, ADAM = "facts:", "variable:", "best:", "adam:"
 """How tensors of a checkpoint begin: what was found, free variables, the best of their states, the optimizer's."""

@@ -16,7 +16,7 @@ from dmqbench.calibration.best_state import part_of, prefixed, slices
 from dmqbench.calibration.capture import memory_groups
 from dmqbench.calibration.layer_views import LayerBatch, LayerViews
 from dmqbench.calibration.stage import HELD_OUT_POINTS, CalibrationDiverged, Stage, Workbench
-from dmqbench.calibration.trained_parameters import moments_of, set_moments_
+from dmqbench.calibration.variable_optimizer import moments_of, set_moments_
 from dmqbench.data.noise import draw_batch
 from dmqbench.quant.layer import QuantLayer
 from dmqbench.quant.layers import quant_layers

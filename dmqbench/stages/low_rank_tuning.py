@@ -29,7 +29,8 @@ from dmqbench.calibration.best_state import (
     training_progress,
 )
 from dmqbench.calibration.stage import Stage, Workbench
-from dmqbench.calibration.trained_parameters import TrainedScales, VariableOptimizer, copies, linear_decay, set_
+from dmqbench.calibration.trained_parameters import TrainedScales, copies, set_
+from dmqbench.calibration.variable_optimizer import VariableOptimizer, linear_decay
 from dmqbench.calibration.windows import WindowErrors, Windows, all_windows, draw_windows
 from dmqbench.data.noise import Stream, generator
 from dmqbench.models.topology import last_features

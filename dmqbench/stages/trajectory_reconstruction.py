@@ -23,15 +23,8 @@ from dmqbench.calibration.best_state import (
     training_progress,
 )
 from dmqbench.calibration.stage import Stage, Workbench
-from dmqbench.calibration.trained_parameters import (
-    Trained,
-    TrainedScales,
-    TrainedWeights,
-    VariableOptimizer,
-    agreement,
-    copies,
-    set_,
-)
+from dmqbench.calibration.trained_parameters import Trained, TrainedScales, TrainedWeights, agreement, copies, set_
+from dmqbench.calibration.variable_optimizer import VariableOptimizer
 from dmqbench.calibration.windows import Span, spans_of
 from dmqbench.data.bank import Trajectories
 from dmqbench.data.noise import Stream, draw_batch

@@ -5,13 +5,8 @@ import math
 import pytest
 import torch
 
-from dmqbench.calibration.trained_parameters import (
-    SMALL_GRADIENT,
-    VariableOptimizer,
-    copies,
-    cosine_decay,
-    linear_decay,
-)
+from dmqbench.calibration.trained_parameters import copies
+from dmqbench.calibration.variable_optimizer import SMALL_GRADIENT, VariableOptimizer, cosine_decay, linear_decay
 
 
 def descend(optimizer, variables, iterations):
