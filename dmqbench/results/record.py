@@ -129,6 +129,11 @@ class Seconds(Part):
 class ProcessorTiming(Seconds):
     """The processor's seconds, which other programs on the machine do not lengthen; earlier versions have none."""
 
+    @property
+    def calibration(self) -> float | None:
+        """Unknown where that of the trajectories is, as they may be of an earlier version."""
+        return None if self.trajectories_s is None else super().calibration
+
     def to_json(self) -> dict[str, Any]:
         return {key: value for key, value in super().to_json().items() if value is not None}
 

@@ -64,11 +64,13 @@ def test_the_processors_time_has_a_column_and_is_what_is_compared(bench):
     job(bench, "q_diffusion", cost=timing(10, 690, 60000) | {"processor": processor})
     job(bench, "accuquant", cost=timing(10, 190, 70000) | {"processor": {"trajectories_s": 8.0, "calibrate_s": 42.0}})
     job(bench, "dmq", cost=timing(10, 340, 80000))
+    job(bench, "rtn", cost=timing(10, 60, 1000) | {"processor": {"calibrate_s": 5.0}})  # its trajectories are older
     _, rows = shown(bench)
     found = {row["method"]: (row["seconds"], row["CPU s"], row["seconds / q_diffusion"]) for row in rows}
     assert found["accuquant"] == ("200", "50.0", "0.500")
     assert found["q_diffusion"] == ("700", "100", "1.00")
     assert found["dmq"] == ("350", "–", "0.500")
+    assert found["rtn"] == ("70.0", "–", "0.100")
 
 
 def test_the_peak_is_the_largest_of_the_parts_where_all_are_known(bench):
