@@ -25,7 +25,7 @@ from dmqbench.results.formats import (
 )
 from dmqbench.results.result import Result
 from dmqbench.store.artifact import StoreError
-from dmqbench.store.artifacts import Store, default_root
+from dmqbench.store.artifacts import Store, store_root
 from dmqbench.store.files import save_atomic
 
 FORMATS = ("table", "md", "json", "csv", "latex", "html")
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table of a store, write its page and draw its picture; return the exit status."""
     hold_streams()
     options = _parser().parse_args(arguments)
-    root = Path(options.store or default_root())
+    root = store_root(options.store)
     if options.check and not root.is_dir():
         _complain(f"there is no run store {root}")
         return 2

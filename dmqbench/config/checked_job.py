@@ -62,7 +62,10 @@ further keys are those that settings of its stages refer to."""
 STAGE_KEYS = ("version", "uses")
 """What every stage's YAML has."""
 
-ABOUT_STAGE = (*STAGE_KEYS, "not_in_id", "not_in_id_when", LIMITS)
+SET_IN_YAML_ONLY = ("uses", "not_in_id", "not_in_id_when", LIMITS)
+"""Keys of a stage's YAML that a command line cannot set."""
+
+ABOUT_STAGE = ("version", *SET_IN_YAML_ONLY)
 """Keys of a stage's YAML that are no settings."""
 
 

@@ -25,14 +25,14 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
-from dmqbench.config.checked_job import ABOUT_STAGE
+from dmqbench.config.checked_job import ABOUT_STAGE, SET_IN_YAML_ONLY
 from dmqbench.config.errors import ConfigError, closest
 from dmqbench.config.method_checks import check_method_yaml
 from dmqbench.config.places import CONF, planned
 from dmqbench.config.plugin_code import require_module
 from dmqbench.config.plugins import Plugin, conf_folders, left_out_with, usable
 from dmqbench.config.schema import GROUPS, OPTION_GROUPS, RootConfig
-from dmqbench.config.texts import as_text
+from dmqbench.config.texts import as_text, quoted
 from dmqbench.config.values import leaves, refuse_resolvers, set_value
 
 ROOT = "config"
@@ -78,7 +78,7 @@ def search_path(config_dirs: Sequence[str]) -> list[str]:
     for folder in config_dirs:
         if not Path(folder).is_dir():
             raise ConfigError("--config-dir", folder, problem="is not a folder")
-    paths = [f"'file://{Path(folder).resolve()}'" for folder in config_dirs]
+    paths = [quoted(f"file://{Path(folder).resolve()}") for folder in config_dirs]
     return [f"hydra.searchpath=[{','.join(paths)}]"] if paths else []
 
 
@@ -212,7 +212,7 @@ def _hydra() -> initialize_config_dir:
 
 def _check_form(override: Override) -> None:
     key, value = override.key_or_group, override.value()
-    if key.startswith("method.") and {"faithful_settings", *ABOUT_STAGE[1:]} & {*key.split(".")}:
+    if key.startswith("method.") and {"faithful_settings", *SET_IN_YAML_ONLY} & {*key.split(".")}:
         raise ConfigError(key, value, problem="says what the YAML means, and is set there only")
     if override.is_delete():
         raise ConfigError(f"~{key}", value, problem="removes a key, and all of them are needed")

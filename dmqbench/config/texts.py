@@ -38,4 +38,9 @@ def as_text(override: str, several: bool = False) -> str:
 def _quoted(key: str, value: str) -> str:
     if (value == "null" and key not in _NAMES) or _LEFT_TO_HYDRA.fullmatch(value):
         return value
-    return "'{}'".format(value.replace("'", r"\'"))
+    return quoted(value)
+
+
+def quoted(text: object) -> str:
+    """Return text as Hydra reads it back whatever it holds."""
+    return "'{}'".format(str(text).replace("'", r"\'"))

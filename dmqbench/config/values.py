@@ -7,7 +7,7 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from dmqbench.config.checked_job import ABOUT_STAGE
+from dmqbench.config.checked_job import SET_IN_YAML_ONLY
 from dmqbench.config.errors import ConfigError, closest
 
 _RESOLVER = re.compile(r"\$\{[^}]*:")
@@ -33,12 +33,12 @@ def leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:
 def set_value(config: DictConfig, key: str, value: Any) -> None:
     """Give an existing key a value of its type."""
     named = leaves("", OmegaConf.to_container(config, resolve=False))
-    known = [name for name, _ in named if not {*ABOUT_STAGE[1:]} & {*name.split(".")}]
+    known = [name for name, _ in named if not {*SET_IN_YAML_ONLY} & {*name.split(".")}]
     parent, _, name = key.rpartition(".")
     node = OmegaConf.select(config, parent) if parent else config
     if key not in known:
         allowed = [
-            str(name) for name in (node if isinstance(node, DictConfig) else config) if name not in ABOUT_STAGE[1:]
+            str(name) for name in (node if isinstance(node, DictConfig) else config) if name not in SET_IN_YAML_ONLY
         ]
         similar = [name for name in known if parent and name.startswith(f"{parent}.")]
         raise ConfigError(key, value, allowed, "is not a key", closest(key, similar or [*known, *map(str, config)]))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dmqbench.config.checked_job import Job
 from dmqbench.launch.sweeps import Planned
-from dmqbench.store.artifacts import Store
+from dmqbench.store.artifacts import Store, store_root
 
 ANSWERING = ("plan", "cost")
 """Tasks that are over before one could read what they will do."""
@@ -51,7 +51,7 @@ def with_full_precision(done: Sequence[tuple[Planned, Path]]) -> list[Path]:
 
 def next_commands(root: Path) -> str:
     """Return what draws the results in the store ``root``, and what says how to go on."""
-    elsewhere = [] if root == Path("runs").absolute() else [str(root)]
+    elsewhere = [] if root == store_root() else [str(root)]
     return f"next: {shlex.join(['dmqbench-report', *elsewhere])} (page and picture), or dmqbench --help"
 
 

@@ -67,11 +67,12 @@ def _launcher(first: "Planned", task: Callable[[Any], Outcome]) -> Any:
     from hydra.types import HydraContext, RunMode
 
     from dmqbench.config.compose import ROOT
+    from dmqbench.config.texts import quoted
 
     hydra = GlobalHydra.instance().hydra
     assert hydra is not None
     # Hydra writes nothing but a launcher's own files, and those beside the results.
-    places = [f"hydra.sweep.dir='{first.job.store_root / '.hydra'}'", "hydra.sweep.subdir='.'"]
+    places = [f"hydra.sweep.dir={quoted(first.job.store_root / '.hydra')}", "hydra.sweep.subdir='.'"]
     config = hydra.compose_config(ROOT, [*places, *first.hydra_own], RunMode.MULTIRUN)
     return Plugins.instance().instantiate_launcher(
         hydra_context=HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks(config)),

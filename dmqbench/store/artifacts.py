@@ -33,14 +33,9 @@ GROWING = frozenset({"samples", "features"})
 _ID = re.compile(r"[0-9a-f]{16}")
 
 
-def default_root() -> Path:
-    """Return where the run store is that nobody named: ``DMQBENCH_RUNS``, otherwise ``runs`` in the working folder."""
-    return Path(os.environ.get("DMQBENCH_RUNS") or "runs")
-
-
 def store_root(named: str | os.PathLike[str] | None = None) -> Path:
-    """Return the whole path of a run store: the one that is named, otherwise the default."""
-    return Path(named or default_root()).expanduser().absolute()
+    """Return the whole path of a run store: as ``named``, otherwise ``DMQBENCH_RUNS``, otherwise ``runs`` here."""
+    return Path(named or os.environ.get("DMQBENCH_RUNS") or "runs").expanduser().absolute()
 
 
 class Store:

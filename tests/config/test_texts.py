@@ -118,3 +118,13 @@ def test_a_list_that_is_a_name_is_told_as_a_path(capsys, tmp_path):
     line = capsys.readouterr().err
     assert "evaluate.samples=[k]" in line
     assert "word" not in line
+
+
+@pytest.mark.parametrize("name", ["it's", "a b", "größe"])
+def test_a_folder_of_own_yamls_and_a_store_may_have_any_name(tmp_path, name):
+    folder = tmp_path / name
+    (folder / "bits").mkdir(parents=True)
+    (folder / "bits" / "mine.yaml").write_text("weight: 5\nactivation: 7\nscope: common\nranges: method\nplan: null\n")
+    words = ["--config-dir", str(folder), "bits=mine", f"store.root={folder / 'runs'}", "task=cost"]
+    [planned] = plan(cli.parse_arguments(words))
+    assert (planned.job.bits.weight, planned.job.store_root) == (5, folder / "runs")
