@@ -22,6 +22,8 @@ from dmqbench.data.bank import TrajectoryBank
 from dmqbench.models.adapter import Adapter
 from dmqbench.models.rollout import Denoising
 from dmqbench.models.topology import Topology
+from dmqbench.quant.functional import CLIPPINGS
+from dmqbench.quant.layers import set_clipping_
 from dmqbench.quant.spec import StepGroups
 from dmqbench.quant.state import calibration_state, load_calibration_state_
 from dmqbench.samplers.plan import SamplerPlan
@@ -120,6 +122,7 @@ class Stage(pl.LightningModule):
         except ConfigError as error:
             raise ValueError(str(error)) from None
         self.settings = settings
+        set_clipping_(bench.network, getattr(settings, "clipping", CLIPPINGS[0]))  # not what the stage before had
         self.automatic_optimization = False
         self._bench = (bench,)  # in a tuple: the network must not become a submodule, checkpoints never hold it
         self.first_unit = 0

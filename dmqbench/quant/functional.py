@@ -11,6 +11,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+NARROWEST = 2.0**-14
+"""Share of its larger end below which the step of a range without zero is too small: integers must fit 16 bits."""
+
 SMALLEST_SCALE = 1e-30
 """Below this a float32 quotient x/s can overflow; a range this narrow is indistinguishable from zero."""
 
@@ -22,14 +25,14 @@ def affine_parameters(low: Tensor, high: Tensor, levels: Tensor | int, with_zero
     the scale. A range of width zero gives scale 1, so that a constant zero is reproduced; ends beyond half the
     largest float are pulled in, so that no grid point is infinite.
 
-    With ``with_zero`` false only ranges of no width are widened, and the zero-point of values of one sign lies beyond
-    the codes, as in the published range search (BRECQ, TFMQ-DM, DMQ).
+    With ``with_zero`` false only ranges of almost no width are widened, and the zero-point of values of one sign lies
+    beyond the codes, as in the published range search (BRECQ, TFMQ-DM, DMQ).
     """
     largest = torch.finfo(low.dtype).max / 2
     if not with_zero:
         low, high = low.clamp(-largest, largest), high.clamp(-largest, largest)
         scale = high / (levels - 1) - low / (levels - 1)
-        usable = scale > SMALLEST_SCALE
+        usable = scale > SMALLEST_SCALE + torch.maximum(low.abs(), high.abs()) * NARROWEST
         scale = torch.where(usable, scale, torch.ones_like(scale))
         of_zero = affine_parameters(low, high, levels)
         zero_point = torch.round(-low / scale).detach()
@@ -61,7 +64,7 @@ def _clip_(ratio: Tensor, zero_point: Tensor, levels: Tensor | int) -> Tensor:
     return ratio.clamp_min_(-zero_point).clamp_max_(levels - 1 - zero_point)
 
 
-CLIPPINGS = ("after_rounding", "before_rounding")
+CLIPPINGS = ("before_rounding", "after_rounding")
 """Which values count as inside the range when gradients are taken. ``after_rounding``: those whose rounded quotient is
 on the grid, so up to half a step beyond an end, as in the published codes of DMQ and of EfficientDM and MPQ-DM;
 ``before_rounding``: those whose quotient is."""
@@ -99,7 +102,7 @@ class _FakeQuantize(torch.autograd.Function):
 
 
 def fake_quantize(
-    x: Tensor, scale: Tensor, zero_point: Tensor, levels: Tensor | int, clipping: str = "after_rounding"
+    x: Tensor, scale: Tensor, zero_point: Tensor, levels: Tensor | int, clipping: str = CLIPPINGS[0]
 ) -> Tensor:
     """Quantize and reconstruct, differentiable once in ``x``, ``scale`` and ``zero_point``.
 

@@ -34,7 +34,7 @@ from dmqbench.calibration.variable_optimizer import VariableOptimizer, linear_de
 from dmqbench.calibration.windows import WindowErrors, Windows, all_windows, draw_windows
 from dmqbench.data.noise import Stream, generator
 from dmqbench.models.topology import last_features
-from dmqbench.quant.layers import quantization, set_clipping_, weight_layers
+from dmqbench.quant.layers import quantization, weight_layers
 from dmqbench.quant.relation import relation_divergence, smoothed
 from dmqbench.quant.state import activation_quantizers
 from dmqbench.stages.low_rank_settings import ACTIVATION_SCALES, WEIGHT_SCALES, Settings
@@ -61,7 +61,6 @@ class LowRankTuning(Stage):
 
     def __init__(self, bench: Workbench, settings: Settings) -> None:
         super().__init__(bench, settings)
-        set_clipping_(bench.network, settings.clipping)
         self.trajectories = {"cal": bench.bank.cal, "val": bench.bank.val}
         parts = slices_of_checks(settings.iterations, settings.checks)
         self.layers = weight_layers(bench.network)

@@ -20,7 +20,6 @@ from dmqbench.quant.layers import (
     freeze_weight_,
     quant_layers,
     quantization,
-    set_clipping_,
     set_quantization_,
     weight_layers,
 )
@@ -266,10 +265,6 @@ class ActivationReconstruction(BlockReconstruction):
     activations_on = True
     settings_type = ActivationReconstructionSettings
     settings: ActivationReconstructionSettings
-
-    def __init__(self, bench: Workbench, settings: ActivationReconstructionSettings) -> None:
-        super().__init__(bench, settings)
-        set_clipping_(bench.network, settings.clipping)
 
     @property
     def exponent(self) -> float:

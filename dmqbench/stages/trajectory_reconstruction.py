@@ -28,7 +28,7 @@ from dmqbench.calibration.variable_optimizer import VariableOptimizer
 from dmqbench.calibration.windows import Span, spans_of
 from dmqbench.data.bank import Trajectories
 from dmqbench.data.noise import Stream, draw_batch
-from dmqbench.quant.layers import freeze_weight_, quantization, set_clipping_, weight_layers
+from dmqbench.quant.layers import freeze_weight_, quantization, weight_layers
 from dmqbench.quant.state import activation_quantizers
 from dmqbench.samplers.adjoint import power_spectrum, recorded_states
 from dmqbench.samplers.plan import State
@@ -48,7 +48,6 @@ class TrajectoryReconstruction(Stage):
 
     def __init__(self, bench: Workbench, settings: Settings) -> None:
         super().__init__(bench, settings)
-        set_clipping_(bench.network, settings.clipping)
         self.rule = settings.rule
         self.trajectories: dict[Stream, Trajectories] = {"cal": bench.bank.cal, "val": bench.bank.val}
         self.spectrum = power_spectrum(bench.bank.cal.x[:, -1]).to(bench.device)

@@ -7,7 +7,7 @@ from examples import costly
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dmqbench.quant.functional import affine_parameters, fake_quantize
+from dmqbench.quant.functional import affine_parameters, fake_quantize, quantize
 from dmqbench.quant.observers import MovingRange, Observer, min_max, mse_search, percentile
 
 CANDIDATES, EXPONENT = 80, 2.4
@@ -199,6 +199,15 @@ def test_a_row_of_one_value_is_reproduced_without_zero_too(constant):
     grid = affine_parameters(*mse_search(row, torch.tensor(16), with_zero=False), torch.tensor([16]), with_zero=False)
     scale, zero_point = (table[:, None] for table in grid)
     torch.testing.assert_close(fake_quantize(row, scale, zero_point, 16), row, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("width", [0.0, 1e-7, 1e-4, 1e-2, 1.0])
+def test_integers_of_a_narrow_range_without_zero_fit_sixteen_bits(width):
+    """Engines keep them so; a range too narrow for that is widened to hold zero."""
+    row = torch.tensor([[1.0, 1.0 + width]])
+    scale, zero_point = affine_parameters(row[:, 0], row[:, 1], 256, with_zero=False)
+    assert quantize(row, scale, zero_point, 256).abs().max() < 2**15
+    torch.testing.assert_close(fake_quantize(row, scale, zero_point, 256), row, rtol=3e-3, atol=0)
 
 
 def test_observers_are_found_by_name():
