@@ -35,11 +35,12 @@ def job_ids(job: Job, weights: str) -> JobIds:
     if job.evaluate.samples is not None:
         return foreign_ids(job, weights)
     model = {"name": job.model.name, "weights": weights, "classes": job.model.classes or 0}
+    task = _task_facts(job)
     trajectories = _id(
         "trajectories",
         model=model,
         sampler=_sampler_facts(job.calibration_sampler, job.model, job.strength),
-        **_task_facts(job),
+        **task,
         dataset=job.dataset.name,
         calibration=job.budget.trajectories,
         validation=job.budget.validation,
@@ -55,7 +56,7 @@ def job_ids(job: Job, weights: str) -> JobIds:
         "samples",
         of=network,
         sampler=_sampler_facts(job.sampler, job.model, job.strength),
-        **_task_facts(job),
+        **task,
         **({"match": job.calibration.match} if needs_match(job) else {}),
         labels=f"index % {job.model.classes}" if job.model.classes else None,
         seed=job.metrics.seed,

@@ -74,7 +74,8 @@ class Trajectories:
 
     def to_tensors(self) -> dict[str, Tensor]:
         conditions = {CONDITION + name: value for name, value in self.cond.items()}
-        return {"x": self.x, "output": self.output, "timesteps": torch.tensor(self.timesteps), **conditions}
+        tensors = {"x": self.x, "output": self.output, "timesteps": torch.tensor(self.timesteps), **conditions}
+        return {name: tensor.contiguous() for name, tensor in tensors.items()}
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, Tensor]) -> "Trajectories":

@@ -62,8 +62,10 @@ def require_same_outputs(network: Any, rebuilt: Adapter, title: str) -> None:
         if not expected.isfinite().all():
             raise ModelError(f"{title}: what it predicts is not finite")
         if _differ(found, expected):
+            # Not strict: where one has modules that the other lacks, the first name that differs comes before the end.
             calls = zip(*(_outputs(each, dict(each.named_modules()), probe) for each in both), strict=False)
-            name = next(name for (other, ours), (name, theirs) in calls if other != name or _differ(ours, theirs))
+            differing = (name for (other, ours), (name, theirs) in calls if other != name or _differ(ours, theirs))
+            name = next(differing, "")
             said = f"{name or 'the network itself'} computes something else than its configuration and weights say"
             raise ModelError(f"{title}: {said}: {_ADVICE}")
 

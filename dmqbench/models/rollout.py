@@ -140,7 +140,7 @@ class Denoising:
         states = [visits[0].before.x, *(visit.after.x for visit in visits)]
         return Trajectories(
             x=torch.stack(states, dim=1).cpu(),
-            output=torch.stack([visit.output for visit in visits], dim=1).cpu().contiguous(),
+            output=torch.stack([visit.output for visit in visits], dim=1).cpu(),
             cond=self.adapter.conditioner.conditions(stream, seed, indices),
             timesteps=self.sampler.timesteps,
         )

@@ -102,7 +102,8 @@ class Topology:
     @property
     def share_of_macs(self) -> dict[str, float]:
         """Share of every layer, by its name."""
-        return {layer.name: layer.macs / self.macs for layer in self.layers}
+        total = self.macs
+        return {layer.name: layer.macs / total for layer in self.layers}
 
     @property
     def macs(self) -> int:

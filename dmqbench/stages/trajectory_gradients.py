@@ -7,6 +7,7 @@ inside the group, and so in memory and cost.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -184,7 +185,7 @@ def _apply(
 ) -> None:
     """Add what parameters receive from gradients at the states after each call; one call's graph at a time."""
     of_outputs = output_gradients(problem.plan, problem.first, states, outputs, problem.noises, gradients)
-    for call, state, gradient in zip(problem.calls, states, of_outputs, strict=False):
+    for call, state, gradient in zip(problem.calls, states[:-1], of_outputs, strict=True):
         with torch.enable_grad():
             output = problem.denoise(state.x, call)
         torch.autograd.backward(output, gradient, inputs=list(parameters))
@@ -212,7 +213,7 @@ def independent(problem: GroupProblem, parameters: Sequence[Tensor]) -> Tensor:
     Returns the sum of these errors: the end state is not computed.
     """
     errors = []
-    for call, before, reference in zip(problem.calls, problem.references, problem.references[1:], strict=False):
+    for call, (before, reference) in zip(problem.calls, pairwise(problem.references), strict=True):
         errors.append(mean_square(_local(problem, before, reference, call, parameters).x.detach(), reference.x))
     return torch.stack(errors).sum()
 

@@ -71,7 +71,7 @@ def render(figure: Figure) -> "Canvas":
     canvas = Canvas(figsize=(width, sum(heights) + 0.25 * len(title) + 0.14 * len(notes) + 0.3), layout="constrained")
     grid = canvas.subplots(rows, figure.columns, squeeze=False, height_ratios=heights)
     named: set[str] = set()
-    for place, (axes, panel) in enumerate(zip(grid.flat, figure.panels, strict=False)):
+    for place, (axes, panel) in enumerate(zip(grid.flat[: len(figure.panels)], figure.panels, strict=True)):
         _draw(canvas, axes, panel, named)
         _share(figure, place, axes, grid)
     for spare in grid.flat[len(figure.panels) :]:
@@ -126,7 +126,7 @@ def _line(axes: "Axes", line: Line, panel: Panel, shift: float, label: str) -> N
     if line.ends:
         reach = _numbers(reaches(line.y, line.ends))
         axes.errorbar(x, y, yerr=reach, fmt="none", ecolor=line.colour, elinewidth=1.2, capsize=2)
-    for place, value, words in zip(x, y, line.labels, strict=False):
+    for place, value, words in zip(x, y, line.labels or [""] * len(x), strict=True):
         axes.annotate(_text(words), (place, value), (5, 0), textcoords="offset points", va="center", fontsize=8)
 
 
