@@ -57,7 +57,7 @@ REMEMBERED = "dashboard.json"
 """Beside the records: which workspace to bring up to date, so that a second push makes no second one."""
 
 _REPLAY_S = 300
-_SAVE_S = 20
+_LOGIN_S = _SAVE_S = 20
 
 
 def push(root: Path, console: Console) -> int:
@@ -71,7 +71,7 @@ def push(root: Path, console: Console) -> int:
     if not has_key():
         return _say(console, "no W&B key: run `wandb login`, or set WANDB_API_KEY", 1)
     try:
-        within(_SAVE_S, check_login)
+        within(_LOGIN_S, check_login)
     except Exception as error:
         return _say(console, f"W&B does not answer as it should ({one_line(error)})", 1)
     place = None
