@@ -21,11 +21,11 @@ from dmqbench.config.compose import compose
 from dmqbench.config.errors import ConfigError
 from dmqbench.config.job import make_job
 from dmqbench.config.model_facts import timesteps
-from dmqbench.config.names import RUNNABLE_NETWORKS
 from dmqbench.config.precision_plans import check_layers
 from dmqbench.config.schedulers import sampler_overrides
-from dmqbench.models.exchange import NETWORK, exchange_
+from dmqbench.models.exchange import exchange_, network_name
 from dmqbench.models.export import exported, quantizable_parts
+from dmqbench.models.families import runnable
 from dmqbench.models.folders import ModelError
 from dmqbench.models.likeness import require_same_outputs
 from dmqbench.models.quantized import load, save
@@ -61,7 +61,8 @@ def quantize_(
     frozen and in evaluation mode afterwards; until calibration is done the pipeline is untouched.
 
     Args:
-        pipe: a diffusers pipeline with a float32 ``UNet2DModel`` and a scheduler; calibrated where its network lies.
+        pipe: a diffusers pipeline with a scheduler and a float32 ``UNet2DModel`` or ``DiTTransformer2DModel``;
+            calibrated where its network lies.
         method: for example ``q_diffusion``.
         bits: for example ``w4a6``.
         steps: of calibration, and of later calls where ranges are kept per step or group and ``match`` refuses others.
@@ -81,7 +82,7 @@ def quantize_(
         ConfigError: a name or a value is not allowed.
         ModelError: the pipeline cannot be quantized.
     """
-    network, scheduler = quantizable_parts(pipe, RUNNABLE_NETWORKS)
+    network, scheduler = quantizable_parts(pipe, [family.network for family in runnable()])
     config = compose(
         [
             *("task=calibrate", "model=local", "tracker=disabled"),
@@ -99,7 +100,7 @@ def quantize_(
     with undisturbed(network.device), exported(pipe, run_store.work_area) as folder:
         job = _job(config, folder)
         shop = Workshop(job, run_store)
-        require_same_outputs(network, shop.adapter, f"{type(pipe).__name__}.{NETWORK}")
+        require_same_outputs(network, shop.adapter, f"{type(pipe).__name__}.{network_name(pipe)}")
         with shop.record:
             last = calibrated(shop)[-1]
         exchange_(network, description(shop, last), load_file(last.path / STATE))

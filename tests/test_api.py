@@ -365,8 +365,14 @@ def without_unet():
     ("pipe", "message"),
     [
         (lambda: unet(class_entries=None), r"a UNet2DModel cannot be quantized: give a diffusers pipeline"),
-        (without_unet, r"DDIMPipeline: its unet is NoneType \(allowed: unet of UNet2DModel"),
-        (lambda: DDIMPipeline(text_unet(), DDIMScheduler()), r"is UNet2DConditionModel \(allowed: unet of UNet2DModel"),
+        (
+            without_unet,
+            r"DDIMPipeline: its unet is NoneType \(allowed: unet or transformer of DiTTransformer2DModel, UNet2DModel",
+        ),
+        (
+            lambda: DDIMPipeline(text_unet(), DDIMScheduler()),
+            r"is UNet2DConditionModel \(allowed: unet or transformer of DiTTransformer2DModel, UNet2DModel",
+        ),
         (lambda: pipeline().to(torch.float16), r"its unet is in float16; quantization computes in float32"),
         (lambda: DDIMPipeline(pipeline().unet, DDIMScheduler(trained_betas=[0.1, 0.2])), r"its scheduler cannot be"),
     ],

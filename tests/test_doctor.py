@@ -10,13 +10,13 @@ import torch
 
 from dmqbench import doctor
 from dmqbench.config.metric_facts import OWN_METRICS
-from dmqbench.config.names import RUNNABLE_NETWORKS
 from dmqbench.config.schema import MetricsConfig
 from dmqbench.doctor import findings, main
 from dmqbench.eval.weights import INCEPTION_SCRIPT, INCEPTION_STATE, LPIPS_BACKBONE_FILES, WEIGHT_FILES
 from dmqbench.launch import machine_checks, model_checks
 from dmqbench.launch.findings import ABSENT, BROKEN, OK
 from dmqbench.launch.model_checks import weight_file
+from dmqbench.models.families import runnable
 
 SECRET = "0123456789abcdef0123456789abcdef01234567"
 
@@ -73,7 +73,7 @@ def test_the_table_fits_two_screens_breaks_no_address_and_names_classes(capsys, 
     for file in WEIGHT_FILES:
         assert any(file.url in line for line in lines), file.url
     assert all(len(line) <= 80 or "https://" in line or str(tmp_path) in line for line in lines)
-    assert all(re.search(rf"your own: .*{name}", shown) for name in RUNNABLE_NETWORKS)
+    assert all(re.search(rf"your own: .*{family.network}", shown) for family in runnable())
 
 
 @pytest.mark.parametrize(

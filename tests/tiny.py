@@ -69,7 +69,7 @@ def text_unet(seed: int = 0) -> UNet2DConditionModel:
     )
 
 
-def dit(seed: int = 0) -> DiTTransformer2DModel:
+def dit(seed: int = 0, classes: int = CLASSES) -> DiTTransformer2DModel:
     """Diffusion transformer that predicts a variance in the second half of its output channels."""
     return build(
         DiTTransformer2DModel,
@@ -80,7 +80,7 @@ def dit(seed: int = 0) -> DiTTransformer2DModel:
         out_channels=8,
         num_layers=2,
         sample_size=8,
-        num_embeds_ada_norm=CLASSES,
+        num_embeds_ada_norm=classes,
     )
 
 

@@ -8,9 +8,10 @@ from dmqbench.config.checked_job import Job
 from dmqbench.config.errors import ConfigError, require_one_of
 from dmqbench.config.model_facts import network_config
 from dmqbench.config.model_file_checks import check_decoded, check_files
-from dmqbench.config.names import CONDITIONS, COUNTING_TASKS, FOREIGN, IMAGELESS_TASKS, RUNNABLE_NETWORKS
+from dmqbench.config.names import CONDITIONS, COUNTING_TASKS, FOREIGN, IMAGELESS_TASKS
 from dmqbench.config.plugins import shipped_with
 from dmqbench.config.schema import ModelConfig
+from dmqbench.models.families import family_of, runnable
 from dmqbench.models.folders import SCHEDULER_CONFIG, ModelError, decoder_folder, locate
 from dmqbench.models.foreign import require_fit
 from dmqbench.store.files import safe_name
@@ -92,15 +93,16 @@ def checked_model(model: ModelConfig, guidances: Mapping[str, float | None]) -> 
     config = network_config(model)
     if model.shapes_only:
         return replace(model, sample_shape=_sample_shape(model, config))
-    if config.get("_class_name") not in RUNNABLE_NETWORKS:
-        runnable = ", ".join(RUNNABLE_NETWORKS)
-        raise ConfigError("model.path", model.path, problem=f"holds a {config.get('_class_name')}; allowed: {runnable}")
+    if not any(family.is_of(config) for family in runnable()):
+        allowed = ", ".join(family.network for family in runnable())
+        raise ConfigError("model.path", model.path, problem=f"holds a {config.get('_class_name')}; allowed: {allowed}")
     if not (locate(model.checkpoint) / SCHEDULER_CONFIG).is_file():
         problem = f"has no {SCHEDULER_CONFIG}, which states the noise schedule"
         raise ConfigError("model.path", model.path, problem=problem)
     check_files(locate(model.checkpoint))
-    shape, entries = _sample_shape(model, config), config.get("num_class_embeds")
-    classes = model.classes if model.classes is not None else entries
+    shape, family = _sample_shape(model, config), family_of(config, model.condition_channels or 0)
+    entries = family.label_entries
+    classes = model.classes if model.classes is not None else family.classes
     if classes is not None and not 0 < classes <= (entries or 0):
         raise ConfigError("model.classes", classes, problem=f"is not possible: the model knows {entries} labels")
     model = replace(model, sample_shape=shape, classes=classes)

@@ -15,9 +15,6 @@ FOREIGN = "foreign"
 UNCALIBRATED = ("fp", FOREIGN)
 """Methods whose samples depend neither on bits nor on a calibration of ours."""
 
-RUNNABLE_NETWORKS = ("UNet2DModel",)
-"""Denoiser classes that a job can run; those conditioned on text need prompts, which are not built yet."""
-
 TASKS = ("run", "trajectories", "calibrate", "sample", "evaluate", "plan", "cost", "anatomy")
 
 COUNTING_TASKS = ("plan", "cost")

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from dmqbench.config.names import RUNNABLE_NETWORKS
 from dmqbench.config.plugins import metrics as known_metrics
 from dmqbench.config.schema import MetricsConfig
 from dmqbench.eval.protocol import MetricUnavailable
@@ -16,6 +15,7 @@ from dmqbench.eval.weights import (
     torch_checkpoints,
 )
 from dmqbench.launch.findings import ABSENT, BROKEN, OK, Finding
+from dmqbench.models.families import runnable
 from dmqbench.models.folders import EMBEDDED, ModelError, ModelSource, locate, network_folder
 from dmqbench.models.weight_files import weight_files
 
@@ -113,7 +113,7 @@ def models() -> Iterator[Finding]:
         else:
             mib = sum(path.stat().st_size for path in files) / 2**20
             yield Finding("models", name, OK, f"embedded, whole, {mib:.1f} MiB", brief="embedded, whole")
-    classes = ", ".join(RUNNABLE_NETWORKS)
+    classes = ", ".join(family.network for family in runnable())
     yield Finding("models", "your own", OK, f"{classes} with model=local or model=hub; other classes are refused")
     count = len(list(Path(HF_HUB_CACHE).glob("models--*")))
     detail = f"{HF_HUB_CACHE}, {count} repositories{', offline (HF_HUB_OFFLINE)' if HF_HUB_OFFLINE else ''}"

@@ -16,6 +16,7 @@ from dmqbench.models.conditioning import (
     PixelDecoder,
     Unconditional,
 )
+from dmqbench.models.families.family import Calling
 from dmqbench.models.folders import ModelError, ModelSource
 from dmqbench.models.sources import LoadedModel, load_decoder_network, load_model
 from dmqbench.models.topology import Topology, trace
@@ -24,7 +25,7 @@ from dmqbench.samplers.schedule import NoiseSchedule
 
 LABELS = "class_labels"
 IMAGE = "image"
-"""The condition that a network reads as further channels of its input; the others are keyword arguments."""
+"""The condition that a network reads as further channels of its input; the others are arguments of their own."""
 
 Start = Callable[[Stream, Sequence[int]], Tensor]
 """(stream, sample indices) → the clean states [B, C, H, W] that trajectories start from, noised."""
@@ -35,7 +36,6 @@ class Adapter:
     """A denoiser with everything that sampling from it needs."""
 
     network: nn.Module
-    """Called as ``network(x, timestep, **cond, return_dict=False)[0]``, a condition image behind x."""
     _: KW_ONLY
     sample_shape: tuple[int, int, int]
     """(C, H, W) of the sampler's state."""
@@ -47,6 +47,8 @@ class Adapter:
     decoder: Decoder
     context: StepContext = field(default_factory=StepContext)
     """Shared by all quantizers of this network."""
+    calling: Calling = field(default_factory=Calling)
+    """How the network is called; a condition image lies behind x."""
     start: Start | None = None
     """Of editing; None: trajectories start from noise alone."""
 
@@ -86,20 +88,21 @@ class Adapter:
     def _call(self, x: Tensor, timestep: Tensor, cond: Mapping[str, Tensor], step: Tensor) -> Tensor:
         if step.shape != (len(x),):
             raise ValueError(f"step must have shape [{len(x)}], one call index per sample, not {list(step.shape)}")
-        inputs, keywords = _network_inputs(x, cond)
+        inputs, named = _network_inputs(x, cond)
+        args, kwargs = self.calling.arguments(inputs, timestep, named)
         with self.context.at(step):
-            output = self.network(inputs, timestep, **keywords, return_dict=False)[0]
-        return output[:, : self.sample_shape[0]]
+            output = self.network(*args, **kwargs)
+        return self.calling.prediction(output, inputs)[:, : self.sample_shape[0]]
 
     def example_inputs(
         self, batch: int = 1, device: torch.device | str | None = None
-    ) -> tuple[tuple[Tensor, Tensor], dict[str, Any]]:
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return (args, kwargs) of a network call for probing, by default on the network's device."""
         device = self.device if device is None else device
         x = torch.zeros(batch, *self.sample_shape, device=device)
         timestep = torch.zeros(batch, dtype=torch.long, device=device)
-        inputs, keywords = _network_inputs(x, self.conditioner.example(batch, device))
-        return (inputs, timestep), {**keywords, "return_dict": False}
+        inputs, named = _network_inputs(x, self.conditioner.example(batch, device))
+        return self.calling.arguments(inputs, timestep, named)
 
     def topology(self) -> Topology:
         """Probe the network once and return what it is made of."""
@@ -119,9 +122,9 @@ class Adapter:
 
 
 def _network_inputs(x: Tensor, cond: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-    """What the network reads, [B, C + C', H, W] with a condition image of C' channels, and its keyword arguments."""
-    keywords = {name: value for name, value in cond.items() if name != IMAGE}
-    return (torch.cat([x, cond[IMAGE]], dim=1) if IMAGE in cond else x), keywords
+    """What the network reads, [B, C + C', H, W] with a condition image of C' channels, and its other conditions."""
+    named = {name: value for name, value in cond.items() if name != IMAGE}
+    return (torch.cat([x, cond[IMAGE]], dim=1) if IMAGE in cond else x), named
 
 
 def load_adapter(
@@ -149,6 +152,7 @@ def load_adapter(
         schedule=schedule or schedule_of(model),
         prediction=model.prediction_type,
         conditioner=conditioner or _conditioner_of(model),
+        calling=model.family,
         decoder=PixelDecoder() if decoder is None else LatentDecoder(decoder, decoder.config.scaling_factor),
     )
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from dmqbench.engines import ENGINES
 from dmqbench.models.attention import set_explicit_attention_
-from dmqbench.models.folders import ModelError
+from dmqbench.models.folders import NETWORK_FOLDERS, ModelError
 from dmqbench.models.topology import Topology
 from dmqbench.quant.attention import AttentionQuantizers
 from dmqbench.quant.context import StepContext
@@ -18,7 +18,10 @@ from dmqbench.quant.serving import serve_
 from dmqbench.quant.spec import BitWidth, Scope, StepGroups
 from dmqbench.quant.state import load_calibration_state_
 
-NETWORK = "unet"
+
+def network_name(pipe: Any) -> str:
+    """Return what a pipeline calls its denoiser; ``unet`` where it has none."""
+    return next((name for name in NETWORK_FOLDERS if getattr(pipe, name, None) is not None), NETWORK_FOLDERS[0])
 
 
 @dataclass(frozen=True)
@@ -86,4 +89,4 @@ def exchange_(network: Any, description: Description, state: Mapping[str, Tensor
 
 
 def _refuse_to_save(*_: Any, **__: Any) -> NoReturn:
-    raise ModelError(f"a quantized {NETWORK} has no weights that diffusers could read: use dmqbench.api.save")
+    raise ModelError("a quantized network has no weights that diffusers could read: use dmqbench.api.save")

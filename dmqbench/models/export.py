@@ -12,8 +12,8 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dmqbench.models.exchange import NETWORK
-from dmqbench.models.folders import CONFIG, SCHEDULER_CONFIG, WEIGHTS, ModelError
+from dmqbench.models.exchange import network_name
+from dmqbench.models.folders import CONFIG, NETWORK_FOLDERS, SCHEDULER_CONFIG, WEIGHTS, ModelError
 from dmqbench.models.likeness import require_as_configured
 from dmqbench.quant.serving import is_quantized
 from dmqbench.samplers.schedule import NoiseSchedule
@@ -27,20 +27,20 @@ def quantizable_parts(pipe: Any, classes: Sequence[str]) -> tuple[Any, Any]:
     Raises:
         ModelError: it cannot be quantized.
     """
-    network: Any = getattr(pipe, NETWORK, None)
-    kind = type(pipe).__name__
+    name, kind = network_name(pipe), type(pipe).__name__
+    network: Any = getattr(pipe, name, None)
     if not isinstance(pipe, DiffusionPipeline):
         raise ModelError(f"a {kind} cannot be quantized: give a diffusers pipeline, which has a scheduler too")
     if type(network).__name__ not in classes or getattr(pipe, "scheduler", None) is None:
-        allowed = f"{NETWORK} of {', '.join(classes)}, and a scheduler"
-        raise ModelError(f"{kind}: its {NETWORK} is {type(network).__name__} (allowed: {allowed})")
+        allowed = f"{' or '.join(NETWORK_FOLDERS)} of {', '.join(classes)}, and a scheduler"
+        raise ModelError(f"{kind}: its {name} is {type(network).__name__} (allowed: {allowed})")
     if is_quantized(network):
-        raise ModelError(f"{kind}: its {NETWORK} is quantized already; load the full-precision pipeline again")
+        raise ModelError(f"{kind}: its {name} is quantized already; load the full-precision pipeline again")
     dtypes = {parameter.dtype for parameter in network.parameters() if parameter.is_floating_point()}
     if dtypes != {torch.float32}:
         names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
-        raise ModelError(f"{kind}: its {NETWORK} is in {names}; quantization computes in float32: load it in that")
-    require_as_configured(network, f"{kind}.{NETWORK}")
+        raise ModelError(f"{kind}: its {name} is in {names}; quantization computes in float32: load it in that")
+    require_as_configured(network, f"{kind}.{name}")
     return network, pipe.scheduler
 
 
@@ -58,11 +58,13 @@ def exported(pipe: Any, place: Path) -> Iterator[Path]:
             raise ValueError(f"prediction_type {prediction}: allowed are {', '.join(PREDICTIONS)}")
     except (TypeError, ValueError) as error:
         raise ModelError(f"{type(pipe).__name__}: its scheduler cannot be followed ({error})") from None
-    with tempfile.TemporaryDirectory(prefix=f"{TEMPORARY_PREFIX}pipeline-", dir=place) as name:
-        folder = Path(name)
-        pipe.unet.save_config(folder / NETWORK)
-        without_origin(folder / NETWORK / CONFIG)
-        save_file(untied(pipe.unet.state_dict()), folder / NETWORK / WEIGHTS, {"format": "pt"})
+    with tempfile.TemporaryDirectory(prefix=f"{TEMPORARY_PREFIX}pipeline-", dir=place) as temporary:
+        folder = Path(temporary)
+        part = folder / network_name(pipe)
+        network = getattr(pipe, part.name)
+        network.save_config(part)
+        without_origin(part / CONFIG)
+        save_file(untied(network.state_dict()), part / WEIGHTS, {"format": "pt"})
         save_json(folder / SCHEDULER_CONFIG, {**asdict(schedule), "prediction_type": prediction})
         yield folder
 

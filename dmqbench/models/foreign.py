@@ -13,6 +13,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dmqbench.models.families import family_of, kind_of
+from dmqbench.models.families.family import Family
 from dmqbench.models.folders import CONFIG, ModelError, network_folder, read_config
 from dmqbench.models.weight_files import weight_files, weight_variant
 from dmqbench.store.files import sha256_file
@@ -21,7 +23,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from dmqbench.models.adapter import Adapter
-    from dmqbench.models.sources import NetworkSpec
 
 QUANTIZERS = {"quanto": "optimum.quanto", "torchao": "torchao", "bitsandbytes": "bitsandbytes"}
 """What a ``config.json`` may name as its quantizer, and the module that this needs. Others that diffusers knows run
@@ -98,19 +99,17 @@ def require_fit(path: str | Path, base: Mapping[str, Any]) -> None:
         raise ModelError(f"{folder}: quantized by {settings['quant_method']}; to read it, pip install {package}")
 
 
-def load_foreign_network(path: str | Path, like: "NetworkSpec") -> "nn.Module":
+def load_foreign_network(path: str | Path, like: Family) -> "nn.Module":
     """Load a network that stands in for one that ``like`` describes, in evaluation mode and frozen.
 
     Raises:
         ModelError: as ``require_fit``; or weights are missing or unknown; or a call of it fails or is not finite.
     """
-    from dmqbench.models.sources import NetworkSpec
-
     require_fit(path, like.config)
     folder = network_folder(Path(path), _ADVICE)
-    spec = NetworkSpec(read_config(folder / CONFIG), like.condition_channels)
-    for name in ("class_name", "sample_shape", "output_channels", "conditioning", "label_entries"):
-        _require_same(folder, name, getattr(like, name), getattr(spec, name))
+    family = family_of(read_config(folder / CONFIG), like.condition_channels)
+    for name in ("network", "sample_shape", "output_channels", "conditioning", "label_entries"):
+        _require_same(folder, name, getattr(like, name), getattr(family, name))
     network = _load(folder)
     _require_call(folder, network, like)
     return network
@@ -118,13 +117,12 @@ def load_foreign_network(path: str | Path, like: "NetworkSpec") -> "nn.Module":
 
 def load_foreign_adapter(path: str | Path, base: "Adapter") -> "Adapter":
     """Return an adapter like ``base`` around the network in ``path``, on the same device."""
-    from dmqbench.models.sources import NetworkSpec
     from dmqbench.quant.context import StepContext
 
     network: Any = base.network
     condition_channels = network.config.in_channels - base.sample_shape[0]
-    spec = NetworkSpec({**network.config, "_class_name": type(network).__name__}, condition_channels)
-    return replace(base, network=load_foreign_network(path, spec).to(base.device), context=StepContext())
+    family = family_of({**network.config, "_class_name": type(network).__name__}, condition_channels)
+    return replace(base, network=load_foreign_network(path, family).to(base.device), context=StepContext())
 
 
 def _require_same(folder: Path, what: str, wanted: Any, given: Any) -> None:
@@ -185,16 +183,17 @@ _BITS = {"quanto": _quanto_bits, "torchao": _torchao_bits, "bitsandbytes": _bits
 
 def _load(folder: Path) -> "nn.Module":
     """Load through diffusers, and find out whether every weight was there."""
+    import diffusers
     import torch
     from safetensors import SafetensorError
 
-    from dmqbench.models.sources import NETWORKS, only_errors_logged, require_class
+    from dmqbench.models.sources import only_errors_logged
 
     config = read_config(folder / CONFIG)
     quantized = _quantization(folder) is not None
     try:
         with only_errors_logged():
-            network, loading = require_class(config, NETWORKS).from_pretrained(
+            network, loading = getattr(diffusers, kind_of(config).network).from_pretrained(
                 folder,
                 torch_dtype=torch.float32,
                 use_safetensors=True,
@@ -240,7 +239,7 @@ def _inner(tensor: Any) -> Iterator["Tensor"]:
         yield from _inner(getattr(tensor, name))
 
 
-def _require_call(folder: Path, network: "nn.Module", like: "NetworkSpec") -> None:
+def _require_call(folder: Path, network: "nn.Module", like: Family) -> None:
     """Call the network once on zeros, where a bad file is an error of one line and not of a whole job."""
     import torch
 

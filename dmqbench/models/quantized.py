@@ -16,11 +16,11 @@ from safetensors.torch import load_file
 from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
-from dmqbench.models.exchange import NETWORK, Description, exchange_
+from dmqbench.models.exchange import Description, exchange_, network_name
 from dmqbench.models.export import untied, without_origin
-from dmqbench.models.folders import CONFIG, ModelError, read_config
+from dmqbench.models.families import kind_of
+from dmqbench.models.folders import CONFIG, ModelError, only_one, read_config
 from dmqbench.models.quantized_file import packed, unpacked
-from dmqbench.models.sources import NetworkSpec
 from dmqbench.quant.modes import own_modes, undisturbed
 from dmqbench.quant.plan import PrecisionPlan
 from dmqbench.store.files import TEMPORARY_PREFIX, save_atomic, save_json, short_hash, sync
@@ -32,8 +32,9 @@ FORMAT, FORMAT_VERSION = "dmqbench quantized pipeline", 2
 PLAIN_CODES = 1
 """The version in which every code took a byte; it is still read."""
 
-WEIGHTS = f"{NETWORK}/quantized.safetensors"
-"""Not the name that diffusers looks for: a loader that knows no codes finds nothing, rather than half a network."""
+WEIGHTS = "quantized.safetensors"
+"""Of the network, in its folder. Not the name that diffusers looks for: a loader that knows no codes finds nothing,
+rather than half a network."""
 
 _INDEX = "model_index.json"
 _LIBRARIES = ("diffusers", "transformers")
@@ -56,7 +57,7 @@ def save(pipe: DiffusionPipeline, folder: str | os.PathLike[str], overwrite: boo
         ModelError: the pipeline was not quantized by ``quantize_``, or a part of it cannot be saved.
         FileExistsError: the folder is not empty; with ``overwrite``, if it is not a saved pipeline.
     """
-    network: Any = getattr(pipe, NETWORK, None)
+    network: Any = getattr(pipe, network_name(pipe), None)
     description = getattr(network, "dmqbench", None)
     if not isinstance(description, Description):
         raise ModelError(f"{type(pipe).__name__} is not quantized; call quantize_ first, or its own save_pretrained")
@@ -88,16 +89,17 @@ def _check_target(target: Path, overwrite: bool) -> None:
 
 
 def _write(pipe: Any, network: Any, description: Description, folder: Path) -> None:
+    own = network_name(pipe)
     for name, part in pipe.components.items():
-        if name != NETWORK and part is not None:
+        if name != own and part is not None:
             if not hasattr(part, "save_pretrained"):
                 raise ModelError(f"{type(pipe).__name__}.{name} is a {type(part).__name__}, which cannot be saved")
             part.save_pretrained(folder / name)
     pipe.save_config(folder)
-    network.save_config(folder / NETWORK)
-    without_origin(folder / NETWORK / CONFIG)
+    network.save_config(folder / own)
+    without_origin(folder / own / CONFIG)
     tensors = untied(network.state_dict())
-    save_atomic(folder / WEIGHTS, serialize(packed(tensors, PrecisionPlan.from_json(description.plan))))
+    save_atomic(folder / own / WEIGHTS, serialize(packed(tensors, PrecisionPlan.from_json(description.plan))))
     files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
     for path in files.values():
         if path.suffix in _PICKLES:
@@ -108,7 +110,10 @@ def _write(pipe: Any, network: Any, description: Description, folder: Path) -> N
         "version": FORMAT_VERSION,
         "dmqbench": version("dmqbench"),
         "environment": environment(network.device.type),
-        "bytes": {"quantized": files[WEIGHTS].stat().st_size, "full_precision": _full_precision_bytes(tensors)},
+        "bytes": {
+            "quantized": files[f"{own}/{WEIGHTS}"].stat().st_size,
+            "full_precision": _full_precision_bytes(tensors),
+        },
         "files": {safe_file_name(name): asdict(Entry.of(path)) for name, path in files.items()},
         "quantization": asdict(description),
     }
@@ -144,8 +149,9 @@ def load(
     try:
         description, format_version = _read_description(folder)
         kind = _pipeline_class(folder, read_config(folder / _INDEX), pipeline)
-        network = _rebuilt(folder, description, plain_codes=format_version == PLAIN_CODES)
-        pipe: Any = kind.from_pretrained(folder, **{NETWORK: network}, use_safetensors=True, local_files_only=True)
+        part = only_one(folder, [path.parent for path in sorted(folder.glob(f"*/{WEIGHTS}"))])
+        network = _rebuilt(part, description, plain_codes=format_version == PLAIN_CODES)
+        pipe: Any = kind.from_pretrained(folder, **{part.name: network}, use_safetensors=True, local_files_only=True)
         return pipe.to(device)
     except (SafetensorError, OSError, ValueError, TypeError, KeyError, RuntimeError, AssertionError) as error:
         raise ModelError(f"{folder}: cannot be loaded ({' '.join(str(error).split())[:200]})") from error
@@ -192,8 +198,8 @@ def _pipeline_class(folder: Path, index: Mapping[str, Any], given: type[Any] | N
 
 def _rebuilt(folder: Path, description: Description, plain_codes: bool) -> nn.Module:
     """The quantized network from its configuration, its codes and its other parameters."""
-    spec = NetworkSpec(read_config(folder / NETWORK / CONFIG))
-    network: Any = getattr(diffusers, spec.class_name).from_config(dict(spec.config))
+    config = read_config(folder / CONFIG)
+    network: Any = getattr(diffusers, kind_of(config).network).from_config(dict(config))
     tensors = load_file(folder / WEIGHTS)
     plan = PrecisionPlan.from_json(description.plan)
     coded = [layer.name for layer in plan.layers if layer.quantizes_weight]

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from tiny import dit, inputs, save_pipeline, text_unet, unet
 from workbench import adapter_of
 
+from dmqbench.models.families import family_of
 from dmqbench.models.folders import CONFIG, WEIGHTS, ModelError, read_config
 from dmqbench.models.foreign import (
     foreign_facts,
@@ -19,7 +20,6 @@ from dmqbench.models.foreign import (
     load_foreign_network,
     require_fit,
 )
-from dmqbench.models.sources import NetworkSpec
 
 BUILDERS = {"unet": unet, "text_unet": text_unet, "dit": dit}
 
@@ -39,8 +39,8 @@ def changed_weights(folder: Path, drop=(), add=()) -> Path:
 
 
 @pytest.fixture
-def like() -> NetworkSpec:
-    return NetworkSpec({**unet().config, "_class_name": "UNet2DModel"})
+def like():
+    return family_of({**unet().config, "_class_name": "UNet2DModel"})
 
 
 @pytest.fixture

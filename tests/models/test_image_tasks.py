@@ -13,11 +13,11 @@ from dmqbench.data.images import to_signed, to_uint8
 from dmqbench.data.noise import initial_noise
 from dmqbench.models.adapter import Adapter, load_adapter
 from dmqbench.models.conditioning import ClassConditioner, LatentDecoder, PixelDecoder, Unconditional
+from dmqbench.models.families import family_of
 from dmqbench.models.folders import ModelError, ModelSource
 from dmqbench.models.foreign import load_foreign_adapter
 from dmqbench.models.image_tasks import CleanStates, OfImages, edit_images_, restore_images_
 from dmqbench.models.rollout import Denoising
-from dmqbench.models.sources import NetworkSpec
 
 FACTOR = 4
 
@@ -108,12 +108,12 @@ def test_what_is_shown_is_what_the_network_is_given():
 def test_only_a_declared_condition_excuses_more_input_than_output_channels(tmp_path):
     config = {"_class_name": "UNet2DModel", "in_channels": 2, "out_channels": 1, "sample_size": 8}
     with pytest.raises(ModelError, match=r"2 input and 1 output channels.*model\.condition") as caught:
-        NetworkSpec(config)
+        family_of(config)
     assert "\n" not in str(caught.value)
-    spec = NetworkSpec(config, 1)
+    spec = family_of(config, 1)
     assert (spec.sample_shape, spec.input_shape, spec.learned_variance) == ((1, 8, 8), (2, 8, 8), False)
     with pytest.raises(ModelError, match="input and"):
-        NetworkSpec(config | {"out_channels": 3}, 1)
+        family_of(config | {"out_channels": 3}, 1)
     folder = str(save_pipeline(tmp_path, unet(in_channels=2, class_entries=None)))
     with pytest.raises(ModelError, match="2 input and 1 output channels"):
         load_adapter(ModelSource("local", folder))

@@ -11,9 +11,9 @@ from safetensors.torch import load_file, save_file
 from tiny import CLASSES, autoencoder, dit, inputs, save_pipeline, text_unet, unet, vq_autoencoder
 
 from dmqbench.models import folders
+from dmqbench.models.families import family_of
 from dmqbench.models.folders import WEIGHTS, ModelError, ModelSource, locate, read_config
 from dmqbench.models.sources import (
-    NetworkSpec,
     example_inputs,
     load_decoder_network,
     load_model,
@@ -69,7 +69,7 @@ def test_a_saved_network_comes_back_with_the_same_bits(tmp_path, build, bare):
 def test_what_a_model_says_about_itself(tmp_path):
     pixel = load_model(local(save_pipeline(tmp_path / "a", unet()), classes=CLASSES))
     assert (pixel.kind, pixel.sample_shape, pixel.classes, pixel.null_label) == ("class", (1, 8, 8), 10, 10)
-    assert not pixel.spec.learned_variance
+    assert not pixel.family.learned_variance
     unguided = load_model(local(tmp_path / "a"))
     assert (unguided.classes, unguided.null_label) == (11, None)
     plain = load_model(local(save_pipeline(tmp_path / "b", unet(class_entries=None))))
@@ -78,7 +78,7 @@ def test_what_a_model_says_about_itself(tmp_path):
     assert (text.kind, text.sample_shape, text.prediction_type) == ("text", (4, 8, 8), "v_prediction")
     transformer = load_model(local(save_pipeline(tmp_path / "d", dit())))
     assert (transformer.classes, transformer.null_label) == (10, 10)
-    assert transformer.spec.learned_variance
+    assert transformer.family.learned_variance
     assert transformer.prediction_type == "epsilon"
     assert transformer.scheduler["num_train_timesteps"] == 1000
 
@@ -284,6 +284,6 @@ def test_meta_models_have_shapes_and_no_weights(build):
     on_meta = meta_model(config)
     assert {p.device.type for p in on_meta.parameters()} == {"meta"}
     assert {n: p.shape for n, p in on_meta.named_parameters()} == {n: p.shape for n, p in network.named_parameters()}
-    args, kwargs = example_inputs(NetworkSpec(config), batch=3, device="meta", tokens=5)
+    args, kwargs = example_inputs(family_of(config), batch=3, device="meta", tokens=5)
     output = on_meta(*args, **kwargs)[0]
-    assert output.shape == (3, NetworkSpec(config).output_channels, *NetworkSpec(config).sample_shape[1:])
+    assert output.shape == (3, family_of(config).output_channels, *family_of(config).sample_shape[1:])

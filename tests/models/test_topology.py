@@ -7,7 +7,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from dmqbench.models.attention import attention_modules, set_explicit_attention_
-from dmqbench.models.sources import NetworkSpec, example_inputs, meta_model
+from dmqbench.models.families import family_of
+from dmqbench.models.sources import example_inputs, meta_model
 from dmqbench.models.topology import feature_module, trace
 from dmqbench.quant.attention import AttentionQuantizers
 from dmqbench.quant.context import StepContext
@@ -146,7 +147,7 @@ def test_macs_equal_the_operations_that_torch_counts(build):
 def test_meta_and_real_networks_have_the_same_topology_for_any_batch(build):
     network = build()
     config = {**network.config, "_class_name": type(network).__name__}
-    args, kwargs = example_inputs(NetworkSpec(config), device="meta", tokens=5)
+    args, kwargs = example_inputs(family_of(config), device="meta", tokens=5)
     on_meta = trace(meta_model(config), args, kwargs)
     assert on_meta == traced(network, batch=1) == traced(network, batch=3)
 
@@ -313,7 +314,7 @@ def test_full_size_networks_on_meta(
     name, tokens, parameters, convolutions, linears, skips, shortcuts, quantizable, gmacs
 ):
     network = meta_model(FULL_SIZE[name])
-    args, kwargs = example_inputs(NetworkSpec(FULL_SIZE[name]), device="meta", tokens=tokens)
+    args, kwargs = example_inputs(family_of(FULL_SIZE[name]), device="meta", tokens=tokens)
     topology = trace(network, args, kwargs)
     kinds = [layer.kind for layer in topology.layers]
     assert round(sum(p.numel() for p in network.parameters()) / 1e6, 2) == parameters

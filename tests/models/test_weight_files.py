@@ -168,7 +168,7 @@ def hashed(folder) -> str:
 def loaded(folder):
     """All that the network and the decoder are made of."""
     model, decoder = load_model(ModelSource("local", str(folder))), load_decoder_network(folder)
-    facts = {**model.spec.config, **(model.scheduler or {}), **({} if decoder is None else decoder.config)}
+    facts = {**model.family.config, **(model.scheduler or {}), **({} if decoder is None else decoder.config)}
     tensors = [tensor for part in (model.network, decoder) if part is not None for tensor in part.state_dict().values()]
     return facts, torch.cat([tensor.flatten().double() for tensor in tensors])
 

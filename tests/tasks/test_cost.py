@@ -15,7 +15,8 @@ from dmqbench.config.compose import compose
 from dmqbench.config.ids import job_ids
 from dmqbench.config.job import make_job
 from dmqbench.config.schema import ModelConfig
-from dmqbench.models.sources import NetworkSpec, example_inputs, meta_model, meta_topology
+from dmqbench.models.families import family_of
+from dmqbench.models.sources import example_inputs, meta_model, meta_topology
 from dmqbench.models.topology import trace
 from dmqbench.quant.cost import CountedLayer, count_cost
 from dmqbench.quant.plan import uniform_plan
@@ -158,7 +159,7 @@ LSUN = {
 def test_attentions_of_unconditional_networks_are_left_out_as_in_the_published_code(name, parameters, quantized, sizes):
     config = {"_class_name": "UNet2DModel", "layers_per_block": 2, **LSUN[name]}
     network = meta_model(config)
-    topology = trace(network, *example_inputs(NetworkSpec(config), device="meta"))
+    topology = trace(network, *example_inputs(family_of(config), device="meta"))
     layers = [CountedLayer(layer.name, layer.weight_shape, layer.macs) for layer in topology.layers]
     assert sum(parameter.numel() for parameter in network.parameters()) == parameters
     for weight, size in zip((8, 4, 3, 2), sizes, strict=True):

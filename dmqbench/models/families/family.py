@@ -1,0 +1,142 @@
+"""What the configuration of a denoiser says of its inputs and outputs, and how it is called. Needs no torch."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+
+from dmqbench.models.config_values import NULL, Kind
+from dmqbench.models.folders import CONFIG, ModelError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Conditioning = Literal["none", "class", "text"]
+
+Problem = tuple[str, str]
+"""A key of a configuration, and what is wrong with its value."""
+
+
+class Condition(NamedTuple):
+    """One condition of one sample; labels are whole numbers."""
+
+    shape: tuple[int, ...]
+    whole: bool = False
+
+
+class Calling:
+    """How a denoiser is called: by state, timestep, and conditions by their names."""
+
+    def arguments(
+        self, x: "Tensor", timestep: "Tensor", cond: Mapping[str, "Tensor"]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return (args, kwargs) of the network's ``forward``.
+
+        Args:
+            x: what the network reads, [B, C + C', H, W] with a condition image of C' channels.
+            timestep: diffusion time, [B].
+            cond: conditions, each of leading size B.
+        """
+        return (x, timestep), {**cond, "return_dict": False}
+
+    def prediction(self, output: Any, x: "Tensor") -> "Tensor":
+        """Return what a call with ``x`` predicted, [B, C, H, W], perhaps with a variance of C channels behind it."""
+        return output[0]
+
+
+@dataclass(frozen=True)
+class Family(Calling):
+    """A class of diffusers' networks, read from one ``config.json``.
+
+    Args:
+        condition_channels: how many of the input channels are an image that the network is conditioned on, and not
+            the sampler's state. No ``config.json`` says so.
+
+    Raises:
+        ModelError: the network needs inputs that this project does not give.
+    """
+
+    config: Mapping[str, Any]
+    condition_channels: int = 0
+
+    network: ClassVar[str]
+    """Its class."""
+    aliases: ClassVar[tuple[str, ...]] = ()
+    """What older files call the class."""
+    part: ClassVar[str] = "unet"
+    """What pipelines call the network: their attribute and its folder."""
+    reads_text: ClassVar[bool] = False
+    kinds: ClassVar[Mapping[str, Kind]] = {}
+    """What values of ``config.json`` may be; a key that is absent has diffusers' default."""
+
+    def __post_init__(self) -> None:
+        for key, kind in self.kinds.items():
+            if kind is NULL and self.config.get(key) is not None:
+                raise ModelError(f"{self.network}: {key}={self.config[key]} is not supported")
+        channels, *_ = self.sample_shape
+        if self.output_channels not in (channels, 2 * channels):
+            raise ModelError(
+                f"{self.network}: {channels} input and {self.output_channels} output channels; a denoiser predicts "
+                "as many channels as it reads, or twice as many with a learned variance; with a condition image it "
+                "reads more, which model.condition and model.condition_channels say"
+            )
+
+    @classmethod
+    def is_of(cls, config: Mapping[str, Any]) -> bool:
+        """Whether a ``config.json`` is of this family."""
+        return config.get("_class_name") in (cls.network, *cls.aliases)
+
+    @classmethod
+    def problem(cls, config: Mapping[str, Any]) -> Problem | None:
+        """Return what does not fit within a ``config.json`` whose values are each possible."""
+        return None
+
+    @property
+    def conditioning(self) -> Conditioning:
+        if self.reads_text:
+            return "text"
+        return "none" if self.label_entries is None else "class"
+
+    @property
+    def conditions(self) -> Mapping[str, Condition]:
+        """What a call is conditioned on, by the name of the network's argument."""
+        return {} if self.label_entries is None else {"class_labels": Condition((), whole=True)}
+
+    @property
+    def sample_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the sampler's state."""
+        channels, size = self.required("in_channels") - self.condition_channels, self.required("sample_size")
+        height, width = size if isinstance(size, (list, tuple)) else (size, size)
+        return channels, height, width
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """Shape of what the network reads: the sampler's state, and the condition image if there is one."""
+        channels, height, width = self.sample_shape
+        return channels + self.condition_channels, height, width
+
+    @property
+    def output_channels(self) -> int:
+        out = self.config.get("out_channels")
+        return self.sample_shape[0] if out is None else out
+
+    @property
+    def learned_variance(self) -> bool:
+        """The second half of the output channels is a variance, which this project drops for a fixed one."""
+        return self.output_channels != self.sample_shape[0]
+
+    @property
+    def label_entries(self) -> int | None:
+        """Rows of the label table, the null label of guidance included; None without labels."""
+        return None
+
+    @property
+    def classes(self) -> int | None:
+        """How many labels are classes, unless a model's own YAML says otherwise."""
+        return self.label_entries
+
+    def required(self, key: str) -> Any:
+        """Return the value of a key that must be there; ModelError without it."""
+        value = self.config.get(key)
+        if value is None:
+            raise ModelError(f"{self.network}: {CONFIG} has no {key}")
+        return value

@@ -1,0 +1,73 @@
+"""Models of every family that runs: each method on one of them, and its pipeline in a script of one's own."""
+
+import json
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, DiTPipeline
+from e2e.commands import FEW, dmqbench, result_folder
+from tiny import autoencoder, dit, save_pipeline, unet, vq_autoencoder
+
+from dmqbench import api
+
+SIZES = (*FEW, "sampler.chunk=4", "metrics.samples=4", "metrics.pairs=4", "metrics.names=[psnr,mse]", "model=local")
+
+JOBS = {
+    "DiT, guided": ("dit", "method=rtn bits=w8a8 sampler.guidance=1.5 diagnose=true"),
+    "DiT, attention quantized": ("dit", "method=q_diffusion bits=w4a6 bits.scope=paper"),
+    "DiT without skips": ("dit", "method=dmq bits=w4a6"),
+    "DiT, mixed rows": ("dit", "method=mpq_dm bits=w3a6"),
+    "DiT, over several steps": ("dit", "method=accuquant bits=w3a6"),
+    "DiT, adapters": ("dit", "method=efficient_dm bits=w4a4"),
+    "latents of a VQ autoencoder": ("vq", "method=rtn bits=w8a8"),
+}
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    """A run store, and beside it the folders of the models."""
+    root = tmp_path_factory.mktemp("families")
+    save_pipeline(root / "dit", dit(), autoencoder())
+    save_pipeline(root / "vq", unet(class_entries=None, in_channels=4, out_channels=4), vq_autoencoder())
+    return root
+
+
+@pytest.mark.parametrize(("model", "overrides"), JOBS.values(), ids=JOBS)
+def test_a_job_runs(places, model, overrides):
+    status, output, errors = dmqbench(places / "runs", *SIZES, f"model.path={places / model}", *overrides.split())
+    assert status == 0, errors
+    result = json.loads((result_folder(output) / "result.json").read_text())
+    assert result["metrics"]["psnr"]["value"] > 15
+    assert result["cost"]["quantized_layers"] > 10
+
+
+def test_a_transformer_of_the_hub_s_older_form_has_the_same_bits(tmp_path):
+    """facebook/DiT-XL-2 calls its class as diffusers once did, and says by its norm what it is."""
+    folder = save_pipeline(tmp_path / "dit", dit(), autoencoder())
+    status, new, errors = dmqbench(tmp_path / "runs", *SIZES, f"model.path={folder}", "task=sample")
+    assert status == 0, errors
+    config = folder / "transformer" / "config.json"
+    config.write_text(config.read_text().replace("DiTTransformer2DModel", "Transformer2DModel"))
+    status, old, errors = dmqbench(tmp_path / "runs", *SIZES, f"model.path={folder}", "task=sample")
+    assert status == 0, errors
+    first, second = (result_folder(output) / "chunk_00000.safetensors" for output in (new, old))
+    assert first != second and first.read_bytes() == second.read_bytes()
+
+
+def test_a_transformer_is_quantized_saved_and_loaded_by_a_script(tmp_path):
+    pipe = DiTPipeline(dit(classes=1000), autoencoder(), DDIMScheduler(clip_sample=False))
+
+    def drawn(pipe):
+        pipe.set_progress_bar_config(disable=True)
+        generator = torch.Generator().manual_seed(0)
+        settings = {"num_inference_steps": 4, "guidance_scale": 2.0, "generator": generator, "output_type": "np"}
+        return torch.from_numpy(pipe(class_labels=[1, 2], **settings).images)
+
+    before = drawn(pipe)
+    sizes = [item for item in FEW if item.startswith("budget.")]
+    api.quantize_(pipe, "q_diffusion", "w4a6", steps=4, guidance=2.0, store=tmp_path / "runs", overrides=sizes)
+    quantized = drawn(pipe)
+    assert 0 < (quantized - before).abs().max() < 0.2
+    api.save(pipe, tmp_path / "saved")
+    assert (tmp_path / "saved" / "transformer" / "quantized.safetensors").is_file()
+    assert torch.equal(drawn(api.load(tmp_path / "saved")), quantized)
