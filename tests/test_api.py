@@ -29,7 +29,8 @@ from dmqbench.config.compose import compose
 from dmqbench.config.errors import ConfigError
 from dmqbench.config.job import make_job
 from dmqbench.models.folders import ModelError
-from dmqbench.models.quantized import DESCRIPTION, WEIGHTS, load, save
+from dmqbench.models.quantized import DESCRIPTION, load, save
+from dmqbench.models.quantized import WEIGHTS as QUANTIZED
 from dmqbench.quant.serving import ServingError
 from dmqbench.store.artifacts import Store
 from dmqbench.store.files import load_json, save_json, short_hash
@@ -39,6 +40,8 @@ from dmqbench.tasks.sample import frozen
 from dmqbench.tasks.workshop import Workshop
 
 STEPS = 4
+WEIGHTS = f"unet/{QUANTIZED}"
+ALLOWED = r"\(allowed: unet or transformer of DiTTransformer2DModel, UNet2DModel"
 TINY = (
     "sampler.chunk=4",
     "budget.trajectories=4",
@@ -365,14 +368,8 @@ def without_unet():
     ("pipe", "message"),
     [
         (lambda: unet(class_entries=None), r"a UNet2DModel cannot be quantized: give a diffusers pipeline"),
-        (
-            without_unet,
-            r"DDIMPipeline: its unet is NoneType \(allowed: unet or transformer of DiTTransformer2DModel, UNet2DModel",
-        ),
-        (
-            lambda: DDIMPipeline(text_unet(), DDIMScheduler()),
-            r"is UNet2DConditionModel \(allowed: unet or transformer of DiTTransformer2DModel, UNet2DModel",
-        ),
+        (without_unet, rf"DDIMPipeline: its unet is NoneType {ALLOWED}"),
+        (lambda: DDIMPipeline(text_unet(), DDIMScheduler()), rf"is UNet2DConditionModel {ALLOWED}"),
         (lambda: pipeline().to(torch.float16), r"its unet is in float16; quantization computes in float32"),
         (lambda: DDIMPipeline(pipeline().unet, DDIMScheduler(trained_betas=[0.1, 0.2])), r"its scheduler cannot be"),
     ],
