@@ -33,7 +33,7 @@ from dmqbench.config.plugin_code import require_module
 from dmqbench.config.plugins import Plugin, conf_folders, left_out_with, usable
 from dmqbench.config.schema import GROUPS, OPTION_GROUPS, RootConfig
 from dmqbench.config.texts import as_text, quoted
-from dmqbench.config.values import leaves, refuse_resolvers, set_value
+from dmqbench.config.values import leaves, refuse_resolvers, set_values
 
 ROOT = "config"
 HIDDEN = "base_"
@@ -116,12 +116,10 @@ def compose(overrides: Sequence[str]) -> DictConfig:
     ]
     OmegaConf.update(config, "method.variant", config.method.get("variant", ""), force_add=True)
     of_method = [(key, value) for key, value in values if key.startswith("method.")]
-    for key, value in [pair for pair in values if pair not in of_method] + _preset(config.method, values):
-        set_value(config, key, value)
+    set_values(config, [pair for pair in values if pair not in of_method] + _preset(config.method, values))
     if of_method:
         given = _settings(config)
-        for key, value in of_method:
-            set_value(config, key, value)
+        set_values(config, of_method)
         config.method.variant = config.method.variant or variant_text(given, _settings(config))
     else:
         refuse_resolvers(OmegaConf.to_container(config, resolve=False), "")
@@ -132,7 +130,7 @@ def _composed(hydra_own: tuple[str, ...], choices: tuple[str, ...]) -> DictConfi
     """Compose choices of groups with Hydra."""
     with _hydra():
         for choice in parse(choices):
-            _check_choice(choice, list(hydra_own))
+            _check_choice(choice, hydra_own)
         try:
             return hydra_compose(ROOT, [*hydra_own, *choices])
         except (HydraException, OmegaConfBaseException) as error:
@@ -178,16 +176,18 @@ def _settings(config: DictConfig) -> dict[str, Any]:
 
 def parse(overrides: Sequence[str]) -> list[Override]:
     """Parse overrides one by one; ConfigError names the one that cannot be read."""
-    parser = OverridesParser.create()
-    parsed = []
-    for text in overrides:
-        try:
-            parsed.append(parser.parse_override(as_text(text)))
-        except (OverrideParseException, HydraException) as error:
-            key, _, value = text.partition("=")
-            reason = str(error).splitlines()[0]
-            raise ConfigError(key, value, problem=f"cannot be read as key=value ({reason})") from None
-    return parsed
+    return [_parsed(text) for text in overrides]
+
+
+@lru_cache(maxsize=4096)
+def _parsed(text: str) -> Override:
+    """Parse one override, once a process: the jobs of a sweep share most of theirs, and each is read several times."""
+    try:
+        return OverridesParser.create().parse_override(as_text(text))
+    except (OverrideParseException, HydraException) as error:
+        key, _, value = text.partition("=")
+        reason = str(error).splitlines()[0]
+        raise ConfigError(key, value, problem=f"cannot be read as key=value ({reason})") from None
 
 
 def expand(overrides: Sequence[str]) -> list[list[str]]:
@@ -222,11 +222,19 @@ def _check_form(override: Override) -> None:
         raise ConfigError(f"{key}@{override.package}", value, problem="is not known: groups have one place")
 
 
-def _check_choice(choice: Override, hydra_own: list[str]) -> None:
-    group, value = choice.key_or_group, choice.value()
+def _options(group: str, hydra_own: tuple[str, ...]) -> list[str]:
+    """Return the options of a group, while Hydra is initialized."""
     loader = GlobalHydra.instance().config_loader()
-    names = loader.get_group_options(group, config_name=ROOT, overrides=hydra_own)
-    options = [name for name in names if not name.startswith(HIDDEN)]
+    names = loader.get_group_options(group, config_name=ROOT, overrides=list(hydra_own))
+    return [name for name in names if not name.startswith(HIDDEN)]
+
+
+_options_of_package = lru_cache(partial(_options, hydra_own=()))
+
+
+def _check_choice(choice: Override, hydra_own: tuple[str, ...]) -> None:
+    group, value = choice.key_or_group, choice.value()
+    options = _options(group, hydra_own) if hydra_own or usable() else _options_of_package(group)
     if value in options:
         return
     if (plugin := left_out_with(group, str(value))) is not None:

@@ -1,7 +1,7 @@
 """Values of a composed configuration: set by key, with the type that the schema or the YAML gives."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -30,10 +30,15 @@ def leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:
         yield key, value
 
 
-def set_value(config: DictConfig, key: str, value: Any) -> None:
-    """Give an existing key a value of its type."""
-    named = leaves("", OmegaConf.to_container(config, resolve=False))
+def set_values(config: DictConfig, pairs: Sequence[tuple[str, Any]]) -> None:
+    """Give existing keys values of their types."""
+    named = leaves("", OmegaConf.to_container(config, resolve=False)) if pairs else ()
     known = [name for name, _ in named if not {*SET_IN_YAML_ONLY} & {*name.split(".")}]
+    for key, value in pairs:
+        _set_value(config, known, key, value)
+
+
+def _set_value(config: DictConfig, known: Sequence[str], key: str, value: Any) -> None:
     parent, _, name = key.rpartition(".")
     node = OmegaConf.select(config, parent) if parent else config
     if key not in known:

@@ -7,7 +7,8 @@ import traceback
 from argparse import ArgumentParser
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import partial
+from copy import deepcopy
+from functools import lru_cache, partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -54,38 +55,56 @@ def launch(jobs: Sequence["Planned"]) -> list[Outcome]:
         works = expected_work(jobs)
         launcher = _launcher(jobs[0], partial(run_one, tuple(jobs), works, time.time()))
         with Course(works):
-            overrides = [_as_hydra_takes_them(planned.overrides) for planned in jobs]
-            returned = launcher.launch(overrides, initial_job_idx=0)
+            returned = launcher.launch([list(planned.overrides) for planned in jobs], initial_job_idx=0)
     return [job.return_value for job in returned]
 
 
 def _launcher(first: "Planned", task: Callable[[Any], Outcome]) -> Any:
     """Return the launcher that the ``first`` job names; Hydra 1.3 makes one for its own multirun alone."""
     from hydra._internal.callbacks import Callbacks
-    from hydra.core.global_hydra import GlobalHydra
     from hydra.core.plugins import Plugins
-    from hydra.types import HydraContext, RunMode
+    from hydra.types import HydraContext
 
-    from dmqbench.config.compose import ROOT
+    from dmqbench.config.plugins import usable
     from dmqbench.config.texts import quoted
 
-    hydra = GlobalHydra.instance().hydra
-    assert hydra is not None
     # Hydra writes nothing but a launcher's own files, and those beside the results.
-    places = [f"hydra.sweep.dir={quoted(first.job.store_root / '.hydra')}", "hydra.sweep.subdir='.'"]
-    config = hydra.compose_config(ROOT, [*places, *first.hydra_own], RunMode.MULTIRUN)
+    places = (f"hydra.sweep.dir={quoted(first.job.store_root / '.hydra')}", "hydra.sweep.subdir='.'")
+    config = (_hydra_config if first.hydra_own or usable() else _hydra_config_of_package)(places + first.hydra_own)
     return Plugins.instance().instantiate_launcher(
-        hydra_context=HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks(config)),
+        hydra_context=HydraContext(config_loader=ComposedBefore(), callbacks=Callbacks(config)),  # type: ignore[arg-type]
         task_function=task,
         config=config,
     )
 
 
-def _as_hydra_takes_them(overrides: Sequence[str]) -> list[str]:
-    """Hydra composes each job again; a variant's name, which most methods' YAMLs lack, must be added for it."""
-    from dmqbench.config.texts import as_text
+def _hydra_config(hydra_own: tuple[str, ...]) -> Any:
+    """Compose what a launcher is told, while Hydra is initialized."""
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.types import RunMode
 
-    return [f"++{text}" if text.startswith("method.variant=") else as_text(text) for text in overrides]
+    from dmqbench.config.compose import ROOT
+
+    hydra = GlobalHydra.instance().hydra
+    assert hydra is not None
+    return hydra.compose_config(ROOT, list(hydra_own), RunMode.MULTIRUN)
+
+
+_hydra_config_of_package = lru_cache(maxsize=16)(_hydra_config)
+"""For launchers that no YAML of others says anything about: composed once a process and store."""
+
+
+class ComposedBefore:
+    """What a launcher takes for Hydra's loader: no job is composed again, as all were before the first began."""
+
+    def load_sweep_config(self, master_config: Any, sweep_overrides: Sequence[str]) -> Any:
+        """Return the launcher's own configuration, of which a job reads its number alone."""
+        from omegaconf import open_dict
+
+        config = deepcopy(master_config)
+        with open_dict(config):
+            config.hydra.overrides.task = list(sweep_overrides)
+        return config
 
 
 def run_one(jobs: Sequence["Planned"], works: Sequence[float], since: float, config: Any) -> Outcome:

@@ -1,8 +1,10 @@
 """Loading networks from diffusers folders: one allow-list, one loader, one error."""
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -177,6 +179,13 @@ def only_errors_logged() -> Iterator[None]:
 def meta_topology(source: ModelSource) -> tuple[Topology, int]:
     """Return the topology and the number of parameters of a model from its configuration alone, no weights read."""
     config = read_config(network_folder(locate(source), source.advice) / CONFIG)
-    network = meta_model(config)
-    args, kwargs = example_inputs(family_of(config, source.condition_channels), device="meta")
+    return _meta_topology(json.dumps(config), source.condition_channels)
+
+
+@lru_cache(maxsize=16)
+def _meta_topology(config: str, condition_channels: int) -> tuple[Topology, int]:
+    """Trace a network once a process: the jobs of a sweep share a few."""
+    known = json.loads(config)
+    network = meta_model(known)
+    args, kwargs = example_inputs(family_of(known, condition_channels), device="meta")
     return trace(network, args, kwargs), sum(parameter.numel() for parameter in network.parameters())

@@ -50,7 +50,7 @@ def test_every_key_of_a_name_or_path_keeps_it(name):
     overrides = [f"{key}={name}" for key in keys]
     config = compose(["method=foreign", f"method.path={name}", *overrides])
     assert {key: OmegaConf.select(config, key) for key in KEYS} == dict.fromkeys(KEYS, name)
-    with initialize_config_dir(str(CONF), version_base="1.3"):  # as a launcher composes the job again
+    with initialize_config_dir(str(CONF), version_base="1.3"):  # as Hydra composes it for --cfg
         again = hydra_compose(ROOT, [as_text(text) for text in overrides])
     assert {key: OmegaConf.select(again, key) for key in keys} == dict.fromkeys(keys, name)
 

@@ -6,13 +6,14 @@ import signal
 import time
 
 import pytest
-from e2e.commands import TINY, dmqbench, result_folder, running
+from e2e.commands import FEW, dmqbench, result_folder, running
+from tiny import save_pipeline, small_unet
 
-METHOD = (*TINY, "method=q_diffusion", "bits=w4a6")
+METHOD = ("method=q_diffusion", "bits=w4a6")
 STOPPED_IN = {
     "equivalent_scaling": (
         0,
-        *("method=dmq", "bits=w4a4", "budget.scale_iterations=50", "method.equivalent_scaling.schedule=joint"),
+        *("method=dmq", "bits=w4a4", "budget.scale_iterations=20", "method.equivalent_scaling.schedule=joint"),
         "method.stages=[equivalent_scaling,weight_range,activation_range,power_of_two_scaling]",
     ),
     "trajectory_reconstruction": (
@@ -23,6 +24,13 @@ STOPPED_IN = {
     "low_rank_tuning": (2, "method=efficient_dm", "bits=w2a4", "budget.tuning_iterations=10"),
 }
 """Stages that learn over many iterations, with how many others are done before."""
+
+
+@pytest.fixture(scope="module")
+def sizes(tmp_path_factory) -> list[str]:
+    """Overrides of every job, on a network with few layers."""
+    model = save_pipeline(tmp_path_factory.mktemp("kill") / "model", small_unet())
+    return [*FEW, "model=local", f"model.path={model}", "model.classes=10", "metrics.names=[psnr,mse]"]
 
 
 def digests(root):
@@ -45,9 +53,9 @@ def begun(root):
     return [path for path in root.glob(".work/*/checkpoint.safetensors") if path.parent.name not in done]
 
 
-def test_killed_in_calibration_and_in_sampling_then_resumed_to_the_same_bits(tmp_path):
+def test_killed_in_calibration_and_in_sampling_then_resumed_to_the_same_bits(tmp_path, sizes):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    method = (*METHOD, "metrics.samples=64")
+    method = (*sizes, *METHOD, "metrics.samples=64")
     status, output, errors = dmqbench(whole, *method)
     assert status == 0, errors
     result = json.loads((result_folder(output) / "result.json").read_text())
@@ -70,10 +78,10 @@ def test_killed_in_calibration_and_in_sampling_then_resumed_to_the_same_bits(tmp
 
 
 @pytest.mark.parametrize("stage", STOPPED_IN)
-def test_killed_in_the_middle_of_learning_then_resumed_to_the_same_bits(tmp_path, stage):
+def test_killed_in_the_middle_of_learning_then_resumed_to_the_same_bits(tmp_path, sizes, stage):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     before, *chosen = STOPPED_IN[stage]
-    method = (*TINY, *chosen, "task=calibrate")
+    method = (*sizes, *chosen, "task=calibrate")
     status, _, errors = dmqbench(whole, *method)
     assert status == 0, errors
 
@@ -89,9 +97,9 @@ def test_killed_in_the_middle_of_learning_then_resumed_to_the_same_bits(tmp_path
     assert findings(killed) == findings(whole) != {}
 
 
-def test_two_processes_share_one_set_of_samples_and_one_is_killed(tmp_path):
+def test_two_processes_share_one_set_of_samples_and_one_is_killed(tmp_path, sizes):
     alone, together = tmp_path / "alone", tmp_path / "together"
-    method = (*TINY, "method=fp", "task=sample", "metrics.samples=64")
+    method = (*sizes, "method=fp", "task=sample", "metrics.samples=64")
     status, _, errors = dmqbench(alone, *method)
     assert status == 0, errors
 
@@ -104,9 +112,9 @@ def test_two_processes_share_one_set_of_samples_and_one_is_killed(tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_is_status_130_within_seconds(tmp_path, number):
+def test_an_interrupt_is_status_130_within_seconds(tmp_path, sizes, number):
     store = tmp_path / "runs"
-    with running(store, *METHOD, "budget.weight_iterations=100000") as process:
+    with running(store, *sizes, *METHOD, "budget.weight_iterations=100000") as process:
         process.wait_for(lambda: bool(stages_done(store)))
         time.sleep(3)  # into the iterations of the second stage
         sent = time.monotonic()

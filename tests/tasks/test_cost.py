@@ -31,21 +31,12 @@ CODE_RULE = Scope(
 )
 
 
-@pytest.fixture(autouse=True)
-def traced_once(monkeypatch):
-    """What the network looks like does not depend on the job: every test counts the same trace."""
-    monkeypatch.setattr("dmqbench.tasks.cost.meta_topology", once)
-
-
-once = cache(meta_topology)
-
-
 def cost(*overrides):
     return describe_cost(make_job(compose([LDM4, "task=cost", *overrides])))
 
 
 def ldm4():
-    return once(ModelConfig("ldm4_imagenet", "architecture").checkpoint)
+    return meta_topology(ModelConfig("ldm4_imagenet", "architecture").checkpoint)
 
 
 @cache
