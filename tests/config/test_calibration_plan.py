@@ -221,9 +221,9 @@ def folder(tmp_path_factory):
     return made
 
 
-@pytest.mark.parametrize(("calibrated", "sampled"), [(20, 10), (20, 50), (100, 20)])
+@pytest.mark.parametrize(("calibrated", "sampled"), [(10, 5), (10, 25), (50, 10)])
 def test_samples_are_drawn_with_ranges_interpolated_between_calibrated_calls(tmp_path, folder, calibrated, sampled):
-    """Every call of 10 and 20 steps is one of the 20 and 100 calibrated ones; of 50 steps, every fifth is."""
+    """Every call of 5 and 10 steps is one of the 10 and 50 calibrated ones; of 25 steps, every fifth is."""
 
     def shop_of(match: str) -> Workshop:
         steps = (f"sampler.steps={sampled}", f"calibration.steps={calibrated}", f"calibration.match={match}")

@@ -82,14 +82,6 @@ def test_another_metric_is_added_without_sampling_again(store):
     assert {path: path.stat().st_mtime_ns for path in sorted(root.glob("samples/*/*"))} == before
 
 
-def test_activation_bits_share_the_weight_stage(store):
-    root, _ = store
-    before = len(list(root.glob("quantized/*")))
-    status, _, errors = dmqbench(root, *SMALL, "method=rtn", "bits=w4a4")
-    assert status == 0, errors
-    assert len(list(root.glob("quantized/*"))) == before + 1
-
-
 def test_full_precision_is_identical_to_itself(store):
     root, _ = store
     status, output, errors = dmqbench(root, *SMALL, "method=fp")
@@ -99,28 +91,6 @@ def test_full_precision_is_identical_to_itself(store):
     assert metrics["psnr"]["exact"] is True
     assert metrics["ssim"]["value"] == 1
     assert metrics["fd2fp32_digits"]["value"] == 0
-
-
-def test_a_corrupted_artifact_is_put_aside_and_made_again(store):
-    root, folder = store
-    state = next(root.glob("quantized/*/state.safetensors"))
-    content = bytearray(state.read_bytes())
-    content[len(content) // 2] ^= 1
-    state.write_bytes(bytes(content))
-    result = (folder / "result.json").read_text()
-    before = json.loads(result)["metrics"]
-    for path in folder.iterdir():
-        path.unlink()
-    folder.rmdir()
-    for samples in root.glob("samples/*"):
-        if samples.name == json.loads(result)["samples"]["quantized"]:
-            for path in samples.iterdir():
-                path.unlink()
-            samples.rmdir()
-    status, output, errors = dmqbench(root, *JOB)
-    assert status == 0, errors
-    assert "moved to" in errors
-    assert json.loads((result_folder(output) / "result.json").read_text())["metrics"] == before
 
 
 def test_32_bits_are_full_precision(shared_store):
@@ -135,10 +105,52 @@ def test_32_bits_are_full_precision(shared_store):
     assert result["metrics"]["psnr"]["value"] > 10
 
 
-def test_the_store_can_be_verified(store):
+SMALLER = (*TINY, "method=rtn", "bits=w4a8")
+
+
+@pytest.fixture(scope="module")
+def tiny_store(tmp_path_factory):
+    """A store in which the same is done on the smallest model: for what is not about ``digits``."""
+    root = tmp_path_factory.mktemp("tiny") / "runs"
+    status, output, errors = dmqbench(root, *SMALLER)
+    assert status == 0, errors
+    return root, result_folder(output)
+
+
+def test_activation_bits_share_the_weight_stage(tiny_store):
+    root, _ = tiny_store
+    before = len(list(root.glob("quantized/*")))
+    status, _, errors = dmqbench(root, *SMALLER, "bits=w4a4")
+    assert status == 0, errors
+    assert len(list(root.glob("quantized/*"))) == before + 1
+
+
+def test_a_corrupted_artifact_is_put_aside_and_made_again(tiny_store):
+    root, folder = tiny_store
+    result = json.loads((folder / "result.json").read_text())
+    *_, (_, stage) = result["artifacts"]["stages"]
+    state = root / "quantized" / stage / "state.safetensors"
+    content = bytearray(state.read_bytes())
+    content[len(content) // 2] ^= 1
+    state.write_bytes(bytes(content))
+    for path in folder.iterdir():
+        path.unlink()
+    folder.rmdir()
+    for samples in root.glob("samples/*"):
+        if samples.name == result["samples"]["quantized"]:
+            for path in samples.iterdir():
+                path.unlink()
+            samples.rmdir()
+    status, output, errors = dmqbench(root, *SMALLER)
+    assert status == 0, errors
+    assert "moved to" in errors
+    assert json.loads((result_folder(output) / "result.json").read_text())["metrics"] == result["metrics"]
+
+
+def test_the_store_can_be_verified(tiny_store):
     from dmqbench.report import main
 
-    root, _ = store
+    root, _ = tiny_store
     assert main([str(root), "--check"]) == 0
     state = next(root.glob("quantized/*/state.safetensors"))
     whole = state.read_bytes()
@@ -148,9 +160,9 @@ def test_the_store_can_be_verified(store):
     assert main([str(root), "--check"]) == 0
 
 
-def test_both_engines_draw_the_same_pictures(store):
-    root, folder = store
-    status, output, errors = dmqbench(root, *JOB, "engine=int_reference", "metrics.samples=128")
+def test_both_engines_draw_the_same_pictures(tiny_store):
+    root, folder = tiny_store
+    status, output, errors = dmqbench(root, *SMALLER, "engine=int_reference")
     assert status == 0, errors
     from safetensors.torch import load_file
 

@@ -2,10 +2,12 @@
 
 import json
 import shutil
+from functools import partial
 
 import pytest
-from e2e.commands import TINY
+from e2e.commands import FEW
 from safetensors.torch import load_file
+from tiny import save_pipeline, small_unet
 
 from dmqbench.config.compose import compose
 from dmqbench.config.job import make_job
@@ -15,7 +17,7 @@ from dmqbench.tasks.trajectories import bank_of
 from dmqbench.tasks.workshop import Workshop
 
 JOB = (
-    *TINY,
+    *FEW,
     "metrics.names=[psnr]",
     "metrics.samples=32",
     "metrics.pairs=32",
@@ -25,10 +27,18 @@ JOB = (
 )
 
 
+@pytest.fixture(scope="module")
+def network(tmp_path_factory):
+    """Overrides of a network with few layers."""
+    folder = save_pipeline(tmp_path_factory.mktemp("run") / "model", small_unet())
+    return ("model=local", f"model.path={folder}", "model.classes=10")
+
+
 @pytest.fixture
-def job(tmp_path):
-    def make(*overrides: str):
-        return make_job(compose([*JOB, f"store.root={tmp_path / 'runs'}", "method=rtn", "bits=w4a6", *overrides]))
+def job(tmp_path, network):
+    def make(*overrides: str, model: tuple[str, ...] = network):
+        own = (f"store.root={tmp_path / 'runs'}", "method=rtn", "bits=w4a6")
+        return make_job(compose([*JOB, *model, *own, *overrides]))
 
     return make
 
@@ -82,6 +92,7 @@ def test_a_diagnosis_of_another_version_or_bank_is_made_again(job, change):
 
 
 def test_a_metric_that_is_no_longer_to_be_had_leaves_the_latest_answers_but_not_the_records(job):
+    job = partial(job, model=("model=ladder_1",))  # whose images the metric is of
     folder = run_job(job("metrics.samples=32", "metrics.names=[psnr,fd_digits]", "metrics.pairs=16"))
     assert "fd_digits" in json.loads((folder / "result.json").read_text())["unavailable"]
     run_job(job("metrics.samples=128", "metrics.names=[fd_digits]"))
