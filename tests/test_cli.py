@@ -10,6 +10,7 @@ import types
 from pathlib import Path
 
 import pytest
+from forks import forked
 
 from dmqbench import cli
 from dmqbench.config.metric_facts import OWN_METRICS
@@ -438,36 +439,25 @@ def test_completion_offers_options(tmp_path):
     assert done.returncode == 0 and "method=q_diffusion" in done.stdout
 
 
+def waiting(*arguments: str) -> int:
+    """The command, whose jobs say that they began and wait."""
+
+    def carry_out(job):
+        print("started", flush=True)
+        time.sleep(60)
+
+    run = types.ModuleType("dmqbench.tasks.run")
+    run.carry_out = carry_out  # type: ignore[attr-defined]
+    sys.modules[run.__name__] = run
+    return cli.main(arguments)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_command_with_130_within_five_seconds(tmp_path, number):
-    code = (
-        "import signal, sys, types, time\n"
-        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # background shells have it ignored
-        "run = types.ModuleType('dmqbench.tasks.run')\n"
-        "def carry_out(job):\n"
-        "    print('started', flush=True)\n"
-        "    time.sleep(60)\n"
-        "run.carry_out = carry_out\n"
-        "sys.modules['dmqbench.tasks.run'] = run\n"
-        "from dmqbench import cli\n"
-        "from dmqbench.launch import sweeps\n"
-        "sweeps.hash_once = lambda model: '0' * 64\n"
-        "sys.exit(cli.main(['method=rtn']))"
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", code],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    ) as process:
-        try:
-            assert process.stdout is not None and process.stdout.readline() == "started\n"
-            started = time.monotonic()
-            process.send_signal(number)
-            _, errors = process.communicate(timeout=30)
-        finally:
-            process.kill()
-    assert process.returncode == 130 and time.monotonic() - started < 5
+    with forked(waiting, "method=rtn", folder=tmp_path) as process:
+        process.wait_for(lambda: process.output.exists() and process.output.read_text() == "started\n")
+        started = time.monotonic()
+        process.send(number)
+        status, _, errors = process.wait(30)
+    assert status == 130 and time.monotonic() - started < 5
     assert errors.splitlines()[-1].startswith("dmqbench: interrupted")

@@ -1,8 +1,10 @@
 """A notebook's text, carried out in a kernel of this interpreter and this checkout; run by ``make notebooks``."""
 
 import os
+import re
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import jupytext
@@ -15,14 +17,17 @@ ROOT = Path(__file__).parents[2]
 TEXTS = sorted((ROOT / "notebooks").glob("*.py"))
 
 
-def executed(text: Path, place: Path, **variables: str) -> NotebookNode:
+def executed(text: Path, place: Path, sizes: Mapping[str, str] | None = None, **variables: str) -> NotebookNode:
     """Return the notebook with its outputs, begun in the folder ``place`` with ``variables`` in its environment.
 
-    It knows no run store but by them; an error in a cell is raised here.
+    It knows no run store but by them; an error in a cell is raised here. ``sizes``: overrides that stand in its cells
+    for others.
     """
     notebook = jupytext.read(text)
     for number, cell in enumerate(notebook.cells):
         cell.id = f"cell-{number}"  # jupytext draws them at random
+        for key, value in (sizes or {}).items():
+            cell.source = re.sub(rf"\b{re.escape(key)}=\S+", f"{key}={value}", cell.source)
     given = {key: value for key, value in os.environ.items() if key != "DMQBENCH_RUNS"}
     ours = {
         "PYTHONPATH": str(ROOT),

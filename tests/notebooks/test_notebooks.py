@@ -10,6 +10,12 @@ from jupytext.compare import compare_notebooks
 from notebooks.execution import ROOT, TEXTS, executed
 
 ids = [text.stem for text in TEXTS]
+QUICK = {
+    **{"bits": "w4a6", "sampler.steps": "2", "metrics.samples": "16", "metrics.pairs": "16"},
+    **{"budget.trajectories": "8", "budget.validation": "4", "budget.samples": "16", "budget.batch": "8"},
+    "budget.tuning_iterations": "2",
+}
+"""Sizes of jobs whose numbers nobody reads."""
 
 
 def printed(notebook: nbformat.NotebookNode) -> str:
@@ -41,7 +47,7 @@ def test_outputs_are_those_of_a_whole_run_and_name_no_machine(text):
 
 @pytest.mark.parametrize("text", TEXTS, ids=ids)
 def test_runs_where_there_is_no_store(text, tmp_path):
-    found = executed(text, tmp_path)
+    found = executed(text, tmp_path, QUICK)
     stored = nbformat.read(text.with_suffix(".ipynb"), as_version=4)
     assert "psnr" in printed(found) and pictures(found) == pictures(stored)
     assert list(tmp_path.rglob("result.json"))
