@@ -8,8 +8,10 @@ import pytest
 from docs.test_readme import README, ROOT, blocks, commands
 from e2e.commands import FEW, dmqbench
 from test_api import TINY, pipeline
+from tiny import save_pipeline, small_unet
 
 from dmqbench import api, doctor, report
+from dmqbench.results.plots import anatomy as pictures
 
 LADDER = ROOT / "dmqbench" / "zoo" / "weights" / "ladder_1"
 SIZES = (*FEW, "sampler.steps=3", "budget.trajectories=4", "budget.validation=2", "metrics.names=[psnr]")
@@ -21,9 +23,17 @@ def results(tmp_path_factory):
     return tmp_path_factory.mktemp("readme") / "runs"
 
 
+@pytest.fixture(scope="module")
+def network(tmp_path_factory):
+    """Overrides of a network with few layers, for commands that do not say which."""
+    folder = save_pipeline(tmp_path_factory.mktemp("readme") / "model", small_unet())
+    return ["model=local", f"model.path={folder}", "model.classes=10"]
+
+
 @pytest.mark.parametrize("words", commands(README), ids=shlex.join)
-def test_every_command_runs(words, results, tmp_path, monkeypatch, capsys):
+def test_every_command_runs(words, results, network, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(pictures, "save", lambda figure, path: path.touch() or path)  # an anatomy's take longest of all
     program, *rest = words
     if program == "make":
         assert all(re.search(rf"(?m)^{target}:", MAKE) for target in rest)
@@ -32,7 +42,7 @@ def test_every_command_runs(words, results, tmp_path, monkeypatch, capsys):
     elif "+sweeps=demo" in rest:
         assert f"dmqbench {' '.join(rest)} " in MAKE
     elif program == "dmqbench":
-        model = [] if any(word.startswith("model=") for word in rest) else ["model=ladder_1"]
+        model = [] if any(word.startswith("model=") for word in rest) else network
         given = [word.replace("FOLDER", str(LADDER)).replace("w8a8,", "") for word in rest if word != "-m"]
         status, output, errors = dmqbench(results, *SIZES, *model, *given, *{"-m"}.intersection(rest))
         assert status == 0 and output, errors

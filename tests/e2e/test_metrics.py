@@ -2,10 +2,12 @@
 
 import json
 
+import numpy as np
 import pytest
 from e2e.commands import TINY, dmqbench, result_folder
 from standins import stand_in_folder
 
+from dmqbench.data.digits import load_split
 from dmqbench.results.formats import load_results
 
 JOB = (*TINY, "method=rtn", "bits=w4a8", "sampler.chunk=32", "metrics.samples=128", "metrics.pairs=32")
@@ -19,6 +21,13 @@ def store(tmp_path_factory):
     status, output, errors = dmqbench(root, *JOB)
     assert status == 0, errors
     return root, result_folder(output)
+
+
+def reference(path, count):
+    """A file of digits."""
+    images = load_split()[1][0][:count]
+    np.savez(path, ((images + 1) / 2 * 255).round().byte().permute(0, 2, 3, 1).numpy())
+    return path
 
 
 def untouched(root):
@@ -44,14 +53,15 @@ def test_metrics_whose_weights_are_missing_are_listed_with_how_to_get_them(store
 def test_added_metrics_cost_neither_calibration_nor_sampling_and_stand_ins_reach_no_table(store, tmp_path):
     root, folder = store
     weights, before = stand_in_folder(tmp_path / "weights"), untouched(root)
-    status, output, errors = dmqbench(root, *JOB, NAMES, f"metrics.weights={weights}")
+    few = f"dataset.reference={reference(tmp_path / 'digits.npz', 128)}"  # Inception is slow
+    status, output, errors = dmqbench(root, *JOB, NAMES, few, f"metrics.weights={weights}")
     assert (status, result_folder(output)) == (0, folder), errors
     assert untouched(root) == before
     result = json.loads((folder / "result.json").read_text())
     stand_ins = {f"stand-in-{name}" for name in ("lpips", "sfid", "kid", "precision", "recall")}
     assert stand_ins <= result["metrics"].keys()
     assert not {"lpips", "sfid", "kid", "precision", "recall"} & result["metrics"].keys()
-    for name in ("fid", "fid2fp32", "is"):  # 128 samples
+    for name in ("fid", "fid2fp32", "is"):
         assert "needs at least" in result["unavailable"][name]
     lpips = result["metrics"]["stand-in-lpips"]
     assert "extractor=stand-in-lpips-alex@" in lpips["protocol"]

@@ -11,31 +11,31 @@ from dmqbench.config.job import make_job
 from dmqbench.tasks.run import carry_out as run_job
 
 VARIANTS = {
-    "paper scope, attention quantized": ["method=q_diffusion", "bits.scope=paper"],
-    "ranges per step": ["method=q_diffusion", "bits.ranges=step"],
-    "guidance": ["method=q_diffusion", "sampler.guidance=2"],
-    "stochastic": ["method=rtn", "sampler.eta=1"],
-    "clipped": ["method=rtn", "sampler.clip_sample=1"],
+    "paper scope, attention quantized, ranges per step, guidance": [
+        "method=q_diffusion",
+        "bits.scope=paper",
+        "bits.ranges=step",
+        "sampler.guidance=2",
+    ],
+    "stochastic and clipped": ["method=rtn", "sampler.eta=1", "sampler.clip_sample=1"],
     "DDPM": ["method=rtn", "sampler=ddpm"],
-    "DPM-Solver++": ["method=rtn", "sampler=dpmpp"],
-    "PNDM with its Runge-Kutta start": ["method=rtn", "sampler=pndm", "sampler.skip_prk=false"],
-    "DMQ": ["method=dmq", "method.equivalent_scaling.patience=1"],
+    "DMQ with shared ranges, exact integers": [
+        "method=dmq",
+        "method.equivalent_scaling.patience=1",
+        "bits.ranges=shared",
+        "engine=int_reference",
+    ],
     "DMQ as published, guided and stochastic": [
         "method=dmq",
         "method.faithful=true",
         "sampler.guidance=2",
         "sampler.eta=1",
     ],
-    "DMQ with shared ranges, exact integers": ["method=dmq", "bits.ranges=shared", "engine=int_reference"],
-    "AccuQuant, guided, with groups that divide nothing": [
-        "method=accuquant",
-        "bits.ranges=group3",
-        "sampler.guidance=2",
-    ],
-    "AccuQuant with ranges per step, stochastic, activation scales alone": [
+    "AccuQuant, guided and stochastic, with groups that divide nothing, activation scales alone": [
         "method=accuquant",
         "method.trajectory_reconstruction.recipe=scales",
-        "bits.ranges=step",
+        "bits.ranges=group3",
+        "sampler.guidance=2",
         "sampler.eta=1",
     ],
     "AccuQuant with shared ranges, all calls at once, DPM-Solver++": [
@@ -44,10 +44,11 @@ VARIANTS = {
         "bits.ranges=shared",
         "sampler=dpmpp",
     ],
-    "AccuQuant on its own prefix, PNDM with its Runge-Kutta start": [
+    "AccuQuant on its own prefix, ranges per step, PNDM with its Runge-Kutta start": [
         "method=accuquant",
         "method.trajectory_reconstruction.start=quantized",
         "method.trajectory_reconstruction.gradient=replayed",
+        "bits.ranges=step",
         "sampler=pndm",
         "sampler.skip_prk=false",
     ],
