@@ -57,7 +57,7 @@ def test_sizes_are_those_of_the_file(tmp_path, method, bits, options, foretold):
     pipe, options = pipeline(method, options), (*TINY, *options)
     pipe.save_pretrained(tmp_path / "model")
     quantize_(pipe, method=method, bits=bits, steps=STEPS, store=tmp_path / "store", overrides=options)
-    length = (save(pipe, tmp_path / "saved") / WEIGHTS).stat().st_size
+    length = (save(pipe, tmp_path / "saved") / "unet" / WEIGHTS).stat().st_size
     facts = load_json(tmp_path / "saved" / DESCRIPTION)["quantization"]
 
     local = ("model=local", f"model.path={tmp_path / 'model'}", f"sampler.steps={STEPS}")
