@@ -21,6 +21,7 @@ from dmqbench.calibration.capture import capture_inputs
 from dmqbench.cli import parse_arguments
 from dmqbench.config.ids import JobIds
 from dmqbench.launch.sweeps import plan
+from dmqbench.results.plots import anatomy as pictures
 from dmqbench.results.plots import low_bits
 from dmqbench.results.plots.anatomy import PICTURES, draw
 from dmqbench.results.plots.render import render
@@ -197,6 +198,7 @@ def test_a_job_leaves_its_numbers_and_pictures(folder):
 
 def test_full_precision_has_no_pictures_of_errors_and_is_made_once(folder, monkeypatch):
     job = planned(folder.parents[1], "method=fp")
+    monkeypatch.setattr(pictures, "save", lambda figure, path: path.touch() or path)  # how they look is no matter here
     first = make_anatomy(job)
     record = json.loads((first / "anatomy.json").read_text())
     assert record["quantized"] is None and record["features"] is None and record["rounded_to"] == [2, 3, 4]
@@ -237,7 +239,7 @@ def test_pictures_of_a_model_without_skips_and_of_many_layers(tmp_path):
             "channels": {"absmax": [1.0] * 7 + [2.0 + number]},
             "skip": None,
         }
-        for number in range(400)
+        for number in range(170)
     ]
     disturbed = {
         "trajectories": 2,
