@@ -51,6 +51,11 @@ def small_unet(seed: int = 0, **config) -> UNet2DModel:
     return unet(seed, **{"block_out_channels": (8,), "norm_num_groups": 4, **blocks, **config})
 
 
+def smallest_unet(seed: int = 0, **config) -> UNet2DModel:
+    """The same with attention in its middle alone: every kind of layer, each as few times as it goes."""
+    return small_unet(seed, down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",), **config)
+
+
 def text_unet(seed: int = 0) -> UNet2DConditionModel:
     """U-Net with self- and cross-attention over 5 tokens of width 12."""
     return build(

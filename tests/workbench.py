@@ -5,7 +5,7 @@ import hashlib
 from typing import Any
 
 import torch
-from tiny import CLASSES, TOKENS, dit, text_unet, unet
+from tiny import CLASSES, TOKENS, dit, smallest_unet, text_unet, unet
 
 from dmqbench.calibration.stage import Workbench
 from dmqbench.data.bank import TrajectoryBank
@@ -105,7 +105,7 @@ def workbench(
     plan: SamplerPlan | None = None,
 ) -> Workbench:
     """A network with quantizable layers, all switched off, and a bank of its trajectories, four-step by default."""
-    adapter = adapter_of(unet() if network is None else network)
+    adapter = adapter_of(smallest_unet() if network is None else network)
     plan, topology = plan or sampler(), topology_of(adapter)
     denoising = Denoising(adapter, plan, guidance)
     bank = bank_of(denoising, trajectories, seed)
@@ -139,7 +139,7 @@ def set_min_max_ranges_(adapter: Adapter, x, timestep, cond, step) -> None:
         activation.set_parameters_(scale.repeat(rows, 1), zero_point.repeat(rows, 1))
 
 
-MSE = {"observer": "mse", "candidates": 80, "exponent": 2.4}
+MSE = {"observer": "mse", "candidates": 20, "exponent": 2.4}
 WEIGHT_RECONSTRUCTION = {
     "iterations": 6,
     "batch": 8,

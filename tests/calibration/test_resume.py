@@ -8,9 +8,7 @@ import torch
 from forks import forked
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tiny import small_unet
-from workbench import ACTIVATION_RANGE, ACTIVATION_RECONSTRUCTION, MSE, W3A6, WEIGHT_RECONSTRUCTION
-from workbench import workbench as workbench_of
+from workbench import ACTIVATION_RANGE, ACTIVATION_RECONSTRUCTION, MSE, WEIGHT_RECONSTRUCTION, workbench
 
 from dmqbench.calibration.checkpoint import UnitCheckpoint
 from dmqbench.calibration.run import run_stage
@@ -28,10 +26,6 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-def workbench(bits=W3A6):
-    return workbench_of(bits, network=small_unet())
 
 
 def weights(bench, cls=WeightReconstruction, **settings):
@@ -125,7 +119,7 @@ def test_the_peak_of_memory_is_that_of_all_runs(tmp_path, monkeypatch):
         assert stage.peaks == {"peak_memory_mib": expected}
 
 
-@pytest.mark.parametrize("end", [(0, 2), (1, 0), (7, 5)])
+@pytest.mark.parametrize("end", [(0, 2), (1, 0), (5, 5)])
 def test_ctrl_c_keeps_the_finished_units(uninterrupted, tmp_path, end):
     path = tmp_path / "checkpoint.safetensors"
     stage = weights(workbench(), interrupted(WeightReconstruction, end, KeyboardInterrupt))
@@ -140,7 +134,7 @@ def test_ctrl_c_keeps_the_finished_units(uninterrupted, tmp_path, end):
 
 def test_interrupted_at_every_unit_in_turn(uninterrupted, tmp_path):
     path = tmp_path / "checkpoint.safetensors"
-    for unit in (2, 5, 8):
+    for unit in (1, 3, 5):
         stage = weights(workbench(), interrupted(WeightReconstruction, (unit, 1), KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             finish(stage, path)
@@ -203,7 +197,7 @@ def flipped(content, position):
 
 def progress_raised(content):
     """The same tensors, with another number of finished units."""
-    return content.replace(b'"units_done":"4"', b'"units_done":"6"')
+    return content.replace(b'"units_done":"4"', b'"units_done":"5"')
 
 
 DAMAGE = {

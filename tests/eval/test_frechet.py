@@ -173,11 +173,22 @@ class Study:
         values = [frechet_distance(fit_gaussian(a), fit_gaussian(b) if self.paired else fixed) for a, b in pairs]
         return float(np.mean(values)), float(np.var(values))
 
+    def pairs(self, other: "Study") -> list[tuple[torch.Tensor, torch.Tensor | Gaussian]]:
+        """Samples of two models with the same noise, each with its reference."""
+        base = self.normal(self.n)
+        return [(model.draw(base), base if self.paired else self.fixed) for model in (self, other)]
+
+    def plain_difference(self, other: "Study") -> float:
+        """Of the distances alone, without their replicates, which take fifty times as long."""
+        ours, theirs = (
+            frechet_distance(fit_gaussian(a), b if isinstance(b, Gaussian) else fit_gaussian(b))
+            for a, b in self.pairs(other)
+        )
+        return ours - theirs
+
     def difference(self, other: "Study") -> tuple[Replicated, Replicated]:
         """Distances of two models with the same noise."""
-        base = self.normal(self.n)
-        found = [frechet_estimate(model.draw(base), base if self.paired else self.fixed, self.paired)
-                 for model in (self, other)]  # fmt: skip
+        found = [frechet_estimate(a, b, self.paired) for a, b in self.pairs(other)]
         return tuple(Replicated(one.value, one.n, one.replicates, tuple(one.extra["pairs"])) for one in found)
 
 
@@ -249,8 +260,8 @@ def test_the_interval_of_a_difference_covers_it(studies, repetitions, sigmas):
     a, b = Study(**first), Study(**first | changes)
     b.generator = a.generator
     found = [a.difference(b) for _ in range(repetitions)]
-    more = [a.difference(b) for _ in range(repetitions)]
-    expectation = np.mean([ours.value - theirs.value for ours, theirs in found + more])
+    more = [a.plain_difference(b) for _ in range(repetitions)]
+    expectation = np.mean([*(ours.value - theirs.value for ours, theirs in found), *more])
     intervals = [jackknife(ours - theirs).ci95 for ours, theirs in found]
     covered = np.mean([interval.low <= expectation <= interval.high for interval in intervals])
     assert 0.93 - scatter(repetitions, sigmas) <= covered <= 0.97 + scatter(repetitions, sigmas)

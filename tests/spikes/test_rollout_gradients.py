@@ -9,8 +9,8 @@ identity approximation applies the residual ∂L/∂x̃_M to every call's update
 import pytest
 import torch
 from saved_bytes import peak_bytes
-from tiny import unet
-from workbench import adapter_of, sampler, set_min_max_ranges_
+from tiny import smallest_unet
+from workbench import adapter_of, sampler, set_min_max_ranges_, topology_of
 
 from dmqbench.quant.layers import freeze_weight_, quant_layers, quantization, quantize_layers_, set_quantization_
 from dmqbench.quant.plan import uniform_plan
@@ -44,9 +44,9 @@ class Rollout:
     """A W4A6 network with other activation parameters at every step, and the state where a group of calls starts."""
 
     def __init__(self, kind, calls, trainable=activation_scales, guidance=1.0):
-        self.adapter, self.plan = adapter_of(unet()), sampler(kind)
+        self.adapter, self.plan = adapter_of(smallest_unet()), sampler(kind)
         self.calls, self.guidance = range(*calls), guidance
-        network, topology = self.adapter.network, self.adapter.topology()
+        network, topology = self.adapter.network, topology_of(self.adapter)
         steps = StepGroups.per_step(self.plan.network_calls)
         precision = uniform_plan(topology.layers, BitWidth(4, 6), COMMON_SCOPE)
         quantize_layers_(network, precision, self.adapter.context, steps)
@@ -233,7 +233,7 @@ def bytes_of(gradient_of, calls):
 
 def test_memory_of_full_backpropagation_grows_with_every_call():
     one, two, three, four = (bytes_of(full_backpropagation, calls) for calls in (1, 2, 3, 4))
-    assert one > 100_000
+    assert one > 10_000
     for larger, smaller in ((two, one), (three, two), (four, three)):
         assert larger - smaller == pytest.approx(one, rel=0.05)
 

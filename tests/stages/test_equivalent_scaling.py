@@ -5,7 +5,7 @@ import statistics
 
 import pytest
 import torch
-from tiny import unet
+from tiny import smallest_unet, unet
 from torch import nn
 from workbench import EQUIVALENT_SCALING, workbench
 
@@ -107,7 +107,8 @@ def test_scales_stay_positive_under_any_learning_rate(monkeypatch):
 
 @pytest.mark.parametrize(("bits", "trained"), [(BitWidth(4, 32), "weights"), (BitWidth(32, 4), "activations")])
 def test_one_side_alone_is_learned(bits, trained):
-    stage = learned(workbench(bits), ranges="deployed", weighting="uniform", batch=16, iterations=12)
+    bench = workbench(bits, network=unet())
+    stage = learned(bench, ranges="deployed", weighting="uniform", batch=16, iterations=12)
     quantized = [layer.weight_quantizer for layer in quant_layers(stage.bench.network).values()]
     assert all((quantizer is not None) == (trained == "weights") for quantizer in quantized)
     before, after = errors(stage)
@@ -219,8 +220,8 @@ def test_one_calibration_sample_is_enough(schedule):
 
 
 def test_a_grouped_convolution_stays_unscaled_and_the_record_says_so():
-    network = unet()
-    network.down_blocks[0].resnets[0].conv1 = nn.Conv2d(16, 16, 3, padding=1, groups=2).requires_grad_(False)
+    network = smallest_unet()
+    network.down_blocks[0].resnets[0].conv1 = nn.Conv2d(8, 8, 3, padding=1, groups=2).requires_grad_(False)
     bench = workbench(W4A4, network=network)
     stage = learned(bench)
     (event,) = bench.record.of("unscaled")

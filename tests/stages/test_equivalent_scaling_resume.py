@@ -2,6 +2,7 @@
 
 import os
 import signal
+from functools import cache
 
 import pytest
 import torch
@@ -28,13 +29,14 @@ VARIANTS = {
 POISONED = "mid_block.resnets.0.conv1"
 
 
-@pytest.fixture(autouse=True)
-def short_units(monkeypatch):
+@pytest.fixture(autouse=True, scope="module")
+def short_units():
     """Units of two iterations; one thread, because the killed process must have split its sums alike."""
-    monkeypatch.setattr(equivalent_scaling, "SLICE", 2)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(equivalent_scaling, "SLICE", 2)
+        yield
     torch.set_num_threads(threads)
 
 
@@ -48,6 +50,19 @@ def finish(stage, path):
     checkpoint.resume(stage)
     run_stage(stage, "cpu", [checkpoint])
     return stage
+
+
+@pytest.fixture(scope="module")
+def whole(short_units, tmp_path_factory):
+    """Variant → (its stage, carried out without a break, and the checkpoint that is left)."""
+    folder = tmp_path_factory.mktemp("whole")
+
+    @cache
+    def of(variant):
+        path = folder / f"{variant}.safetensors"
+        return finish(stage_of(**VARIANTS[variant]), path), path
+
+    return of
 
 
 def ending(act):
@@ -81,12 +96,12 @@ def units_done(path):
         return int(file.metadata()["units_done"])
 
 
-@pytest.mark.parametrize("settings", VARIANTS.values(), ids=VARIANTS.keys())
-def test_a_stage_that_was_interrupted_gives_the_same_bits_and_findings(settings, tmp_path):
-    path = tmp_path / "checkpoint.safetensors"
-    expected = finish(stage_of(**settings), tmp_path / "other.safetensors")
-    cls = ending(interrupt)
-    for end in ((3, 1), (30, 0)) if "schedule" in settings else ((1, 0), (1, 1)):
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_stage_that_was_interrupted_gives_the_same_bits_and_findings(variant, whole, tmp_path):
+    path, settings = tmp_path / "checkpoint.safetensors", VARIANTS[variant]
+    expected, _ = whole(variant)
+    cls, last = ending(interrupt), len(expected.units()) - 1
+    for end in ((3, 1), (last, 0)) if "schedule" in settings else ((1, 0), (1, 1)):
         stage = stage_of(cls, **settings)
         stage.end = end
         with pytest.raises(KeyboardInterrupt):
@@ -95,32 +110,33 @@ def test_a_stage_that_was_interrupted_gives_the_same_bits_and_findings(settings,
     assert_same(finish(stage_of(**settings), path), expected)
 
 
-def test_findings_can_be_told_by_a_stage_that_finds_its_work_done(tmp_path):
+def test_findings_can_be_told_by_a_stage_that_finds_its_work_done(whole):
     """Killed between its last unit and its artifact."""
-    for name, settings in VARIANTS.items():
-        path = tmp_path / f"{name}.safetensors"
-        expected = finish(stage_of(**settings), path)
+    for variant, settings in VARIANTS.items():
+        expected, path = whole(variant)
         stage = stage_of(**settings)
         UnitCheckpoint(path).resume(stage)
         assert stage.first_unit == len(stage.units())
         assert_same(stage, expected)
 
 
+PATIENT = "joint, deployed, patient"
+
+
 def killed(path):
     """What a process does that kills itself inside its second unit."""
-    stage = stage_of(ending(lambda _: os.kill(os.getpid(), signal.SIGKILL)), patience=2)
+    stage = stage_of(ending(lambda _: os.kill(os.getpid(), signal.SIGKILL)), **VARIANTS[PATIENT])
     stage.end = (1, 1)
     finish(stage, path)
 
 
-def test_a_killed_process_is_continued_to_the_same_bits(tmp_path):
+def test_a_killed_process_is_continued_to_the_same_bits(whole, tmp_path):
     path = tmp_path / "checkpoint.safetensors"
     with forked(killed, path, folder=tmp_path) as process:
         status, _, errors = process.wait(120)
     assert status == -signal.SIGKILL, errors
     assert units_done(path) == 1
-    expected = finish(stage_of(patience=2), tmp_path / "other.safetensors")
-    assert_same(finish(stage_of(patience=2), path), expected)
+    assert_same(finish(stage_of(**VARIANTS[PATIENT]), path), whole(PATIENT)[0])
 
 
 def weight_is_nan(stage):

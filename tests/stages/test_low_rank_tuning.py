@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny import dit, text_unet
+from tiny import dit, text_unet, unet
 from tuning import MIN_MAX, begun, held_out_errors, interrupted, ranged, run, stage_of, won
 from workbench import W3A6, sampler
 
@@ -214,7 +214,7 @@ def test_rates_fall_in_a_line_to_zero():
 
 def test_without_travel_a_kind_of_variable_stays_where_it_is():
     """Here both kinds of scales, while adapters turn codes."""
-    bench = ranged()
+    bench = ranged(network=unet())
     layers = quant_layers(bench.network)
     before = calibration_state(bench.network)
     nearest = {name: layer.weight_quantizer.integers(layer.weight) for name, layer in layers.items()}

@@ -5,8 +5,9 @@ import logging
 
 import pytest
 import torch
-from tiny import dit, text_unet
-from workbench import MSE, workbench
+from tiny import dit, text_unet, unet
+from workbench import MSE
+from workbench import workbench as workbench_of
 
 from dmqbench.calibration.checkpoint import UnitCheckpoint
 from dmqbench.calibration.run import run_stage
@@ -26,6 +27,12 @@ SHORTCUTS = [
 PTS = {"layers": "skip", "selection": "vote", "agreement": 0.6, "depth": 3, "samples": 24, "batch": 8}
 STEPS = {"shared": StepGroups.shared(), "per step": StepGroups.per_step(4), "groups": StepGroups.of_size(4, 3)}
 every_grouping = pytest.mark.parametrize("steps", STEPS.values(), ids=STEPS.keys())
+
+
+def workbench(bits, *, network=None, **settings):
+    """With two resolutions by default, of which each has its shortcuts."""
+    blocks = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
+    return workbench_of(bits, network=unet(**blocks) if network is None else network, **settings)
 
 
 def give_ranges(bench):
@@ -120,7 +127,7 @@ def test_every_layer_votes_on_inputs_behind_the_scaled_layers_before_it(steps, g
 
 def test_halves_of_a_skip_are_voted_on_separately():
     """Powers are relative to each half's own scale: a half that is uniformly small needs none."""
-    bench = ranged()
+    bench = ranged(network=unet())
     layer = quant_layers(bench.network)[SHORTCUTS[1]]
     quantizer = layer.activation_quantizer
     assert quantizer.groups.boundaries == (32,)
@@ -145,7 +152,7 @@ def plant(bench, name, channel, factor):
 
 @pytest.mark.parametrize("selection", ["vote", "mse"])
 def test_a_planted_outlier_channel_is_found_and_the_held_out_error_falls(selection):
-    bench = workbench(BitWidth(32, 4))
+    bench = workbench(BitWidth(32, 4), network=unet())
     name, channel = SHORTCUTS[2], 7
     plant(bench, name, channel, 64.0)
     with torch.no_grad():  # so that the rounding of this channel, which nothing can repair, is not all of the error

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny import unet
+from tiny import smallest_unet
 from workbench import ACTIVATION_RANGE, MSE, workbench
 
 from dmqbench.calibration.run import run_stage
@@ -170,10 +170,10 @@ def test_a_step_without_points_is_named():
 def test_activations_are_seen_behind_quantized_weights_and_left_off():
     bench = calibrated(StepGroups.shared())
     assert not any(layer.weight_on or layer.activation_on for layer in quant_layers(bench.network).values())
-    reference = unet()
+    reference = smallest_unet()
     point = bench.bank.cal.at(bench.bank.cal.spread(6))
     inputs = {}
-    name = "up_blocks.1.resnets.1.conv2"
+    name = "up_blocks.0.resnets.1.conv2"
     reference.get_submodule(name).register_forward_pre_hook(lambda _, args: inputs.update(x=args[0]))
     with torch.no_grad():
         reference(point.x, point.timestep, **point.cond)
