@@ -109,16 +109,19 @@ def carry_out(jobs: Sequence["Planned"], takes: str = "") -> int:
     ``takes`` says how long it is known to take. Returns the exit status.
     """
     from dmqbench.config.errors import ConfigError
+    from dmqbench.config.model_checks import check_weights_fit
     from dmqbench.config.precision_plans import check_layers
     from dmqbench.launch.announce import ANSWERING, announcement
     from dmqbench.launch.answered import is_answered
     from dmqbench.methods import require_stages
+    from dmqbench.models.folders import ModelError
     from dmqbench.store.artifact import StoreError
     from dmqbench.store.artifacts import Store
 
     try:
         answers = [Outcome(str(planned.folder)) if is_answered(planned) else None for planned in jobs]
         missing = [planned for planned, answer in zip(jobs, answers, strict=True) if answer is None]
+        check_weights_fit(planned.job for planned in missing)
         for planned in missing:
             check_layers(planned.job)
             require_stages(planned.job.method)
@@ -128,7 +131,7 @@ def carry_out(jobs: Sequence["Planned"], takes: str = "") -> int:
             complain(line)
         launched = iter(launch(missing) if missing else ())
         outcomes = [answer or next(launched) for answer in answers]
-    except ConfigError as error:
+    except (ConfigError, ModelError) as error:
         complain(error)
         return WRONG
     except (StoreError, OSError) as error:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from forks import forked
+from PIL import Image
 
 from dmqbench import cli
 from dmqbench.config.metric_facts import OWN_METRICS
@@ -374,8 +375,10 @@ def test_a_value_against_data_of_a_file_does_not_answer_for_the_shipped_data(stu
         assert len(stub.jobs) == jobs
 
 
-@pytest.mark.parametrize("other", [["metrics.lpips=vgg"], [f"dataset.reference={ROOT}"], ["metrics.inception=adm"]])
-def test_a_metric_in_other_features_or_against_other_data_is_measured_anew(stub, other):
+@pytest.mark.parametrize("other", [["metrics.lpips=vgg"], ["dataset.reference=pictures"], ["metrics.inception=adm"]])
+def test_a_metric_in_other_features_or_against_other_data_is_measured_anew(stub, other, tmp_path):
+    (tmp_path / "pictures").mkdir()
+    Image.new("L", (16, 16)).save(tmp_path / "pictures" / "0.png")
     names = "metrics.names=[psnr,lpips,fid,fd_digits]"
     for _ in range(2):
         assert cli.main(["method=rtn", *TINY, names]) == 0

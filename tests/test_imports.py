@@ -28,7 +28,8 @@ FLOORS = (
     ("config",),
     ("models",),
     ("engines", "tracking"),
-    ("quant", "samplers", "data", "store"),
+    ("quant", "samplers", "data"),
+    ("store",),
 )
 """From top to bottom: a module imports its own room and the floors below it."""
 

@@ -1,5 +1,6 @@
 """A caller's modes change no number, and are what they were afterwards: at every entry."""
 
+import threading
 import warnings
 from contextlib import ExitStack, contextmanager
 from operator import attrgetter
@@ -150,6 +151,31 @@ def test_modes_come_back_after_an_error():
     with pytest.raises(ZeroDivisionError), unchanged("default dtype float64"), own_modes():
         1 / 0  # noqa: B018
     assert torch.get_default_dtype() == torch.float32
+
+
+@pytest.mark.parametrize("first_to_leave", [0, 1])
+@pytest.mark.parametrize("mode", ["default dtype float64", "anomaly mode", "deterministic", "TF32 everywhere"])
+def test_modes_of_the_process_come_back_when_the_last_of_two_threads_leaves(mode, first_to_leave):
+    """Both are inside at once, whichever leaves first."""
+    leave, seen = [threading.Event(), threading.Event()], []
+    inside = threading.Barrier(3)
+
+    def compute(number):
+        with own_modes():
+            inside.wait(10)
+            leave[number].wait(10)
+            seen.append(plain())
+
+    expected = plain()
+    with unchanged(mode):
+        threads = [threading.Thread(target=compute, args=(number,)) for number in range(2)]
+        for thread in threads:
+            thread.start()
+        inside.wait(10)
+        for number in (first_to_leave, 1 - first_to_leave):
+            leave[number].set()
+            threads[number].join(10)
+    assert seen == [expected, expected]
 
 
 # ---- a stage by itself

@@ -2,6 +2,8 @@
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import zip_longest
 from pathlib import Path
@@ -12,11 +14,13 @@ from dmqbench.config.model_facts import image_shape
 from dmqbench.config.names import TASK_KINDS
 from dmqbench.config.places import planned
 from dmqbench.config.plugin_code import method_module
+from dmqbench.config.plugins import metrics as known_metrics
 from dmqbench.config.schema import EditConfig, EvaluateConfig, ModelConfig
 from dmqbench.data.archive_info import LEAST_IMAGES, ArchiveError, ArchiveInfo, times
 from dmqbench.data.archives import inspect, stored_hash
 from dmqbench.data.image_folders import image_names
 from dmqbench.data.own_images import OWN_IMAGES
+from dmqbench.data.statistics_file import holds_statistics
 from dmqbench.samplers.timesteps import require_strength
 
 LARGEST_PROMPTS = 64 * 2**20
@@ -60,6 +64,8 @@ def check_inputs(job: Job) -> None:
         raise ConfigError("task_kind", kind, ("generate",), problem)
     if problem := _problem_of_images(job):
         raise ConfigError("inputs.images", images, problem=problem)
+    if images is not None and job.task != "cost":
+        _read_whole("inputs.images", images)
 
 
 def _problem_of_images(job: Job) -> str | None:
@@ -79,14 +85,37 @@ def _problem_of_images(job: Job) -> str | None:
 
 
 def _inspected(key: str, path: str) -> ArchiveInfo:
-    """Return what is in a folder or an archive, every pixel of which is read: its id is asked for next."""
-    try:
-        info = inspect(path)
+    """Return what is in a folder or an archive, by headers."""
+    with _one_line(key, path):
+        return inspect(path)
+
+
+def _read_whole(key: str, path: str) -> None:
+    """Read every pixel, as the last of all checks; an id is asked for next, and it is known then."""
+    with _one_line(key, path):
         stored_hash(path)
-        return info
+
+
+@contextmanager
+def _one_line(key: str, path: str) -> Iterator[None]:
+    try:
+        yield
     except ArchiveError as error:
         within = f"{error.path.name}: " if error.path != Path(path) else ""
         raise ConfigError(key, path, problem=f"cannot be used: {within}{error.reason}") from None
+
+
+def check_reference(job: Job) -> None:
+    """Check that what images are compared with is whole: files of images or statistics; ConfigError."""
+    key, path = "dataset.reference", job.dataset.reference
+    if path is None or job.task == "cost":
+        return
+    with _one_line(key, path):
+        if holds_statistics(path):
+            return
+    _inspected(key, path)
+    if any(known_metrics()[name].over == "samples" for name in job.metrics.names):
+        _read_whole(key, path)
 
 
 def check_foreign(evaluate: EvaluateConfig, model: ModelConfig, samples: int) -> None:
@@ -118,6 +147,9 @@ def check_foreign(evaluate: EvaluateConfig, model: ModelConfig, samples: int) ->
         if not needed <= len(prompts) <= images.count:
             problem = f"has {len(prompts)} lines, and the {images.count} images need a prompt each"
             raise ConfigError("evaluate.prompts", evaluate.prompts, problem=problem)
+    for key in ("samples", "fp_samples"):
+        if (path := getattr(evaluate, key)) is not None:
+            _read_whole(f"evaluate.{key}", path)
 
 
 def _check_pairs(samples: ArchiveInfo, references: ArchiveInfo) -> None:

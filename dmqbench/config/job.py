@@ -14,7 +14,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from dmqbench.config import method_checks, names, schema
 from dmqbench.config.checked_job import Job, MethodConfig, full_precision, without_calibration
 from dmqbench.config.errors import ConfigError, require_at_least, require_one_of
-from dmqbench.config.input_checks import check_foreign, check_inputs, check_kind
+from dmqbench.config.input_checks import check_foreign, check_inputs, check_kind, check_reference
 from dmqbench.config.model_checks import check_foreign_network, check_images_of_model, check_weights, checked_model
 from dmqbench.config.model_facts import timesteps
 from dmqbench.config.plugin_code import require_module
@@ -198,7 +198,7 @@ CHECKS_AS_ASKED: tuple[Check, ...] = (_check_values, check_weights, _check_metri
 
 CHECKS_OF_COMPLETED: tuple[Check, ...] = (
     *(check_images_of_model, check_foreign_network, _check_samplers, check_kind, _check_calls, _check_evaluate),
-    check_inputs,
+    *(check_inputs, check_reference),
 )
 """What needs the files of the model, or values that depend on others. Each may rely on those before it."""
 

@@ -1,7 +1,8 @@
 """Whether a model's YAML fits the files it names."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from dmqbench.config.checked_job import Job
@@ -12,8 +13,9 @@ from dmqbench.config.names import CONDITIONS, COUNTING_TASKS, FOREIGN, IMAGELESS
 from dmqbench.config.plugins import shipped_with
 from dmqbench.config.schema import ModelConfig
 from dmqbench.models.families import family_of, runnable
-from dmqbench.models.folders import SCHEDULER_CONFIG, ModelError, decoder_folder, locate
-from dmqbench.models.foreign import require_fit
+from dmqbench.models.folders import SCHEDULER_CONFIG, SHIPPED, ModelError, decoder_folder, network_folder
+from dmqbench.models.foreign import ordinary_folder, require_fit
+from dmqbench.models.location import locate
 from dmqbench.store.files import safe_name
 
 
@@ -75,6 +77,29 @@ def check_foreign_network(job: Job) -> None:
         require_fit(path, network_config(job.model))
     except ModelError as error:
         raise ConfigError("method.path", path, problem=f"cannot be used: {error}") from None
+
+
+def check_weights_fit(jobs: Iterable[Job]) -> None:
+    """Compare the weights that jobs load with what their configurations make, which takes torch; ModelError.
+
+    The embedded networks fit: nothing is imported for them.
+    """
+    parts: dict[Path, str] = {}
+    for job in jobs:
+        if job.task == "cost" or job.model.shapes_only:
+            continue
+        if job.foreign and job.method.path and (theirs := ordinary_folder(job.method.path)) is not None:
+            parts[theirs] = ""
+        source = job.model.checkpoint
+        if source.kind not in SHIPPED:
+            folder = locate(source)
+            found = (network_folder(folder, source.advice), decoder_folder(folder))
+            parts |= {part: source.advice for part in found if part is not None}
+    if parts:
+        from dmqbench.models.weight_fit import require_weights_fit
+
+        for part, advice in parts.items():
+            require_weights_fit(part, advice)
 
 
 def checked_model(model: ModelConfig, guidances: Mapping[str, float | None]) -> ModelConfig:

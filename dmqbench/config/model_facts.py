@@ -10,13 +10,13 @@ from dmqbench.models.folders import (
     SCHEDULER_CONFIG,
     ModelError,
     decoder_folder,
-    locate,
     network_folder,
     read_config,
 )
+from dmqbench.models.location import locate
 from dmqbench.models.weight_files import tensor_shapes, weight_files
 from dmqbench.samplers.timesteps import plan_timesteps
-from dmqbench.store.files import json_hash, sha256_file
+from dmqbench.store.files import json_hash, sha256_once
 
 
 def is_of_model(evaluate: EvaluateConfig, model: ModelConfig) -> bool:
@@ -60,7 +60,7 @@ def weights_hash(model: ModelConfig) -> str:
         *([folder / SCHEDULER_CONFIG] if (folder / SCHEDULER_CONFIG).is_file() else []),
     ]
     try:
-        return json_hash({os.path.relpath(path, folder): sha256_file(path) for path in files})
+        return json_hash({os.path.relpath(path, folder): sha256_once(path) for path in files})
     except OSError as error:
         raise ModelError(f"{error.filename}: cannot be read ({error.strerror})") from None
 

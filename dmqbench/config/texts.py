@@ -1,8 +1,9 @@
 """Names and paths of a command line, kept as the text that they are: ``1_0`` is no number and ``[k]`` no list."""
 
 import re
+from collections.abc import Mapping
 from functools import cache
-from typing import Optional, get_type_hints
+from typing import Any, Optional, get_type_hints
 
 from dmqbench.config.schema import GROUPS, NODES, StoreConfig
 
@@ -10,16 +11,25 @@ _OVERRIDE = re.compile(r"((?:\+\+?)?([\w.]+)=)(.+)", re.DOTALL)
 _LEFT_TO_HYDRA = re.compile(r"""(['"]).*\1|.*\\.*|(choice|range|interval|glob|shuffle|sort|tag)\(.*""", re.DOTALL)
 """What is quoted or escaped already, and the functions that give several values."""
 _PART = re.compile(r"""(?:'[^']*'|"[^"]*"|\[[^\]]*\]|\([^)]*\)|\{[^}]*\}|[^,])+""")
-_NAMES = ("evaluate.name",)
-"""Keys whose value ``null`` is a name too; elsewhere it says that nothing is given."""
+
+
+@cache
+def _kinds() -> Mapping[str, Any]:
+    """The type of every key by the schema, and of the texts that methods have."""
+    kinds = {**GROUPS, **NODES, "store": StoreConfig}
+    hints = {f"{group}.{key}": hint for group, kind in kinds.items() for key, hint in get_type_hints(kind).items()}
+    return {**hints, "method.path": Optional[str], "method.variant": str}
 
 
 @cache
 def text_keys() -> frozenset[str]:
-    """Return the keys whose values are text by the schema, and the one path that methods have."""
-    kinds = {**GROUPS, **NODES, "store": StoreConfig}
-    hints = {f"{group}.{key}": hint for group, kind in kinds.items() for key, hint in get_type_hints(kind).items()}
-    return frozenset(key for key, hint in hints.items() if hint in (str, Optional[str])) | {"method.path"}
+    """Return the keys whose values are text."""
+    return frozenset(key for key, kind in _kinds().items() if kind in (str, Optional[str]))
+
+
+def null_is_text(key: str) -> bool:
+    """Whether ``null`` is a name too, as where one must be given, and does not say that nothing is given."""
+    return key == "evaluate.name" or _kinds()[key] is str
 
 
 def as_text(override: str, several: bool = False) -> str:
@@ -36,7 +46,7 @@ def as_text(override: str, several: bool = False) -> str:
 
 
 def _quoted(key: str, value: str) -> str:
-    if (value == "null" and key not in _NAMES) or _LEFT_TO_HYDRA.fullmatch(value):
+    if (value == "null" and not null_is_text(key)) or _LEFT_TO_HYDRA.fullmatch(value):
         return value
     return quoted(value)
 

@@ -5,9 +5,10 @@ Pixels are those that a viewer shows: turned as the file says, and refused where
 
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
@@ -16,6 +17,7 @@ from PIL.ImageFile import ImageFile
 from dmqbench.data.archive_info import LARGEST_SIDE, ArchiveError, ArchiveInfo, Images, require_size, times
 from dmqbench.data.image_colours import other_colours
 from dmqbench.data.png_chunks import png_chunks
+from dmqbench.store.files import once_per_state
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
@@ -30,8 +32,8 @@ _FORMATS = ("PNG", "JPEG", "WEBP")
 _CHANNELS = {"1": 1, "L": 1, "RGB": 3, "P": 3}
 """Channels by the mode that Pillow reads from a file's header."""
 
-_MAY_TURN = {b"eXIf", b"tEXt", b"zTXt", b"iTXt"}
-"""Chunks of a PNG file that may hold an orientation."""
+_TELLING = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")
+"""How texts of a PNG file begin that hold what cameras say."""
 
 _QUARTERS = (5, 6, 7, 8)
 """Orientations of images that lie on their side."""
@@ -96,20 +98,31 @@ def _image(path: Path) -> Iterator[ImageFile]:
         raise ArchiveError(path, f"damaged ({reason})") from None
 
 
-def _described_file(path: Path) -> ArchiveInfo:
-    """The one image of a file."""
+class _Described(NamedTuple):
+    """The one image of a file, and how a viewer turns it, 1 to 8 as EXIF counts: not at all, 1."""
+
+    info: ArchiveInfo
+    orientation: int
+
+
+@once_per_state
+def _described_file(path: Path) -> _Described:
+    """What is in a file, of which no pixel is read."""
     with _image(path) as image:
-        if (problem := _not_plain(image, path)) is not None:
+        chunks = png_chunks(path) if image.format == "PNG" else []
+        exif = _exif(image, chunks)
+        if (problem := _not_plain(image) or other_colours(image, dict(chunks), exif)) is not None:
             raise ArchiveError(path, problem)
-        turned = _orientation(image, path) in _QUARTERS
+        orientation = exif.get(ExifTags.Base.Orientation, 1)
+        turned = orientation in _QUARTERS
         size = (image.width, image.height) if turned else (image.height, image.width)
         info = ArchiveInfo(path, 1, _CHANNELS[image.mode], *size, (str(image.format),))
     require_size(info)
-    return info
+    return _Described(info, orientation)
 
 
-def _not_plain(image: ImageFile, path: Path) -> str | None:
-    """Why the bytes of a file are not the pixels that a viewer shows; None if they are."""
+def _not_plain(image: ImageFile) -> str | None:
+    """Why the bytes of a file are not the pixels that a viewer shows; None if they are, but for their colours."""
     if getattr(image, "n_frames", 1) > 1:
         return f"has {getattr(image, 'n_frames', 1)} frames; one image per file is needed"
     if image.has_transparency_data:
@@ -118,25 +131,30 @@ def _not_plain(image: ImageFile, path: Path) -> str | None:
         return f"has pixels of kind {image.mode}; 8 bits, grey or RGB, are needed"
     if any(";16" in str(tile) for tile in image.tile):  # Pillow cuts the lower 8 bits off
         return "has 16 bits a channel; 8 bits, grey or RGB, are needed"
-    return other_colours(image, path)
+    return None
 
 
-def _orientation(image: ImageFile, path: Path) -> int:
-    """How a viewer turns the image, 1 to 8 as EXIF counts: not at all, 1, where nothing readable is said."""
-    if image.format == "PNG" and not _MAY_TURN & {name for name, _ in png_chunks(path)}:
-        return 1  # without a look behind the pixels, for which they are decoded
+def _exif(image: ImageFile, chunks: Sequence[tuple[bytes, bytes]]) -> Image.Exif:
+    """What a camera or an editor says of the image; nothing where nothing readable is said. ``chunks``: of a PNG file.
+
+    What a PNG file says behind its pixels is known when they are decoded, which is done for nothing else.
+    """
+    telling = [number for number, (name, start) in enumerate(chunks) if name == b"eXIf" or start.startswith(_TELLING)]
+    pixels = [number for number, (name, _) in enumerate(chunks) if name == b"IDAT"]
     try:
-        return image.getexif().get(ExifTags.Base.Orientation, 1)
+        if telling and pixels and telling[-1] > pixels[0]:
+            image.load()
+        return Image.Image.getexif(image)  # that of PNG files always decodes
     except Exception:  # broken tags fail in many ways, and viewers pass over them
-        return 1
+        return Image.Exif()
 
 
 def inspect_folder(folder: Path) -> ArchiveInfo:
     files = image_files(folder)
-    first = _described_file(files[0])
+    first = _described_file(files[0]).info
     formats = set(first.formats)
     for path in files[1:]:
-        info = _described_file(path)
+        info = _described_file(path).info
         _require_same(info, first)
         formats.update(info.formats)
     info = ArchiveInfo(folder, len(files), *first.shape, formats=tuple(sorted(formats)))
@@ -153,16 +171,17 @@ def _require_same(info: ArchiveInfo, first: ArchiveInfo) -> None:
 
 def folder_batches(folder: Path, batch: int, limit: int | None) -> Iterator[Images]:
     files = image_files(folder)[:limit]
-    first = _described_file(files[0])
+    first = _described_file(files[0]).info
     for start in range(0, len(files), batch):
         yield np.stack([_pixels(path, first) for path in files[start : start + batch]])
 
 
 def _pixels(path: Path, first: ArchiveInfo) -> Images:
     """uint8 [C, H, W] of one file, which must be as large as the first."""
-    _require_same(_described_file(path), first)
+    described = _described_file(path)
+    _require_same(described.info, first)
     with _image(path) as image:
-        upright = image if _orientation(image, path) == 1 else ImageOps.exif_transpose(image)
+        upright = image if described.orientation == 1 else ImageOps.exif_transpose(image)
         shown = upright.convert("L" if first.channels == 1 else "RGB")
     pixels = np.asarray(shown, np.uint8)
     return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 from dmqbench.data.archive_info import ArchiveError, ArchiveInfo, Images, require_size, times
+from dmqbench.store.files import once_per_state
 
 NAMES = ("arr_0", "samples", "images")
 """What the array of images may be called; an archive with other names gives its first array."""
@@ -139,6 +140,7 @@ def _described(header: ArrayHeader, file: IO[bytes]) -> str:
     return found if scaled is None else f"{found}: by {scaled}.astype(np.uint8)"
 
 
+@once_per_state
 def inspect_npz(path: Path) -> ArchiveInfo:
     """Return what the header of the array of images says."""
     with _opened(path) as archive:

@@ -1,9 +1,6 @@
 """What metrics compare samples with when they compare with a dataset: its images, or statistics made from them."""
 
 import hashlib
-import math
-import zipfile
-import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -14,9 +11,11 @@ import torch
 from torch import Tensor
 
 from dmqbench.config.names import INCEPTIONS, STAND_IN
+from dmqbench.data.archive_info import ArchiveError
 from dmqbench.data.archives import read_images
 from dmqbench.data.npz_images import NAMES, arrays_in
 from dmqbench.data.own_images import OWN_IMAGES, own_images
+from dmqbench.data.statistics_file import FEATURES, GAUSSIANS, read_statistics
 from dmqbench.eval.features import Extractor, Features, Output
 from dmqbench.eval.frechet import Gaussian
 from dmqbench.eval.inception import ADM, INCEPTION, POOL_DIMENSION
@@ -30,13 +29,7 @@ FROM_FILE = "file"
 FeaturesOf = Callable[[str, Tensor, Extractor], Features]
 """(id of the images, images uint8 [N, C, H, W], network) → their features, from a cache or computed."""
 
-_STATISTICS: dict[Output, tuple[str, str]] = {"pool": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}
-"""Features → names of their mean and covariance in an archive."""
-
-_MOST_NUMBERS = 2**27
-"""In one array of statistics: features of 65,536 images in 2,048 dimensions."""
-
-_STATISTICS_ARRAYS = ("feats", *(name for names in _STATISTICS.values() for name in names))
+_GAUSSIAN_OUTPUTS: tuple[Output, ...] = ("pool", "spatial")
 
 
 @dataclass(frozen=True)
@@ -137,14 +130,13 @@ def _of_statistics(
 ) -> Reference:
     _check_fit(path, arrays, extractor)
     gaussians: dict[Output, Gaussian] = {}
-    for output, (mean, covariance) in _STATISTICS.items():
-        if mean in arrays or covariance in arrays:
-            gaussians[output] = _gaussian(path, arrays, mean, covariance)
+    for output in _GAUSSIAN_OUTPUTS:
+        mean, covariance = GAUSSIANS[output]
+        if mean in arrays:
+            gaussians[output] = Gaussian(*(torch.from_numpy(arrays[name]).double() for name in (mean, covariance)))
     reference = Reference(dataset, digest(path), gaussians)
-    if "feats" in arrays:
-        if arrays["feats"].dtype.kind != "f" or not np.isfinite(arrays["feats"]).all():
-            raise MetricUnavailable(f"dataset.reference={path}: feats must hold finite floats")
-        given = {"pool": torch.from_numpy(arrays["feats"]).float()}
+    if FEATURES in arrays:
+        given: Features = {"pool": torch.from_numpy(arrays[FEATURES]).float()}
         return replace(reference, features=lambda: given)
     if any(name in arrays_in(path) for name in NAMES):
         return replace(reference, features=lambda: _features(_images(str(path)), extractor, features_of))
@@ -152,18 +144,10 @@ def _of_statistics(
 
 
 def _statistics(path: Path) -> Mapping[str, np.ndarray] | None:
-    """The arrays of statistics in an archive, or None if it holds none."""
-    if path.suffix != ".npz" or not path.is_file():
-        return None
     try:
-        headers = arrays_in(path)
-        names = [name for name in headers if name in _STATISTICS_ARRAYS]
-        if any(math.prod(headers[name].shape) > _MOST_NUMBERS for name in names):
-            raise MetricUnavailable(f"dataset.reference={path}: its statistics hold more than {_MOST_NUMBERS} numbers")
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in names} or None
-    except (OSError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-        raise MetricUnavailable(f"dataset.reference={path}: {in_one_line(error)}") from None
+        return read_statistics(path)
+    except ArchiveError as error:
+        raise MetricUnavailable(f"dataset.reference={error}") from None
 
 
 def _check_fit(path: Path, arrays: Mapping[str, np.ndarray], extractor: Extractor) -> None:
@@ -172,7 +156,7 @@ def _check_fit(path: Path, arrays: Mapping[str, np.ndarray], extractor: Extracto
     protocol = extractor.name.removeprefix(STAND_IN).removeprefix(INCEPTION)
     if protocol not in INCEPTIONS:
         raise MetricUnavailable(f"{what} of Inception features, and these are those of {protocol}: give images")
-    of_adm = all(name in arrays for name in _STATISTICS["spatial"])
+    of_adm = all(name in arrays for name in GAUSSIANS["spatial"])
     if of_adm and protocol != ADM:
         raise MetricUnavailable(f"{what} of the ADM suite (mu_s, sigma_s): they go with metrics.inception={ADM}")
     if not of_adm and protocol == ADM:
@@ -180,17 +164,3 @@ def _check_fit(path: Path, arrays: Mapping[str, np.ndarray], extractor: Extracto
     for name in ("mu", "feats"):
         if name in arrays and arrays[name].shape[-1:] != (POOL_DIMENSION,):
             raise MetricUnavailable(f"{what} of shape {arrays[name].shape} ({name}): {POOL_DIMENSION} features needed")
-
-
-def _gaussian(path: Path, arrays: Mapping[str, np.ndarray], mean: str, covariance: str) -> Gaussian:
-    what = f"dataset.reference={path}"
-    for name in (mean, covariance):
-        if name not in arrays:
-            raise MetricUnavailable(f"{what} holds no {name}")
-        if arrays[name].dtype.kind != "f" or not np.isfinite(arrays[name]).all():
-            raise MetricUnavailable(f"{what}: {name} must hold finite floats")
-    values = [torch.from_numpy(arrays[name]).double() for name in (mean, covariance)]
-    if values[0].ndim != 1 or values[1].shape != (len(values[0]),) * 2:
-        shapes = " and ".join(str(arrays[name].shape) for name in (mean, covariance))
-        raise MetricUnavailable(f"{what}: {mean} and {covariance} must be [d] and [d, d], got {shapes}")
-    return Gaussian(*values)

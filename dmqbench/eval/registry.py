@@ -117,7 +117,7 @@ def _plugged(name: str) -> PairedMetric | SetMetric:
     module = f"{plugin.package}.metrics.{name}"
     try:
         metric = import_module(module).METRIC
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise MetricUnavailable(f"plug-in {plugin.name}: {module} fails ({reason})") from None
     kind = {"pairs": PairedMetric, "samples": SetMetric}[metrics()[name].over]

@@ -16,7 +16,8 @@ from dmqbench.eval.weights import (
 )
 from dmqbench.launch.findings import ABSENT, BROKEN, OK, Finding
 from dmqbench.models.families import runnable
-from dmqbench.models.folders import EMBEDDED, ModelError, ModelSource, locate, network_folder
+from dmqbench.models.folders import EMBEDDED, ModelError, ModelSource, network_folder
+from dmqbench.models.location import locate
 from dmqbench.models.weight_files import weight_files
 
 

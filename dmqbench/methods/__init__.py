@@ -23,7 +23,7 @@ def stages_of(method: str) -> "Mapping[str, StageFactory]":
     module = str(method_module(method))
     try:
         stages: Mapping[str, StageFactory] = import_module(module).STAGES
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise ConfigError("method", method, problem=f"cannot be used: {module} fails ({reason})") from None
     for name, stage in stages.items():

@@ -1,4 +1,4 @@
-"""Where a model's files lie. Needs no torch.
+"""Which parts a model's folder has, and what its files are called. Needs no torch.
 
 A model is a diffusers folder: a pipeline (``unet/`` or ``transformer/``, ``scheduler/``, perhaps a decoder) or a bare
 network. Weights are safetensors; pickles are never opened.
@@ -8,11 +8,9 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from dmqbench.store.downloads import unanswered
 from dmqbench.store.files import load_json, safe_name
 
 EMBEDDED = Path(__file__).parents[1] / "zoo" / "weights"
@@ -74,46 +72,6 @@ class ModelSource:
         if self.kind == "local":
             return "give a folder that diffusers' save_pretrained wrote"
         return f"fetch it once while online: hf download {self.location} --revision {self.revision}"
-
-
-def locate(source: ModelSource) -> Path:
-    """Return the model's folder, downloading a hub repository unless it is cached or ``HF_HUB_OFFLINE`` is set.
-
-    Raises:
-        ModelError: there is no such folder, or the repository cannot be had.
-    """
-    if source.kind == "hub":
-        return _snapshot(source)
-    places = {"embedded": EMBEDDED, "architecture": ARCHITECTURES, "local": Path()}
-    folder = places[source.kind] / source.location
-    if not folder.is_dir():
-        raise ModelError(f"model {source.location}: there is no folder {folder}; {source.advice}")
-    return folder
-
-
-_silence = cache(unanswered)
-
-
-def _snapshot(source: ModelSource) -> Path:
-    from huggingface_hub import constants, hf_hub_url, snapshot_download
-
-    parts = ("", *(f"{name}/" for name in (*NETWORK_FOLDERS, *DECODER_FOLDERS)))
-    wanted = [f"{part}{name}" for part in parts for name in (CONFIG, WEIGHTS, WEIGHTS_INDEX, SHARDS)]
-    try:
-        # The hub's own client waits for a silent server and asks again, for many minutes.
-        alone = constants.HF_HUB_OFFLINE or _silence(hf_hub_url(source.location, SCHEDULER_CONFIG.as_posix()))
-        folder = snapshot_download(
-            source.location,
-            revision=source.revision,
-            local_files_only=bool(alone),
-            allow_patterns=[*wanted, "model_index.json", SCHEDULER_CONFIG.as_posix()],
-        )
-    except (OSError, ValueError) as error:  # the hub's own errors derive from these two
-        raise ModelError(
-            f"model {source.location} at revision {source.revision} is neither cached nor to be had from the hub "
-            f"({type(error).__name__}); {source.advice}"
-        ) from error
-    return Path(folder)
 
 
 def network_folder(folder: Path, advice: str = "") -> Path:

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 from dmqbench.models.families import family_of, kind_of
 from dmqbench.models.families.family import Family
 from dmqbench.models.folders import CONFIG, ModelError, network_folder, read_config
-from dmqbench.models.weight_files import weight_files, weight_variant
-from dmqbench.store.files import sha256_file
+from dmqbench.models.weight_files import refuse_misfits, weight_files, weight_variant
+from dmqbench.store.files import sha256_once
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -64,7 +64,7 @@ def foreign_hash(path: str | Path) -> str:
     """
     folder = network_folder(Path(path), _ADVICE)
     try:
-        listing = {file.name: sha256_file(file) for file in (folder / CONFIG, *weight_files(folder, _ADVICE))}
+        listing = {file.name: sha256_once(file) for file in (folder / CONFIG, *weight_files(folder, _ADVICE))}
     except OSError as error:
         raise ModelError(f"{error.filename}: cannot be read ({error.strerror})") from None
     return hashlib.sha256(json.dumps(listing, sort_keys=True).encode()).hexdigest()
@@ -79,6 +79,12 @@ def foreign_facts(path: str | Path) -> ForeignFacts:
         return ForeignFacts(size, None, None)
     name = settings["quant_method"]
     return ForeignFacts(size, name, _BITS[name](settings))
+
+
+def ordinary_folder(path: str | Path) -> Path | None:
+    """Return the folder of a network whose weights are those of its ``config.json``; None where a library's are."""
+    folder = network_folder(Path(path), _ADVICE)
+    return folder if _quantization(folder) is None else None
 
 
 def require_fit(path: str | Path, base: Mapping[str, Any]) -> None:
@@ -207,16 +213,7 @@ def _load(folder: Path) -> "nn.Module":
         reason = " ".join(str(error).split())
         raise ModelError(f"{folder}: cannot be loaded ({reason[:200]})") from error
     lacking = {*map(str, loading["missing_keys"]), *(name for name, part in _leaves(network) if part.is_meta)}
-    for names, say in (
-        (lacking, "lacks"),
-        (loading["unexpected_keys"], "has unknown"),
-        (loading["mismatched_keys"], "misfits"),
-    ):
-        if names:
-            first = min(map(str, names))
-            raise ModelError(
-                f"{folder}: the checkpoint {say} {len(names)} of the network's weights, the first is {first}"
-            )
+    refuse_misfits(folder, lacking, loading["unexpected_keys"], loading["mismatched_keys"])
     return network.eval().requires_grad_(False)
 
 

@@ -55,10 +55,13 @@ def require_same_outputs(network: Any, rebuilt: Adapter, title: str) -> None:
     probe = _probe(rebuilt)
     with _evaluating(network):
         try:
-            (_, found), (_, expected) = (_outputs(each, {"": each}, probe)[-1] for each in both)
+            outputs = [_outputs(each, {"": each}, probe) for each in both]
         except Exception as error:
             reason = " ".join(str(error).split())[:200]
             raise ModelError(f"{title}: a call of it fails: {type(error).__name__}: {reason}") from error
+        if not all(outputs):
+            raise ModelError(f"{title}: a call of it returns no tensor, and no tuple that begins with one: {_ADVICE}")
+        (_, found), (_, expected) = (each[-1] for each in outputs)
         if not expected.isfinite().all():
             raise ModelError(f"{title}: what it predicts is not finite")
         if _differ(found, expected):

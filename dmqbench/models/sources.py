@@ -22,12 +22,12 @@ from dmqbench.models.folders import (
     ModelError,
     ModelSource,
     decoder_folder,
-    locate,
     network_folder,
     read_config,
 )
+from dmqbench.models.location import locate
 from dmqbench.models.topology import Topology, trace
-from dmqbench.models.weight_files import weight_files, weight_variant
+from dmqbench.models.weight_files import refuse_misfits, weight_files, weight_variant
 
 DECODERS = ("AutoencoderKL", "VQModel")
 
@@ -91,8 +91,9 @@ def load_decoder_network(folder: Path) -> Any:
 
 
 def meta_model(config: Mapping[str, Any]) -> nn.Module:
-    """Build the network of ``config`` (with ``_class_name``) on the meta device: shapes without weights."""
-    cls = getattr(diffusers, kind_of(config).network)
+    """Build the network or decoder of ``config`` (with ``_class_name``) on the meta device: shapes without weights."""
+    name = config.get("_class_name")
+    cls = getattr(diffusers, name if name in DECODERS else kind_of(config).network)
     with torch.device("meta"):
         return cls.from_config(dict(config)).eval().requires_grad_(False)
 
@@ -143,17 +144,7 @@ def _load_weights(folder: Path, cls: str, advice: str = "") -> nn.Module:
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise ModelError(f"{folder}: the weights do not fit {CONFIG} ({reason[:200]})") from error
-    for what, say in (
-        ("missing_keys", "lacks"),
-        ("unexpected_keys", "has unknown"),
-        ("mismatched_keys", "misfits"),
-    ):
-        if loading[what]:
-            first = min(str(key) for key in loading[what])
-            raise ModelError(
-                f"{folder}: the checkpoint {say} {len(loading[what])} of the network's weights, the first is {first}"
-                f"{f'; {advice}' if advice else ''}"
-            )
+    refuse_misfits(folder, loading["missing_keys"], loading["unexpected_keys"], loading["mismatched_keys"], advice)
     require_finite(network, str(folder))
     return network.eval().requires_grad_(False)
 

@@ -1,16 +1,17 @@
 """The safetensors files of a network: all that diffusers reads, and no other. Reads headers only and needs no torch."""
 
+import fnmatch
 import json
 import re
 import struct
 from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from dmqbench.models.folders import SHARDS, WEIGHTS, WEIGHTS_INDEX, ModelError, only_one, read_config
-from dmqbench.store.files import safe_name
+from dmqbench.store.files import once_per_state, safe_name
 
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _LARGEST_HEADER = 100 * 2**20
 
 
@@ -22,7 +23,7 @@ def weight_files(folder: Path, advice: str = "") -> tuple[Path, ...]:
     """
     hint = f"; {advice}" if advice else ""
     head = _head(folder, hint)
-    files = (head,) if head.suffix == ".safetensors" else _shards(head)
+    files = (head,) if head.suffix == ".safetensors" else shards_of(head)
     for path in files:
         _require_named(path, _require_whole(path, hint))
     return files
@@ -38,37 +39,44 @@ _HEAD = re.compile(r"diffusion_pytorch_model\.(?:(.+)\.)?safetensors(?:\.index\.
 _SHARD = re.compile(r".*-\d+-of-\d+\.safetensors")
 
 
-def _heads(folder: Path) -> list[Path]:
-    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    return [folder / name for name in names if _HEAD.fullmatch(name) and not _SHARD.fullmatch(name)]
-
-
 def _variant(head: Path) -> str | None:
     found = _HEAD.fullmatch(head.name)
     return None if found is None else found[1] or found[2]
 
 
 def _head(folder: Path, hint: str) -> Path:
-    """The file that leads to all weights of a component; those without a variant come before others."""
-    heads = _heads(folder)
+    """The file that leads to all weights of a component."""
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    return folder / leading_file(folder, names, hint)
+
+
+def leading_file(folder: Path, names: Collection[str], hint: str = "") -> str:
+    """Return which of the ``names`` in a component's folder leads to all its weights: a file, or an index of several.
+
+    Those without a variant come before others. The folder itself is only named in messages.
+
+    Raises:
+        ModelError: there is none, or several can be meant; ``hint`` says how to get one.
+    """
+    names = sorted(names)
+    heads = [folder / name for name in names if _HEAD.fullmatch(name) and not _SHARD.fullmatch(name)]
     found = [head for head in heads if _variant(head) is None] or heads
     if found:
-        return only_one(folder, found)
-    pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
-    if pickles:
+        return only_one(folder, found).name
+    if pickles := [name for name in names if name.endswith(_PICKLES)]:
         raise ModelError(
             f"{folder}: only pickled weights ({pickles[0]}), which are never opened; convert them to "
             f"{WEIGHTS} with save_pretrained(safe_serialization=True)"
         )
-    shards = sorted(path.name for path in folder.glob(SHARDS))
-    if shards:
+    if shards := fnmatch.filter(names, SHARDS):
         raise ModelError(f"{folder}: {shards[0]} is a part of weights whose index {WEIGHTS_INDEX} is missing{hint}")
-    others = sorted(path.name for path in folder.glob("*.safetensors"))
+    others = [name for name in names if name.endswith(".safetensors")]
     there = f"; {others[0]} is of no name that diffusers reads" if others else ""
     raise ModelError(f"{folder}: weights file {WEIGHTS} is missing{there or hint}")
 
 
-def _shards(index: Path) -> tuple[Path, ...]:
+def shards_of(index: Path) -> tuple[Path, ...]:
+    """Return the files that an index names; ModelError if it names none."""
     try:
         names = sorted(set(read_config(index)["weight_map"].values()))
         return tuple(index.parent / safe_name(name) for name in names)
@@ -95,6 +103,22 @@ def _require_named(path: Path, names: Iterable[str]) -> None:
             raise ModelError(
                 f"{path}: its weights have names such as {name}, as {wrapper} gives them: save_pretrained of the "
                 "network inside it writes those that are read"
+            )
+
+
+def refuse_misfits(
+    folder: Path,
+    missing: Iterable[Any],
+    unknown: Iterable[Any],
+    misfitting: Iterable[Any],
+    advice: str = "",
+) -> None:
+    """Raise ModelError if any weight of the network is missing, unknown, or of another shape; the first is named."""
+    for names, say in ((missing, "lacks"), (unknown, "has unknown"), (misfitting, "misfits")):
+        if found := sorted(map(str, names)):
+            raise ModelError(
+                f"{folder}: the checkpoint {say} {len(found)} of the network's weights, the first is {found[0]}"
+                f"{f'; {advice}' if advice else ''}"
             )
 
 
@@ -126,6 +150,7 @@ class _Header(NamedTuple):
     shapes: dict[str, tuple[int, ...]]
 
 
+@once_per_state
 def _read_header(path: Path) -> _Header:
     size = path.stat().st_size
     with open(path, "rb") as file:

@@ -1,5 +1,6 @@
 """Which denoising step each sample of a batch is at, for quantizers that keep parameters per step."""
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -17,16 +18,21 @@ class Toward(NamedTuple):
     """How much of the way from their own step to that call they have gone, float [B] in 0..1."""
 
 
-class StepContext:
-    """Holds the network-call index of every sample in the batch that is in flight.
+class StepContext(threading.local):
+    """Holds the network-call index of every sample in the batch that is in flight in a thread.
 
     One object is shared by all quantizers of a model. No argument can be handed to a convolution through a
-    diffusers forward, and calibration batches mix steps: so the step is written here, once per network call.
+    diffusers forward, and calibration batches mix steps: so the step is written here, once per network call. Each
+    thread has its own: a network may be called in several at once.
     """
 
     def __init__(self) -> None:
         self._step: Tensor | None = None
         self._toward: Toward | None = None
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        """A copy is of no call in flight."""
+        return type(self), ()
 
     @property
     def step(self) -> Tensor:

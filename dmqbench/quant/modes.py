@@ -1,5 +1,6 @@
 """The modes of torch under which everything here is computed, whatever those of the caller are."""
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from operator import attrgetter
@@ -34,6 +35,11 @@ before them."""
 
 _MODES = (
     _Mode(torch.get_default_dtype, torch.set_default_dtype, torch.float32),
+    _Mode(
+        lambda: (torch.is_anomaly_enabled(), torch.is_anomaly_check_nan_enabled()),
+        lambda modes: torch.autograd.set_detect_anomaly(*modes) and None,
+        (False, True),
+    ),
     _Mode(torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode, 0),
     _of_backends("cudnn.deterministic", True),
     _of_backends("cudnn.benchmark", False),
@@ -56,24 +62,49 @@ def _value(mode: _Mode) -> Any:
         return _UNREADABLE
 
 
+class _Process:
+    """The modes of the whole process: the first of the calls that are in flight, in whatever threads, makes them ours,
+    the last puts back what the first found. Beside them, the caller's other threads compute under ours too."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._calls = 0
+        self._before: list[tuple[_Mode, Any]] = []
+
+    @contextmanager
+    def ours(self) -> Iterator[None]:
+        with self._lock:
+            if self._calls == 0:
+                self._before = [(mode, _value(mode)) for mode in _MODES]
+            self._calls += 1
+        try:
+            with self._lock:
+                _write([(mode, mode.ours) for mode in _MODES])
+            yield
+        finally:
+            with self._lock:
+                self._calls -= 1
+                if self._calls == 0:
+                    _write(self._before)
+
+
+_PROCESS = _Process()
+
+
 @contextmanager
 def own_modes(gradients: bool = True) -> Iterator[None]:
     """Compute in float32 as if the caller had no modes: no autocast, default dtype or device, inference or anomaly
-    mode, deterministic algorithms or TF32; with gradients or without. Afterwards all modes are what they were."""
-    before = [(mode, _value(mode)) for mode in _MODES]
+    mode, deterministic algorithms or TF32; with gradients or without. Afterwards all modes are what they were, once
+    no other thread computes here."""
     with ExitStack() as entered:
         entered.enter_context(torch.inference_mode(False))
         entered.enter_context(torch.set_grad_enabled(gradients))
-        entered.enter_context(torch.autograd.set_detect_anomaly(False))
         for kind in ("cpu", "cuda"):
             entered.enter_context(torch.autocast(kind, enabled=False))
         if torch.get_default_device().type != "cpu":
             entered.enter_context(torch.device("cpu"))
-        try:
-            _write([(mode, mode.ours) for mode in _MODES])
-            yield
-        finally:
-            _write(before)
+        entered.enter_context(_PROCESS.ours())
+        yield
 
 
 def _write(values: list[tuple[_Mode, Any]]) -> None:

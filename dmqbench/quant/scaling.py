@@ -45,7 +45,8 @@ def scaled_ends(low: Tensor, high: Tensor, scale: Tensor, groups: InputGroups) -
 def min_max_parameters(low: Tensor, high: Tensor, levels: Tensor | int, with_zero: bool) -> tuple[Tensor, Tensor]:
     """(scale, zero_point) of a min-max grid; the published LES does not widen a weight's range to hold zero.
 
-    Without zero the zero-point is clipped to the grid, which cuts off a row of one sign.
+    Without zero the zero-point is clipped to the grid, which cuts off a row of one sign: that, and no other
+    than in ``affine_parameters``, is the published code, whose search for ranges lets it lie beyond the codes.
     """
     if with_zero:
         return affine_parameters(low, high, levels)

@@ -1,5 +1,6 @@
 """A frozen network as a program of one's own uses it: without its old weights, moved, copied and called at will."""
 
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -44,6 +45,17 @@ class Lowered:
         return {"layer": self.layer, "engine": self.engine, "_run": None, "_device": None}
 
 
+class _InFlight(threading.local):
+    """What the call of a network has entered in a thread, to be left with it."""
+
+    def __init__(self) -> None:
+        self.entered = ExitStack()
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        """A copy is of no call."""
+        return type(self), ()
+
+
 class CallWatch:
     """Hooks of one network: they tell its quantizers the step of every call, keep the caller's modes out of it, and
     refuse calls that make no sense.
@@ -59,7 +71,7 @@ class CallWatch:
         self.context = context
         self.timesteps = None if timesteps is None else tuple(timesteps)
         self.match = match
-        self._entered = ExitStack()
+        self._call = _InFlight()
 
     def before(self, network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Called with what the network is called with: sample [B, …] and timestep, one number or one per sample."""
@@ -74,11 +86,11 @@ class CallWatch:
                 timestep = args[1] if len(args) > 1 else kwargs["timestep"]
                 step, toward = self.steps(timestep, len(sample), sample.device)
                 entered.enter_context(self.context.at(step, toward))
-            self._entered = entered.pop_all()
+            self._call.entered = entered.pop_all()
 
     def after(self, network: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Called when the network has returned or failed."""
-        self._entered.close()
+        self._call.entered.close()
 
     def steps(
         self, timestep: Tensor | float, batch: int, device: torch.device | str = "cpu"

@@ -6,16 +6,19 @@ import json
 import os
 import re
 import secrets
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import wraps
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 TEMPORARY_PREFIX = ".tmp-"
 MAX_JSON_BYTES = 256 * 2**20
 
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+=,@-]{0,99}")
 _BLOCK = 2**20
+T = TypeVar("T")
 
 
 def safe_name(text: str) -> str:
@@ -113,6 +116,38 @@ def sha256_file(path: str | Path) -> str:
         while count := file.readinto(buffer):
             digest.update(buffer[:count])
     return digest.hexdigest()
+
+
+_SETTLED_NS = 10**8
+"""Age from which a file's time tells whether it was written again: clocks of file systems tick some 10 ms."""
+
+
+def once_per_state(read: Callable[[Path], T]) -> Callable[[str | Path], T]:
+    """Return ``read``, which reads one file, done once in this process as long as the file stays as it is.
+
+    Size, times and identity of the file say whether it did; failures are not remembered.
+    """
+    known: dict[Path, tuple[tuple[int, ...], T]] = {}
+
+    @wraps(read)
+    def remembered(path: str | Path) -> T:
+        path = Path(path)
+        try:
+            status = path.stat()
+        except OSError:
+            return read(path)  # which says what is wrong
+        state = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+        if path in known and known[path][0] == state:
+            return known[path][1]
+        value = read(path)
+        if time.time_ns() - max(status.st_mtime_ns, status.st_ctime_ns) > _SETTLED_NS:
+            known[path] = state, value
+        return value
+
+    return remembered
+
+
+sha256_once = once_per_state(sha256_file)
 
 
 def sweep_temporary(folder: Path) -> None:

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from handmade import Bench, measured
+from PIL import Image
 from tiny import save_pipeline, unet
 
 from dmqbench.config.checked_job import full_precision
@@ -213,3 +214,79 @@ def test_what_samples_were_made_from_lies_above_them_in_the_picture_and_on_the_p
     )
     assert with_input.height > without.height
     assert f'"input": "{given}"' in page(bench.root, bench.results()).replace('":"', '": "')
+
+
+# ---- what images are compared with
+
+
+def saved_pictures(folder, damage=lambda path: None):
+    folder.mkdir()
+    for number in range(3):
+        Image.new("L", (16, 16), number).save(folder / f"{number}.png")
+    damage(folder / "2.png")
+    return folder
+
+
+def saved_arrays(path, **arrays):
+    np.savez(path, **arrays)
+    return path
+
+
+def cut(path, at=-9):
+    path.write_bytes(path.read_bytes()[:at])
+    return path
+
+
+def flipped(path):
+    """One byte of the pixels is another: only their checksum tells."""
+    content = bytearray(path.read_bytes())
+    content[content.index(b"IDAT") + 12] ^= 255
+    path.write_bytes(content)
+
+
+GAUSSIAN = {"mu": np.zeros(2048), "sigma": np.eye(2048)}
+DAMAGED = {
+    "an empty folder": (lambda p: [p.mkdir(), p][1], "no .png"),
+    "no archive": (lambda p: [p.write_bytes(b"text"), p][1], "not an npz archive"),
+    "a picture that is cut": (lambda p: saved_pictures(p, lambda last: cut(last, 50)), "2.png: damaged"),
+    "a picture of other pixels": (lambda p: saved_pictures(p, flipped), "2.png: damaged"),
+    "a picture of another size": (
+        lambda p: saved_pictures(p, lambda last: Image.new("L", (8, 8)).save(last)),
+        "2.png: is 1×8×8",
+    ),
+    "an archive that is cut": (lambda p: cut(saved_arrays(p, arr_0=np.zeros((9, 16, 16, 1), np.uint8))), "damaged"),
+    "floats": (lambda p: saved_arrays(p, arr_0=np.zeros((9, 16, 16, 1))), "uint8 in"),
+    "statistics that are cut": (lambda p: cut(saved_arrays(p, **GAUSSIAN), -(2**20)), "damaged"),
+    "statistics of no numbers": (
+        lambda p: saved_arrays(p, mu=np.full(2048, np.nan), sigma=np.eye(2048)),
+        "mu must hold finite floats",
+    ),
+    "half of the statistics": (lambda p: saved_arrays(p, mu=np.zeros(2048)), "holds no sigma"),
+    "statistics of two sizes": (
+        lambda p: saved_arrays(p, mu=np.zeros(2048), sigma=np.eye(3)),
+        "got (2048,) and (3, 3)",
+    ),
+    "pickled statistics": (lambda p: saved_arrays(p, mu=np.zeros(9, object), sigma=np.eye(9)), "Object arrays"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_a_damaged_reference_is_refused_before_anything_runs(tmp_path, damage):
+    write, said = DAMAGED[damage]
+    path = write(tmp_path / "reference.npz")
+    given = ("method=fp", f"dataset.reference={path}", "metrics.names=[fd_digits]")
+    for task in ("run", "plan", "evaluate"):
+        with pytest.raises(ConfigError, match=r"dataset\.reference=") as error:
+            job(*given, f"task={task}")
+        assert said in str(error.value) and "\n" not in str(error.value)
+    job(*given, "task=cost")
+
+
+def test_a_whole_reference_is_taken(tmp_path):
+    images = np.zeros((9, 16, 16, 1), np.uint8)
+    for number, arrays in enumerate(
+        [{"arr_0": images}, GAUSSIAN, {"feats": np.zeros((7, 2048))}, {**GAUSSIAN, "arr_0": images}]
+    ):
+        path = saved_arrays(tmp_path / f"{number}.npz", **arrays)
+        assert job("method=fp", f"dataset.reference={path}", "metrics.names=[fid]").dataset.reference == str(path)
+    job("method=fp", f"dataset.reference={saved_pictures(tmp_path / 'pictures')}", "metrics.names=[fid]")

@@ -13,7 +13,7 @@ from PIL import Image
 from dmqbench import cli
 from dmqbench.config.compose import ROOT, compose, expand
 from dmqbench.config.places import CONF
-from dmqbench.config.texts import as_text, text_keys
+from dmqbench.config.texts import as_text, null_is_text, text_keys
 from dmqbench.launch.sweeps import plan
 
 NAMES = (
@@ -38,17 +38,17 @@ NAMES = (
 )
 KEYS = (
     *("model.path", "model.name", "model.revision", "bits.plan", "dataset.name", "dataset.reference"),
-    *("metrics.weights", "metrics.clip", "inputs.images", "store.root", "method.path"),
+    *("metrics.weights", "metrics.clip", "inputs.images", "store.root", "method.path", "method.variant"),
     *("evaluate.samples", "evaluate.fp_samples", "evaluate.name", "evaluate.prompts", "evaluate.bits"),
 )
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_key_of_a_name_or_path_keeps_it(name):
-    keys = [key for key in KEYS if key != "method.path"]
+    keys = [key for key in KEYS if not key.startswith("method.")]
     assert {*KEYS} <= text_keys()
     overrides = [f"{key}={name}" for key in keys]
-    config = compose(["method=foreign", f"method.path={name}", *overrides])
+    config = compose(["method=foreign", f"method.path={name}", f"method.variant={name}", *overrides])
     assert {key: OmegaConf.select(config, key) for key in KEYS} == dict.fromkeys(KEYS, name)
     with initialize_config_dir(str(CONF), version_base="1.3"):  # as Hydra composes it for --cfg
         again = hydra_compose(ROOT, [as_text(text) for text in overrides])
@@ -89,10 +89,22 @@ def test_a_folder_is_read_by_its_name_from_a_command_line_and_from_a_sweep_file(
     assert (job.evaluate.samples, job.evaluate.fp_samples, job.evaluate.name) == (name, name, name)
 
 
-def test_null_is_a_name_where_a_name_is_asked_for_and_elsewhere_nothing():
-    config = compose(["evaluate.name=null", "evaluate.samples=null", "evaluate.prompts='null'", "evaluate.fp_samples="])
-    assert (config.evaluate.name, config.evaluate.samples) == ("null", None)
-    assert (config.evaluate.prompts, config.evaluate.fp_samples) == ("null", "")
+@pytest.mark.parametrize("key", sorted(text_keys()))
+def test_null_is_a_name_where_a_name_is_asked_for_and_elsewhere_nothing(key):
+    """What may be left out takes null for that: paths, and what only some models or tasks have."""
+    optional = {
+        *("model.path", "model.revision", "model.condition", "bits.plan", "dataset.reference", "metrics.weights"),
+        *("store.root", "inputs.images", "method.path", "evaluate.bits", "evaluate.prompts"),
+        *("evaluate.samples", "evaluate.fp_samples"),
+    }
+    method = ["method=foreign"] if key.startswith("method.") else []
+    for text, expected in (("null", None if key in optional else "null"), ("'null'", "null"), ("./null", "./null")):
+        assert OmegaConf.select(compose([*method, f"{key}={text}"]), key) == expected
+    assert null_is_text(key) == (key not in optional)
+
+
+def test_nothing_is_a_text_too():
+    assert compose(["evaluate.fp_samples="]).evaluate.fp_samples == ""
 
 
 def test_quotes_and_escapes_are_read_as_before():

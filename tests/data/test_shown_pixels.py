@@ -4,6 +4,7 @@ The oracle is what the test drew, turned by numpy or converted by Pillow's Image
 """
 
 import struct
+import time
 import zlib
 from collections.abc import Callable
 from io import BytesIO
@@ -12,9 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image, ImageCms
+from PIL.PngImagePlugin import PngImageFile
 
+from dmqbench.data import image_folders
 from dmqbench.data.archive_info import ArchiveError
-from dmqbench.data.archives import archive_hash, content_hash, inspect, read_images
+from dmqbench.data.archives import archive_hash, content_hash, inspect, read_images, stored_hash
 
 WIDTH, HEIGHT = 8, 6
 
@@ -59,6 +62,16 @@ def oriented(orientation: int) -> Image.Exif:
     return exif
 
 
+def of_camera(space: int | None, index: str | None = None) -> Image.Exif:
+    """What cameras write of the colours: a number, and which of the standard's two kinds of files it is."""
+    exif = Image.Exif()
+    if space is not None:
+        exif.get_ifd(0x8769)[0xA001] = space
+    if index is not None:
+        exif.get_ifd(0x8769)[0xA005] = {1: index, 2: b"0100"}
+    return exif
+
+
 def turned(values: np.ndarray, orientation: int) -> np.ndarray:
     """What a viewer shows, from the table in the EXIF standard: where the 0th row and the 0th column are."""
     way: dict[int, Callable[[np.ndarray], np.ndarray]] = {
@@ -99,6 +112,14 @@ GREY, COLOUR = drawn(1), drawn(3)
 SIXTEEN = COLOUR.astype(">u2") * 256 + 129
 EXIF_CHUNK = (b"eXIf", oriented(6).tobytes().removeprefix(b"Exif\0\0"))
 XMP = b'<x:xmpmeta><rdf:Description tiff:Orientation="8"/></x:xmpmeta>'
+XMP_TEXT = (b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + XMP)
+EXIF_BYTES = b"Exif\0\0" + EXIF_CHUNK[1]
+RAW_EXIF = (
+    b"tEXt",
+    b"Raw profile type exif\0\nexif\n%8d\n%s\n" % (len(EXIF_BYTES), EXIF_BYTES.hex().encode()),
+)
+"""As ImageMagick writes it."""
+ADOBE = of_camera(0xFFFF, "R03")
 LAB = saved(COLOUR, "TIFF", "LAB")
 SHADES = np.arange(WIDTH * HEIGHT).reshape(HEIGHT, WIDTH) % 16
 
@@ -129,11 +150,34 @@ READ: dict[str, tuple[str, bytes, np.ndarray, int]] = {
     "PNG profile of sRGB": (".png", saved(COLOUR, "PNG", icc_profile=profile()), COLOUR, 0),
     "PNG turned": (".png", saved(COLOUR, "PNG", exif=oriented(6)), turned(COLOUR, 6), 0),
     "PNG turned behind its pixels": (".png", png(COLOUR, 8, 2, after=[EXIF_CHUNK]), turned(COLOUR, 6), 0),
+    "PNG texts of others": (
+        ".png",
+        png(COLOUR, 8, 2, [(b"tEXt", b"parameters\0a cat, steps 20")], [(b"tEXt", b"Comment\0exif orientation=6")]),
+        COLOUR,
+        0,
+    ),
+    "PNG turned by a text": (".png", png(COLOUR, 8, 2, [RAW_EXIF]), turned(COLOUR, 6), 0),
+    "PNG turned by a text behind its pixels": (".png", png(COLOUR, 8, 2, after=[RAW_EXIF]), turned(COLOUR, 6), 0),
+    "PNG turned by XMP": (".png", png(COLOUR, 8, 2, [XMP_TEXT]), turned(COLOUR, 8), 0),
+    "PNG Adobe RGB by EXIF, sRGB by its chunk": (
+        ".png",
+        png(COLOUR, 8, 2, [(b"sRGB", b"\0"), (b"eXIf", ADOBE.tobytes().removeprefix(b"Exif\0\0"))]),
+        COLOUR,
+        0,
+    ),
     "PNG broken EXIF": (".png", png(COLOUR, 8, 2, [(b"eXIf", b"II*")]), COLOUR, 0),
     "JPEG grey": (".jpg", saved(GREY, "JPEG"), GREY, 3),
     "JPEG colour": (".jpeg", saved(COLOUR, "JPEG"), COLOUR, 6),
     "JPEG profile of sRGB": (".jpg", saved(COLOUR, "JPEG", icc_profile=profile()), COLOUR, 6),
     "JPEG grey with a profile of sRGB": (".jpg", saved(GREY, "JPEG", icc_profile=profile()), GREY, 3),
+    "JPEG sRGB by EXIF": (".jpg", saved(COLOUR, "JPEG", exif=of_camera(1, "R98")), COLOUR, 6),
+    "JPEG of no calibrated colours": (".jpg", saved(COLOUR, "JPEG", exif=of_camera(0xFFFF)), COLOUR, 6),
+    "JPEG Adobe RGB by EXIF, sRGB by its profile": (
+        ".jpg",
+        saved(COLOUR, "JPEG", exif=ADOBE, icc_profile=profile()),
+        COLOUR,
+        6,
+    ),
     "JPEG broken EXIF": (".jpg", saved(COLOUR, "JPEG", exif=b"Exif\0\0nonsense"), COLOUR, 6),
     "WebP colour": (".webp", saved(COLOUR, "WEBP"), COLOUR, 0),
     "WebP turned": (".webp", saved(COLOUR, "WEBP", exif=oriented(8)), turned(COLOUR, 8), 0),
@@ -171,6 +215,11 @@ REFUSED: dict[str, tuple[str, bytes, str]] = {
     "PNG cICP of PQ": (".png", png(COLOUR, 8, 2, [(b"cICP", bytes((9, 16, 0, 1)))]), "cICP"),
     "JPEG CMYK": (".jpg", saved(COLOUR, "JPEG", "CMYK"), "kind CMYK"),
     "JPEG profile of other colours": (".jpg", saved(COLOUR, "JPEG", icc_profile=profile("other")), "colour profile"),
+    "JPEG Adobe RGB by EXIF": (".jpg", saved(COLOUR, "JPEG", exif=ADOBE), "Adobe RGB"),
+    "JPEG Adobe RGB by its kind of file": (".jpg", saved(COLOUR, "JPEG", exif=of_camera(None, "R03")), "Adobe RGB"),
+    "JPEG Adobe RGB by a number": (".jpg", saved(COLOUR, "JPEG", exif=of_camera(2)), "Adobe RGB"),
+    "PNG Adobe RGB by EXIF": (".png", saved(COLOUR, "PNG", exif=ADOBE.tobytes()), "Adobe RGB"),
+    "WebP Adobe RGB by EXIF": (".webp", saved(COLOUR, "WEBP", exif=ADOBE), "Adobe RGB"),
     "JPEG of several pictures": (".jpg", frames("MPO"), "has 2 frames"),
     "WebP alpha": (".webp", saved(np.dstack([COLOUR, GREY]), "WEBP"), "transparency"),
     "WebP animated": (".webp", frames("WEBP"), "has 2 frames"),
@@ -266,3 +315,27 @@ def test_profiles_are_told_by_what_they_show(tmp_path):
         given = ImageCms.ImageCmsProfile(BytesIO(profile(name)))
         shown = ImageCms.profileToProfile(Image.fromarray(COLOUR), given, ImageCms.createProfile("sRGB"))
         assert (np.abs(np.asarray(shown).astype(int) - COLOUR).max() > 20) == moved
+
+
+def test_a_file_is_described_once_and_its_pixels_are_left_alone(tmp_path, monkeypatch):
+    folder = write(tmp_path, {f"{n}.png": READ["PNG texts of others"][1] for n in range(3)})
+    time.sleep(0.2)  # files that were written just now may be written again
+    opened, decoded = [], []
+    open_, load = image_folders.Image.open, PngImageFile.load
+
+    def opening(path, **options):
+        opened.append(path)
+        return open_(path, **options)
+
+    def loading(image):
+        decoded.append(image)
+        return load(image)
+
+    monkeypatch.setattr(image_folders.Image, "open", opening)
+    monkeypatch.setattr(PngImageFile, "load", loading)
+    for _ in range(3):
+        assert inspect(folder).count == 3
+    assert (len(opened), decoded) == (3, [])
+    stored_hash(folder)
+    read_images(folder)
+    assert len(opened) == 3 + 2 * 3

@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from integers import fits_int8
 from torch import nn
 
 from dmqbench.engines.int_reference import int_reference
 from dmqbench.quant.context import StepContext
-from dmqbench.quant.frozen import FrozenLayer, fits_int8, freeze_layer
+from dmqbench.quant.frozen import FrozenLayer, freeze_layer
 from dmqbench.quant.functional import affine_parameters
 from dmqbench.quant.layers import freeze_, quantize_layers_
 from dmqbench.quant.observers import mse_search

@@ -27,6 +27,7 @@ def test_a_metric_of_a_plug_in_says_whose_code_it_is(site):
     [
         ("import torch", "import nothing_of_this_name", "ModuleNotFoundError"),
         ("METRIC =", "METRICK =", "AttributeError"),
+        ("METRIC =", "raise SystemExit(3)\nMETRIC =", "SystemExit: 3"),
         ('"contrast", True', '"psnr", True', "is no PairedMetric of the name contrast"),
         ("METRIC =", "METRIC = 3 or", "is no PairedMetric of the name contrast"),
     ],

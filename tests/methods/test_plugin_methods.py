@@ -23,10 +23,11 @@ def test_stages_of_a_plug_in(site):
         ("from wide.stages", "from wide.nowhere", ["method=mine", "ModuleNotFoundError"]),
         ("STAGES", "STAGSE", ["method=mine", "STAGES"]),
         ("from dmqbench", "from from", ["method=mine", "SyntaxError"]),
+        ("STAGES", "raise SystemExit(3)\nSTAGES", ["method=mine", "SystemExit: 3"]),
         ('"weight_range": WeightRange', '"weight_range": Nudge', ["stage=weight_range", "name of a stage of dmqbench"]),
         ("STAGES", 'Nudge.__module__ = "elsewhere"\nSTAGES', ["stage=nudge", "elsewhere, unknown to its id"]),
     ],
-    ids=["no stage", "no module", "no STAGES", "no Python", "a name of ours", "code of others"],
+    ids=["no stage", "no module", "no STAGES", "no Python", "an exit", "a name of ours", "code of others"],
 )
 def test_what_is_missing_is_refused_in_one_line(site, old, new, words):
     module = method_package(site, "wide", "mul_(2)") / "methods" / "mine.py"

@@ -59,6 +59,10 @@ CHANGED = {
     "spectral norm, the older": (lambda u: spectral_norm(u.conv_in), "conv_in.weight is missing|conv_in.weight_"),
     "a method patched": (lambda u: patched(part(u), lambda y: 1.1 * y), f"{FIRST} computes"),
     "the network patched": (lambda u: patched(u, lambda y: (1.1 * y[0],)), "the network itself computes"),
+    "a network that returns no tensor": (
+        lambda u: u.register_forward_hook(lambda *_: {"sample": _[2][0]}),
+        "a call of it returns no tensor",
+    ),
     "a hook on outputs": (lambda u: part(u).register_forward_hook(lambda *_: _[2] + 0.1), f"{FIRST} computes"),
     "a hook on inputs": (
         lambda u: part(u).conv1.register_forward_pre_hook(lambda _, args: (args[0] * 0.5,)),

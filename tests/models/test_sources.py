@@ -10,9 +10,10 @@ from diffusers import DPMSolverMultistepScheduler
 from safetensors.torch import load_file, save_file
 from tiny import CLASSES, autoencoder, dit, inputs, save_pipeline, text_unet, unet, vq_autoencoder
 
-from dmqbench.models import folders
+from dmqbench.models import folders, location
 from dmqbench.models.families import family_of
-from dmqbench.models.folders import WEIGHTS, ModelError, ModelSource, locate, read_config
+from dmqbench.models.folders import WEIGHTS, ModelError, ModelSource, read_config
+from dmqbench.models.location import locate
 from dmqbench.models.sources import (
     example_inputs,
     load_decoder_network,
@@ -239,7 +240,7 @@ def test_a_cached_hub_repository_offline(tmp_path, monkeypatch):
 def test_a_hub_that_says_nothing_does_not_hang_a_job(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(folders, "_silence", lambda url: "no answer within 10 s")
+    monkeypatch.setattr(location, "unanswered", lambda url: "no answer within 10 s")
     started = time.monotonic()
     message = refusal(ModelSource("hub", "nobody/nothing", revision="0" * 40))
     assert "neither cached nor to be had" in message

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,10 @@ from tiny import autoencoder, dit, save_pipeline, unet, vq_autoencoder
 
 from dmqbench.config.model_facts import weights_hash
 from dmqbench.config.schema import ModelConfig
+from dmqbench.models import weight_files
 from dmqbench.models.folders import CONFIG, WEIGHTS, ModelError, ModelSource
 from dmqbench.models.sources import load_decoder_network, load_model
+from dmqbench.store import files
 
 SHARDED = "100KB"
 
@@ -222,3 +225,21 @@ def test_a_variant_is_the_same_network_in_fewer_bytes(folder):
     assert not (folder / "unet" / WEIGHTS).exists()
     assert (folder / "unet" / CONFIG).exists()
     torch.testing.assert_close(loaded(folder)[1], before, rtol=1e-3, atol=1e-4)
+
+
+def test_weights_are_hashed_and_their_headers_read_once_until_they_change(folder, monkeypatch):
+    opened = []
+
+    def opening(path, *arguments, **options):
+        opened.append(Path(path).name)
+        return open(path, *arguments, **options)
+
+    for module in (files, weight_files):
+        monkeypatch.setattr(module, "open", opening, raising=False)
+    time.sleep(0.2)  # what was written just now may be written again
+    first = hashed(folder)
+    assert opened.count(WEIGHTS) == 2
+    assert hashed(folder) == first
+    assert opened.count(WEIGHTS) == 2
+    alter(folder / "unet" / WEIGHTS)
+    assert hashed(folder) != first

@@ -1,4 +1,5 @@
 import copy
+import threading
 
 import pytest
 import torch
@@ -193,3 +194,49 @@ def test_what_counts_as_quantized():
     bench = workbench(BitWidth(FULL_PRECISION, 6))
     assert is_quantized(bench.network)
     assert not is_quantized(torch.nn.Linear(2, 2))
+
+
+def test_two_threads_that_call_one_network_at_once_have_their_own_steps_and_leave_no_mode():
+    """One waits within its call, at the first layer, until the other has come and gone; and the other way round."""
+    bench, (x, _, cond, _) = calibrated(steps=StepGroups.per_step(4))
+    serve_(bench.network, ENGINES["simulate"], bench.adapter.context, TIMESTEPS)
+    calls = [(x, torch.full((2,), timestep), cond, None) for timestep in (500, 0)]
+    expected = [output(bench.network, call) for call in calls]
+    assert not torch.equal(*expected)
+    torch.set_default_dtype(torch.float64)
+    try:
+        for order in ("nested", "crossed"):
+            found = at_once(bench.network, calls, order)
+            assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+            assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def at_once(network, calls, order):
+    """What two threads get: the first enters, the second enters, and either leaves first."""
+    entered = [threading.Event(), threading.Event()]
+    may_go_on = [threading.Event(), threading.Event()]
+    found, failed = [None, None], []
+
+    def wait_inside(module, args):
+        number = int(threading.current_thread().name)
+        entered[number].set()
+        assert may_go_on[number].wait(30)
+
+    def compute(number):
+        try:
+            found[number] = output(network, calls[number])
+        except Exception as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=compute, args=(number,), name=str(number)) for number in range(2)]
+    with network.conv_in.register_forward_pre_hook(wait_inside):
+        for number, thread in enumerate(threads):
+            thread.start()
+            assert entered[number].wait(30)
+        for number in (1, 0) if order == "nested" else (0, 1):
+            may_go_on[number].set()
+            threads[number].join(30)
+    assert failed == []
+    return found

@@ -15,7 +15,16 @@ from hypothesis import strategies as st
 from dmqbench.store import artifacts, files, manifest
 from dmqbench.store.artifact import Artifact, StoreError
 from dmqbench.store.artifacts import Store
-from dmqbench.store.files import exclusive, load_json, replacing, safe_name, save_atomic, save_json, sha256_file
+from dmqbench.store.files import (
+    exclusive,
+    load_json,
+    once_per_state,
+    replacing,
+    safe_name,
+    save_atomic,
+    save_json,
+    sha256_file,
+)
 
 ID = "0123456789abcdef"
 OTHER = "fedcba9876543210"
@@ -586,3 +595,30 @@ def test_the_store_needs_the_standard_library_only():
         if (name := getattr(value, "__module__", None) or getattr(value, "__name__", "")) and isinstance(name, str)
     }
     assert foreign <= set(sys.stdlib_module_names) | {"dmqbench"}
+
+
+def test_a_file_is_read_once_as_long_as_it_stays_as_it_is(tmp_path):
+    read = []
+    content = once_per_state(lambda path: (read.append(path), path.read_text())[1])
+    path = tmp_path / "file"
+    with pytest.raises(FileNotFoundError):
+        content(path)
+    path.write_text("one")
+    assert [content(path), content(path)] == ["one", "one"]
+    read.clear()
+    path.write_text("two")  # perhaps within one tick of the file system's clock
+    assert content(path) == "two"
+    time.sleep(0.2)
+    content(path)
+    read.clear()
+    assert [content(str(path)), content(path)] == ["two", "two"]
+    assert read == []
+    times = path.stat()
+    other = tmp_path / "other"
+    other.write_text("new")
+    os.utime(other, ns=(times.st_atime_ns, times.st_mtime_ns))
+    other.rename(path)
+    assert content(path) == "new"
+    path.unlink()
+    with pytest.raises(FileNotFoundError):
+        content(path)

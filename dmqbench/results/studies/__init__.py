@@ -31,7 +31,7 @@ def studies() -> Mapping[str, Study]:
             name = f"{plugin.package}.studies.{module.name}"
             try:
                 modules.append(import_module(name))
-            except Exception as error:  # of any kind: a study is no reason to be without a report
+            except (Exception, SystemExit) as error:  # of any kind: a study is no reason to be without a report
                 reason = " ".join(f"{type(error).__name__}: {error}".split())
                 print(f"dmqbench-report: plug-in {plugin.name}: no study {name} ({reason})", file=sys.stderr)
     named: dict[str, Study] = {}

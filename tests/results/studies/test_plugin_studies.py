@@ -75,7 +75,9 @@ def test_the_study_of_a_plug_in_is_shown_as_ours_are(brought, tmp_path):
     assert "report-nudged.png" in {path.name for path in drawn}
 
 
-@pytest.mark.parametrize("text", ["def", "import nothing_of_this_name", "raise SystemError('no\\nluck')"])
+@pytest.mark.parametrize(
+    "text", ["def", "import nothing_of_this_name", "raise SystemError('no\\nluck')", "raise SystemExit(3)"]
+)
 def test_a_broken_study_is_left_out_in_one_line_and_the_page_is_written(brought, tmp_path, capsys, text):
     assert brought(text) == set()
     complaint = capsys.readouterr().err
