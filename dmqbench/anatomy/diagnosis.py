@@ -46,7 +46,7 @@ class StepErrors:
 class Diagnosis:
     """The content of ``diagnosis.json``."""
 
-    timesteps: tuple[int, ...]
+    timesteps: tuple[float, ...]
     trajectories: int
     steps: StepErrors
     layers: LayerErrors | None

@@ -68,7 +68,7 @@ class FeatureStatistics:
         codes: None where no activation is quantized to codes that are known.
     """
 
-    timesteps: tuple[int, ...]
+    timesteps: tuple[float, ...]
     trajectories: int
     relative_error: Tensor
     cosine: Tensor

@@ -42,7 +42,7 @@ class Sensitivity:
 
     relative_rms: float
     calls: tuple[int, ...]
-    timesteps: tuple[int, ...]
+    timesteps: tuple[float, ...]
     injected: Values
     mse: Values
     psnr: tuple[tuple[float | None, ...], ...]

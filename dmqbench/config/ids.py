@@ -1,6 +1,6 @@
 """Ids of artifacts: 16 hexadecimal digits of a hash of what determines them. Computed without torch."""
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +73,7 @@ def reference_id(job: Job, weights: str) -> str:
 
 
 def _sampler_facts(sampler: SamplerConfig, model: ModelConfig, strength: float) -> dict[str, Any]:
-    facts = asdict(sampler)
+    facts = sampler.facts
     del facts["batch"]  # how much is computed at once where that changes no number
     return {**facts, "timesteps": timesteps(sampler, model, strength)}
 

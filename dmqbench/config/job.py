@@ -15,7 +15,13 @@ from dmqbench.config import method_checks, names, schema
 from dmqbench.config.checked_job import Job, MethodConfig, full_precision, without_calibration
 from dmqbench.config.errors import ConfigError, require_at_least, require_one_of
 from dmqbench.config.input_checks import check_foreign, check_inputs, check_kind, check_reference
-from dmqbench.config.model_checks import check_foreign_network, check_images_of_model, check_weights, checked_model
+from dmqbench.config.model_checks import (
+    check_foreign_network,
+    check_images_of_model,
+    check_sampler_fits,
+    check_weights,
+    checked_model,
+)
 from dmqbench.config.model_facts import timesteps
 from dmqbench.config.plugin_code import require_module
 from dmqbench.config.plugins import left_out_with, plugin_with, shipped_with
@@ -112,6 +118,7 @@ def _recorded(job: Job, plain: Mapping[str, Any]) -> dict[str, Any]:
     resolved = {
         **plain,
         **{group: asdict(getattr(job, group)) for group in (*schema.GROUPS, "calibration")},
+        "sampler": job.sampler.facts,
         "bits": job.bits.facts,
         "method": method_checks.without_limits(plain["method"]),
     }
@@ -197,8 +204,8 @@ CHECKS_AS_ASKED: tuple[Check, ...] = (_check_values, check_weights, _check_metri
 """What can be said of a job as it is written: a first mistake is told in this order."""
 
 CHECKS_OF_COMPLETED: tuple[Check, ...] = (
-    *(check_images_of_model, check_foreign_network, _check_samplers, check_kind, _check_calls, _check_evaluate),
-    *(check_inputs, check_reference),
+    *(check_images_of_model, check_foreign_network, check_sampler_fits, _check_samplers, check_kind, _check_calls),
+    *(_check_evaluate, check_inputs, check_reference),
 )
 """What needs the files of the model, or values that depend on others. Each may rely on those before it."""
 

@@ -75,7 +75,7 @@ def check_plans(job: Job) -> None:
     if job.calibration.match != "refuse" or not needs_match(job):
         return
     plans = (timesteps(sampler, job.model, job.strength) for sampler in (job.calibration_sampler, job.sampler))
-    kept, wanted = (f"{len(plan)} network calls at timesteps {plan[0]} to {plan[-1]}" for plan in plans)
+    kept, wanted = (f"{len(plan)} network calls at timesteps {plan[0]:g} to {plan[-1]:g}" for plan in plans)
     problem = (
         f"calibrates {kept}, and sampler.steps={job.sampler.steps} samples with {wanted}, for which "
         f"bits.ranges={job.bits.ranges} has no parameters; calibration.match=nearest takes the nearest timestep's, "

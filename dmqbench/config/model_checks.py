@@ -7,7 +7,7 @@ from typing import Any
 
 from dmqbench.config.checked_job import Job
 from dmqbench.config.errors import ConfigError, require_one_of
-from dmqbench.config.model_facts import network_config
+from dmqbench.config.model_facts import network_config, process_of, schedule_is_rescaled
 from dmqbench.config.model_file_checks import check_decoded, check_files
 from dmqbench.config.names import CONDITIONS, COUNTING_TASKS, FOREIGN, IMAGELESS_TASKS
 from dmqbench.config.plugins import shipped_with
@@ -16,6 +16,7 @@ from dmqbench.models.families import family_of, runnable
 from dmqbench.models.folders import SCHEDULER_CONFIG, SHIPPED, ModelError, decoder_folder, network_folder
 from dmqbench.models.foreign import ordinary_folder, require_fit
 from dmqbench.models.location import locate
+from dmqbench.samplers.scheduler_config import fitting_samplers
 from dmqbench.store.files import safe_name
 
 
@@ -65,6 +66,23 @@ def check_images_of_model(job: Job) -> None:
     if job.task in IMAGELESS_TASKS or job.model.shapes_only or job.model.sample_shape is None:
         return
     check_decoded(locate(job.model.checkpoint), job.model.sample_shape[0])
+
+
+def check_sampler_fits(job: Job) -> None:
+    """Refuse a sampler over another process than the one that the model was trained with."""
+    model, process = job.model, process_of(job.model)
+    if model.shapes_only:  # there is no scheduler beside shapes
+        return
+    rescaled = schedule_is_rescaled(model)
+    allowed = fitting_samplers(None if process is None else type(process), rescaled)
+    if job.sampler.name not in allowed:
+        betas = "a rescaled schedule of betas" if rescaled else "a schedule of betas"
+        problem = f"does not fit model={model.name}, whose scheduler states {process.title if process else betas}"
+        raise ConfigError("sampler", job.sampler.name, allowed, problem, allowed[0])
+    embedding = network_config(model).get("time_embedding_type")
+    if process is not None and embedding not in (None, "positional"):
+        problem = f"does not fit a network whose time_embedding_type={embedding} takes no real timesteps"
+        raise ConfigError("sampler", job.sampler.name, problem=problem, nearest=None)
 
 
 def check_foreign_network(job: Job) -> None:

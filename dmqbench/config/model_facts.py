@@ -15,6 +15,8 @@ from dmqbench.models.folders import (
 )
 from dmqbench.models.location import locate
 from dmqbench.models.weight_files import tensor_shapes, weight_files
+from dmqbench.samplers.processes import OF_SAMPLER, Process, process_timesteps
+from dmqbench.samplers.scheduler_config import read_process
 from dmqbench.samplers.timesteps import plan_timesteps
 from dmqbench.store.files import json_hash, sha256_once
 
@@ -70,8 +72,11 @@ def network_config(model: ModelConfig) -> dict[str, Any]:
     return read_config(network_folder(locate(model.checkpoint), model.checkpoint.advice) / CONFIG)
 
 
-def timesteps(sampler: SamplerConfig, model: ModelConfig, strength: float = 1.0) -> tuple[int, ...]:
+def timesteps(sampler: SamplerConfig, model: ModelConfig, strength: float = 1.0) -> tuple[float, ...]:
     """Timestep of every network call, of the last share ``strength``; ValueError, one line, if there is none."""
+    if sampler.name in OF_SAMPLER:
+        process = process_of(model) or OF_SAMPLER[sampler.name]()
+        return process_timesteps(sampler.spec(strength=strength), process)
     return plan_timesteps(
         sampler.name,
         sampler.steps,
@@ -83,10 +88,24 @@ def timesteps(sampler: SamplerConfig, model: ModelConfig, strength: float = 1.0)
     )
 
 
+def process_of(model: ModelConfig) -> Process | None:
+    """The process over noise levels that the model's scheduler states, if it states one."""
+    return read_process(_scheduler(model))
+
+
+def schedule_is_rescaled(model: ModelConfig) -> bool:
+    """Whether the last timestep of the model's betas is noise alone."""
+    return bool(_scheduler(model).get("rescale_betas_zero_snr"))
+
+
 def _train_timesteps(model: ModelConfig) -> int:
+    return _scheduler(model).get("num_train_timesteps", _TRAIN_TIMESTEPS)
+
+
+def _scheduler(model: ModelConfig) -> dict[str, Any]:
     """What the model's scheduler says; a bare network has none, and a job on it is refused elsewhere."""
     path = locate(model.checkpoint) / SCHEDULER_CONFIG
-    return read_config(path).get("num_train_timesteps", _TRAIN_TIMESTEPS) if path.is_file() else _TRAIN_TIMESTEPS
+    return read_config(path) if path.is_file() else {}
 
 
 def layer_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:

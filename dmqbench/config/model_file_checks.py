@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from dmqbench.config.errors import ConfigError, closest
-from dmqbench.models.config_values import COUNT, Kind, list_of, number, words
+from dmqbench.models.config_values import COUNT, FLAG, NULL, Kind, either, list_of, number, words
 from dmqbench.models.families import kind_of
 from dmqbench.models.families.family import Problem
 from dmqbench.models.folders import CONFIG, SCHEDULER_CONFIG, decoder_folder, network_folder, read_config
-from dmqbench.samplers.scheduler_config import BETA_SCHEDULES, schedule_settings
+from dmqbench.samplers.scheduler_config import BETA_SCHEDULES, PROCESSES, read_process, require_fit, schedule_settings
 from dmqbench.samplers.spec import PREDICTIONS
 from dmqbench.samplers.timesteps import SettingError
 
@@ -22,8 +22,20 @@ SCHEDULER: Mapping[str, Kind] = {
     "beta_end": number(0, 1),
     "beta_schedule": words(*BETA_SCHEDULES),
     "prediction_type": words(*PREDICTIONS),
+    "rescale_betas_zero_snr": either(FLAG, NULL),
 }
 """Of the process that a network was trained with; how its scheduler samples is not read here."""
+
+PROCESS: Mapping[str, Kind] = {
+    "num_train_timesteps": COUNT,
+    **{key: number() for key in ("shift", "base_shift", "max_shift", "s_noise", "rho")},
+    **{key: number(0) for key in ("sigma_min", "sigma_max", "sigma_data")},
+    **{key: COUNT for key in ("base_image_seq_len", "max_image_seq_len")},
+    "use_dynamic_shifting": FLAG,
+    "time_shift_type": words("exponential", "linear"),
+    "sigma_schedule": words("karras", "exponential"),
+}
+"""Of the processes over noise levels."""
 
 DECODER: Mapping[str, Kind] = {
     "_class_name": words("AutoencoderKL", "VQModel"),
@@ -44,7 +56,8 @@ def check_files(folder: Path) -> None:
     network = network_folder(folder) / CONFIG
     family = kind_of(read_config(network))
     _check(network, family.kinds, family.problem)
-    _check(folder / SCHEDULER_CONFIG, SCHEDULER, _schedule_problem)
+    over_sigmas = read_config(folder / SCHEDULER_CONFIG).get("_class_name") in PROCESSES
+    _check(folder / SCHEDULER_CONFIG, PROCESS if over_sigmas else SCHEDULER, _schedule_problem)
     if (decoder := decoder_folder(folder)) is not None:
         _check(decoder / CONFIG, DECODER)
 
@@ -76,9 +89,12 @@ def _check(path: Path, kinds: Mapping[str, Kind], relation: Relation = lambda co
 
 
 def _schedule_problem(config: Mapping[str, Any]) -> Problem | None:
-    """Why a scheduler's configuration gives no noise schedule."""
+    """Why a scheduler's configuration gives no process of training."""
+    prediction = config.get("prediction_type", "epsilon")
     try:
-        schedule_settings(config)
+        if read_process(config) is None:
+            schedule_settings(config)
+            require_fit("ddim", prediction, None, bool(config.get("rescale_betas_zero_snr")))
     except SettingError as error:
-        return error.args
+        return "prediction_type" if error.field == "prediction" else error.field, error.args[1]
     return None

@@ -10,11 +10,14 @@ _SAMPLERS = {
     "DDPMScheduler": "ddpm",
     "PNDMScheduler": "pndm",
     "DPMSolverMultistepScheduler": "dpmpp",
+    "FlowMatchEulerDiscreteScheduler": "flow",
+    "EDMEulerScheduler": "edm",
+    "CMStochasticIterativeScheduler": "consistency",
 }
 _COMPUTED: Mapping[str, Mapping[str, Any]] = {
     "ddim": {"thresholding": False},
     "ddpm": {"thresholding": False, "variance_type": "fixed_small"},
-    "pndm": {},
+    **{"pndm": {}, "flow": {}, "edm": {"final_sigmas_type": "zero"}, "consistency": {}},
     "dpmpp": {
         **{"algorithm_type": "dpmsolver++", "solver_order": 2, "solver_type": "midpoint", "thresholding": False},
         **{"use_karras_sigmas": False, "use_exponential_sigmas": False, "use_beta_sigmas": False},
@@ -50,6 +53,12 @@ def sampler_overrides(scheduler: Any, wanted: str | None) -> list[str]:
 
 def _settings(own: str, config: Mapping[str, Any]) -> dict[str, Any]:
     """Settings of the sampler ``own`` that the scheduler's configuration fixes."""
+    if own == "flow":
+        return {"spacing": "linspace"}
+    if own == "edm":
+        return {"solver": "euler"}
+    if own == "consistency":
+        return {"clip_sample": 1.0 if config["clip_denoised"] else "null"}
     values = {"spacing": config["timestep_spacing"], "steps_offset": config["steps_offset"]}
     if own in ("ddim", "ddpm"):
         values["clip_sample"] = config["clip_sample_range"] if config["clip_sample"] else "null"

@@ -109,6 +109,13 @@ class SamplerConfig:
     skip_prk: bool = True
     final_alpha_one: bool = True
     version: int = SAMPLER_VERSION
+    solver: str = "euler"
+    image_tokens: Optional[int] = None
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """All values but those of keys that came after samplers had ids, where they are as before them."""
+        return {key: value for key, value in asdict(self).items() if key not in _BEFORE or _BEFORE[key] != value}
 
     def spec(self, prediction: str = "epsilon", strength: float = 1.0) -> SamplerSpec:
         """The sampler for a network that predicts ``prediction``; ValueError, one line, if there is none."""
@@ -117,6 +124,7 @@ class SamplerConfig:
 
 
 _NOT_IN_SPEC = ("name", "guidance", "chunk", "batch")
+_BEFORE = {"solver": "euler", "image_tokens": None}
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ class CalibrationBatch:
     x: Tensor
     """[B, C, H, W]."""
     timestep: Tensor
-    """Diffusion time, int64 [B]."""
+    """Diffusion time, [B]; whole, or real over noise levels."""
     step: Tensor
     """Network-call index, int64 [B]."""
     cond: dict[str, Tensor]
@@ -37,7 +37,7 @@ class Trajectories:
     x: Tensor
     output: Tensor
     cond: dict[str, Tensor]
-    timesteps: tuple[int, ...]
+    timesteps: tuple[float, ...]
 
     def __len__(self) -> int:
         return len(self.x)

@@ -61,7 +61,7 @@ class Protocol:
     n: int
     seed: int | None
     sampler: str | None
-    timesteps: tuple[int, ...]
+    timesteps: tuple[float, ...]
     eta: float | None
     guidance: float | None
     chunk: int | None

@@ -21,7 +21,7 @@ from dmqbench.models.folders import ModelError, ModelSource
 from dmqbench.models.sources import LoadedModel, load_decoder_network, load_model
 from dmqbench.models.topology import Topology, trace
 from dmqbench.quant.context import StepContext
-from dmqbench.samplers.schedule import NoiseSchedule
+from dmqbench.samplers.schedule import Schedule, read_schedule
 
 LABELS = "class_labels"
 IMAGE = "image"
@@ -39,10 +39,10 @@ class Adapter:
     _: KW_ONLY
     sample_shape: tuple[int, int, int]
     """(C, H, W) of the sampler's state."""
-    schedule: NoiseSchedule
+    schedule: Schedule
     """That the network was trained with."""
     prediction: str
-    """What it predicts: ``epsilon``, ``v_prediction`` or ``sample``."""
+    """What it predicts: ``epsilon``, ``v_prediction`` or ``sample``; see ``SamplerSpec``."""
     conditioner: Conditioner
     decoder: Decoder
     context: StepContext = field(default_factory=StepContext)
@@ -59,7 +59,7 @@ class Adapter:
     def denoise(
         self,
         x: Tensor,
-        timestep: Tensor | int,
+        timestep: Tensor | float,
         cond: Mapping[str, Tensor],
         step: Tensor,
         guidance: float = 1.0,
@@ -70,8 +70,8 @@ class Adapter:
         [null conditions; conditions]. Channels beyond C, a learned variance, are dropped.
 
         Args:
-            x: state [B, C, H, W].
-            timestep: diffusion time, int64 [B] or one number for all.
+            x: state [B, C, H, W], scaled as the sampler says.
+            timestep: diffusion time, [B] or one number for all; whole, or real over noise levels.
             cond: conditions, each of leading size B.
             step: index of the network call in the sampler's plan, int64 [B].
         """
@@ -131,7 +131,7 @@ def load_adapter(
     source: ModelSource,
     device: torch.device | str = "cpu",
     *,
-    schedule: NoiseSchedule | None = None,
+    schedule: Schedule | None = None,
     conditioner: Conditioner | None = None,
 ) -> Adapter:
     """Load a model and everything around it.
@@ -157,13 +157,13 @@ def load_adapter(
     )
 
 
-def schedule_of(model: LoadedModel) -> NoiseSchedule:
+def schedule_of(model: LoadedModel) -> Schedule:
     """Return the noise schedule that the model's folder states; ModelError without one or with an unknown form."""
     config = model.scheduler
     if config is None:
         raise ModelError(f"{model.folder}: no scheduler there; give the noise schedule of a bare network")
     try:
-        return NoiseSchedule.from_scheduler_config(config)
+        return read_schedule(config)
     except (TypeError, ValueError) as error:
         raise ModelError(f"{model.folder}: its scheduler configuration cannot be used ({error})") from error
 

@@ -33,7 +33,7 @@ class Description:
     plan: dict[str, Any]
     attentions: tuple[str, ...]
     """Attentions whose matrix products are quantized."""
-    timesteps: tuple[int, ...]
+    timesteps: tuple[float, ...]
     """Of the calibrated network calls, in their order."""
     engine: str
     sampler: dict[str, Any]

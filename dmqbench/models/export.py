@@ -3,7 +3,6 @@
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from dmqbench.models.exchange import network_name
 from dmqbench.models.folders import CONFIG, NETWORK_FOLDERS, SCHEDULER_CONFIG, WEIGHTS, ModelError
 from dmqbench.models.likeness import require_as_configured
 from dmqbench.quant.serving import is_quantized
-from dmqbench.samplers.schedule import NoiseSchedule
+from dmqbench.samplers.schedule import read_schedule, stated
 from dmqbench.samplers.spec import PREDICTIONS
 from dmqbench.store.files import TEMPORARY_PREFIX, load_json, save_json
 
@@ -50,10 +49,10 @@ def exported(pipe: Any, place: Path) -> Iterator[Path]:
 
     Only what calibration depends on is written, so that the same pipeline from another place has the same ids.
     """
-    config = dict(pipe.scheduler.config)
+    config = {"_class_name": type(pipe.scheduler).__name__, **pipe.scheduler.config}
     prediction = config.get("prediction_type", "epsilon")
     try:
-        schedule = NoiseSchedule.from_scheduler_config(config)
+        schedule = read_schedule(config)
         if prediction not in PREDICTIONS:
             raise ValueError(f"prediction_type {prediction}: allowed are {', '.join(PREDICTIONS)}")
     except (TypeError, ValueError) as error:
@@ -65,7 +64,7 @@ def exported(pipe: Any, place: Path) -> Iterator[Path]:
         network.save_config(part)
         without_origin(part / CONFIG)
         save_file(untied(network.state_dict()), part / WEIGHTS, {"format": "pt"})
-        save_json(folder / SCHEDULER_CONFIG, {**asdict(schedule), "prediction_type": prediction})
+        save_json(folder / SCHEDULER_CONFIG, {**stated(schedule), "prediction_type": prediction})
         yield folder
 
 

@@ -75,12 +75,17 @@ class Denoising:
         device = self.device
         cond = {name: value.to(device) for name, value in inputs.cond.items()}
         x, timestep, step = (part.to(device) for part in (inputs.x, inputs.timestep, inputs.step))
+        scales = self.sampler.input_scales
+        if any(scale != 1 for scale in scales):
+            x = torch.tensor(scales, dtype=x.dtype, device=device)[step].view(-1, *(1,) * (x.ndim - 1)) * x
         return self.adapter.denoise(x, timestep, cond, step, guidance=self.guidance)
 
     def predict_at(self, x: Tensor, call: int, cond: Mapping[str, Tensor]) -> Tensor:
         """Return the same of samples that are all before ``call``; ``x`` and ``cond`` are on the network's device."""
         step = torch.full((len(x),), call, device=x.device)
-        timestep = torch.full_like(step, self.sampler.timesteps[call])
+        timestep = torch.full((len(x),), self.sampler.timesteps[call], device=x.device)
+        if (scale := self.sampler.input_scales[call]) != 1:
+            x = scale * x
         return self.adapter.denoise(x, timestep, cond, step, guidance=self.guidance)
 
     @torch.no_grad()
@@ -93,9 +98,9 @@ class Denoising:
             perturbation: relative size of a deterministic disturbance of the first state, for the numerical floor.
         """
         adapter, device = self.adapter, self.device
-        x = initial_noise(stream, seed, indices, adapter.sample_shape)
-        if adapter.start is not None:
-            x = self.sampler.noised(adapter.start(stream, indices), x)
+        noise = initial_noise(stream, seed, indices, adapter.sample_shape)
+        start = adapter.start
+        x = self.sampler.from_noise(noise) if start is None else self.sampler.noised(start(stream, indices), noise)
         if perturbation:
             x = x * (1 + perturbation)
         conditions = adapter.conditioner.conditions(stream, seed, indices)

@@ -1,5 +1,6 @@
 """A frozen network as a program of one's own uses it: without its old weights, moved, copied and called at will."""
 
+import math
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -67,7 +68,7 @@ class CallWatch:
             ``interpolate`` between the two around it.
     """
 
-    def __init__(self, context: StepContext, timesteps: Sequence[int] | None, match: str = "refuse") -> None:
+    def __init__(self, context: StepContext, timesteps: Sequence[float] | None, match: str = "refuse") -> None:
         self.context = context
         self.timesteps = None if timesteps is None else tuple(timesteps)
         self.match = match
@@ -103,7 +104,7 @@ class CallWatch:
         """
         known = self.timesteps or ()
         values = torch.as_tensor(timestep).reshape(-1).tolist()
-        strange = [value for value in values if value not in known]
+        strange = [value for value in values if not any(_same(value, timestep) for timestep in known)]
         if strange and self.match == "refuse":
             allowed = ", ".join(map(str, dict.fromkeys(known)))
             raise ServingError(
@@ -117,6 +118,11 @@ class CallWatch:
         return torch.tensor(nearest_calls(known, values), device=device).expand(batch), None
 
 
+def _same(timestep: float, other: float) -> bool:
+    """Real timesteps are computed in ways that round differently."""
+    return math.isclose(timestep, other, rel_tol=1e-6, abs_tol=1e-6)
+
+
 def _named(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
@@ -126,7 +132,7 @@ def serve_(
     network: nn.Module,
     engine: Callable[[FrozenLayer], Run],
     context: StepContext,
-    timesteps: Sequence[int],
+    timesteps: Sequence[float],
     match: str = "refuse",
 ) -> None:
     """Freeze a calibrated network and let it go: it needs neither its old weights nor the adapter any more.

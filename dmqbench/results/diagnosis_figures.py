@@ -42,12 +42,12 @@ def _step_line(name: str, errors: Sequence[float], colour: str, dash: int, texts
     return Line(name, places, errors, colour, points=len(errors) <= 61, dash=dash, texts=own)
 
 
-def layer_errors(layers: Mapping[str, Any], times: Sequence[int]) -> Figure:
+def layer_errors(layers: Mapping[str, Any], times: Sequence[float]) -> Figure:
     """Each quantized layer's relative error over the measured calls."""
     marks = (" · skip" if skip else "" for skip in layers["skip"])
     names = tuple(f"{name}{mark}" for name, mark in zip(layers["names"], marks, strict=True))
     calls = Axis(
-        "timestep of the call, from noise to image", " ", names=tuple(f"t = {times[at]}" for at in layers["calls"])
+        "timestep of the call, from noise to image", " ", names=tuple(f"t = {times[at]:g}" for at in layers["calls"])
     )
     heat = HeatMap(layers["error"], "relative squared error of the output", "error")
     return Figure(

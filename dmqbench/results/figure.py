@@ -187,9 +187,9 @@ def calls_axis() -> Axis:
     return Axis("network calls made", whole=True, word="call")
 
 
-def times_axis(times: Sequence[int | str], title: str = "timestep of the call, from noise to image") -> Axis:
+def times_axis(times: Sequence[float | str], title: str = "timestep of the call, from noise to image") -> Axis:
     """An axis of network calls that is labelled with their timesteps."""
-    return Axis(title, ticks=thinned([str(time) for time in times]))
+    return Axis(title, ticks=thinned([time if isinstance(time, str) else f"{time:g}" for time in times]))
 
 
 def thinned(labels: Sequence[str], at_most: int = 12) -> tuple[tuple[float, str], ...]:

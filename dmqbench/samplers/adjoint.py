@@ -3,6 +3,9 @@
 A sampler's update is x_s = a x_t + Σ_j b_j ε_j, so an error δ travels as δ_s = (a I + b J) δ_t with J the Jacobian of
 the network. Along a trajectory that product, Φ, is close to the identity for data of unit variance: for data ~ N(0, λ)
 it is √(v_s / v_t), v = ᾱ λ + 1 − ᾱ. So an end state's gradient can be brought to earlier states without the network.
+
+Flow matching has a = 1, b = σ_s − σ_t and, for x = (1−σ) x_0 + σ ε, v = (1−σ)² λ + σ² and E[ε − x_0 | x] = x v' / 2v:
+δ' = δ v' / 2v, so Φ = √(v_s / v_t) again. EDM's slope (x − D) / σ = x v' / 2v has v = λ + σ²: the same.
 """
 
 import math
@@ -11,7 +14,8 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from dmqbench.samplers.calls import Call, alpha_at
+from dmqbench.samplers.calls import Call
+from dmqbench.samplers.levels import Level
 from dmqbench.samplers.plan import SamplerPlan, State
 
 Transport = Callable[[Tensor, int], Tensor]
@@ -92,23 +96,23 @@ def identity_transport(gradient: Tensor, place: int) -> Tensor:
     return gradient
 
 
-def marginal_variance(alpha: float, variance: Tensor | float) -> Tensor | float:
-    """v = ᾱ λ + 1 − ᾱ, of a state at ᾱ = ``alpha`` whose data has variance λ."""
-    return alpha * variance + 1 - alpha
+def unit_transport(plan: SamplerPlan, end: int) -> Transport:
+    """Φ = √(v_end / v_k) for data of unit variance: the identity, wherever a process preserves that variance."""
+    if all(level.size == 1 for level in plan.levels):
+        return identity_transport
+    return scalar_transport(plan, end, 1.0)
 
 
-def alphas_of_states(plan: SamplerPlan) -> tuple[float, ...]:
-    """ᾱ of the states before every call and of the final one, [T+1]."""
-    alphas = plan.schedule.alphas_cumprod().tolist()
-    return (*(alphas[timestep] for timestep in plan.timesteps), alpha_at(alphas, -1, plan.spec.final_alpha_one))
+def marginal_variance(level: Level, variance: Tensor | float) -> Tensor | float:
+    """v = ᾱ λ + 1 − ᾱ, of a state at ``level`` whose data has variance λ, times the state's size."""
+    return level.size * (level.alpha * variance + 1 - level.alpha)
 
 
 def scalar_transport(plan: SamplerPlan, end: int, variance: float) -> Transport:
     """Φ = √(v_end / v_k) for data whose coordinates have one ``variance``."""
-    alphas = alphas_of_states(plan)
 
     def transport(gradient: Tensor, place: int) -> Tensor:
-        at_end, here = (marginal_variance(alphas[index], variance) for index in (end, place))
+        at_end, here = (marginal_variance(plan.levels[index], variance) for index in (end, place))
         return gradient * math.sqrt(at_end / here)
 
     return transport
@@ -120,10 +124,9 @@ def spectral_transport(plan: SamplerPlan, end: int, spectrum: Tensor) -> Transpo
     Args:
         spectrum: variance of the data at every frequency, [C, H, W // 2 + 1], see ``power_spectrum``.
     """
-    alphas = alphas_of_states(plan)
 
     def transport(gradient: Tensor, place: int) -> Tensor:
-        at_end, here = (marginal_variance(alphas[index], spectrum.to(gradient)) for index in (end, place))
+        at_end, here = (marginal_variance(plan.levels[index], spectrum.to(gradient)) for index in (end, place))
         ratio = torch.as_tensor(at_end / here).sqrt()
         return torch.fft.irfft2(torch.fft.rfft2(gradient) * ratio, s=gradient.shape[-2:])
 

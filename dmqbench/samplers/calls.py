@@ -51,7 +51,7 @@ class Call:
         x_next = a * base + Σ_j b_j o_j [+ clip term] + sigma * z.
 
     Attributes:
-        timestep: what the network is told.
+        timestep: what the network is told; a whole number over a schedule of betas.
         a: coefficient of ``base``.
         b: coefficients of the outputs, newest first; their number is one more than the history that arrives.
         output: how an output is expressed before it is used and kept.
@@ -60,9 +60,10 @@ class Call:
         keep: positions in (o_0, o_1, …) that make up the next history, newest first.
         clip: the clipped prediction of the clean sample, where the sampler clips; ``a`` and ``b`` hold the
             rest.
+        input_scale: the network is called on this times the state.
     """
 
-    timestep: int
+    timestep: float
     a: float
     b: tuple[float, ...]
     output: Mix = OUTPUT
@@ -70,6 +71,7 @@ class Call:
     base: Literal["current", "anchor"] = "current"
     keep: tuple[int, ...] = ()
     clip: Clip | None = None
+    input_scale: float = 1.0
 
     @property
     def gain(self) -> float:
@@ -104,7 +106,7 @@ def alpha_at(alphas: Sequence[float], timestep: int, final_alpha_one: bool) -> f
     return 1.0 if final_alpha_one else alphas[0]
 
 
-def single_step(timestep: int, clean: Mix, weight: float, rest: Mix, sigma: float, limit: float | None) -> Call:
+def single_step(timestep: float, clean: Mix, weight: float, rest: Mix, sigma: float, limit: float | None) -> Call:
     """Return the call for ``weight * clean + rest + sigma * z``, with ``clean`` clipped to ±``limit``."""
     if limit is not None:
         return Call(timestep, rest.x, (rest.output,), sigma=sigma, clip=Clip(limit, weight, clean))

@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from dmqbench.samplers.calls import Call, predictions
 from dmqbench.samplers.spec import SamplerSpec
 
+LEAST_ALPHA = 2.0**-24
+"""Stands for ᾱ = 0 of a rescaled schedule, as in diffusers: log-SNR is finite there."""
+
 
 def dpmpp_calls(spec: SamplerSpec, timesteps: Sequence[int], alphas: Sequence[float]) -> tuple[Call, ...]:
     """Return algorithm 2 of the paper (midpoint form) as a table.
@@ -13,7 +16,7 @@ def dpmpp_calls(spec: SamplerSpec, timesteps: Sequence[int], alphas: Sequence[fl
     History holds predicted clean samples. The first call has no history and the last one goes to zero noise,
     where log-SNR is infinite: both are of first order.
     """
-    levels = [alphas[timestep] for timestep in timesteps]
+    levels = [alphas[timestep] or LEAST_ALPHA for timestep in timesteps]
     last = len(timesteps) - 1
     calls = []
     for index, timestep in enumerate(timesteps):

@@ -1,19 +1,24 @@
 """A sampler as a table of coefficients and a pure step."""
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from dmqbench.samplers.calls import Call
+from dmqbench.samplers.calls import Call, alpha_at
+from dmqbench.samplers.consistency import consistency_calls
 from dmqbench.samplers.ddim import ddim_calls
 from dmqbench.samplers.ddpm import ddpm_calls
 from dmqbench.samplers.dpmpp import dpmpp_calls
+from dmqbench.samplers.edm import edm_calls
+from dmqbench.samplers.flow import flow_calls
+from dmqbench.samplers.levels import Level
 from dmqbench.samplers.pndm import pndm_calls
-from dmqbench.samplers.schedule import NoiseSchedule
+from dmqbench.samplers.processes import Process, call_sigmas, step_sigmas
+from dmqbench.samplers.schedule import NoiseSchedule, Schedule
+from dmqbench.samplers.scheduler_config import require_fit
 from dmqbench.samplers.spec import SamplerSpec
 from dmqbench.samplers.timesteps import plan_timesteps
 
@@ -24,6 +29,12 @@ BUILDERS: dict[str, CallBuilder] = {
     "dpmpp": dpmpp_calls,
     "pndm": pndm_calls,
 }
+OVER_SIGMAS: Mapping[str, Callable[[SamplerSpec, Any, Sequence[float]], tuple[Call, ...]]] = {
+    "flow": flow_calls,
+    "edm": edm_calls,
+    "consistency": consistency_calls,
+}
+"""Each takes the process of its kind, and σ before every step and at the end."""
 
 
 class State(NamedTuple):
@@ -59,15 +70,21 @@ class State(NamedTuple):
 
 @dataclass(frozen=True)
 class SamplerPlan:
-    """A sampler's table: one ``Call`` per network call, in order."""
+    """A sampler's table: one ``Call`` per network call, in order; ``levels`` are of the states before them and after.
+
+    Attributes:
+        noise_scale: standard deviation of the first state of generation.
+    """
 
     spec: SamplerSpec
-    schedule: NoiseSchedule
+    schedule: Schedule
     calls: tuple[Call, ...]
+    levels: tuple[Level, ...]
+    noise_scale: float = 1.0
 
     @property
-    def timesteps(self) -> tuple[int, ...]:
-        """The timestep of every network call."""
+    def timesteps(self) -> tuple[float, ...]:
+        """The timestep of every network call, whole over a schedule of betas."""
         return tuple(call.timestep for call in self.calls)
 
     @property
@@ -80,19 +97,28 @@ class SamplerPlan:
         """Per call, ∂x_next/∂(its network output): what an error of the network does to the next state."""
         return tuple(call.gain for call in self.calls)
 
+    @property
+    def input_scales(self) -> tuple[float, ...]:
+        """What the state is multiplied by for every network call."""
+        return tuple(call.input_scale for call in self.calls)
+
     def initial(self, x: Tensor) -> State:
-        """Return the state before the first call, from noise x ~ N(0, I), [B, ...]."""
+        """Return the state before the first call, whose x is given, [B, ...]."""
         return State(x, x, ())
 
+    def from_noise(self, noise: Tensor) -> Tensor:
+        """Return where generation starts, from noise z ~ N(0, I), [B, ...]."""
+        return noise if self.noise_scale == 1 else self.noise_scale * noise
+
     def noised(self, clean: Tensor, noise: Tensor) -> Tensor:
-        """Return √ᾱ x0 + √(1-ᾱ) z at the timestep of the first call: where the editing of x0 = ``clean`` starts.
+        """Return x0 and z mixed as before the first call, √ᾱ x0 + √(1-ᾱ) z: where the editing of x0 = ``clean`` starts.
 
         Args:
             clean: x0, [B, ...].
             noise: z ~ N(0, I) of the same shape.
         """
-        alpha = self.schedule.alphas_cumprod()[self.timesteps[0]].item()
-        return math.sqrt(alpha) * clean + math.sqrt(1 - alpha) * noise
+        first = self.levels[0]
+        return first.signal * clean + first.noise * noise
 
     def step(self, state: State, model_output: Tensor, index: int, noise: Tensor | None = None) -> State:
         """Return the state after network call ``index`` gave ``model_output``.
@@ -146,13 +172,24 @@ class SamplerPlan:
         return call
 
 
-def build_plan(spec: SamplerSpec, schedule: NoiseSchedule) -> SamplerPlan:
+def build_plan(spec: SamplerSpec, schedule: Schedule) -> SamplerPlan:
     """Return the table of ``spec`` for a model trained with ``schedule``, computed in float64.
 
     Raises:
         ValueError: the sampler does not fit the schedule, for example more steps than training timesteps.
     """
+    if not isinstance(schedule, NoiseSchedule):
+        require_fit(spec.kind, spec.prediction, type(schedule))
+        return _plan_over_sigmas(spec, schedule)
+    require_fit(spec.kind, spec.prediction, None, schedule.rescale_betas_zero_snr)
     placed = (spec.kind, spec.steps, spec.spacing, spec.steps_offset)
     timesteps = plan_timesteps(*placed, schedule.num_train_timesteps, spec.skip_prk, spec.strength)
     alphas = schedule.alphas_cumprod().tolist()
-    return SamplerPlan(spec, schedule, BUILDERS[spec.kind](spec, timesteps, alphas))
+    of_states = (*(alphas[t] for t in timesteps), alpha_at(alphas, -1, spec.final_alpha_one))
+    return SamplerPlan(spec, schedule, BUILDERS[spec.kind](spec, timesteps, alphas), tuple(map(Level, of_states)))
+
+
+def _plan_over_sigmas(spec: SamplerSpec, process: Process) -> SamplerPlan:
+    calls = OVER_SIGMAS[spec.kind](spec, process, step_sigmas(spec, process))
+    levels = tuple(map(process.level, (*call_sigmas(spec, process), process.last())))
+    return SamplerPlan(spec, process, calls, levels, process.noise_scale)

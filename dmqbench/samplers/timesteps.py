@@ -12,6 +12,11 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 KINDS = ("ddim", "ddpm", "dpmpp", "pndm")
+"""Samplers over the timesteps of a schedule of betas, which this file places."""
+
+SIGMA_KINDS = ("flow", "edm", "consistency")
+"""Samplers over noise levels σ, which ``processes`` places."""
+
 SPACINGS = ("leading", "trailing", "linspace")
 RUNGE_KUTTA_STEPS = 3
 """PNDM takes its first three steps with four network calls each."""
@@ -42,6 +47,11 @@ def require_strength(strength: float, kind: str, skip_prk: bool) -> None:
         raise SettingError("strength", f"{strength} with pndm and its Runge-Kutta start: allowed is 1, or skip_prk")
 
 
+def skipped_steps(steps: int, strength: float) -> int:
+    """Return how many steps a sampler leaves out at its beginning: all but the share ``strength``, rounded."""
+    return steps - max(1, round(strength * steps))
+
+
 def plan_timesteps(
     kind: str,
     steps: int,
@@ -70,8 +80,8 @@ def plan_timesteps(
     _require_ranges(kind, steps, spacing, steps_offset, num_train_timesteps)
     require_strength(strength, kind, skip_prk)
     ends_at_noise = kind == "dpmpp" and spacing != "trailing"  # the last of one timestep more is never called
-    skipped = steps - max(1, round(strength * steps))
-    timesteps = _grid(spacing, steps + ends_at_noise, steps_offset, num_train_timesteps)[skipped:steps]
+    grid = _grid(spacing, steps + ends_at_noise, steps_offset, num_train_timesteps)
+    timesteps = grid[skipped_steps(steps, strength) : steps]
     if kind == "pndm":
         timesteps = _pndm(timesteps, skip_prk, half_step=num_train_timesteps // steps // 2)
     if timesteps[0] >= num_train_timesteps:

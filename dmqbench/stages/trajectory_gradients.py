@@ -15,11 +15,11 @@ from torch import Tensor
 from dmqbench.samplers.adjoint import (
     Transport,
     detached,
-    identity_transport,
     linear_transport,
     output_gradients,
     scalar_transport,
     spectral_transport,
+    unit_transport,
 )
 from dmqbench.samplers.plan import SamplerPlan, State
 
@@ -246,12 +246,13 @@ RULES: dict[str, GradientRule] = {
     "independent": GradientRule(independent, 3.0),
     "exact": GradientRule(exact, 3.0),
     "replayed": GradientRule(replayed, 4.0),
-    "identity": GradientRule(transported(lambda problem: identity_transport), 4.0),
+    "identity": GradientRule(transported(lambda p: unit_transport(p.plan, p.end)), 4.0),
     "scalar": GradientRule(transported(lambda p: scalar_transport(p.plan, p.end, _mean_variance(p))), 4.0),
     "spectral": GradientRule(transported(lambda p: spectral_transport(p.plan, p.end, p.spectrum)), 4.0),
     "online": GradientRule(online, 3.0),
 }
-"""Name → rule. ``identity`` is the paper's, as its figure shows it; ``replayed`` is exact in the same memory."""
+"""Name → rule. ``identity`` is the paper's, as its figure shows it, between states over their size where a process
+changes that; ``replayed`` is exact in the same memory."""
 
 CONTROLS: dict[str, GradientRule] = {
     "truncated": GradientRule(truncated, 1.0, forwards_per_group=3.0),

@@ -110,7 +110,7 @@ def description(shop: Workshop, last: Artifact) -> Description:
         attentions=quantized_attentions(topology, shop.scope, shop.bits),
         timesteps=timesteps(job.calibration_sampler, job.model),
         engine=job.engine,
-        sampler=asdict(job.calibration_sampler),
+        sampler=job.calibration_sampler.facts,
         budget=asdict(job.budget),
         seed=job.seed,
         ids={"trajectories": shop.ids.trajectories, "stages": dict(shop.ids.stages)},

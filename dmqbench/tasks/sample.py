@@ -58,7 +58,7 @@ def frozen(shop: Workshop, sampler: SamplerPlan | None = None) -> Adapter:
     return shop.quantized
 
 
-def _match_calls_(network: nn.Module, shop: Workshop, followed: tuple[int, ...]) -> None:
+def _match_calls_(network: nn.Module, shop: Workshop, followed: tuple[float, ...]) -> None:
     """Give every call of another plan than the calibrated one the activation parameters of the calibrated call at the
     nearest timestep, or those between the two calls around it."""
     of_stages = shop.calibration_sampler.timesteps

@@ -10,6 +10,7 @@ from tiny import autoencoder, save_pipeline, unet
 
 from dmqbench import cli
 from dmqbench.config.compose import compose
+from dmqbench.config.errors import ConfigError
 from dmqbench.config.job import make_job
 
 UNET, SCHEDULER, DECODER = "unet/config.json", "scheduler/scheduler_config.json", "vae/config.json"
@@ -90,10 +91,18 @@ LIKE_DDPM = (
     *("EulerDiscrete", "EulerAncestralDiscrete", "HeunDiscrete", "LMSDiscrete", "KDPM2Discrete", "TCD", "UnCLIP"),
 )
 OTHERS = (
-    *("ScoreSdeVe", "EDMEuler", "EDMDPMSolverMultistep", "CMStochasticIterative", "FlowMatchEulerDiscrete"),
-    *("FlowMatchHeunDiscrete", "IPNDM", "VQDiffusion", "CosineDPMSolverMultistep", "DDPMWuerstchen", "Amused"),
-    *("ConsistencyDecoder", "LTXEulerAncestralRF"),
+    *("ScoreSdeVe", "FlowMatchHeunDiscrete", "IPNDM", "VQDiffusion", "CosineDPMSolverMultistep", "DDPMWuerstchen"),
+    *("Amused", "ConsistencyDecoder", "LTXEulerAncestralRF"),
 )
+
+
+OVER_NOISE_LEVELS = {
+    "FlowMatchEulerDiscrete": ("flow", "flow matching"),
+    "EDMEuler": ("edm", "EDM"),
+    "EDMDPMSolverMultistep": ("edm", "EDM"),
+    "CMStochasticIterative": ("consistency", "a consistency model"),
+}
+"""Scheduler → the sampler that fits it, and what is said of it."""
 
 
 @pytest.fixture(scope="module")
@@ -159,6 +168,56 @@ def test_a_schedule_that_stands_in_no_file_is_not_invented(folder, capsys, name)
     line = refusal(folder, capsys)
     assert f"_class_name={name}Scheduler has no " in line
     assert "no noise schedule is invented" in line
+
+
+@pytest.mark.parametrize("name", OVER_NOISE_LEVELS)
+def test_processes_over_noise_levels_are_followed_by_the_sampler_that_fits(folder, capsys, name):
+    scheduled(folder, name)
+    sampler, title = OVER_NOISE_LEVELS[name]
+    expected = f"sampler=ddim does not fit model=local, whose scheduler states {title}; nearest: {sampler}"
+    assert expected in refusal(folder, capsys)
+    accepted(folder, sampler=sampler)
+    with pytest.raises(ConfigError, match=rf"^sampler=(edm|flow) does not fit .* \(allowed: {sampler}\)"):
+        accepted(folder, sampler="flow" if sampler == "edm" else "edm")
+    edit(folder, UNET, time_embedding_type="fourier")
+    with pytest.raises(ConfigError, match="time_embedding_type=fourier takes no real timesteps"):
+        accepted(folder, sampler=sampler)
+
+
+def test_betas_are_followed_by_their_own_samplers(folder):
+    with pytest.raises(ConfigError, match=r"^sampler=flow does not fit .* schedule of betas; nearest: ddim"):
+        accepted(folder, sampler="flow")
+    edit(folder, SCHEDULER, rescale_betas_zero_snr=True, prediction_type="v_prediction")
+    accepted(folder, **{"sampler.spacing": "trailing"})
+    with pytest.raises(ConfigError, match=r"^sampler=pndm does not fit .* rescaled .* \(allowed: ddim, ddpm, dpmpp\)"):
+        accepted(folder, sampler="pndm")
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [
+        *(("FlowMatchEulerDiscrete", "shift", value) for value in (0, "3", None, -1)),
+        ("FlowMatchEulerDiscrete", "use_karras_sigmas", True),
+        ("FlowMatchEulerDiscrete", "time_shift_type", "cosine"),
+        ("FlowMatchEulerDiscrete", "num_train_timesteps", 0),
+        *(("EDMEuler", "sigma_max", value) for value in ("80", 0.001, None)),
+        ("EDMEuler", "sigma_schedule", "linear"),
+        ("EDMEuler", "prediction_type", "sample"),
+        ("CMStochasticIterative", "rho", 0),
+    ],
+)
+def test_a_process_that_cannot_be_computed_with(folder, capsys, name, key, value):
+    scheduled(folder, name)
+    edit(folder, SCHEDULER, **{key: value})
+    assert f"{folder / SCHEDULER}: {key}=" in refusal(folder, capsys)
+
+
+def test_a_shift_that_grows_with_the_image_asks_for_its_size(folder):
+    scheduled(folder, "FlowMatchEulerDiscrete")
+    edit(folder, SCHEDULER, use_dynamic_shifting=True)
+    with pytest.raises(ConfigError, match=r"^sampler\.image_tokens=null is not possible: image_tokens must be given"):
+        accepted(folder, sampler="flow")
+    accepted(folder, sampler="flow", **{"sampler.image_tokens": 16})
 
 
 @pytest.mark.parametrize("name", LIKE_DDPM)

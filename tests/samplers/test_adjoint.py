@@ -7,10 +7,9 @@ import torch
 from examples import costly
 from hypothesis import given
 from hypothesis import strategies as st
-from samplers.test_plan import SCHEDULE, network, specs, tensors
+from samplers.test_plan import PROCESSES, SCHEDULE, network, planned, specs, tensors
 
 from dmqbench.samplers.adjoint import (
-    alphas_of_states,
     detached,
     linear_transport,
     on_trajectory,
@@ -19,8 +18,10 @@ from dmqbench.samplers.adjoint import (
     recorded_states,
     scalar_transport,
     spectral_transport,
+    unit_transport,
 )
 from dmqbench.samplers.plan import State, build_plan
+from dmqbench.samplers.processes import Edm, Flow, call_sigmas
 from dmqbench.samplers.schedule import NoiseSchedule
 from dmqbench.samplers.spec import SamplerSpec
 
@@ -47,7 +48,7 @@ def visited(plan):
     """States before every call and at the end, and the outputs of a network on them."""
     states, outputs = [plan.initial(drawn(0))], []
     for call in range(plan.network_calls):
-        outputs.append(network(states[-1].x, plan.timesteps[call]))
+        outputs.append(network(plan.input_scales[call] * states[-1].x, plan.timesteps[call]))
         states.append(plan.step(states[-1], outputs[-1], call, noise_of(plan, call)))
     return states, outputs
 
@@ -58,7 +59,7 @@ def visited(plan):
 @given(specs())
 @costly(30)
 def test_recorded_states_are_those_of_the_rollout_with_anchor_and_history(spec):
-    plan = build_plan(short(spec), SCHEDULE)
+    plan = planned(short(spec))
     states, outputs = visited(plan)
     x, output = torch.stack([state.x for state in states], 1), torch.stack(outputs, 1)
     found = list(recorded_states(plan, x, output))
@@ -116,7 +117,7 @@ def of_algebra(plan, first, states, outputs, weight):
 @costly(80)
 def test_gradients_of_outputs_are_those_of_the_samplers_own_algebra(spec, data):
     """With ∂L/∂x of each state given, history, anchors and clipping included; wherever the group begins and ends."""
-    plan = build_plan(short(spec), SCHEDULE)
+    plan = planned(short(spec))
     first = data.draw(st.integers(0, plan.network_calls - 1))
     count = data.draw(st.integers(1, plan.network_calls - first))
     states, outputs = visited(plan)
@@ -187,12 +188,17 @@ def test_a_last_update_that_stays_at_its_noise_level_has_no_gradient():
 # ---- transports
 
 
+def alphas_of(plan):
+    return tuple(level.alpha for level in plan.levels)
+
+
 def test_noise_levels_are_those_of_the_states():
     plan = build_plan(SamplerSpec("ddim", 5), SCHEDULE)
     table = SCHEDULE.alphas_cumprod()
-    assert alphas_of_states(plan) == (*(float(table[timestep]) for timestep in plan.timesteps), 1.0)
+    assert alphas_of(plan) == (*(float(table[timestep]) for timestep in plan.timesteps), 1.0)
     kept = build_plan(SamplerSpec("ddim", 5, final_alpha_one=False), SCHEDULE)
-    assert alphas_of_states(kept)[-1] == float(table[0])
+    assert alphas_of(kept)[-1] == float(table[0])
+    assert {level.size for level in (*plan.levels, *kept.levels)} == {1.0}
 
 
 @given(st.integers(1, 8), st.integers(0, 7))
@@ -226,6 +232,37 @@ def test_the_transport_of_gaussian_data_is_the_flow_of_its_exact_network():
         assert float(carried) == pytest.approx(float(state.x), rel=5e-3)
 
 
+@pytest.mark.parametrize(
+    ("spec", "process"),
+    [
+        (SamplerSpec("flow", 6, spacing="trailing"), Flow(shift=3.0)),
+        (SamplerSpec("edm", 6), Edm(sigma_max=10.0)),
+        (SamplerSpec("edm", 6, solver="heun"), Edm(sigma_max=10.0)),
+    ],
+)
+def test_over_noise_levels_the_variance_is_that_of_the_states(spec, process):
+    """(1-σ)² λ + σ² and λ + σ²; for data of unit variance that alone is no identity."""
+    plan = build_plan(spec, process)
+    sigmas = call_sigmas(spec, process)
+    for variance in (0.3, 1.0, 5.0):
+        signal = 0 if spec.kind == "edm" else 1
+        v = [(1 - signal * sigma) ** 2 * variance + sigma**2 for sigma in (*sigmas, 0.0)]
+        for place in range(plan.network_calls):
+            for end in (place + 1, plan.network_calls):
+                expected = math.sqrt(v[end] / v[place]) * drawn(3)
+                torch.testing.assert_close(scalar_transport(plan, end, variance)(drawn(3), place), expected)
+                if variance == 1:
+                    torch.testing.assert_close(unit_transport(plan, end)(drawn(3), place), expected)
+
+
+@given(specs())
+@costly(30)
+def test_where_a_process_preserves_variance_unit_data_asks_for_the_identity(spec):
+    plan = planned(short(spec))
+    carried = unit_transport(plan, plan.network_calls)(drawn(3), 1)
+    assert torch.equal(carried, drawn(3)) == (spec.kind not in PROCESSES)
+
+
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 3))
 @costly(30)
 def test_the_spectral_transport_of_white_data_is_the_scalar_one(height, width, place):
@@ -244,7 +281,7 @@ def test_the_spectral_transport_keeps_the_precision_of_the_gradient():
 
 def test_the_spectral_transport_scales_every_wave_by_its_own_ratio():
     plan = build_plan(SamplerSpec("ddim", 6), SCHEDULE)
-    table = alphas_of_states(plan)
+    table = alphas_of(plan)
     spectrum = torch.rand(1, 8, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 3
     spectrum[:, 5:] = spectrum[:, 1:4].flip(1)  # the same in both diagonal directions
     rows, columns = torch.meshgrid(torch.arange(8.0), torch.arange(8.0), indexing="ij")

@@ -15,6 +15,7 @@ from dmqbench.samplers.spec import SamplerSpec
 SHARP, FLOAT32 = 1e-9, 3e-6
 LINEAR = NoiseSchedule()
 STABLE = NoiseSchedule(1000, 0.00085, 0.012, "scaled_linear")
+ZERO_SNR = NoiseSchedule(1000, 0.00085, 0.012, "scaled_linear", rescale_betas_zero_snr=True)
 COSINE = NoiseSchedule(1000, beta_schedule="squaredcos_cap_v2")
 STEP_COUNTS = (5, 20, 30)
 SPACINGS = ("leading", "trailing", "linspace")
@@ -63,6 +64,7 @@ def scheduler_like(scheduler_class, spec, schedule, **settings):
         prediction_type=spec.prediction,
         timestep_spacing=spec.spacing,
         steps_offset=spec.steps_offset,
+        **({"rescale_betas_zero_snr": True} if schedule.rescale_betas_zero_snr else {}),
         **settings,
     )
     if not isinstance(scheduler, DPMSolverMultistepScheduler):
@@ -170,3 +172,23 @@ def test_pndm(steps, spacing, prediction, skip_prk, final_alpha_one):
     scheduler = scheduler_like(PNDMScheduler, spec, STABLE, skip_prk_steps=skip_prk, set_alpha_to_one=final_alpha_one)
     scheduler.final_alpha_cumprod = scheduler.final_alpha_cumprod.double()
     assert_same(run_plan(build_plan(spec, STABLE)), run_scheduler(scheduler, steps), SHARP)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 5, 7, 20, 25])
+@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("prediction", ["v_prediction", "sample"])
+def test_a_schedule_that_ends_in_noise_alone(steps, spacing, prediction):
+    """Zero terminal SNR: with "trailing" spacing the first call sees no signal (Lin et al. 2023)."""
+    shared = {"spacing": spacing, "prediction": prediction}
+    assert_ddim(SamplerSpec("ddim", steps, eta=0.5, **shared), ZERO_SNR)
+    assert_ddim(SamplerSpec("ddim", steps, clip_sample=0.7, **shared), ZERO_SNR)
+    assert_ddpm(SamplerSpec("ddpm", steps, **shared), ZERO_SNR)
+    spec = SamplerSpec("dpmpp", steps, **shared)
+    expected = run_scheduler(scheduler_like(DPMSolverMultistepScheduler, spec, ZERO_SNR), steps)
+    assert_same(run_plan(build_plan(spec, ZERO_SNR)), expected, FLOAT32)
+
+
+@pytest.mark.parametrize(("kind", "prediction"), [("ddim", "epsilon"), ("dpmpp", "epsilon"), ("pndm", "v_prediction")])
+def test_what_noise_alone_leaves_undefined_is_refused(kind, prediction):
+    with pytest.raises(ValueError, match=r"prediction 'epsilon' with rescale_betas|sampler kind 'pndm'"):
+        build_plan(SamplerSpec(kind, 5, spacing="trailing", prediction=prediction), ZERO_SNR)

@@ -7,26 +7,37 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dmqbench.samplers.plan import State, build_plan
+from dmqbench.samplers.processes import Consistency, Edm, Flow, process_timesteps
 from dmqbench.samplers.schedule import NoiseSchedule
 from dmqbench.samplers.spec import SamplerSpec
 from dmqbench.samplers.timesteps import plan_timesteps
 
 SCHEDULE = NoiseSchedule(200, 0.0005, 0.05)
+PROCESSES = {"flow": Flow(shift=2.0), "edm": Edm(sigma_max=10.0), "consistency": Consistency(200, sigma_max=10.0)}
+KINDS = ("ddim", "ddpm", "dpmpp", "pndm", *PROCESSES)
+PREDICTIONS = {"pndm": 2, "edm": 2, "flow": 1, "consistency": 1}
+"""How many of the three a sampler takes, if not all."""
 
 
 @st.composite
 def specs(draw):
-    kind = draw(st.sampled_from(["ddim", "ddpm", "dpmpp", "pndm"]))
+    kind = draw(st.sampled_from(KINDS))
     return SamplerSpec(
         kind=kind,
         steps=draw(st.integers(4, 199)),
         eta=draw(st.sampled_from([0.0, 0.3, 1.0])) if kind == "ddim" else 0.0,
-        spacing=draw(st.sampled_from(["leading", "trailing", "linspace"])),
-        clip_sample=draw(st.sampled_from([None, 0.5])) if kind in ("ddim", "ddpm") else None,
+        spacing=draw(st.sampled_from(["trailing", "linspace"] + ["leading"] * (kind != "flow"))),
+        clip_sample=draw(st.sampled_from([None, 0.5])) if kind in ("ddim", "ddpm", "consistency") else None,
         skip_prk=draw(st.booleans()),
         final_alpha_one=draw(st.booleans()),
-        prediction=draw(st.sampled_from(["epsilon", "v_prediction"] + ["sample"] * (kind != "pndm"))),
+        prediction=draw(st.sampled_from(["epsilon", "v_prediction", "sample"][: PREDICTIONS.get(kind, 3)])),
+        solver=draw(st.sampled_from(["euler", "heun"])) if kind == "edm" else "euler",
     )
+
+
+def planned(spec):
+    """The plan of ``spec`` over what fits it."""
+    return build_plan(spec, PROCESSES.get(spec.kind, SCHEDULE))
 
 
 def random_state(plan, index, dtype=torch.float64):
@@ -51,14 +62,15 @@ def network(x, timestep):
 def rollout(plan, state, first, last):
     for index in range(first, last):
         noise = torch.randn(state.x.shape, generator=torch.Generator().manual_seed(index), dtype=state.x.dtype)
-        state = plan.step(state, network(state.x, plan.timesteps[index]), index, noise)
+        output = network(plan.input_scales[index] * state.x, plan.timesteps[index])
+        state = plan.step(state, output, index, noise)
     return state
 
 
 @given(specs(), st.data())
 @costly(60)
 def test_step_is_pure(spec, data):
-    plan = build_plan(spec, SCHEDULE)
+    plan = planned(spec)
     index = data.draw(st.integers(0, plan.network_calls - 1))
     state, output, noise = random_state(plan, index)
     before = [value.clone() for value in (*tensors(state), output, noise)]
@@ -71,7 +83,7 @@ def test_step_is_pure(spec, data):
 @given(specs(), st.data())
 @costly(60)
 def test_gradients_of_one_step_are_gain_and_carry(spec, data):
-    plan = build_plan(spec, SCHEDULE)
+    plan = planned(spec)
     index = data.draw(st.integers(0, plan.network_calls - 1))
     state, output, noise = random_state(plan, index)
     # Small values keep a clipped sample inside its range, where gain and carry are defined.
@@ -87,17 +99,21 @@ def test_gradients_of_one_step_are_gain_and_carry(spec, data):
 @given(specs())
 @costly(60)
 def test_calls_are_those_of_the_timesteps(spec):
-    plan = build_plan(spec, SCHEDULE)
-    expected = plan_timesteps(spec.kind, spec.steps, spec.spacing, spec.steps_offset, 200, spec.skip_prk)
+    plan = planned(spec)
+    if spec.kind in PROCESSES:
+        expected = process_timesteps(spec, PROCESSES[spec.kind])
+    else:
+        expected = plan_timesteps(spec.kind, spec.steps, spec.spacing, spec.steps_offset, 200, spec.skip_prk)
     assert plan.timesteps == expected
     assert plan.network_calls == len(expected)
-    assert any(call.sigma > 0 for call in plan.calls) == (spec.kind == "ddpm" or spec.eta > 0)
+    assert any(call.sigma > 0 for call in plan.calls) == (spec.kind in ("ddpm", "consistency") or spec.eta > 0)
+    assert len(plan.levels) == plan.network_calls + 1
 
 
 @given(specs(), st.data())
 @costly(30)
 def test_history_fits_at_every_call_and_a_trajectory_can_be_cut_anywhere(spec, data):
-    plan = build_plan(spec, SCHEDULE)
+    plan = planned(spec)
     start = plan.initial(torch.randn(2, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64))
     cut = data.draw(st.integers(0, plan.network_calls))
     whole = rollout(plan, start, 0, plan.network_calls)

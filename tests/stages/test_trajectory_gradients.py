@@ -9,10 +9,12 @@ import torch
 from examples import costly
 from hypothesis import given
 from hypothesis import strategies as st
-from samplers.test_plan import SCHEDULE, specs
+from samplers.test_over_sigmas import VARIANCES, exact_output
+from samplers.test_plan import PROCESSES, SCHEDULE, planned, specs
 
 from dmqbench.samplers.adjoint import power_spectrum, scalar_transport
 from dmqbench.samplers.plan import build_plan
+from dmqbench.samplers.processes import call_sigmas
 from dmqbench.samplers.schedule import NoiseSchedule
 from dmqbench.samplers.spec import SamplerSpec
 from dmqbench.stages.trajectory_gradients import (
@@ -59,10 +61,10 @@ def toy(plan, first, count, network=smooth, drift=0.05):
 
     states = [plan.initial(drawn(0))]
     for call in range(first + count):
-        output = network(states[-1].x, torch.tensor([0.8, 0.2, 0.1]))
+        output = network(plan.input_scales[call] * states[-1].x, torch.tensor([0.8, 0.2, 0.1]))
         states.append(plan.step(states[-1], output, call, noise(call)))
     problem = GroupProblem(
-        denoise=lambda x, call: network(x, parameters[call]),
+        denoise=lambda x, call: network(plan.input_scales[call] * x, parameters[call]),
         plan=plan,
         first=first,
         start=states[first],
@@ -95,7 +97,7 @@ def groups(draw):
     """(plan, first call, number of calls) of any sampler."""
     spec = draw(specs())
     spec = replace(spec, steps=4 + spec.steps % 5)
-    plan = build_plan(spec, SCHEDULE)
+    plan = planned(spec)
     first = draw(st.integers(0, plan.network_calls - 1))
     return plan, first, draw(st.integers(1, plan.network_calls - first))
 
@@ -289,6 +291,29 @@ def test_of_data_of_unit_variance_identity_differs_by_the_cosine_of_each_step():
     expected = [math.prod(turns[call + 1 :]) for call in range(calls)]
     torch.testing.assert_close(ratio, torch.tensor(expected, dtype=torch.float64), rtol=1e-6, atol=0)
     assert float(ratio[0]) == pytest.approx(1 - math.pi**2 / (8 * calls), abs=2e-3)
+
+
+@pytest.mark.parametrize("variance", VARIANCES.tolist())
+@pytest.mark.parametrize(("kind", "solver"), [("flow", "euler"), ("edm", "euler"), ("edm", "heun")])
+def test_over_noise_levels_the_correction_is_that_of_the_exact_network(kind, solver, variance):
+    """Over many small steps of E[ε - x0 | x] and its like. Of unit variance, identity between states over their size is
+    as good; between states as they are it is not: EDM's differ in size by ten, here."""
+    process = PROCESSES[kind]
+    plan = build_plan(SamplerSpec(kind, 80, spacing="trailing", solver=solver), process)
+    ones, place = torch.ones(3, dtype=torch.float64), VARIANCES.tolist().index(variance)
+    sigmas = call_sigmas(plan.spec, process)
+    slopes = [float(exact_output(process, sigma, ones)[place]) for sigma in sigmas]
+    problem, θ = linear_problem(plan, 0, plan.network_calls, slopes)
+    problem = replace(problem, spectrum=variance * problem.spectrum)
+    exact, scalar, identity = (
+        torch.stack(gradients(RULES[name], problem, θ)[1]) for name in ("replayed", "scalar", "identity")
+    )
+    torch.testing.assert_close(scalar / exact, torch.ones_like(exact), rtol=0, atol=0.1)
+    if variance == 1:
+        torch.testing.assert_close(identity, scalar)
+        residual = mean_square_gradient(problem.run()[0][-1].x, problem.target).sum()
+        between_states_as_they_are = torch.tensor(plan.gains, dtype=torch.float64) * residual
+        assert (between_states_as_they_are / exact - 1).abs().max() > 0.2
 
 
 def test_the_linear_control_blows_up_where_the_others_do_not():

@@ -15,6 +15,9 @@ from dmqbench.quant.layers import freeze_weight_, quantization, quantize_layers_
 from dmqbench.quant.plan import uniform_plan
 from dmqbench.quant.spec import COMMON_SCOPE, BitWidth, StepGroups
 from dmqbench.quant.state import activation_quantizers
+from dmqbench.samplers.plan import build_plan
+from dmqbench.samplers.processes import Consistency, Edm, Flow
+from dmqbench.samplers.spec import SamplerSpec
 from dmqbench.stages.trajectory_gradients import GroupProblem
 
 BATCH = 2
@@ -25,10 +28,11 @@ class Group:
 
     def __init__(self, plan, first, count, guidance=1.0):
         adapter = adapter_of(smallest_unet())
+        denoising = Denoising(adapter, plan, guidance)
         steps = StepGroups.per_step(plan.network_calls)
         cond = adapter.conditioner.conditions("cal", 0, range(BATCH))
         topology = topology_of(adapter)
-        visits = list(Denoising(adapter, plan, guidance).rollout(stream="cal", seed=0, indices=range(BATCH)))
+        visits = list(denoising.rollout(stream="cal", seed=0, indices=range(BATCH)))
         precision = uniform_plan(topology.layers, BitWidth(4, 6), COMMON_SCOPE)
         quantize_layers_(adapter.network, precision, adapter.context, steps)
         x = visits[0].before.x
@@ -41,8 +45,7 @@ class Group:
         self.adapter = adapter
 
         def denoise(x, call):
-            step = torch.full((len(x),), call)
-            return adapter.denoise(x, plan.timesteps[call], cond, step, guidance)
+            return denoising.predict_at(x, call, cond)
 
         states = [visits[0].before, *(visit.after for visit in visits)]
         self.problem = GroupProblem(
@@ -62,6 +65,13 @@ class Group:
         return gradients(ALL[name], self.problem, self.scales)[1]
 
 
+OVER_SIGMAS = {
+    "flow": build_plan(SamplerSpec("flow", 5, spacing="linspace"), Flow(shift=3.0)),
+    "heun": build_plan(SamplerSpec("edm", 4, solver="heun"), Edm(sigma_max=10.0)),
+    "consistency": build_plan(SamplerSpec("consistency", 3), Consistency()),
+}
+"""Their networks see scaled states at real timesteps."""
+
 FP32 = 2e-4
 """Relative to the largest gradient of a parameter: sums are taken in another order."""
 
@@ -74,6 +84,9 @@ PLACES = {
     "pndm, Adams-Bashforth": (sampler("pndm", 6), 3, 3),
     "pndm, inside a Runge-Kutta step": (sampler("pndm", skip_prk=False), 2, 4),
     "pndm, from Runge-Kutta to Adams-Bashforth": (sampler("pndm", 5, skip_prk=False), 10, 4),
+    "flow": (OVER_SIGMAS["flow"], 1, 3),
+    "edm by Heun's method, from inside a step": (OVER_SIGMAS["heun"], 1, 4),
+    "consistency": (OVER_SIGMAS["consistency"], 0, 3),
 }
 
 
@@ -113,6 +126,7 @@ IDENTICAL = {
     "dpmpp": sampler("dpmpp"),
     "pndm": sampler("pndm", 5),
     "runge-kutta": sampler("pndm", skip_prk=False),
+    "heun": OVER_SIGMAS["heun"],
 }
 
 

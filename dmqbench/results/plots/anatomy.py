@@ -29,7 +29,7 @@ def activation_ranges(record: Record) -> Figure:
     """Heat map: largest magnitude of every layer's input at every call."""
     layers = record["layers"]
     heat = HeatMap([layer["steps"]["absmax"] for layer in layers], "largest |x| of the input", "|x|")
-    calls = Axis("timestep of the call, from noise to image", names=tuple(map(str, record["timesteps"])))
+    calls = Axis("timestep of the call, from noise to image", names=tuple(f"{time:g}" for time in record["timesteps"]))
     title = f"{record['model']}: range of every layer's input over the steps, full precision"
     return Figure(title, (Panel((heat,), calls, Axis("", names=tuple(layer["name"] for layer in layers))),))
 
