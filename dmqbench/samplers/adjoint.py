@@ -78,9 +78,13 @@ def output_gradients(
         history = detached(states[0]).history
         arrived: list[Tensor] = []
         applied: list[Tensor] = []
+        ahead: Tensor | None = None
         for index, leaf in enumerate(leaves):
             before = detached(states[index])._replace(history=history)
+            if ahead is not None and not on_trajectory(plan, first + index, end):
+                before = before._replace(x=ahead)  # which acts on the update beside the network, as in EDM's slopes
             after = plan.step(before, leaf, first + index, noises[index])
+            ahead = after.x
             history = after.history
             # A last update that stays at its noise level does not use the output.
             if on_trajectory(plan, first + index + 1, end) and after.x.requires_grad:
@@ -144,7 +148,10 @@ def power_spectrum(samples: Tensor) -> Tensor:
 
 
 def linear_transport(plan: SamplerPlan, end: int) -> Transport:
-    """Φ = Π a: as if the network did not look at the state. Wrong by the ratio of signal strengths; a control."""
+    """Φ = Π a: as if the network did not look at the state. Wrong by the ratio of signal strengths; a control.
+
+    A step of Heun's method counts as what it takes over from its start.
+    """
 
     def transport(gradient: Tensor, place: int) -> Tensor:
         updates = [call for call in range(place, end) if on_trajectory(plan, call + 1, end)]
