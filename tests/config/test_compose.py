@@ -1,8 +1,10 @@
 """Composing, checking and ids of jobs."""
 
 import dataclasses
+import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +22,8 @@ from dmqbench.config.ids import JobIds, job_ids
 from dmqbench.config.job import cuda_expected, make_job
 from dmqbench.config.model_facts import timesteps, weights_hash
 from dmqbench.config.places import CONF
-from dmqbench.models.folders import EMBEDDED, ModelError
+from dmqbench.models.folders import EMBEDDED, SCHEDULER_CONFIG, ModelError
+from dmqbench.samplers.processes import OF_SAMPLER, stated
 from dmqbench.store.files import canonical_json, short_hash
 
 WEIGHTS = "0" * 64
@@ -81,7 +84,7 @@ def test_every_method_composes_with_a_folder_of_ones_own(method, folder):
 
 
 @pytest.mark.parametrize("group", [*schema.GROUPS, "method"])
-def test_every_option_of_every_group_composes(group, folder):
+def test_every_option_of_every_group_composes(group, folder, tmp_path):
     for path in (CONF / group).glob("*.yaml"):
         choice = [f"{group}={path.stem}"]
         if path.stem in ("local", "hub") or (group, path.stem) == ("dataset", "none"):
@@ -90,6 +93,10 @@ def test_every_option_of_every_group_composes(group, folder):
             choice = [*choice, f"method.path={EMBEDDED / 'digits'}"]
         if path.stem == "ldm4_imagenet":
             choice = [*choice, "task=cost"]
+        if (process := OF_SAMPLER.get(path.stem)) is not None:
+            trained = Path(shutil.copytree(folder, tmp_path / path.stem))
+            (trained / SCHEDULER_CONFIG).write_text(json.dumps(stated(process())))
+            choice = [*choice, "model=local", f"model.path={trained}"]
         assert job(*choice)
 
 
