@@ -12,7 +12,7 @@ from dmqbench.config.model_file_checks import check_decoded, check_files
 from dmqbench.config.names import CONDITIONS, COUNTING_TASKS, FOREIGN, IMAGELESS_TASKS
 from dmqbench.config.plugins import shipped_with
 from dmqbench.config.schema import ModelConfig
-from dmqbench.models.families import family_of, runnable
+from dmqbench.models.families import family_of, kind_of, runnable
 from dmqbench.models.folders import SCHEDULER_CONFIG, SHIPPED, ModelError, decoder_folder, network_folder
 from dmqbench.models.foreign import ordinary_folder, require_fit
 from dmqbench.models.location import locate
@@ -57,7 +57,7 @@ _NEEDED = {"embedded": (), "architecture": (), "local": ("path",), "hub": ("path
 
 def check_weights(job: Job) -> None:
     if job.model.shapes_only and job.task not in COUNTING_TASKS:
-        problem = f"needs weights, and those of {job.model.name} are not shipped; take another model"
+        problem = f"needs weights, and those of {job.model.name} are not shipped; give a checkpoint, model.path=FOLDER"
         raise ConfigError("task", job.task, COUNTING_TASKS, problem, nearest="cost")
 
 
@@ -134,6 +134,8 @@ def checked_model(model: ModelConfig, guidances: Mapping[str, float | None]) -> 
     except ValueError as error:
         raise ConfigError("model.name", model.name, problem=f"is not allowed: {error}") from None
     config = network_config(model)
+    if model.source == "architecture" and model.path is not None:
+        _check_shapes(model, config)
     if model.shapes_only:
         return replace(model, sample_shape=_sample_shape(model, config))
     if not any(family.is_of(config) for family in runnable()):
@@ -157,6 +159,18 @@ def checked_model(model: ModelConfig, guidances: Mapping[str, float | None]) -> 
         if not model.classes:
             raise ConfigError(key, guidance, [1.0], f"needs a model with classes, and {model.name} has none")
     return model
+
+
+def _check_shapes(model: ModelConfig, found: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint, whose ``config.json`` is ``found``, of other shapes than the model of its name."""
+    own = network_config(replace(model, path=None, revision=None))
+    pairs = {"network": (kind_of(own).network, kind_of(found).network)}
+    # A key that is absent has diffusers' default, as in the files that this project leaves it out of.
+    pairs |= {key: (own[key], found[key]) for key in own if not key.startswith("_") and key in found}
+    for key, (wanted, value) in pairs.items():
+        if wanted != value:
+            problem = f"is no {model.name}: its {key} is {value}, not {wanted}"
+            raise ConfigError("model.path", model.path, problem=problem)
 
 
 def _sample_shape(model: ModelConfig, config: Mapping[str, Any]) -> tuple[Any, ...]:

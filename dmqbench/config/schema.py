@@ -44,16 +44,18 @@ class ModelConfig:
 
     @property
     def shapes_only(self) -> bool:
-        """Whether it has no weights."""
-        return self.source == "architecture"
+        """Whether it has no weights: of what is shipped as shapes alone, the user has them, or nobody."""
+        return self.source == "architecture" and self.path is None
 
     @property
     def checkpoint(self) -> ModelSource:
         """What ``models.adapter.load_adapter`` takes."""
-        location = self.name if self.source in SHIPPED else self.path
+        kind: Any = self.source
+        if kind == "architecture" and self.path is not None:
+            kind = "local" if self.revision is None else "hub"
+        location = self.name if kind in SHIPPED else self.path
         if location is None:
             raise ValueError(f"model.path=null is not allowed with model.source={self.source}")
-        kind: Any = self.source
         return ModelSource(kind, location, self.revision, self.classes or None, self.condition_channels or 0)
 
 

@@ -22,7 +22,7 @@ from dmqbench.config.ids import JobIds, job_ids
 from dmqbench.config.job import cuda_expected, make_job
 from dmqbench.config.model_facts import timesteps, weights_hash
 from dmqbench.config.places import CONF
-from dmqbench.models.folders import EMBEDDED, SCHEDULER_CONFIG, ModelError
+from dmqbench.models.folders import ARCHITECTURES, EMBEDDED, SCHEDULER_CONFIG, ModelError
 from dmqbench.samplers.processes import OF_SAMPLER, stated
 from dmqbench.store.files import canonical_json, short_hash
 
@@ -91,7 +91,7 @@ def test_every_option_of_every_group_composes(group, folder, tmp_path):
             choice = ["model=local", f"model.path={folder}", *(choice if group == "dataset" else [])]
         if path.stem == "foreign":
             choice = [*choice, f"method.path={EMBEDDED / 'digits'}"]
-        if path.stem == "ldm4_imagenet":
+        if (ARCHITECTURES / path.stem).is_dir():
             choice = [*choice, "task=cost"]
         if (process := OF_SAMPLER.get(path.stem)) is not None:
             trained = Path(shutil.copytree(folder, tmp_path / path.stem))
@@ -246,7 +246,7 @@ def test_a_wrong_value_is_named_with_the_nearest_allowed_one(override, key, valu
     assert f"nearest: {nearest}" in error
 
 
-@pytest.mark.parametrize("override", ["model=sd14x", "method=smoothquantize", "bits=w9z3", "sampler.zzz=1"])
+@pytest.mark.parametrize("override", ["model=whatever", "method=smoothquantize", "bits=w9z3", "sampler.zzz=1"])
 def test_where_nothing_is_near_only_what_is_allowed_is_named(override):
     error = str(refused(override))
     assert "nearest" not in error and "allowed: " in error
@@ -260,7 +260,7 @@ def test_schemas_are_no_options(hidden):
 
 @pytest.mark.parametrize(
     "override",
-    ["method=quest", "model=sd14", "model=scenes"],
+    ["method=quest", "model=sdxl", "model=emoji"],
 )
 def test_what_is_planned_is_refused_as_not_built_yet(override):
     assert "is not built yet" in str(refused(override))

@@ -8,7 +8,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dmqbench.models.attention import attention_modules, set_explicit_attention_
 from dmqbench.models.families import family_of
-from dmqbench.models.sources import example_inputs, meta_model
+from dmqbench.models.folders import ModelSource
+from dmqbench.models.sources import example_inputs, meta_model, meta_topology
 from dmqbench.models.topology import feature_module, trace
 from dmqbench.quant.attention import AttentionQuantizers
 from dmqbench.quant.context import StepContext
@@ -245,81 +246,28 @@ def test_tracing_leaves_nothing_behind():
     assert not any(module._forward_hooks for module in network.modules())
 
 
-def repeated(kind, attention, count, *, up=False):
-    plain, attending = f"{kind}{'Up' if up else 'Down'}Block2D", f"{attention}{'Up' if up else 'Down'}Block2D"
-    return [attending] * count + [plain] if up else [plain] + [attending] * count
-
-
-UNCONDITIONAL = {"_class_name": "UNet2DModel", "layers_per_block": 2}
-TEXT = {"_class_name": "UNet2DConditionModel", "layers_per_block": 2}
-FULL_SIZE = {
-    "ddpm_cifar10": UNCONDITIONAL
-    | {
-        "sample_size": 32,
-        "in_channels": 3,
-        "out_channels": 3,
-        "block_out_channels": [128, 256, 256, 256],
-        "down_block_types": ["DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"],
-        "up_block_types": ["UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"],
-        "attention_head_dim": None,
-        "downsample_padding": 0,
-        "flip_sin_to_cos": False,
-        "freq_shift": 1,
-    },
-    "ldm4_bedroom": UNCONDITIONAL
-    | {
-        "sample_size": 64,
-        "in_channels": 3,
-        "out_channels": 3,
-        "block_out_channels": [224, 448, 672, 896],
-        "down_block_types": repeated("", "Attn", 3),
-        "up_block_types": repeated("", "Attn", 3, up=True),
-        "attention_head_dim": 32,
-    },
-    "ldm4_imagenet": TEXT
-    | {
-        "sample_size": 64,
-        "in_channels": 3,
-        "out_channels": 3,
-        "block_out_channels": [192, 384, 576, 960],
-        "down_block_types": repeated("", "CrossAttn", 3),
-        "up_block_types": repeated("", "CrossAttn", 3, up=True),
-        "cross_attention_dim": 512,
-        "attention_head_dim": [6, 12, 18, 30],
-    },
-    "sd14": TEXT
-    | {
-        "sample_size": 64,
-        "in_channels": 4,
-        "out_channels": 4,
-        "block_out_channels": [320, 640, 1280, 1280],
-        "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
-        "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
-        "cross_attention_dim": 768,
-        "attention_head_dim": 8,
-    },
-}
-
-
 @pytest.mark.parametrize(
-    ("name", "tokens", "parameters", "convolutions", "linears", "skips", "shortcuts", "quantizable", "gmacs"),
+    ("name", "parameters", "convolutions", "linears", "skips", "shortcuts", "quantizable", "gmacs"),
     [
-        ("ddpm_cifar10", 0, 35.75, 65, 48, 12, 13, 87, 6.1),
-        ("ldm4_bedroom", 0, 274.06, 67, 88, 12, 15, 129, 96.1),
-        ("ldm4_imagenet", 1, 400.92, 99, 184, 12, 15, 257, 99.8),
-        ("sd14", 77, 859.52, 98, 184, 12, 14, 256, 338.7),
+        ("ddpm_cifar10", 35_746_307, 65, 48, 12, 13, 87, 6.1),
+        ("ldm4_bedroom", 274_056_163, 67, 88, 12, 15, 129, 96.1),
+        ("ldm4_ffhq", 274_056_163, 67, 88, 12, 15, 129, 96.1),
+        ("ldm4_celebahq", 274_056_163, 67, 88, 12, 15, 129, 96.1),
+        ("ldm8_church", 294_966_916, 89, 121, 15, 17, 171, 18.64),
+        ("ldm4_imagenet", 400_920_579, 99, 184, 12, 15, 257, 99.8),
+        ("sd14", 859_520_964, 98, 184, 12, 14, 256, 338.7),
+        # The original's 675,129,632 hold 294,912 of fixed positions, and the embedding of time and label once.
+        ("dit_xl_256", 675_129_632 - 294_912 + 27 * 2_777_472, 1, 254, 0, 0, 168, 114.4),
     ],
 )
-def test_full_size_networks_on_meta(
-    name, tokens, parameters, convolutions, linears, skips, shortcuts, quantizable, gmacs
+def test_full_size_networks_have_the_counts_of_the_originals(
+    name, parameters, convolutions, linears, skips, shortcuts, quantizable, gmacs
 ):
-    network = meta_model(FULL_SIZE[name])
-    args, kwargs = example_inputs(family_of(FULL_SIZE[name]), device="meta", tokens=tokens)
-    topology = trace(network, args, kwargs)
+    topology, found = meta_topology(ModelSource("architecture", name))
     kinds = [layer.kind for layer in topology.layers]
-    assert round(sum(p.numel() for p in network.parameters()) / 1e6, 2) == parameters
+    assert found == parameters
     assert (kinds.count("conv2d"), kinds.count("linear")) == (convolutions, linears)
     assert sum(bool(layer.boundaries) for layer in topology.layers) == skips
-    assert sum(layer.shortcut for layer in topology.layers) == shortcuts  # DMQ's code scales 15 and 14 such layers
+    assert sum(layer.shortcut for layer in topology.layers) == shortcuts  # DMQ's code scales 15, 17 and 14 such layers
     assert sum(not layer.embedding for layer in topology.layers) - 2 == quantizable
     assert topology.macs / 1e9 == pytest.approx(gmacs, rel=0.01)  # as commonly reported for these models
