@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from e2e.commands import environment
+from PIL import Image
 from plugin_packages import METHOD_YAML, install, method_package, the_one
 
 from dmqbench.config import plugins
@@ -180,9 +181,11 @@ model: {name: tiny, source: embedded, classes: 10, datasets: [dots, none]}
 
 
 def test_a_model_and_a_data_set_lie_in_the_package(site):
-    dots = {"conf/dataset/dots.yaml": "defaults: [base_dataset, _self_]\nname: dots\n", "images/dots/a.txt": ""}
+    dots = {"conf/dataset/dots.yaml": "defaults: [base_dataset, _self_]\nname: dots\n"}
     package = install(site, "mine", {"conf/model/tiny.yaml": MODEL, **dots})
     shutil.copytree(EMBEDDED / "ladder_1", package / "models" / "tiny")
+    (package / "images" / "dots").mkdir(parents=True)
+    Image.new("L", (8, 8)).save(package / "images" / "dots" / "a.png")
     assert wrong_options(the_one()) == []
     job = make_job(compose(["model=tiny"]))
     assert (job.model.source, job.model.path) == ("local", str(package / "models" / "tiny"))

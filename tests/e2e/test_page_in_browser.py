@@ -293,6 +293,15 @@ def parts_file(tmp_path_factory) -> Path:
     return write_page(bench.root, bench.results(), bench.root / "report.html")
 
 
+def until(page, condition):
+    """Wait for a condition; Playwright's own waiting evaluates code inside the page, which its policy forbids."""
+    for _ in range(200):
+        if page.evaluate(condition):
+            return
+        page.wait_for_timeout(50)
+    raise AssertionError(condition)
+
+
 def test_what_the_parts_of_a_method_do_is_drawn(browser, parts_file, tmp_path):
     visit = Visit(browser, parts_file)
     page = visit.page
@@ -315,7 +324,7 @@ def test_what_the_parts_of_a_method_do_is_drawn(browser, parts_file, tmp_path):
     for width in (1280, 390):
         page.set_viewport_size({"width": width, "height": 900})
         page.evaluate("scrollTo(0, 0)")
-        page.wait_for_function("document.documentElement.scrollWidth <= innerWidth")
+        until(page, "document.documentElement.scrollWidth <= innerWidth")
         page.screenshot(path=tmp_path / f"parts-{width}.png", full_page=True)
     page.locator("tr[data-method=q_diffusion] button.open").first.click()
     assert page.locator("#ranges-figure").is_hidden() and page.locator("#exponents-figure").is_hidden()

@@ -272,8 +272,7 @@ def test_a_bare_network_needs_a_schedule(tmp_path):
     assert isinstance(adapter.conditioner, Unconditional)
 
 
-@pytest.mark.parametrize("unusable", [{"trained_betas": [0.1] * 1000}, {"rescale_betas_zero_snr": True}])
-def test_a_schedule_that_cannot_be_expressed(tmp_path, unusable):
-    save_pipeline(tmp_path, unet(), **unusable)
-    with pytest.raises(ModelError, match=next(iter(unusable))):
+def test_a_schedule_that_cannot_be_expressed(tmp_path):
+    save_pipeline(tmp_path, unet(), trained_betas=[0.1] * 1000)
+    with pytest.raises(ModelError, match="trained_betas"):
         load_adapter(ModelSource("local", str(tmp_path)))
