@@ -13,7 +13,14 @@ from dmqbench.config.names import CONDITIONS, COUNTING_TASKS, FOREIGN, IMAGELESS
 from dmqbench.config.plugins import shipped_with
 from dmqbench.config.schema import ModelConfig
 from dmqbench.models.families import family_of, kind_of, runnable
-from dmqbench.models.folders import SCHEDULER_CONFIG, SHIPPED, ModelError, decoder_folder, network_folder
+from dmqbench.models.folders import (
+    SCHEDULER_CONFIG,
+    SHIPPED,
+    ModelError,
+    decoder_folder,
+    network_folder,
+    scheduler_file,
+)
 from dmqbench.models.foreign import ordinary_folder, require_fit
 from dmqbench.models.location import locate
 from dmqbench.samplers.scheduler_config import fitting_samplers
@@ -141,7 +148,7 @@ def checked_model(model: ModelConfig, guidances: Mapping[str, float | None]) -> 
     if not any(family.is_of(config) for family in runnable()):
         allowed = ", ".join(family.network for family in runnable())
         raise ConfigError("model.path", model.path, problem=f"holds a {config.get('_class_name')}; allowed: {allowed}")
-    if not (locate(model.checkpoint) / SCHEDULER_CONFIG).is_file():
+    if scheduler_file(locate(model.checkpoint)) is None:
         problem = f"has no {SCHEDULER_CONFIG}, which states the noise schedule"
         raise ConfigError("model.path", model.path, problem=problem)
     check_files(locate(model.checkpoint))

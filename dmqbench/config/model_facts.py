@@ -7,11 +7,11 @@ from dmqbench.config.schema import EvaluateConfig, ModelConfig, SamplerConfig
 from dmqbench.data.archives import inspect
 from dmqbench.models.folders import (
     CONFIG,
-    SCHEDULER_CONFIG,
     ModelError,
     decoder_folder,
     network_folder,
     read_config,
+    scheduler_file,
 )
 from dmqbench.models.location import locate
 from dmqbench.models.weight_files import tensor_shapes, weight_files
@@ -59,7 +59,7 @@ def weights_hash(model: ModelConfig) -> str:
     parts = [part for part in (network, decoder_folder(folder)) if part is not None]
     files = [
         *(path for part in parts for path in (part / CONFIG, *weight_files(part, model.checkpoint.advice))),
-        *([folder / SCHEDULER_CONFIG] if (folder / SCHEDULER_CONFIG).is_file() else []),
+        *([] if (scheduler := scheduler_file(folder)) is None else [scheduler]),
     ]
     try:
         return json_hash({os.path.relpath(path, folder): sha256_once(path) for path in files})
@@ -104,8 +104,8 @@ def _train_timesteps(model: ModelConfig) -> int:
 
 def _scheduler(model: ModelConfig) -> dict[str, Any]:
     """What the model's scheduler says; a bare network has none, and a job on it is refused elsewhere."""
-    path = locate(model.checkpoint) / SCHEDULER_CONFIG
-    return read_config(path) if path.is_file() else {}
+    path = scheduler_file(locate(model.checkpoint))
+    return {} if path is None else read_config(path)
 
 
 def layer_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:

@@ -8,7 +8,14 @@ from dmqbench.config.errors import ConfigError, closest
 from dmqbench.models.config_values import COUNT, FLAG, NULL, Kind, either, list_of, number, words
 from dmqbench.models.families import kind_of
 from dmqbench.models.families.family import Problem
-from dmqbench.models.folders import CONFIG, SCHEDULER_CONFIG, decoder_folder, network_folder, read_config
+from dmqbench.models.folders import (
+    CONFIG,
+    SCHEDULER_CONFIG,
+    decoder_folder,
+    network_folder,
+    read_config,
+    scheduler_file,
+)
 from dmqbench.samplers.scheduler_config import BETA_SCHEDULES, PROCESSES, read_process, require_fit, schedule_settings
 from dmqbench.samplers.spec import PREDICTIONS
 from dmqbench.samplers.timesteps import SettingError
@@ -56,8 +63,9 @@ def check_files(folder: Path) -> None:
     network = network_folder(folder) / CONFIG
     family = kind_of(read_config(network))
     _check(network, family.kinds, family.problem)
-    over_sigmas = read_config(folder / SCHEDULER_CONFIG).get("_class_name") in PROCESSES
-    _check(folder / SCHEDULER_CONFIG, PROCESS if over_sigmas else SCHEDULER, _schedule_problem)
+    scheduler = scheduler_file(folder) or folder / SCHEDULER_CONFIG
+    over_sigmas = read_config(scheduler).get("_class_name") in PROCESSES
+    _check(scheduler, PROCESS if over_sigmas else SCHEDULER, _schedule_problem)
     if (decoder := decoder_folder(folder)) is not None:
         _check(decoder / CONFIG, DECODER)
 

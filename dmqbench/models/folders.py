@@ -26,6 +26,7 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 WEIGHTS_INDEX = f"{WEIGHTS}.index.json"
 SHARDS = WEIGHTS.replace(".", "-*.")
 SCHEDULER_CONFIG = Path("scheduler") / "scheduler_config.json"
+SCHEDULER_CONFIGS = (SCHEDULER_CONFIG, Path(SCHEDULER_CONFIG.name))
 
 
 class ModelError(Exception):
@@ -94,6 +95,13 @@ def network_folder(folder: Path, advice: str = "") -> Path:
 def decoder_folder(folder: Path) -> Path | None:
     """Return the folder of a latent model's decoder; None for pixel models; ModelError if there are several."""
     found = _holding_config([folder / name for name in DECODER_FOLDERS])
+    return only_one(folder, found) if found else None
+
+
+def scheduler_file(folder: Path) -> Path | None:
+    """Return the file that states the noise schedule: in its folder, or beside the network's, as the oldest
+    repositories have it; None for a bare network; ModelError if there are both."""
+    found = [path for path in (folder / name for name in SCHEDULER_CONFIGS) if path.is_file()]
     return only_one(folder, found) if found else None
 
 

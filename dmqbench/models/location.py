@@ -14,6 +14,7 @@ from dmqbench.models.folders import (
     DECODER_FOLDERS,
     NETWORK_FOLDERS,
     SCHEDULER_CONFIG,
+    SCHEDULER_CONFIGS,
     WEIGHTS,
     ModelError,
     ModelSource,
@@ -92,7 +93,8 @@ def _fetched(location: str, revision: str) -> Path:
     names = HfApi().list_repo_files(location, revision=revision)
     parts = _parts(Path(location), names)
     heads = [f"{part}{leading_file(Path(location, part), _within(part, names))}" for part in parts]
-    wanted = [_PIPELINE, SCHEDULER_CONFIG.as_posix(), *(f"{part}{CONFIG}" for part in parts), *heads]
+    schedulers = [name.as_posix() for name in SCHEDULER_CONFIGS]
+    wanted = [_PIPELINE, *schedulers, *(f"{part}{CONFIG}" for part in parts), *heads]
     folder = Path(snapshot_download(location, revision=revision, allow_patterns=wanted))
     indices = [folder / head for head in heads if head.endswith(".json")]
     shards = [path.relative_to(folder).as_posix() for index in indices for path in shards_of(index)]

@@ -18,12 +18,12 @@ from dmqbench.models.families import family_of, kind_of
 from dmqbench.models.families.family import Conditioning, Family
 from dmqbench.models.folders import (
     CONFIG,
-    SCHEDULER_CONFIG,
     ModelError,
     ModelSource,
     decoder_folder,
     network_folder,
     read_config,
+    scheduler_file,
 )
 from dmqbench.models.location import locate
 from dmqbench.models.topology import Topology, trace
@@ -74,12 +74,12 @@ def load_model(source: ModelSource) -> LoadedModel:
     part = network_folder(folder, source.advice)
     family = family_of(read_config(part / CONFIG), source.condition_channels)
     network = _load_weights(part, family.network, source.advice)
-    scheduler = folder / SCHEDULER_CONFIG
+    scheduler = scheduler_file(folder)
     return LoadedModel(
         network=network,
         family=family,
         folder=folder,
-        scheduler=read_config(scheduler) if scheduler.is_file() else None,
+        scheduler=None if scheduler is None else read_config(scheduler),
         classes=_classes(family, source),
     )
 

@@ -67,8 +67,17 @@ def relinked(folder):
         path.symlink_to(blob)
 
 
+def flat(folder):
+    """Network and scheduler beside each other, as google/ddpm-cifar10-32 has them."""
+    for part in ("unet", "scheduler"):
+        for path in (folder / part).iterdir():
+            path.rename(folder / path.name)
+        (folder / part).rmdir()
+
+
 READ = {
     "a single file": lambda f: None,
+    "all in one folder": flat,
     "shards": lambda f: only(f, max_shard_size=SHARDED),
     "a variant": lambda f: only(f, variant="fp16"),
     "a variant in shards": lambda f: only(f, variant="fp16", max_shard_size="50KB"),
@@ -102,6 +111,10 @@ REFUSED = {
     ),
     "two networks": (lambda f: dit().save_pretrained(f / "transformer"), "holds both unet and transformer"),
     "a network around another": (lambda f: unet().save_pretrained(f), r"holds both unet and \."),
+    "two schedulers": (
+        lambda f: shutil.copy(f / "scheduler" / "scheduler_config.json", f),
+        "holds both scheduler/scheduler_config.json and scheduler_config.json",
+    ),
     "two decoders": (
         lambda f: [autoencoder().save_pretrained(f / "vae"), vq_autoencoder().save_pretrained(f / "vqvae")],
         "holds both vqvae and vae",
