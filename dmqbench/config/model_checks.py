@@ -1,7 +1,9 @@
 """Whether a model's YAML fits the files it names."""
 
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,8 @@ from dmqbench.models.foreign import ordinary_folder, require_fit
 from dmqbench.models.location import locate
 from dmqbench.samplers.scheduler_config import fitting_samplers
 from dmqbench.store.files import safe_name
+
+log = logging.getLogger(__name__)
 
 
 def check_condition(model: ModelConfig, network: Mapping[str, Any]) -> None:
@@ -140,6 +144,7 @@ def checked_model(model: ModelConfig, guidances: Mapping[str, float | None]) -> 
         safe_name(model.name)
     except ValueError as error:
         raise ConfigError("model.name", model.name, problem=f"is not allowed: {error}") from None
+    model = _pinned(model)
     config = network_config(model)
     if model.source == "architecture" and model.path is not None:
         _check_shapes(model, config)
@@ -166,6 +171,24 @@ def checked_model(model: ModelConfig, guidances: Mapping[str, float | None]) -> 
         if not model.classes:
             raise ConfigError(key, guidance, [1.0], f"needs a model with classes, and {model.name} has none")
     return model
+
+
+def _pinned(model: ModelConfig) -> ModelConfig:
+    """Return a model at the commit that its branch or tag stands for now."""
+    if model.revision is None:
+        return model
+    commit = locate(model.checkpoint).name  # as the hub's client calls the folder of a snapshot
+    if commit != model.revision:
+        _say_commit(model.label, model.revision, commit)
+    return replace(model, revision=commit)
+
+
+@cache
+def _say_commit(model: str, revision: str, commit: str) -> None:
+    """Say once in a process what a branch or tag stands for."""
+    log.warning(
+        "model.revision=%s of %s is %s now: name the commit for the same weights tomorrow", revision, model, commit
+    )
 
 
 def _check_shapes(model: ModelConfig, found: Mapping[str, Any]) -> None:

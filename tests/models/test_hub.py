@@ -1,6 +1,7 @@
 """Of a repository on a hub, all that is loaded is fetched, and no weights besides; the client is the real one."""
 
 import json
+import re
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -12,12 +13,16 @@ import pytest
 from safetensors.torch import load_file, save_file
 from tiny import autoencoder, save_pipeline, small_unet
 
+from dmqbench.config.compose import compose
+from dmqbench.config.job import make_job
 from dmqbench.models import location
+from dmqbench.models.adapter import load_adapter
 from dmqbench.models.folders import WEIGHTS, ModelError, ModelSource
 from dmqbench.models.location import locate
 from dmqbench.models.sources import load_model
 
 COMMIT = "0123456789" * 4
+BRANCH = "main"
 FP16 = "diffusion_pytorch_model.fp16.safetensors"
 SHARDED = "20KB"
 
@@ -61,7 +66,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self._answer(200, json.dumps(entries).encode())
         if path.startswith("/api/"):
             return self._answer(200, json.dumps({"id": "someone/model", "sha": COMMIT, "siblings": []}).encode())
-        name = path.partition(f"/resolve/{COMMIT}/")[2]
+        name = re.sub(rf".*/resolve/({COMMIT}|{BRANCH})/", "", path)
         if not (self.folder / name).is_file():
             return self._answer(404, b"")
         if self.command == "GET":
@@ -212,3 +217,24 @@ def test_a_failure_is_not_remembered_and_what_was_fetched_is_used_offline(hub, t
     location._snapshot.cache_clear()
     with pytest.raises(ModelError, match="is missing; fetch it once while online: hf download"):
         locate(SOURCE)
+
+
+def test_network_and_scheduler_of_one_folder_are_both_fetched(hub, tmp_path):
+    folder = save_pipeline(tmp_path / "repository", small_unet(class_entries=None))
+    for part in ("unet", "scheduler"):
+        for path in (folder / part).iterdir():
+            path.rename(folder / path.name)
+        (folder / part).rmdir()
+    assert load_adapter(SOURCE).schedule.num_train_timesteps == 1000
+    assert hub.fetched == {"config.json", "scheduler_config.json", WEIGHTS}
+
+
+def test_a_branch_is_pinned_to_its_commit_and_that_is_said_once(hub, tmp_path, caplog):
+    save_pipeline(tmp_path / "repository", small_unet(class_entries=None))
+    words = ["model=hub", "model.path=someone/model", f"model.revision={BRANCH}", "method=rtn", "bits=w8a8"]
+    assert {make_job(compose(words)).model.revision for _ in range(2)} == {COMMIT}
+    [line] = [record.getMessage() for record in caplog.records if record.name.startswith("dmqbench")]
+    assert line.startswith(f"model.revision={BRANCH} of someone/model is {COMMIT} now")
+    words[2] = f"model.revision={COMMIT}"
+    assert make_job(compose(words)).model.revision == COMMIT
+    assert len(caplog.records) == 1
