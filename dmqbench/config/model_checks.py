@@ -153,9 +153,7 @@ def checked_model(model: ModelConfig, guidances: Mapping[str, float | None]) -> 
     if not any(family.is_of(config) for family in runnable()):
         allowed = ", ".join(family.network for family in runnable())
         raise ConfigError("model.path", model.path, problem=f"holds a {config.get('_class_name')}; allowed: {allowed}")
-    if scheduler_file(locate(model.checkpoint)) is None:
-        problem = f"has no {SCHEDULER_CONFIG}, which states the noise schedule"
-        raise ConfigError("model.path", model.path, problem=problem)
+    _check_scheduler(model)
     check_files(locate(model.checkpoint))
     shape, family = _sample_shape(model, config), family_of(config, model.condition_channels or 0)
     entries = family.label_entries
@@ -171,6 +169,15 @@ def checked_model(model: ModelConfig, guidances: Mapping[str, float | None]) -> 
         if not model.classes:
             raise ConfigError(key, guidance, [1.0], f"needs a model with classes, and {model.name} has none")
     return model
+
+
+def _check_scheduler(model: ModelConfig) -> None:
+    folder = locate(model.checkpoint).absolute()
+    if scheduler_file(folder) is None:
+        problem = f"has no {SCHEDULER_CONFIG}, which states the noise schedule"
+        if scheduler_file(folder.parent) is not None:
+            problem += f"; {folder.parent}, the folder around it, has one"
+        raise ConfigError("model.path", model.path, problem=problem)
 
 
 def _pinned(model: ModelConfig) -> ModelConfig:

@@ -33,3 +33,10 @@ def test_a_truncated_checkpoint_is_one_line(tmp_path):
     assert status == 2
     assert len(errors.strip().splitlines()) == 1
     assert str(weights) in errors
+
+
+def test_the_folder_of_the_network_alone_says_where_the_scheduler_is(tmp_path):
+    folder = save_pipeline(tmp_path / "mine", unet(class_entries=None))
+    status, _, errors = dmqbench(tmp_path / "runs", *OWN, f"model.path={folder / 'unet'}")
+    assert status == 2
+    assert errors.strip().endswith(f"{folder}, the folder around it, has one")
