@@ -68,7 +68,9 @@ _NEEDED = {"embedded": (), "architecture": (), "local": ("path",), "hub": ("path
 
 def check_weights(job: Job) -> None:
     if job.model.shapes_only and job.task not in COUNTING_TASKS:
-        problem = f"needs weights, and those of {job.model.name} are not shipped; give a checkpoint, model.path=FOLDER"
+        runs = kind_of(network_config(job.model)) in runnable()
+        advice = "give a checkpoint, model.path=FOLDER" if runs else "take another model"
+        problem = f"needs weights, and those of {job.model.name} are not shipped; {advice}"
         raise ConfigError("task", job.task, COUNTING_TASKS, problem, nearest="cost")
 
 
@@ -202,8 +204,7 @@ def _check_shapes(model: ModelConfig, found: Mapping[str, Any]) -> None:
     """Refuse a checkpoint, whose ``config.json`` is ``found``, of other shapes than the model of its name."""
     own = network_config(replace(model, path=None, revision=None))
     pairs = {"network": (kind_of(own).network, kind_of(found).network)}
-    # A key that is absent has diffusers' default, as in the files that this project leaves it out of.
-    pairs |= {key: (own[key], found[key]) for key in own if not key.startswith("_") and key in found}
+    pairs |= {key: (own[key], found.get(key, "absent")) for key in own if not key.startswith("_")}
     for key, (wanted, value) in pairs.items():
         if wanted != value:
             problem = f"is no {model.name}: its {key} is {value}, not {wanted}"

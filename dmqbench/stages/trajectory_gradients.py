@@ -7,7 +7,7 @@ inside the group, and so in memory and cost.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 
 import torch
 from torch import Tensor
@@ -145,8 +145,8 @@ class _Adjoint:
             after = problem.after(leaves, problem.denoise(leaves.x, call), call)
         pairs = [
             (tensor, gradient)
-            for tensor, gradient in zip(
-                (after.x, after.anchor, *after.history), (self.x, self.anchor, *self.history), strict=False
+            for tensor, gradient in zip_longest(  # nothing is asked of the last state's history
+                (after.x, after.anchor, *after.history), (self.x, self.anchor, *self.history)
             )
             if gradient is not None and tensor.requires_grad
         ]

@@ -40,13 +40,22 @@ def test_a_checkpoint_of_the_same_shapes_is_run(checkpoint):
         ({"block_out_channels": [16, 64]}, r"is no ddpm_cifar10: its block_out_channels is \[16, 64\], not \[16, 32\]"),
         ({"_class_name": "DiTTransformer2DModel"}, "its network is DiTTransformer2DModel, not UNet2DModel"),
         ({"norm_num_groups": 4, "freq_shift": 1}, "its freq_shift is 1, not 0"),
+        ({"block_out_channels": None}, r"its block_out_channels is absent, not \[16, 32\]"),
     ],
 )
 def test_another_one_is_refused_with_the_first_difference(checkpoint, changes, message):
     path = checkpoint / "unet" / CONFIG
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    config = json.loads(path.read_text()) | changes
+    for key in [key for key, value in changes.items() if value is None]:
+        del config[key]  # which would be diffusers' default, of another network
+    path.write_text(json.dumps(config))
     with pytest.raises(ConfigError, match=message):
         made(checkpoint)
+
+
+def test_a_checkpoint_is_asked_for_only_where_one_would_run():
+    with pytest.raises(ConfigError, match="take another model"):
+        make_job(compose(["model=sd14"]))
 
 
 def test_without_a_checkpoint_there_are_no_weights(checkpoint):
