@@ -12,6 +12,7 @@ from diffusers import (
     UNet2DModel,
     VQModel,
 )
+from safetensors.torch import save_file
 
 CLASSES = 10
 TOKENS = 5
@@ -56,22 +57,21 @@ def smallest_unet(seed: int = 0, **config) -> UNet2DModel:
     return small_unet(seed, down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",), **config)
 
 
-def text_unet(seed: int = 0) -> UNet2DConditionModel:
+def text_unet(seed: int = 0, **config) -> UNet2DConditionModel:
     """U-Net with self- and cross-attention over 5 tokens of width 12."""
-    return build(
-        UNet2DConditionModel,
-        seed,
-        sample_size=8,
-        in_channels=4,
-        out_channels=4,
-        layers_per_block=1,
-        block_out_channels=(16, 32),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=12,
-        attention_head_dim=2,
-        norm_num_groups=8,
-    )
+    settings = {
+        "sample_size": 8,
+        "in_channels": 4,
+        "out_channels": 4,
+        "layers_per_block": 1,
+        "block_out_channels": (16, 32),
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+        "cross_attention_dim": 12,
+        "attention_head_dim": 2,
+        "norm_num_groups": 8,
+    }
+    return build(UNet2DConditionModel, seed, **{**settings, **config})
 
 
 def dit(seed: int = 0, classes: int = CLASSES) -> DiTTransformer2DModel:
@@ -132,6 +132,16 @@ def save_pipeline(folder: Path, network: ModelMixin, decoder: ModelMixin | None 
     if decoder is not None:
         decoder.save_pretrained(folder / ("vqvae" if isinstance(decoder, VQModel) else "vae"))
     return folder
+
+
+def save_class_table(folder: Path, rows: int = CLASSES + 1, width: int = 12) -> torch.Tensor:
+    """Write the table of a model whose classes are tokens into its folder, and return it."""
+    table = torch.randn(rows, width, generator=torch.Generator().manual_seed(7))
+    part = folder / "class_embedder"
+    part.mkdir()
+    save_file({"embedding.weight": table}, part / "diffusion_pytorch_model.safetensors")
+    (part / "config.json").write_text('{"_class_name": "ClassEmbedder"}')
+    return table
 
 
 def inputs(network: ModelMixin, batch: int = 2, seed: int = 0) -> tuple[tuple[torch.Tensor, ...], dict]:

@@ -14,6 +14,7 @@ from dmqbench.config.model_file_checks import check_decoded, check_files
 from dmqbench.config.names import CONDITIONS, COUNTING_TASKS, FOREIGN, IMAGELESS_TASKS
 from dmqbench.config.plugins import shipped_with
 from dmqbench.config.schema import ModelConfig
+from dmqbench.models.class_table import ENTRIES
 from dmqbench.models.families import family_of, kind_of, runnable
 from dmqbench.models.folders import (
     SCHEDULER_CONFIG,
@@ -68,7 +69,8 @@ _NEEDED = {"embedded": (), "architecture": (), "local": ("path",), "hub": ("path
 
 def check_weights(job: Job) -> None:
     if job.model.shapes_only and job.task not in COUNTING_TASKS:
-        runs = kind_of(network_config(job.model)) in runnable()
+        config = network_config(job.model)
+        runs = kind_of(config) in runnable() or ENTRIES in config
         advice = "give a checkpoint, model.path=FOLDER" if runs else "take another model"
         problem = f"needs weights, and those of {job.model.name} are not shipped; {advice}"
         raise ConfigError("task", job.task, COUNTING_TASKS, problem, nearest="cost")
@@ -152,7 +154,7 @@ def checked_model(model: ModelConfig, guidances: Mapping[str, float | None]) -> 
         _check_shapes(model, config)
     if model.shapes_only:
         return replace(model, sample_shape=_sample_shape(model, config))
-    if not any(family.is_of(config) for family in runnable()):
+    if ENTRIES not in config and not any(family.is_of(config) for family in runnable()):
         allowed = ", ".join(family.network for family in runnable())
         raise ConfigError("model.path", model.path, problem=f"holds a {config.get('_class_name')}; allowed: {allowed}")
     _check_scheduler(model)

@@ -5,6 +5,7 @@ from typing import Any
 
 from dmqbench.config.schema import EvaluateConfig, ModelConfig, SamplerConfig
 from dmqbench.data.archives import inspect
+from dmqbench.models.class_table import class_table_folder, network_config_of
 from dmqbench.models.folders import (
     CONFIG,
     ModelError,
@@ -56,7 +57,7 @@ def weights_hash(model: ModelConfig) -> str:
     """
     folder = locate(model.checkpoint)
     network = network_folder(folder, model.checkpoint.advice)
-    parts = [part for part in (network, decoder_folder(folder)) if part is not None]
+    parts = [part for part in (network, decoder_folder(folder), class_table_folder(folder)) if part is not None]
     files = [
         *(path for part in parts for path in (part / CONFIG, *weight_files(part, model.checkpoint.advice))),
         *([] if (scheduler := scheduler_file(folder)) is None else [scheduler]),
@@ -69,7 +70,7 @@ def weights_hash(model: ModelConfig) -> str:
 
 def network_config(model: ModelConfig) -> dict[str, Any]:
     """The ``config.json`` of a model's denoiser; ModelError if there is none."""
-    return read_config(network_folder(locate(model.checkpoint), model.checkpoint.advice) / CONFIG)
+    return network_config_of(locate(model.checkpoint), model.checkpoint.advice)
 
 
 def timesteps(sampler: SamplerConfig, model: ModelConfig, strength: float = 1.0) -> tuple[float, ...]:

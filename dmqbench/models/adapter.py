@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from dmqbench.data.noise import Stream
+from dmqbench.models.class_table import class_table_folder, load_class_table
 from dmqbench.models.conditioning import (
     ClassConditioner,
+    ClassTokenConditioner,
     Conditioner,
     Decoder,
     LatentDecoder,
@@ -23,7 +25,6 @@ from dmqbench.models.topology import Topology, trace
 from dmqbench.quant.context import StepContext
 from dmqbench.samplers.schedule import Schedule, read_schedule
 
-LABELS = "class_labels"
 IMAGE = "image"
 """The condition that a network reads as further channels of its input; the others are arguments of their own."""
 
@@ -173,4 +174,7 @@ def _conditioner_of(model: LoadedModel) -> Conditioner:
         raise ModelError(f"{model.folder}: conditioned on text; give the embeddings of the prompts")
     if model.classes is None:
         return Unconditional()
-    return ClassConditioner(model.classes, model.null_label)
+    part = class_table_folder(model.folder)
+    if part is None:
+        return ClassConditioner(model.classes, model.null_label)
+    return ClassTokenConditioner(model.classes, model.null_label, table=load_class_table(part))

@@ -1,7 +1,7 @@
 """What a network is conditioned on, and how its samples become images."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, Protocol
 
 import torch
@@ -52,15 +52,33 @@ class ClassConditioner:
     null_label: int | None = None
 
     def conditions(self, stream: Stream, seed: int, indices: Sequence[int]) -> dict[str, Tensor]:
-        return {"class_labels": draw_labels(stream, seed, indices, self.classes)}
+        return self.of_labels(draw_labels(stream, seed, indices, self.classes))
+
+    def of_labels(self, labels: Tensor) -> dict[str, Tensor]:
+        """Return the conditions of labels, int64 [B]."""
+        return {"class_labels": labels}
 
     def null(self, cond: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if self.null_label is None:
             raise ValueError("guidance: this model has no null label (allowed: sampler.guidance=1)")
-        return {"class_labels": torch.full_like(cond["class_labels"], self.null_label)}
+        given = next(iter(cond.values()))
+        labels = torch.full((len(given),), self.null_label)
+        return {name: value.to(given.device) for name, value in self.of_labels(labels).items()}
 
     def example(self, batch: int, device: torch.device | str) -> dict[str, Tensor]:
-        return {"class_labels": torch.zeros(batch, dtype=torch.long, device=device)}
+        examples = self.of_labels(torch.zeros(batch, dtype=torch.long))
+        return {name: value.to(device) for name, value in examples.items()}
+
+
+@dataclass(frozen=True, eq=False)
+class ClassTokenConditioner(ClassConditioner):
+    """Classes to a network that reads each as one token of context, a row of ``table`` [rows, width]."""
+
+    _: KW_ONLY
+    table: Tensor
+
+    def of_labels(self, labels: Tensor) -> dict[str, Tensor]:
+        return {"encoder_hidden_states": self.table[labels][:, None]}
 
 
 class TextConditioner:

@@ -14,8 +14,8 @@ from dmqbench.data.degradation import super_resolution_condition
 from dmqbench.data.image_streams import ImageStreams
 from dmqbench.data.images import to_uint8
 from dmqbench.data.noise import Stream
-from dmqbench.models.adapter import IMAGE, LABELS, Adapter
-from dmqbench.models.conditioning import Conditioner, Decoder
+from dmqbench.models.adapter import IMAGE, Adapter
+from dmqbench.models.conditioning import ClassConditioner, Conditioner, Decoder
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,9 @@ class OfImages:
 
     def conditions(self, stream: Stream, seed: int, indices: Sequence[int]) -> dict[str, Tensor]:
         cond = self.inner.conditions(stream, seed, indices)
-        if LABELS in cond:
+        if isinstance(self.inner, ClassConditioner):
             assert self.classes is not None
-            cond[LABELS] = self.images.labels_of(stream, indices, self.classes)
+            cond |= self.inner.of_labels(self.images.labels_of(stream, indices, self.classes))
         if self.factor is not None:
             cond[IMAGE] = torch.cat([self._degraded(stream, index) for index in indices])
         return cond

@@ -8,7 +8,7 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
-from dmqbench.models import folders
+from dmqbench.models import class_table, folders
 from dmqbench.models.folders import (
     CONFIG,
     DECODER_FOLDERS,
@@ -55,7 +55,7 @@ def _snapshot(location: str, revision: str, advice: str) -> Path:
             f"model {location} at revision {revision} is neither cached nor to be had from the hub "
             f"({type(error).__name__}); {advice}"
         ) from error
-    for part in (network_folder(folder, advice), decoder_folder(folder)):
+    for part in (network_folder(folder, advice), decoder_folder(folder), class_table.class_table_folder(folder)):
         if part is not None:
             weight_files(part, advice)
     return folder
@@ -104,16 +104,18 @@ def _fetched(location: str, revision: str) -> Path:
 
 
 def _parts(folder: Path, names: Collection[str]) -> list[str]:
-    """The network and perhaps a decoder, as what the names of a repository's files begin with there."""
-    networks, decoders = (
-        [f"{name}/" for name in known if f"{name}/{CONFIG}" in names] for known in (NETWORK_FOLDERS, DECODER_FOLDERS)
+    """The network and perhaps a decoder and a table of classes, as what the names of a repository's files begin with
+    there."""
+    networks, decoders, tables = (
+        [f"{name}/" for name in known if f"{name}/{CONFIG}" in names]
+        for known in (NETWORK_FOLDERS, DECODER_FOLDERS, (class_table.FOLDER,))
     )
     if CONFIG in names and (WEIGHTS in names or not networks):
         networks.append("")
     for found in (networks, decoders):
         if found:
             only_one(folder, [folder / part for part in found])
-    return [*networks, *decoders]
+    return [*networks, *decoders, *tables]
 
 
 def _within(part: str, names: Collection[str]) -> list[str]:

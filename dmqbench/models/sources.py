@@ -14,6 +14,7 @@ from diffusers.utils import logging as diffusers_logging
 from safetensors import SafetensorError
 from torch import nn
 
+from dmqbench.models.class_table import network_config_of
 from dmqbench.models.families import family_of, kind_of
 from dmqbench.models.families.family import Conditioning, Family
 from dmqbench.models.folders import (
@@ -72,7 +73,7 @@ def load_model(source: ModelSource) -> LoadedModel:
     """
     folder = locate(source)
     part = network_folder(folder, source.advice)
-    family = family_of(read_config(part / CONFIG), source.condition_channels)
+    family = family_of(network_config_of(folder, source.advice), source.condition_channels)
     network = _load_weights(part, family.network, source.advice)
     scheduler = scheduler_file(folder)
     return LoadedModel(
@@ -169,7 +170,7 @@ def only_errors_logged() -> Iterator[None]:
 
 def meta_topology(source: ModelSource) -> tuple[Topology, int]:
     """Return the topology and the number of parameters of a model from its configuration alone, no weights read."""
-    config = read_config(network_folder(locate(source), source.advice) / CONFIG)
+    config = network_config_of(locate(source), source.advice)
     return _meta_topology(json.dumps(config), source.condition_channels)
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DiTPipeline
 from e2e.commands import FEW, dmqbench, result_folder
-from tiny import autoencoder, dit, save_pipeline, unet, vq_autoencoder
+from tiny import autoencoder, dit, save_class_table, save_pipeline, text_unet, unet, vq_autoencoder
 
 from dmqbench import api
 
@@ -19,6 +19,7 @@ JOBS = {
     "DiT, mixed rows": ("dit", "method=mpq_dm bits=w3a6"),
     "DiT, over several steps": ("dit", "method=accuquant bits=w3a6"),
     "DiT, adapters": ("dit", "method=efficient_dm bits=w4a4"),
+    "LDM of classes, guided": ("classes", "method=q_diffusion bits=w4a8 sampler.guidance=3 model.classes=10"),
     "latents of a VQ autoencoder": ("vq", "method=rtn bits=w8a8"),
 }
 
@@ -28,6 +29,7 @@ def places(tmp_path_factory):
     """A run store, and beside it the folders of the models."""
     root = tmp_path_factory.mktemp("families")
     save_pipeline(root / "dit", dit(), autoencoder())
+    save_class_table(save_pipeline(root / "classes", text_unet(), vq_autoencoder()))
     save_pipeline(root / "vq", unet(class_entries=None, in_channels=4, out_channels=4), vq_autoencoder())
     return root
 

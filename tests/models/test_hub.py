@@ -11,7 +11,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 from safetensors.torch import load_file, save_file
-from tiny import autoencoder, save_pipeline, small_unet
+from tiny import autoencoder, save_class_table, save_pipeline, small_unet, text_unet
 
 from dmqbench.config.compose import compose
 from dmqbench.config.job import make_job
@@ -165,6 +165,12 @@ def test_a_bare_network_and_a_decoder_in_a_variant_are_fetched(hub, tmp_path):
     small_unet().save_pretrained(tmp_path / "repository", variant="ema")
     assert load_model(SOURCE).sample_shape == (1, 8, 8)
     assert hub.fetched == {"config.json", "diffusion_pytorch_model.ema.safetensors"}
+
+
+def test_a_table_of_classes_is_fetched(hub, tmp_path):
+    table = save_class_table(save_pipeline(tmp_path / "repository", text_unet()))
+    cond = load_adapter(SOURCE).conditioner.conditions("eval", 0, [4])
+    assert cond["encoder_hidden_states"].tolist() == [[table[4].tolist()]]
 
 
 def test_a_decoder_is_fetched_in_the_one_form_that_it_has(hub, tmp_path):

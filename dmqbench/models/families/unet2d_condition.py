@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
+from dmqbench.models.class_table import ENTRIES
 from dmqbench.models.config_values import NULL, Kind
-from dmqbench.models.families.family import Condition, Family
+from dmqbench.models.families.family import Condition, Conditioning, Family
 
 CLIP_TOKENS = 77
 """Length of a prompt."""
@@ -13,7 +14,8 @@ CLIP_TOKENS = 77
 
 @dataclass(frozen=True)
 class UNet2DCondition(Family):
-    """``UNet2DConditionModel``, conditioned on embeddings of a text."""
+    """``UNet2DConditionModel``, conditioned on embeddings of a text, or on the token of a class where a table of them
+    lies beside it."""
 
     network = "UNet2DConditionModel"
     reads_text = True
@@ -22,7 +24,14 @@ class UNet2DCondition(Family):
     }
 
     @property
+    def label_entries(self) -> int | None:
+        return self.config.get(ENTRIES)
+
+    @property
+    def conditioning(self) -> Conditioning:
+        return "text" if self.label_entries is None else "class"
+
+    @property
     def conditions(self) -> Mapping[str, Condition]:
-        # The file of a shipped architecture says where it is not CLIP's.
-        tokens = self.config.get("_context_tokens", CLIP_TOKENS)
+        tokens = CLIP_TOKENS if self.label_entries is None else 1
         return {"encoder_hidden_states": Condition((tokens, self.required("cross_attention_dim")))}
