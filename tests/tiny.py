@@ -7,7 +7,10 @@ from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
     DiTTransformer2DModel,
+    FluxTransformer2DModel,
     ModelMixin,
+    PixArtTransformer2DModel,
+    SD3Transformer2DModel,
     UNet2DConditionModel,
     UNet2DModel,
     VQModel,
@@ -16,6 +19,8 @@ from safetensors.torch import save_file
 
 CLASSES = 10
 TOKENS = 5
+CONTEXT, POOLED = 12, 6
+"""Widths of a text: of each token, and of the whole."""
 
 
 def build(cls: type[ModelMixin], seed: int, **config) -> ModelMixin:
@@ -67,11 +72,18 @@ def text_unet(seed: int = 0, **config) -> UNet2DConditionModel:
         "block_out_channels": (16, 32),
         "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
         "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
-        "cross_attention_dim": 12,
+        "cross_attention_dim": CONTEXT,
         "attention_head_dim": 2,
         "norm_num_groups": 8,
     }
     return build(UNet2DConditionModel, seed, **{**settings, **config})
+
+
+def sdxl_unet(seed: int = 0) -> UNet2DConditionModel:
+    """The same with SDXL's added conditions: a pooled text, and sizes of 8 sines each."""
+    added = {"addition_embed_type": "text_time", "addition_time_embed_dim": 8}
+    entries = {"projection_class_embeddings_input_dim": POOLED + 6 * 8, "use_linear_projection": True}
+    return text_unet(seed, **added, **entries, transformer_layers_per_block=(1, 2))
 
 
 def dit(seed: int = 0, classes: int = CLASSES) -> DiTTransformer2DModel:
@@ -86,6 +98,59 @@ def dit(seed: int = 0, classes: int = CLASSES) -> DiTTransformer2DModel:
         num_layers=2,
         sample_size=8,
         num_embeds_ada_norm=classes,
+    )
+
+
+def pixart(seed: int = 0) -> PixArtTransformer2DModel:
+    """PixArt, which predicts a variance, over 4 × 4 patches."""
+    return build(
+        PixArtTransformer2DModel,
+        seed,
+        num_attention_heads=2,
+        attention_head_dim=8,
+        in_channels=4,
+        out_channels=8,
+        num_layers=2,
+        cross_attention_dim=16,
+        sample_size=8,
+        caption_channels=CONTEXT,
+    )
+
+
+def sd3(seed: int = 0) -> SD3Transformer2DModel:
+    """SD3 as its later versions are: a second attention in a block, normed queries and keys."""
+    return build(
+        SD3Transformer2DModel,
+        seed,
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        num_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=CONTEXT,
+        caption_projection_dim=16,
+        pooled_projection_dim=POOLED,
+        pos_embed_max_size=8,
+        dual_attention_layers=(0,),
+        qk_norm="rms_norm",
+    )
+
+
+def flux(seed: int = 0) -> FluxTransformer2DModel:
+    """Flux with a block of two streams and one of a single stream."""
+    return build(
+        FluxTransformer2DModel,
+        seed,
+        in_channels=4,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=CONTEXT,
+        pooled_projection_dim=POOLED,
+        guidance_embeds=True,
+        axes_dims_rope=(2, 2, 4),
     )
 
 
@@ -147,12 +212,37 @@ def save_class_table(folder: Path, rows: int = CLASSES + 1, width: int = 12) -> 
 def inputs(network: ModelMixin, batch: int = 2, seed: int = 0) -> tuple[tuple[torch.Tensor, ...], dict]:
     """(args, kwargs) of a random call of one of the networks above."""
     generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(batch, *shape, generator=generator)
+
     config = network.config
-    x = torch.randn(batch, config.in_channels, config.sample_size, config.sample_size, generator=generator)
+    size = config.get("sample_size", 4)
+    x = draw(config.in_channels, size, size)
     timestep = torch.randint(1000, (batch,), generator=generator)
     kwargs: dict = {"return_dict": False}
-    if isinstance(network, UNet2DConditionModel):
-        kwargs["encoder_hidden_states"] = torch.randn(batch, TOKENS, config.cross_attention_dim, generator=generator)
-    elif isinstance(network, DiTTransformer2DModel) or config.num_class_embeds is not None:
+    if "cross_attention_dim" in config and not isinstance(network, PixArtTransformer2DModel):
+        kwargs["encoder_hidden_states"] = draw(TOKENS, config.cross_attention_dim)
+        if config.addition_embed_type is not None:
+            kwargs["added_cond_kwargs"] = {"text_embeds": draw(POOLED), "time_ids": draw(6)}
+    elif isinstance(network, DiTTransformer2DModel) or config.get("num_class_embeds") is not None:
         kwargs["class_labels"] = torch.randint(CLASSES, (batch,), generator=generator)
+    elif not isinstance(network, UNet2DModel):
+        return _text_transformer_inputs(network, x, timestep, draw)
     return (x, timestep), kwargs
+
+
+def _text_transformer_inputs(network: ModelMixin, x, timestep, draw) -> tuple[tuple[torch.Tensor, ...], dict]:
+    """Of PixArt, with prompts of 1, 2, … words, of SD3, or of Flux."""
+    kwargs = {"encoder_hidden_states": draw(TOKENS, CONTEXT), "timestep": timestep, "return_dict": False}
+    if isinstance(network, PixArtTransformer2DModel):
+        words = 1 + torch.arange(len(x))[:, None] % TOKENS
+        mask = (torch.arange(TOKENS) < words).float()
+        sizes = {"resolution": None, "aspect_ratio": None}
+        return (x,), {**kwargs, "encoder_attention_mask": mask, "added_cond_kwargs": sizes}
+    kwargs["pooled_projections"] = draw(POOLED)
+    if isinstance(network, SD3Transformer2DModel):
+        return (x,), kwargs
+    places = torch.cartesian_prod(torch.zeros(1), *(torch.arange(float(side)) for side in x.shape[2:]))
+    ids = {"img_ids": places, "txt_ids": torch.zeros(TOKENS, 3), "guidance": torch.full((len(x),), 3.5)}
+    return (x.flatten(2).transpose(1, 2),), {**kwargs, **ids, "timestep": timestep / 1000}

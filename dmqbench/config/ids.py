@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from dmqbench.config.checked_job import FURTHER_SCOPE, Job, StageConfig, full_precision
-from dmqbench.config.model_facts import timesteps
+from dmqbench.config.model_facts import network_config, timesteps
 from dmqbench.config.names import DTYPE
 from dmqbench.config.plugin_code import stage_origin
 from dmqbench.config.schema import EvaluateConfig, ModelConfig, SamplerConfig
 from dmqbench.data.archives import stored_hash
 from dmqbench.data.own_images import OWN_IMAGES_VERSION
+from dmqbench.models.families import kind_of
 from dmqbench.models.foreign import foreign_hash
 from dmqbench.quant.spec import FULL_PRECISION, group_size
 from dmqbench.store.files import short_hash
@@ -113,12 +114,19 @@ def _stage_id(job: Job, stage: StageConfig, parent: str) -> str:
         "scope": {"paper": _scope_facts(job.method.paper_scope)} if job.bits.scope == "paper" else job.bits.scope,
         "weight": job.bits.weight,
         **({"plan": job.plan.hash} if job.plan else {}),
+        **_layers_facts(job.model),
     }
     if (origin := stage_origin(job.method.name, stage.name)) is not None:
         facts["origin"] = origin
     if "activation" in stage.uses:
         facts |= {"activation": job.bits.activation, "ranges": job.bits.ranges}
     return _id("quantized", **facts)
+
+
+def _layers_facts(model: ModelConfig) -> dict[str, int]:
+    """Return which layers of the model's network a scope means, where that was not always the same."""
+    version = kind_of(network_config(model)).layers_version
+    return {"layers": version} if version > 1 else {}
 
 
 def _scope_facts(scope: dict[str, bool]) -> dict[str, bool]:

@@ -61,6 +61,15 @@ class ResidualSums(Watch):
         self._made_of = WeakTensorKeyDictionary()
         self._outputs = WeakTensorKeyDictionary()
         self._count = 0
+        self._watched = 0
+
+    def watch(self, tensor: Tensor) -> None:
+        """Remember ``tensor``, before anything is made of it, for ``of_watched``."""
+        self._watched = self._number(tensor)
+
+    def of_watched(self, tensor: Tensor) -> bool:
+        """Whether ``tensor`` is, or was made of, the tensor that is watched."""
+        return bool(self._sources(tensor) >> self._watched & 1)
 
     def note_layer(self, name: str, x: Tensor, output: Tensor) -> None:
         """``output`` is what layer ``name`` has just made of ``x``."""

@@ -8,19 +8,31 @@ from math import prod
 from typing import Any, Literal
 
 import torch
-from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.attention import BasicTransformerBlock, JointTransformerBlock
 from diffusers.models.attention_processor import Attention
+from diffusers.models.normalization import (
+    AdaLayerNormContinuous,
+    AdaLayerNormZero,
+    AdaLayerNormZeroSingle,
+    SD35AdaLayerNormZeroX,
+)
 from diffusers.models.resnet import ResnetBlock2D, ResnetBlockCondNorm2D
+from diffusers.models.transformers.transformer_flux import FluxSingleTransformerBlock, FluxTransformerBlock
 from diffusers.models.unets.unet_2d_blocks import KAttentionBlock
 from torch import Tensor, nn
 
+from dmqbench.models.attention import attention_modules
 from dmqbench.models.dataflow import ChannelCuts, ResidualSums
 from dmqbench.models.hooks import hooked
 
 Kind = Literal["conv1d", "conv2d", "linear"]
 
-BLOCKS = (ResnetBlock2D, ResnetBlockCondNorm2D, BasicTransformerBlock, KAttentionBlock, Attention)
+TRANSFORMER_BLOCKS = (BasicTransformerBlock, JointTransformerBlock, FluxTransformerBlock, FluxSingleTransformerBlock)
+
+BLOCKS = (ResnetBlock2D, ResnetBlockCondNorm2D, KAttentionBlock, *TRANSFORMER_BLOCKS, Attention)
 """What is reconstructed as one unit; of nested ones the outermost counts."""
+
+_ADAPTIVE_NORMS = (AdaLayerNormZero, AdaLayerNormZeroSingle, SD35AdaLayerNormZeroX, AdaLayerNormContinuous)
 
 _KINDS: Mapping[type[nn.Module], Kind] = {
     nn.Conv1d: "conv1d",
@@ -38,7 +50,9 @@ class LayerInfo:
         boundaries: cut points inside the input channels where a concatenation that feeds this layer directly was
             joined: (64,) for a skip of 32 joined to 64 channels; empty without one.
         shortcut: a convolution beside a residual branch: its output is added to what the branch made of its own input.
-        embedding: a linear layer on [B, C] inputs, which are time and label embeddings.
+        embedding: makes or hands on the embedding of time, label or text: a layer on vectors [B, C] that is no
+            modulation, or one outside blocks that reads nothing of the sample.
+        modulation: makes the shifts, scales and gates of a transformer block of that embedding.
         macs: multiply-accumulates of one network call at batch 1.
         in_block: part of a block, and not between blocks.
         bare_attention: a projection of an attention that is a block of its own, with neither a feed-forward nor another
@@ -52,6 +66,7 @@ class LayerInfo:
     boundaries: tuple[int, ...]
     shortcut: bool
     embedding: bool
+    modulation: bool
     macs: int
     groups: int
     weight_shape: tuple[int, ...]
@@ -91,12 +106,12 @@ class Topology:
 
     @property
     def first(self) -> LayerInfo:
-        """The first layer that is not part of the time or label embedding."""
+        """The first layer that is part of no embedding."""
         return next(layer for layer in self.layers if not layer.embedding)
 
     @property
     def last(self) -> LayerInfo:
-        """The last layer that is not part of the time or label embedding."""
+        """The last layer that is part of no embedding."""
         return next(layer for layer in reversed(self.layers) if not layer.embedding)
 
     @property
@@ -120,17 +135,18 @@ class Topology:
 def trace(network: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Topology:
     """Run ``network(*args, **kwargs)`` once and return what was executed; works on the meta device.
 
-    The first argument is the sample [B, C, H, W]. A layer's concatenation is recognised by the tensor itself: a layer
-    reads a skip if its input *is* what ``torch.cat`` returned along the channels of 4-D tensors, whatever the names.
-    A shortcut y = conv(x) + f(x) is recognised by the sum, whose other operand was made of the same input.
+    The first argument is the sample, [B, C, H, W] or [B, N, C]. A layer's concatenation is recognised by the tensor
+    itself: a layer reads a skip if its input *is* what ``torch.cat`` returned along the channels of 4-D tensors,
+    whatever the names. A shortcut y = conv(x) + f(x) is recognised by the sum, whose other operand was made of the same
+    input.
     """
     probe = _Probe(batch=len(args[0]))
+    probe.sums.watch(args[0])
     modules = dict(network.named_modules())
     layers = {name: module for name, module in modules.items() if isinstance(module, tuple(_KINDS))}
-    attentions = {name: module for name, module in modules.items() if isinstance(module, Attention)}
     with (
         hooked(layers, probe.see_layer),
-        hooked(attentions, probe.see_attention, with_kwargs=True),
+        hooked(attention_modules(network), probe.see_attention, with_kwargs=True),
         probe.joined,
         probe.sums,
     ):
@@ -139,8 +155,7 @@ def trace(network: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
     unit_of = {layer: unit for unit in units for layer in unit.layers}
     return Topology(
         tuple(
-            _layer_info(modules[name], seen, probe.sums, modules[unit_of[name].name])
-            for name, seen in probe.layers.items()
+            _layer_info(modules, seen, probe.sums, modules[unit_of[name].name]) for name, seen in probe.layers.items()
         ),
         tuple(AttentionInfo(name, macs) for name, macs in probe.attentions.items()),
         units,
@@ -151,7 +166,7 @@ def feature_module(network: nn.Module, topology: Topology) -> nn.Module:
     """Return the module whose *input* is the feature before the network's last projection.
 
     In diffusers' U-Nets that is the normalisation before the last convolution, whose input is [B, C, H, W]; elsewhere
-    the last layer outside the time and label embedding, whose input is [B, C, H, W] or, of a linear layer, [B, N, C].
+    the last layer outside embeddings, whose input is [B, C, H, W] or, of a linear layer, [B, N, C].
     """
     norm = getattr(network, "conv_norm_out", None)
     return norm if isinstance(norm, nn.Module) else network.get_submodule(topology.last.name)
@@ -171,7 +186,8 @@ class _SeenLayer:
     name: str
     order: int
     boundaries: tuple[int, ...]
-    embedding: bool
+    on_vectors: bool
+    reads_sample: bool
     macs: int = 0
 
 
@@ -187,20 +203,21 @@ class _Probe:
 
     def see_layer(self, name: str, module: Any, args: tuple[Tensor, ...], output: Tensor) -> None:
         if name not in self.layers:
-            embedding = isinstance(module, nn.Linear) and args[0].ndim == 2
-            self.layers[name] = _SeenLayer(name, len(self.layers), self.joined.of(args[0]), embedding)
+            on_vectors = isinstance(module, nn.Linear) and args[0].ndim == 2
+            cuts, reads_sample = self.joined.of(args[0]), self.sums.of_watched(args[0])
+            self.layers[name] = _SeenLayer(name, len(self.layers), cuts, on_vectors, reads_sample)
         if not isinstance(module, nn.Linear):
             self.sums.note_layer(name, args[0], output)
         products_per_output = module.weight[0].numel()
         self.layers[name].macs += output.numel() // self.batch * products_per_output
 
-    def see_attention(
-        self, name: str, module: Attention, args: tuple[Any, ...], kwargs: dict[str, Any], _: Any
-    ) -> None:
+    def see_attention(self, name: str, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], _: Any) -> None:
         x = args[0] if args else kwargs["hidden_states"]
         context = args[1] if len(args) > 1 else kwargs.get("encoder_hidden_states")
         queries = _tokens(x)
         keys = queries if context is None else _tokens(context)
+        if context is not None and getattr(module, "add_q_proj", None) is not None:
+            queries = keys = queries + keys  # image and text attend to all of both
         self.attentions[name] = self.attentions.get(name, 0) + 2 * queries * keys * module.inner_dim
 
 
@@ -209,9 +226,12 @@ def _tokens(x: Tensor) -> int:
     return x.shape[1] if x.ndim == 3 else prod(x.shape[2:])
 
 
-def _layer_info(module: Any, seen: _SeenLayer, sums: ResidualSums, unit: nn.Module) -> LayerInfo:
+def _layer_info(modules: Mapping[str, Any], seen: _SeenLayer, sums: ResidualSums, unit: nn.Module) -> LayerInfo:
+    module, parent = modules[seen.name], modules[seen.name.rpartition(".")[0]]
     weight: Tensor = module.weight
     in_block = isinstance(unit, BLOCKS)
+    modulation = isinstance(unit, TRANSFORMER_BLOCKS) and isinstance(parent, _ADAPTIVE_NORMS)
+    of_condition = seen.on_vectors or not (in_block or seen.reads_sample)
     kind: Kind = next(kind for cls, kind in _KINDS.items() if isinstance(module, cls))
     return LayerInfo(
         name=seen.name,
@@ -219,7 +239,8 @@ def _layer_info(module: Any, seen: _SeenLayer, sums: ResidualSums, unit: nn.Modu
         order=seen.order,
         boundaries=seen.boundaries,
         shortcut=seen.name in sums.shortcuts,
-        embedding=seen.embedding,
+        embedding=of_condition and not modulation,
+        modulation=modulation,
         macs=seen.macs,
         groups=getattr(module, "groups", 1),
         weight_shape=tuple(weight.shape),

@@ -148,7 +148,7 @@ END_BITS = 8
 def uniform_plan(layers: Iterable[TracedLayer], bits: BitWidth, scope: Scope) -> PrecisionPlan:
     """Give every layer in ``scope`` the same bit-widths, but for ends that the scope has at ``END_BITS``.
 
-    The first and the last layer are those executed first and last outside the time and label embedding.
+    The first and the last layer are those executed first and last outside embeddings.
     """
     layers = tuple(layers)
     on_sample = [layer.name for layer in layers if not layer.embedding]

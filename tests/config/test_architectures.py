@@ -7,7 +7,9 @@ from tiny import save_pipeline, unet
 
 from dmqbench.config.compose import compose
 from dmqbench.config.errors import ConfigError
+from dmqbench.config.ids import _layers_facts
 from dmqbench.config.job import make_job
+from dmqbench.config.schema import ModelConfig
 from dmqbench.models import folders
 from dmqbench.models.folders import CONFIG
 
@@ -61,3 +63,8 @@ def test_a_checkpoint_is_asked_for_only_where_one_would_run():
 def test_without_a_checkpoint_there_are_no_weights(checkpoint):
     with pytest.raises(ConfigError, match="give a checkpoint"):
         make_job(compose(["model=ddpm_cifar10", "model.sample_shape=[1,8,8]"]))
+
+
+def test_ids_say_which_layers_a_scope_means_where_that_changed():
+    assert _layers_facts(ModelConfig("dit_xl_256", "architecture")) == {"layers": 2}
+    assert _layers_facts(ModelConfig("sd14", "architecture")) == {}

@@ -5,11 +5,12 @@ import logging
 import pytest
 import torch
 from diffusers.models.attention_processor import Attention
-from tiny import dit, inputs, text_unet, unet
+from tiny import dit, flux, inputs, pixart, sd3, text_unet, unet
 from torch import nn
 
 from dmqbench.models.attention import (
     ExplicitAttention,
+    ExplicitJointAttention,
     attention_modules,
     set_explicit_attention_,
 )
@@ -56,7 +57,7 @@ def switched_off():
     return AttentionQuantizers(StepContext(), 256)
 
 
-@pytest.mark.parametrize("build", [unet, text_unet, dit])
+@pytest.mark.parametrize("build", [unet, text_unet, dit, pixart, sd3, flux])
 @pytest.mark.parametrize("quantizers", [recorders, switched_off])
 def test_unquantized_explicit_attention_equals_the_fused_one(build, quantizers):
     network = build()
@@ -114,6 +115,22 @@ def test_operands_pass_through_the_quantizers():
         assert not torch.allclose(run(network), before, atol=1e-4), operand
 
 
+@pytest.mark.parametrize(("build", "queries"), [(sd3, {16, 21}), (flux, {21}), (pixart, {16})])
+def test_joint_operands_hold_both_streams_and_masked_tokens_get_no_share(build, queries):
+    network = build()
+    names = list(attention_modules(network))
+    quantizers = {name: recorders() for name in names}
+    set_explicit_attention_(network, quantizers)
+    before = run(network)
+    scores = [quantizers[name].scores.seen for name in names]
+    assert {scores_of.shape[2] for scores_of in scores} == queries
+    if build is pixart:  # the first prompt has one word
+        assert all(part[0, ..., 1:].eq(0).all() for part in scores if part.shape[3] == 5)
+    for operand in OPERANDS:
+        set_explicit_attention_(network, {name: recorders(**{operand: 2.0}) for name in names})
+        assert not torch.allclose(run(network), before, atol=1e-4), operand
+
+
 def test_only_the_named_modules_change():
     network = text_unet()
     chosen, *others = attention_modules(network)
@@ -160,3 +177,9 @@ def test_unknown_names_and_forms_are_refused():
     holder = nn.ModuleDict({"odd": Attention(32, heads=2, dim_head=8, spatial_norm_dim=4)})
     with pytest.raises(ValueError, match="attention odd"):
         set_explicit_attention_(holder, {"odd": switched_off()})
+    network = sd3()
+    network.fuse_qkv_projections()
+    with pytest.raises(ValueError, match=r"0.attn: FusedJointAttnProcessor2_0 is not known here \(allowed: Attn"):
+        set_explicit_attention_(network, {"transformer_blocks.0.attn": switched_off()})
+    with pytest.raises(ValueError, match="masks are not supported"):
+        ExplicitJointAttention(switched_off())(None, torch.zeros(1, 2, 4), None, torch.zeros(1, 2))

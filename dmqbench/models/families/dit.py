@@ -17,6 +17,7 @@ class DiT(Family):
     network = "DiTTransformer2DModel"
     aliases = ("Transformer2DModel",)
     part = "transformer"
+    layers_version = 2  # modulations count as layers of their blocks, and no longer as embeddings
     kinds: ClassVar[Mapping[str, Kind]] = {
         **{key: COUNT for key in ("num_attention_heads", "attention_head_dim", "in_channels", "num_layers")},
         **{key: COUNT for key in ("sample_size", "patch_size", "num_embeds_ada_norm")},

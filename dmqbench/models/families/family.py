@@ -64,6 +64,8 @@ class Family(Calling):
     """What older files call the class."""
     part: ClassVar[str] = "unet"
     """What pipelines call the network: their attribute and its folder."""
+    layers_version: ClassVar[int] = 1
+    """Raised when a scope takes in other layers of these networks than before; enters ids from 2 on."""
     reads_text: ClassVar[bool] = False
     kinds: ClassVar[Mapping[str, Kind]] = {}
     """What values of ``config.json`` may be; a key that is absent has diffusers' default."""
