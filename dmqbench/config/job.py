@@ -118,6 +118,7 @@ def _recorded(job: Job, plain: Mapping[str, Any]) -> dict[str, Any]:
     resolved = {
         **plain,
         **{group: asdict(getattr(job, group)) for group in (*schema.GROUPS, "calibration")},
+        "model": job.model.facts,
         "sampler": job.sampler.facts,
         "bits": job.bits.facts,
         "method": method_checks.without_limits(plain["method"]),

@@ -25,7 +25,7 @@ from dmqbench.models.folders import (
     scheduler_file,
 )
 from dmqbench.models.foreign import ordinary_folder, require_fit
-from dmqbench.models.location import locate
+from dmqbench.models.location import locate, locate_scheduler
 from dmqbench.samplers.scheduler_config import fitting_samplers
 from dmqbench.store.files import safe_name
 
@@ -153,12 +153,13 @@ def checked_model(model: ModelConfig, guidances: Mapping[str, float | None]) -> 
     if model.source == "architecture" and model.path is not None:
         _check_shapes(model, config)
     if model.shapes_only:
+        if model.scheduler is not None:
+            raise ConfigError("model.scheduler", model.scheduler, [None], f"changes nothing for {model.name}'s shapes")
         return replace(model, sample_shape=_sample_shape(model, config))
     if ENTRIES not in config and not any(family.is_of(config) for family in runnable()):
         allowed = ", ".join(family.network for family in runnable())
         raise ConfigError("model.path", model.path, problem=f"holds a {config.get('_class_name')}; allowed: {allowed}")
-    _check_scheduler(model)
-    check_files(locate(model.checkpoint))
+    check_files(locate(model.checkpoint), _scheduler_of(model))
     shape, family = _sample_shape(model, config), family_of(config, model.condition_channels or 0)
     entries = family.label_entries
     classes = model.classes if model.classes is not None else family.classes
@@ -175,13 +176,21 @@ def checked_model(model: ModelConfig, guidances: Mapping[str, float | None]) -> 
     return model
 
 
-def _check_scheduler(model: ModelConfig) -> None:
-    folder = locate(model.checkpoint).absolute()
-    if scheduler_file(folder) is None:
-        problem = f"has no {SCHEDULER_CONFIG}, which states the noise schedule"
+def _scheduler_of(model: ModelConfig) -> Path:
+    """Return the file that states the model's noise schedule, which a bare network is to be given."""
+    try:
+        found = locate_scheduler(model.checkpoint)
+    except ModelError as error:
+        if model.scheduler is None:
+            raise
+        raise ConfigError("model.scheduler", model.scheduler, problem=f"cannot be used: {error}") from None
+    if found is None:
+        problem = f"has no {SCHEDULER_CONFIG}, which states the noise schedule: name one with model.scheduler"
+        folder = locate(model.checkpoint).absolute()
         if scheduler_file(folder.parent) is not None:
             problem += f"; {folder.parent}, the folder around it, has one"
         raise ConfigError("model.path", model.path, problem=problem)
+    return found
 
 
 def _pinned(model: ModelConfig) -> ModelConfig:

@@ -12,9 +12,8 @@ from dmqbench.models.folders import (
     decoder_folder,
     network_folder,
     read_config,
-    scheduler_file,
 )
-from dmqbench.models.location import locate
+from dmqbench.models.location import locate, locate_scheduler
 from dmqbench.models.weight_files import tensor_shapes, weight_files
 from dmqbench.samplers.processes import OF_SAMPLER, Process, process_timesteps
 from dmqbench.samplers.scheduler_config import read_process
@@ -50,7 +49,8 @@ _TRAIN_TIMESTEPS = 1000
 
 
 def weights_hash(model: ModelConfig) -> str:
-    """Sha256 over the configurations and safetensors of a model's folder, by their place in it.
+    """Sha256 over the configurations and safetensors of a model's folder, by their place in it, and over the scheduler
+    that it is given.
 
     Raises:
         ModelError: the folder or a file in it is missing or not whole.
@@ -58,12 +58,13 @@ def weights_hash(model: ModelConfig) -> str:
     folder = locate(model.checkpoint)
     network = network_folder(folder, model.checkpoint.advice)
     parts = [part for part in (network, decoder_folder(folder), class_table_folder(folder)) if part is not None]
-    files = [
-        *(path for part in parts for path in (part / CONFIG, *weight_files(part, model.checkpoint.advice))),
-        *([] if (scheduler := scheduler_file(folder)) is None else [scheduler]),
-    ]
+    paths = [path for part in parts for path in (part / CONFIG, *weight_files(part, model.checkpoint.advice))]
+    files = {os.path.relpath(path, folder): path for path in paths}
+    if (scheduler := locate_scheduler(model.checkpoint)) is not None:
+        given = model.scheduler is not None
+        files |= {"model.scheduler" if given else os.path.relpath(scheduler, folder): scheduler}
     try:
-        return json_hash({os.path.relpath(path, folder): sha256_once(path) for path in files})
+        return json_hash({name: sha256_once(path) for name, path in files.items()})
     except OSError as error:
         raise ModelError(f"{error.filename}: cannot be read ({error.strerror})") from None
 
@@ -105,7 +106,7 @@ def _train_timesteps(model: ModelConfig) -> int:
 
 def _scheduler(model: ModelConfig) -> dict[str, Any]:
     """What the model's scheduler says; a bare network has none, and a job on it is refused elsewhere."""
-    path = scheduler_file(locate(model.checkpoint))
+    path = locate_scheduler(model.checkpoint)
     return {} if path is None else read_config(path)
 
 

@@ -10,11 +10,9 @@ from dmqbench.models.families import kind_of
 from dmqbench.models.families.family import Problem
 from dmqbench.models.folders import (
     CONFIG,
-    SCHEDULER_CONFIG,
     decoder_folder,
     network_folder,
     read_config,
-    scheduler_file,
 )
 from dmqbench.samplers.scheduler_config import BETA_SCHEDULES, PROCESSES, read_process, require_fit, schedule_settings
 from dmqbench.samplers.spec import PREDICTIONS
@@ -53,8 +51,8 @@ DECODER: Mapping[str, Kind] = {
 }
 
 
-def check_files(folder: Path) -> None:
-    """Check the configurations of the network, the scheduler and the decoder in a model's folder.
+def check_files(folder: Path, scheduler: Path) -> None:
+    """Check the configurations of the network and the decoder in a model's folder, and that of its ``scheduler``.
 
     Raises:
         ConfigError: the first value that cannot be computed with, by the name of its file and its key.
@@ -63,7 +61,6 @@ def check_files(folder: Path) -> None:
     network = network_folder(folder) / CONFIG
     family = kind_of(read_config(network))
     _check(network, family.kinds, family.problem)
-    scheduler = scheduler_file(folder) or folder / SCHEDULER_CONFIG
     over_sigmas = read_config(scheduler).get("_class_name") in PROCESSES
     _check(scheduler, PROCESS if over_sigmas else SCHEDULER, _schedule_problem)
     if (decoder := decoder_folder(folder)) is not None:

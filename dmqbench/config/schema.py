@@ -23,6 +23,7 @@ def model_label(name: str, path: str | None) -> str:
 class ModelConfig:
     """``datasets``: what it can be compared with; ``sample_shape``: (C, H, W), or empty: read from it.
 
+    ``scheduler``: the file that states the noise schedule, or a folder that holds it; null: the model's own.
     ``condition``: one of ``CONDITIONS``, for a network that reads ``condition_channels`` more channels than the C of
     its state; ``condition_factor``: how many times a low-resolution image is smaller.
     """
@@ -37,6 +38,12 @@ class ModelConfig:
     condition: Optional[str] = None
     condition_channels: Optional[int] = None
     condition_factor: Optional[int] = None
+    scheduler: Optional[str] = None
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """All values, as a result keeps them; a scheduler that is not given is none."""
+        return {key: value for key, value in asdict(self).items() if key != "scheduler" or value is not None}
 
     @property
     def label(self) -> str:
@@ -56,7 +63,8 @@ class ModelConfig:
         location = self.name if kind in SHIPPED else self.path
         if location is None:
             raise ValueError(f"model.path=null is not allowed with model.source={self.source}")
-        return ModelSource(kind, location, self.revision, self.classes or None, self.condition_channels or 0)
+        channels = self.condition_channels or 0
+        return ModelSource(kind, location, self.revision, self.classes or None, channels, self.scheduler)
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,7 @@ class ModelSource:
         revision: of a hub repository: the commit, so that the weights cannot change under a result.
         classes: number of real classes where the label table has one entry more, the null label of guidance.
         condition_channels: of an image that the network reads beside its state.
+        scheduler: the file that states the noise schedule, or a folder that holds it; None: the model's own.
     """
 
     kind: Literal["embedded", "local", "hub", "architecture"]
@@ -51,6 +52,7 @@ class ModelSource:
     revision: str | None = None
     classes: int | None = None
     condition_channels: int = 0
+    scheduler: str | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in (*SHIPPED, "local", "hub"):

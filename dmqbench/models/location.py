@@ -21,6 +21,7 @@ from dmqbench.models.folders import (
     decoder_folder,
     network_folder,
     only_one,
+    scheduler_file,
 )
 from dmqbench.models.weight_files import leading_file, shards_of, weight_files
 from dmqbench.store.downloads import unanswered
@@ -41,6 +42,21 @@ def locate(source: ModelSource) -> Path:
     if not folder.is_dir():
         raise ModelError(f"model {source.location}: there is no folder {folder}; {source.advice}")
     return folder
+
+
+def locate_scheduler(source: ModelSource) -> Path | None:
+    """Return the file that states the model's noise schedule: the one that is given, or its own; None without one.
+
+    Raises:
+        ModelError: what is given is no file and no folder that holds one.
+    """
+    if source.scheduler is None:
+        return scheduler_file(locate(source))
+    given = Path(source.scheduler)
+    found = given if given.is_file() else scheduler_file(given)
+    if found is None:
+        raise ModelError(f"{given}: no {SCHEDULER_CONFIG.name} there nor in {SCHEDULER_CONFIG.parent}/")
+    return found
 
 
 @cache

@@ -24,9 +24,8 @@ from dmqbench.models.folders import (
     decoder_folder,
     network_folder,
     read_config,
-    scheduler_file,
 )
-from dmqbench.models.location import locate
+from dmqbench.models.location import locate, locate_scheduler
 from dmqbench.models.topology import Topology, trace
 from dmqbench.models.weight_files import refuse_misfits, weight_files, weight_variant
 
@@ -75,7 +74,7 @@ def load_model(source: ModelSource) -> LoadedModel:
     part = network_folder(folder, source.advice)
     family = family_of(network_config_of(folder, source.advice), source.condition_channels)
     network = _load_weights(part, family.network, source.advice)
-    scheduler = scheduler_file(folder)
+    scheduler = locate_scheduler(source)
     return LoadedModel(
         network=network,
         family=family,
