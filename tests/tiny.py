@@ -80,10 +80,11 @@ def text_unet(seed: int = 0, **config) -> UNet2DConditionModel:
 
 
 def sdxl_unet(seed: int = 0) -> UNet2DConditionModel:
-    """The same with SDXL's added conditions: a pooled text, and sizes of 8 sines each."""
+    """The same at one resolution with SDXL's added conditions: a pooled text, and sizes of 8 sines each."""
     added = {"addition_embed_type": "text_time", "addition_time_embed_dim": 8}
     entries = {"projection_class_embeddings_input_dim": POOLED + 6 * 8, "use_linear_projection": True}
-    return text_unet(seed, **added, **entries, transformer_layers_per_block=(1, 2))
+    blocks = {"down_block_types": ("CrossAttnDownBlock2D",), "up_block_types": ("CrossAttnUpBlock2D",)}
+    return text_unet(seed, **added, **entries, **blocks, block_out_channels=(16,), transformer_layers_per_block=2)
 
 
 def dit(seed: int = 0, classes: int = CLASSES) -> DiTTransformer2DModel:

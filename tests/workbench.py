@@ -5,12 +5,20 @@ import hashlib
 from typing import Any
 
 import torch
+from callings import JOINT, SDXL, STREAMS, TEXT, RandomConditions, TinyCalling
+from diffusers import (
+    FluxTransformer2DModel,
+    PixArtTransformer2DModel,
+    SD3Transformer2DModel,
+    UNet2DConditionModel,
+)
 from tiny import CLASSES, TOKENS, dit, smallest_unet, text_unet, unet
 
 from dmqbench.calibration.stage import Workbench
 from dmqbench.data.bank import TrajectoryBank
 from dmqbench.models.adapter import Adapter
 from dmqbench.models.conditioning import ClassConditioner, PixelDecoder, TextConditioner
+from dmqbench.models.families.family import Calling
 from dmqbench.models.rollout import Denoising
 from dmqbench.models.topology import Topology
 from dmqbench.quant.functional import affine_parameters
@@ -38,22 +46,34 @@ class Log:
         return [values for name, values in self.events if name == event]
 
 
-def adapter_of(network) -> Adapter:
-    """Class conditions with a null label, or random "prompts" where the network attends to text."""
-    config = network.config
-    conditioner: Any = ClassConditioner(CLASSES, null_label=CLASSES)
-    if "cross_attention_dim" in config:
+def conditions_of(network) -> Any:
+    """Class labels with a null label, or random texts of the kind that the network attends to."""
+    if isinstance(network, SD3Transformer2DModel | FluxTransformer2DModel):
+        return RandomConditions(JOINT)
+    if isinstance(network, PixArtTransformer2DModel):
+        return RandomConditions(TEXT | {"encoder_attention_mask": (TOKENS,)})
+    if isinstance(network, UNet2DConditionModel) and network.config.addition_embed_type is not None:
+        return RandomConditions(SDXL)
+    if "cross_attention_dim" in network.config:
         generator = torch.Generator().manual_seed(5)
-        shape = (TOKENS, config.cross_attention_dim)
-        prompts = {stream: torch.randn(16, *shape, generator=generator) for stream in ("cal", "val", "eval")}
-        conditioner = TextConditioner(prompts, torch.randn(shape, generator=generator))
+        shape = (TOKENS, network.config.cross_attention_dim)
+        prompts: Any = {stream: torch.randn(16, *shape, generator=generator) for stream in STREAMS}
+        return TextConditioner(prompts, torch.randn(shape, generator=generator))
+    return ClassConditioner(CLASSES, null_label=CLASSES)
+
+
+def adapter_of(network) -> Adapter:
+    """An adapter with random conditions."""
+    config, conditioner = network.config, conditions_of(network)
+    size = config.get("sample_size", 4)
     return Adapter(
         network,
-        sample_shape=(config.in_channels, config.sample_size, config.sample_size),
+        sample_shape=(config.in_channels, size, size),
         schedule=SCHEDULE,
         prediction="epsilon",
         conditioner=conditioner,
         decoder=PixelDecoder(),
+        calling=TinyCalling(network) if isinstance(conditioner, RandomConditions) else Calling(),
     )
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,6 +12,9 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 from dmqbench.data.bank import Trajectories
 from dmqbench.models.hooks import hooked
 from dmqbench.models.rollout import Denoising
+
+SHARED = ("image_rotary_emb",)
+"""Arguments of blocks that are the same for all samples: tables of positions, which can be as long as a batch."""
 
 
 class _Reached(Exception):
@@ -24,6 +27,8 @@ class ModuleInputs:
 
     arguments: Any
     step: Tensor
+    shared: dict[str, Any] = field(default_factory=dict)
+    """Further keyword arguments, the same for all samples."""
 
     def __len__(self) -> int:
         return len(self.step)
@@ -36,12 +41,12 @@ class ModuleInputs:
             return leaf[index] if isinstance(leaf, Tensor) and leaf.ndim > 0 and len(leaf) == total else leaf
 
         args, kwargs = tree_map(pick, self.arguments)
-        return args, kwargs, self.step[index]
+        return args, kwargs | self.shared, self.step[index]
 
 
-def first_tensor(output: Any) -> Tensor:
-    """The feature that a block puts out, whatever it wraps it in."""
-    return next(leaf for leaf in tree_flatten(output)[0] if isinstance(leaf, Tensor))
+def output_tensors(output: Any) -> tuple[Tensor, ...]:
+    """The features that a block puts out, one of each stream, whatever it wraps them in."""
+    return tuple(leaf for leaf in tree_flatten(output)[0] if isinstance(leaf, Tensor))
 
 
 def _join(parts: Sequence[Any], sizes: Sequence[int]) -> Any:
@@ -72,32 +77,34 @@ def capture_inputs(
     """Return the module's inputs on ``points``; each forward pass ends where the module would start."""
     parts: list[Any] = []
     steps: list[Tensor] = []
+    shared: dict[str, Any] = {}
 
     def keep(_: str, __: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        parts.append((args, kwargs))
+        shared.update((name, value) for name, value in kwargs.items() if name in SHARED)
+        parts.append((args, {name: value for name, value in kwargs.items() if name not in SHARED}))
         steps.append(denoising.adapter.context.step)
         raise _Reached
 
     with hooked({"": module}, keep, pre=True, with_kwargs=True):
         for _ in run_points(denoising, trajectories, points, batch):
             pass
-    return ModuleInputs(_join(parts, [len(step) for step in steps]), torch.cat(steps))
+    return ModuleInputs(_join(parts, [len(step) for step in steps]), torch.cat(steps), shared)
 
 
 @torch.no_grad()
 def capture_outputs(
     denoising: Denoising, modules: dict[str, nn.Module], trajectories: Trajectories, points: Tensor, batch: int
-) -> dict[str, Tensor]:
-    """Return the first output tensor of every module on ``points``, all from one pass."""
-    outputs: dict[str, list[Tensor]] = {name: [] for name in modules}
+) -> dict[str, tuple[Tensor, ...]]:
+    """Return the output tensors of every module on ``points``, all from one pass."""
+    outputs: dict[str, list[tuple[Tensor, ...]]] = {name: [] for name in modules}
 
     def keep(name: str, _: nn.Module, __: Any, output: Any) -> None:
-        outputs[name].append(first_tensor(output))
+        outputs[name].append(output_tensors(output))
 
     with hooked(modules, keep):
         for _ in run_points(denoising, trajectories, points, batch):
             pass
-    return {name: torch.cat(tensors) for name, tensors in outputs.items()}
+    return {name: tuple(map(torch.cat, zip(*parts, strict=True))) for name, parts in outputs.items()}
 
 
 def memory_groups(sizes: dict[str, int], budget: int) -> list[list[str]]:

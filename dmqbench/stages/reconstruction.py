@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from dmqbench.calibration.capture import ModuleInputs, capture_inputs, capture_outputs, first_tensor, memory_groups
+from dmqbench.calibration.capture import ModuleInputs, capture_inputs, capture_outputs, memory_groups, output_tensors
 from dmqbench.calibration.stage import HELD_OUT_POINTS, MIB, Stage, Workbench
 from dmqbench.data.bank import Trajectories
 from dmqbench.data.noise import draw_batch
@@ -27,10 +27,18 @@ from dmqbench.quant.state import activation_quantizers
 
 EVERY_CHANNEL = slice(None)
 
+Tensors = tuple[Tensor, ...]
+
 
 def reconstruction_error(output: Tensor, target: Tensor, exponent: float = 2.0) -> Tensor:
     """Σ over channels (dim 1), mean over the rest, of |output − target|^p."""
     return (output - target).abs().pow(exponent).sum(1).mean()
+
+
+def unit_error(outputs: Tensors, targets: Tensors, index: Tensor, exponent: float = 2.0) -> Tensor:
+    """The error of samples ``index`` of all that a unit puts out: blocks of two streams, an image and a text."""
+    pairs = zip(outputs, targets, strict=True)
+    return torch.stack([reconstruction_error(output, target[index], exponent) for output, target in pairs]).sum()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +103,8 @@ class BlockReconstruction(Stage):
         self.share_of_network = {
             unit.name: sum(macs[name] for name in unit.layers) / total for unit in bench.topology.units
         }
-        self.targets: dict[str, tuple[Tensor, Tensor]] = {}
+        self.targets: dict[str, tuple[Tensors, Tensors]] = {}
+        """What units put out in full precision, on calibration and on held-out points."""
         self.inputs: tuple[ModuleInputs, ModuleInputs] | None = None
 
     @abstractmethod
@@ -161,44 +170,46 @@ class BlockReconstruction(Stage):
         self.network_forwards += len(points) * bench.branches / 2
         return capture_inputs(bench.denoising, self.module(unit), trajectories, points, self.settings.batch)
 
-    def _capture_targets(self, first: str) -> dict[str, tuple[Tensor, Tensor]]:
+    def _capture_targets(self, first: str) -> dict[str, tuple[Tensors, Tensors]]:
         """Full-precision outputs of as many units from ``first`` on as the memory setting allows, from one pass."""
         bench = self.bench
         units = self.units()
         remaining = {name: self.module(name) for name in units[units.index(first) :]}
 
-        def outputs(modules: dict[str, nn.Module], trajectories: Trajectories, points: Tensor) -> dict[str, Tensor]:
+        def outputs(modules: dict[str, nn.Module], trajectories: Trajectories, points: Tensor) -> dict[str, Tensors]:
             self.network_forwards += len(points) * bench.branches
             return capture_outputs(bench.denoising, modules, trajectories, points, self.settings.batch)
 
         with quantization(bench.network, weight=False, activation=False):
             probe = outputs(remaining, bench.bank.cal, self.points[:1])
-            sizes = {name: output.nbytes * len(self.points) for name, output in probe.items()}
+            sizes = {name: sum(part.nbytes for part in parts) * len(self.points) for name, parts in probe.items()}
             modules = {name: remaining[name] for name in memory_groups(sizes, self.settings.capture_mib * MIB)[0]}
             cal = outputs(modules, bench.bank.cal, self.points)
             val = outputs(modules, bench.bank.val, self.held_out)
         return {name: (cal[name], val[name]) for name in modules}
 
-    def _output(self, unit: str, inputs: ModuleInputs, index: Tensor) -> Tensor:
+    def _error(self, unit: str, held_out: bool, index: Tensor, exponent: float) -> Tensor:
+        assert self.inputs is not None
+        inputs, targets = self.inputs[held_out], self.targets[unit][held_out]
         args, kwargs, step = inputs.select(index)
         with self.bench.adapter.context.at(step):
-            return first_tensor(self.module(unit)(*args, **kwargs))
+            outputs = output_tensors(self.module(unit)(*args, **kwargs))
+        return unit_error(outputs, targets, index, exponent)
 
     @torch.no_grad()
     def _held_out_error(self, unit: str) -> float:
         assert self.inputs is not None
-        inputs, target = self.inputs[1], self.targets[unit][1]
+        total = len(self.inputs[True])
         errors = [
-            reconstruction_error(self._output(unit, inputs, index), target[index]) * len(index)
-            for index in torch.arange(len(inputs)).split(self.settings.batch)
+            self._error(unit, held_out=True, index=index, exponent=2.0) * len(index)
+            for index in torch.arange(total).split(self.settings.batch)
         ]
-        return float(torch.stack(errors).sum() / len(inputs))
+        return float(torch.stack(errors).sum() / total)
 
     def iterate(self, unit: str, iteration: int) -> Tensor:
         assert self.inputs is not None
-        inputs, target = self.inputs[0], self.targets[unit][0]
-        index = draw_batch(self.bench.seed, self.name, unit, iteration, len(inputs), self.settings.batch)
-        loss = reconstruction_error(self._output(unit, inputs, index), target[index], self.exponent)
+        index = draw_batch(self.bench.seed, self.name, unit, iteration, len(self.inputs[False]), self.settings.batch)
+        loss = self._error(unit, held_out=False, index=index, exponent=self.exponent)
         total = loss + self.penalty(iteration)
         self.optimizer.zero_grad(set_to_none=True)
         gradients = torch.autograd.grad(total, self.parameters_in_training)

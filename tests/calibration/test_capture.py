@@ -4,10 +4,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import dit, text_unet, unet
+from tiny import dit, flux, pixart, sd3, text_unet, unet
 from workbench import workbench
 
-from dmqbench.calibration.capture import capture_inputs, capture_outputs, first_tensor, memory_groups, run_points
+from dmqbench.calibration.capture import capture_inputs, capture_outputs, memory_groups, output_tensors, run_points
 
 MODULES = {
     "resnet": (unet, "down_blocks.1.resnets.0"),
@@ -15,6 +15,10 @@ MODULES = {
     "layer": (unet, "down_blocks.0.downsamplers.0.conv"),
     "transformer block of a U-Net": (text_unet, "up_blocks.0.attentions.1.transformer_blocks.0"),
     "transformer block": (dit, "transformer_blocks.1"),
+    "masked text": (pixart, "transformer_blocks.1"),
+    "two streams": (sd3, "transformer_blocks.0"),
+    "the last of two streams": (sd3, "transformer_blocks.1"),
+    "one stream of two": (flux, "single_transformer_blocks.0"),
 }
 every_module = pytest.mark.parametrize(("build", "name"), MODULES.values(), ids=MODULES.keys())
 POINTS, BATCH = 10, 4
@@ -25,7 +29,7 @@ def hooked(bench, module, points, guidance):
     seen = []
 
     def note(_, args, kwargs, output):
-        seen.append((args, kwargs, first_tensor(output), bench.adapter.context.step.clone()))
+        seen.append((args, kwargs, output_tensors(output), bench.adapter.context.step.clone()))
 
     handle = module.register_forward_hook(note, with_kwargs=True)
     for part in points.split(BATCH):
@@ -37,7 +41,7 @@ def hooked(bench, module, points, guidance):
 
 
 def leaves(args, kwargs):
-    return torch.utils._pytree.tree_flatten((args, kwargs))[0]
+    return torch.utils._pytree.tree_flatten((args, dict(sorted(kwargs.items()))))[0]
 
 
 @every_module
@@ -50,8 +54,9 @@ def test_captured_inputs_and_outputs_are_those_of_full_forwards(build, name, gui
     inputs = capture_inputs(bench.denoising, module, bench.bank.cal, points, BATCH)
     outputs = capture_outputs(bench.denoising, {name: module}, bench.bank.cal, points, BATCH)[name]
     branches = 1 if guidance == 1.0 else 2
-    assert len(inputs) == len(outputs) == branches * POINTS
-    assert torch.equal(outputs, torch.cat([output for _, _, output, _ in expected]))
+    assert {len(inputs), *map(len, outputs)} == {branches * POINTS}
+    for stream, output in enumerate(outputs):
+        assert torch.equal(output, torch.cat([whole[stream] for _, _, whole, _ in expected]))
     assert torch.equal(inputs.step, torch.cat([step for *_, step in expected]))
     start = 0
     for args, kwargs, output, step in expected:
@@ -64,7 +69,9 @@ def test_captured_inputs_and_outputs_are_those_of_full_forwards(build, name, gui
             else:
                 assert leaf == reference
         with torch.no_grad(), bench.adapter.context.at(step):
-            assert torch.equal(first_tensor(module(*chosen[0], **chosen[1])), output)
+            again = output_tensors(module(*chosen[0], **chosen[1]))
+        assert len(again) == len(output) == len(outputs)
+        assert all(map(torch.equal, again, output))
         start += len(step)
 
 
@@ -78,6 +85,20 @@ def test_any_samples_can_be_selected_in_any_order():
     everything = inputs.select(torch.arange(POINTS))[0]
     assert torch.equal(args[0], everything[0][index])
     assert torch.equal(step, (points % bench.bank.cal.calls)[index])
+
+
+def test_a_table_of_positions_as_long_as_a_batch_is_no_batch():
+    bench, name, tokens = workbench(network=flux()), "transformer_blocks.0", 16 + 5
+    module, points = bench.network.get_submodule(name), bench.bank.cal.spread(tokens)
+    inputs = capture_inputs(bench.denoising, module, bench.bank.cal, points, tokens)
+    outputs = capture_outputs(bench.denoising, {name: module}, bench.bank.cal, points, tokens)[name]
+    index = torch.tensor([3, 17])
+    args, kwargs, step = inputs.select(index)
+    assert {len(table) for table in kwargs["image_rotary_emb"]} == {tokens}
+    with torch.no_grad(), bench.adapter.context.at(step):
+        again = output_tensors(module(*args, **kwargs))
+    for output, whole in zip(again, outputs, strict=True):
+        torch.testing.assert_close(output, whole[index])
 
 
 def test_a_forward_for_inputs_ends_where_the_module_starts():
@@ -113,7 +134,7 @@ def test_many_outputs_come_from_one_pass():
     assert len(calls) == 3
     for name in names:
         alone = capture_outputs(bench.denoising, {name: modules[name]}, bench.bank.cal, points, BATCH)
-        assert torch.equal(together[name], alone[name])
+        assert all(map(torch.equal, together[name], alone[name]))
 
 
 def test_run_points_yields_the_sizes_of_its_batches():

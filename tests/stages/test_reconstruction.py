@@ -12,7 +12,7 @@ from workbench import (
     workbench,
 )
 
-from dmqbench.calibration.capture import capture_inputs, capture_outputs, first_tensor
+from dmqbench.calibration.capture import capture_inputs, capture_outputs, output_tensors
 from dmqbench.calibration.run import run_stage
 from dmqbench.quant.layers import freeze_weight_, quant_layers, quantization, set_quantization_
 from dmqbench.quant.spec import BitWidth
@@ -75,7 +75,7 @@ def test_the_recorded_errors_are_those_of_the_unit_by_itself(reconstructed):
         if key.startswith(name) and key.endswith("codes"):
             del mixed[key]
     with quantization(bench.network, weight=False, activation=False):
-        target = capture_outputs(bench.denoising, {name: module}, bench.bank.val, points, 16)[name]
+        [target] = capture_outputs(bench.denoising, {name: module}, bench.bank.val, points, 16)[name]
     errors = []
     for state in (mixed, learned):
         load_calibration_state_(bench.network, state)
@@ -83,7 +83,7 @@ def test_the_recorded_errors_are_those_of_the_unit_by_itself(reconstructed):
             inputs = capture_inputs(bench.denoising, module, bench.bank.val, points, 16)
             args, kwargs, step = inputs.select(torch.arange(len(inputs)))
             with bench.adapter.context.at(step):
-                output = first_tensor(module(*args, **kwargs))
+                [output] = output_tensors(module(*args, **kwargs))
         errors.append(float((output - target).square().sum(1).mean()))
     event = bench.record.of("unit")[-1]
     assert errors[0] == pytest.approx(event["held_out_error_before"], rel=1e-3)
