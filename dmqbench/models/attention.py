@@ -16,6 +16,7 @@ from diffusers.models.attention_processor import (
 )
 from diffusers.models.embeddings import apply_rotary_emb
 from diffusers.models.transformers.transformer_flux import FluxAttnProcessor
+from diffusers.models.unets.unet_2d import UNet2DModel
 from torch import Tensor, nn
 
 from dmqbench.quant.attention import AttentionQuantizers
@@ -25,6 +26,18 @@ def attention_modules(network: nn.Module) -> dict[str, nn.Module]:
     """Name → attention module, in the order of registration."""
     kinds: tuple[type, ...] = (Attention, AttentionModuleMixin)
     return {name: module for name, module in network.named_modules() if isinstance(module, kinds)}
+
+
+def set_heads_(network: Any) -> None:
+    """Give the attentions of a ``UNet2DModel`` as many heads as ``num_attention_heads`` of its configuration says.
+
+    LDM-8's have 8 at every width. diffusers knows one width of a head for all, and keeps this key unread.
+    """
+    heads = network.config.get("num_attention_heads") if isinstance(network, UNet2DModel) else None
+    if heads is not None:
+        modules: Mapping[str, Any] = attention_modules(network)
+        for attention in modules.values():
+            attention.heads, attention.scale = heads, (attention.inner_dim // heads) ** -0.5
 
 
 def set_explicit_attention_(network: nn.Module, quantizers: Mapping[str, AttentionQuantizers]) -> None:

@@ -193,6 +193,7 @@ def _load(folder: Path) -> "nn.Module":
     import torch
     from safetensors import SafetensorError
 
+    from dmqbench.models.attention import set_heads_
     from dmqbench.models.sources import only_errors_logged
 
     config = read_config(folder / CONFIG)
@@ -214,6 +215,7 @@ def _load(folder: Path) -> "nn.Module":
         raise ModelError(f"{folder}: cannot be loaded ({reason[:200]})") from error
     lacking = {*map(str, loading["missing_keys"]), *(name for name, part in _leaves(network) if part.is_meta)}
     refuse_misfits(folder, lacking, loading["unexpected_keys"], loading["mismatched_keys"])
+    set_heads_(network)
     return network.eval().requires_grad_(False)
 
 

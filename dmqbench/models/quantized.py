@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
+from dmqbench.models.attention import set_heads_
 from dmqbench.models.exchange import Description, exchange_, network_name
 from dmqbench.models.export import untied, without_origin
 from dmqbench.models.families import kind_of
@@ -200,6 +201,7 @@ def _rebuilt(folder: Path, description: Description, plain_codes: bool) -> nn.Mo
     """The quantized network from its configuration, its codes and its other parameters."""
     config = read_config(folder / CONFIG)
     network: Any = getattr(diffusers, kind_of(config).network).from_config(dict(config))
+    set_heads_(network)
     tensors = load_file(folder / WEIGHTS)
     plan = PrecisionPlan.from_json(description.plan)
     coded = [layer.name for layer in plan.layers if layer.quantizes_weight]

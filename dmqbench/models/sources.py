@@ -14,6 +14,7 @@ from diffusers.utils import logging as diffusers_logging
 from safetensors import SafetensorError
 from torch import nn
 
+from dmqbench.models.attention import set_heads_
 from dmqbench.models.class_table import network_config_of
 from dmqbench.models.families import family_of, kind_of
 from dmqbench.models.families.family import Conditioning, Family
@@ -94,8 +95,10 @@ def meta_model(config: Mapping[str, Any]) -> nn.Module:
     """Build the network or decoder of ``config`` (with ``_class_name``) on the meta device: shapes without weights."""
     name = config.get("_class_name")
     cls = getattr(diffusers, name if name in DECODERS else kind_of(config).network)
-    with torch.device("meta"):
-        return cls.from_config(dict(config)).eval().requires_grad_(False)
+    with torch.device("meta"), only_errors_logged():
+        network = cls.from_config(dict(config))
+    set_heads_(network)
+    return network.eval().requires_grad_(False)
 
 
 def example_inputs(
@@ -146,6 +149,7 @@ def _load_weights(folder: Path, cls: str, advice: str = "") -> nn.Module:
         raise ModelError(f"{folder}: the weights do not fit {CONFIG} ({reason[:200]})") from error
     refuse_misfits(folder, loading["missing_keys"], loading["unexpected_keys"], loading["mismatched_keys"], advice)
     require_finite(network, str(folder))
+    set_heads_(network)
     return network.eval().requires_grad_(False)
 
 

@@ -38,7 +38,7 @@ class UNet2D(Family):
         "sample_size": SIDES,
         **{key: COUNT for key in ("in_channels", "out_channels", "layers_per_block", "norm_num_groups")},
         **{key: either(COUNT, NULL) for key in ("attention_head_dim", "attn_norm_num_groups", "time_embedding_dim")},
-        **{key: either(COUNT, NULL) for key in ("num_class_embeds", "num_train_timesteps")},
+        **{key: either(COUNT, NULL) for key in ("num_class_embeds", "num_train_timesteps", "num_attention_heads")},
         **{key: FLAG for key in ("center_input_sample", "flip_sin_to_cos", "add_attention")},
         **{key: NULL for key in ("class_embed_type", "addition_embed_type", "encoder_hid_dim_type")},
         **{key: number() for key in ("freq_shift", "mid_block_scale_factor")},
@@ -69,6 +69,9 @@ class UNet2D(Family):
                 return key, f"are {len(config[key])} blocks, and block_out_channels are of {len(channels)}"
         if any(width % groups for width in channels) and not any("Skip" in name for name in (*down, *up)):
             return "block_out_channels", f"are not all divisible by norm_num_groups={groups}"
+        heads = config.get("num_attention_heads") or 1
+        if any(width % heads for width in channels):
+            return "num_attention_heads", "does not divide each of block_out_channels"
         size, least = config.get("sample_size"), 2 ** max(0, len(channels) - 1)
         if any(side % least for side in (size if isinstance(size, list) else [size or 0])):
             return "sample_size", f"is not divisible by {least}, and {len(channels)} blocks halve it"

@@ -1,0 +1,1 @@
+"""Original checkpoints of latent diffusion (CompVis) as diffusers folders: ``python -m dmqbench.models.compvis``."""
