@@ -17,6 +17,8 @@ EMBEDDED = Path(__file__).parents[1] / "zoo" / "weights"
 ARCHITECTURES = Path(__file__).parent / "architectures"
 """Full-size networks as a ``config.json`` each, without weights, for counting."""
 
+CONVERTER = "python -m dmqbench.models.compvis"
+
 SHIPPED = ("embedded", "architecture")
 """Kinds of sources that come with this package."""
 NETWORK_FOLDERS = ("unet", "transformer")
@@ -73,7 +75,7 @@ class ModelSource:
         if self.kind == "architecture":
             return "it is shipped as shapes alone, for task=cost and task=plan"
         if self.kind == "local":
-            return "give a folder that diffusers' save_pretrained wrote"
+            return f"give a folder that diffusers' save_pretrained wrote, or {CONVERTER} made of an original checkpoint"
         return f"fetch it once while online: hf download {self.location} --revision {self.revision}"
 
 

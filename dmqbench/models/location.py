@@ -40,7 +40,7 @@ def locate(source: ModelSource) -> Path:
     places = {"embedded": folders.EMBEDDED, "architecture": folders.ARCHITECTURES, "local": Path()}
     folder = places[source.kind] / source.location
     if folder.is_file():
-        command = f"python -m dmqbench.models.compvis {source.location} FOLDER"
+        command = f"{folders.CONVERTER} {source.location} FOLDER"
         raise ModelError(f"{folder} is a file; of an original checkpoint of latent diffusion, {command} makes a folder")
     if not folder.is_dir():
         raise ModelError(f"model {source.location}: there is no folder {folder}; {source.advice}")

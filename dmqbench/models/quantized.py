@@ -22,6 +22,7 @@ from dmqbench.models.export import untied, without_origin
 from dmqbench.models.families import kind_of
 from dmqbench.models.folders import CONFIG, ModelError, only_one, read_config
 from dmqbench.models.quantized_file import packed, unpacked
+from dmqbench.models.sources import only_errors_logged
 from dmqbench.quant.modes import own_modes, undisturbed
 from dmqbench.quant.plan import PrecisionPlan
 from dmqbench.store.files import TEMPORARY_PREFIX, save_atomic, save_json, short_hash, sync
@@ -200,7 +201,8 @@ def _pipeline_class(folder: Path, index: Mapping[str, Any], given: type[Any] | N
 def _rebuilt(folder: Path, description: Description, plain_codes: bool) -> nn.Module:
     """The quantized network from its configuration, its codes and its other parameters."""
     config = read_config(folder / CONFIG)
-    network: Any = getattr(diffusers, kind_of(config).network).from_config(dict(config))
+    with only_errors_logged():
+        network: Any = getattr(diffusers, kind_of(config).network).from_config(dict(config))
     set_heads_(network)
     tensors = load_file(folder / WEIGHTS)
     plan = PrecisionPlan.from_json(description.plan)

@@ -2,22 +2,34 @@
 
 import json
 from collections import defaultdict
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from diffusers import UNet2DModel
 from original_ldm import Autoencoder, UNet
 from safetensors.torch import save_file
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from dmqbench.config.compose import compose
+from dmqbench.config.job import make_job
+from dmqbench.models import folders
 from dmqbench.models.adapter import load_adapter
+from dmqbench.models.attention import attention_modules, set_explicit_attention_, set_heads_
 from dmqbench.models.compvis import settings as settings_module
 from dmqbench.models.compvis.__main__ import main
+from dmqbench.models.compvis.autoencoder import autoencoder_config, converted_autoencoder
 from dmqbench.models.compvis.settings import settings_of_architecture, settings_of_yaml
+from dmqbench.models.compvis.unet import converted_unet
 from dmqbench.models.folders import ModelError, ModelSource, read_config
+from dmqbench.models.likeness import require_same_outputs
 from dmqbench.models.sources import load_decoder_network, load_model
+from dmqbench.models.weight_fit import require_shapes_fit
+from dmqbench.quant.attention import AttentionQuantizers
+from dmqbench.quant.context import StepContext
 
 SHARED = {"model_channels": 32, "channel_mult": [1, 2], "num_res_blocks": 1, "attention_resolutions": [2]}
 PIXELS = SHARED | {"in_channels": 3, "out_channels": 3, "image_size": 8}
@@ -167,28 +179,63 @@ def test_averaged_weights_are_taken_where_there_are_any(tmp_path, capsys):
     assert "model_ema.diffusion_modelout2bias is not among them" in refusal(capsys, checkpoint, tmp_path / "other")
 
 
-def test_a_network_of_a_known_name_needs_no_yaml(tmp_path, monkeypatch):
-    original = randomized(UNet(**LDM4))
-    first = converted(tmp_path, state_of(original, Autoencoder(codes=16)), unet=LDM4)
-    (tmp_path / "known" / "ldm4_tiny").mkdir(parents=True)
-    config = read_config(first / "unet" / "config.json") | {"_origin": "of CompVis"}
-    (tmp_path / "known" / "ldm4_tiny" / "config.json").write_text(json.dumps(config))
-    monkeypatch.setattr(settings_module, "ARCHITECTURES", tmp_path / "known")
+def test_a_network_of_a_known_name_needs_no_yaml_and_runs_under_it(tmp_path, monkeypatch):
+    table = {"cond_stage_model.embedding.weight": torch.randn(11, 12)}
+    state = state_of(randomized(UNet(**CLASSES)), Autoencoder(codes=16), **table)
+    first = converted(tmp_path, state, unet=CLASSES)
+    (tmp_path / "known" / "ldm4_imagenet").mkdir(parents=True)
+    config = read_config(first / "unet" / "config.json") | {"_origin": "of CompVis", "_class_entries": 11}
+    (tmp_path / "known" / "ldm4_imagenet" / "config.json").write_text(json.dumps(config))
+    for module in (settings_module, folders):
+        monkeypatch.setattr(module, "ARCHITECTURES", tmp_path / "known")
     (tmp_path / "original" / "config.yaml").unlink()
-    checkpoint, second = tmp_path / "original" / "model.ckpt", tmp_path / "second"
-    assert main([str(checkpoint), str(second), "--model=ldm4_tiny"]) == 0
-    for file in sorted(path.relative_to(first) for path in first.rglob("*") if path.is_file()):
-        assert (first / file).read_bytes() == (second / file).read_bytes(), file
-    save_file(torch.load(checkpoint, weights_only=True)["state_dict"], tmp_path / "third.safetensors")
-    assert main([str(tmp_path / "third.safetensors"), str(tmp_path / "third"), "--model=ldm4_tiny"]) == 0
+    save_file(state, tmp_path / "model.safetensors")
+    for checkpoint in (tmp_path / "original" / "model.ckpt", tmp_path / "model.safetensors"):
+        second = tmp_path / checkpoint.suffix
+        assert main([str(checkpoint), str(second), "--model=ldm4_imagenet"]) == 0
+        for file in sorted(path.relative_to(first) for path in first.rglob("*") if path.is_file()):
+            assert (first / file).read_bytes() == (second / file).read_bytes(), file
+    sizes = ("model.sample_shape=[3,8,8]", "model.classes=10")
+    job = make_job(compose(["model=ldm4_imagenet", *sizes, f"model.path={first}", "method=rtn", "bits=w8a8"]))
+    assert (job.model.checkpoint.kind, job.model.classes, job.sampler.guidance) == ("local", 10, 3.0)
+
+
+def test_heads_that_diffusers_does_not_know_are_those_of_every_attention(tmp_path):
+    settings = UNETS["LDM-8"]
+    folder = converted(tmp_path, state_of(randomized(UNet(**settings))), unet=settings)
+    adapter, network = load_adapter(ModelSource("local", str(folder))), UNet2DModel.from_pretrained(folder / "unet")
+    with pytest.raises(ModelError, match="computes something else"):
+        require_same_outputs(network, adapter, "unet")
+    set_heads_(network)
+    require_same_outputs(network, adapter, "unet")
+    quantizers = {name: AttentionQuantizers(StepContext(), 256) for name in attention_modules(network)}
+    set_explicit_attention_(network, quantizers)
+    require_same_outputs(network, adapter, "unet")
 
 
 @pytest.mark.parametrize("name", ["ldm4_bedroom", "ldm4_imagenet", "ldm8_church", "sd14"])
-def test_the_yaml_of_a_known_network_says_what_its_shapes_do(tmp_path, name):
+def test_a_published_yaml_is_of_the_known_network_and_names_and_shapes_fit_at_full_size(tmp_path, name):
     """The values are those of the YAML files that were published with the checkpoints."""
     path = tmp_path / f"{name}.yaml"
     path.write_text(yaml.safe_dump({"model": {"params": PUBLISHED[name]}}))
-    assert settings_of_architecture(name).network.items() <= settings_of_yaml(path).network.items()
+    found = settings_of_yaml(path).network
+    assert settings_of_architecture(name).network.items() <= found.items()
+    with torch.device("meta"):
+        tensors = UNet(**PUBLISHED[name]["unet_config"]["params"]).state_dict()
+    require_shapes_fit(path, found, shapes(converted_unet(tensors, found)))
+
+
+def shapes(tensors):
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+def test_the_autoencoder_of_stable_diffusion_fits_at_full_size():
+    with torch.device("meta"):
+        tensors = Autoencoder(widths=(128, 256, 512, 512), layers=2, latent=4).state_dict()
+    config = autoencoder_config(tensors, sample_size=64, scaling_factor=0.18215)
+    require_shapes_fit(Path("vae"), config, shapes(converted_autoencoder(tensors, config)))
+    assert config["sample_size"] == 512
+    assert sum(tensor.numel() for tensor in tensors.values()) == 83_653_863  # as published
 
 
 PUBLISHED = {

@@ -7,14 +7,12 @@ from pathlib import Path
 
 from dmqbench.models.compvis.conversion import convert
 from dmqbench.models.compvis.settings import Settings, settings_of_architecture, settings_of_yaml
-from dmqbench.models.folders import ModelError
-
-_NAME = "python -m dmqbench.models.compvis"
+from dmqbench.models.folders import CONVERTER, ModelError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Return the exit status: 0, or 2 for what cannot be converted, which is said in one line."""
-    parser = argparse.ArgumentParser(prog=_NAME, description=__doc__)
+    parser = argparse.ArgumentParser(prog=CONVERTER, description=__doc__)
     parser.add_argument("checkpoint", type=Path, help="model.ckpt, .pt or .safetensors with the original's names")
     parser.add_argument("folder", type=Path, help="what is written")
     parser.add_argument("--yaml", type=Path, help="that it was trained with; the only one beside it needs no naming")
@@ -23,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         convert(given.checkpoint, given.folder, _settings(given), lambda line: print(line, flush=True))
     except (ModelError, OSError) as error:
-        print(f"{_NAME}: {error}", file=sys.stderr)
+        print(f"{CONVERTER}: {error}", file=sys.stderr)
         return 2
     return 0
 
