@@ -123,13 +123,17 @@ def adopt_weight_bits_(network: nn.Module, plan: PrecisionPlan) -> None:
             layer.set_weight_bits_(plans[name].weight_bits)
 
 
+def _switched(network: nn.Module) -> list[QuantLayer | AttentionQuantizers]:
+    """What quantization can be switched on and off of."""
+    return [module for module in network.modules() if isinstance(module, (QuantLayer, AttentionQuantizers))]
+
+
 def set_quantization_(network: nn.Module, *, weight: bool, activation: bool) -> None:
     """Switch weight and activation quantization of every quantizable layer and attention inside ``network``."""
-    for module in network.modules():
+    for module in _switched(network):
+        module.activation_on = activation
         if isinstance(module, QuantLayer):
-            module.weight_on, module.activation_on = weight, activation
-        elif isinstance(module, AttentionQuantizers):
-            module.activation_on = activation
+            module.weight_on = weight
 
 
 def set_clipping_(network: nn.Module, clipping: str) -> None:
@@ -142,18 +146,16 @@ def set_clipping_(network: nn.Module, clipping: str) -> None:
 @contextmanager
 def quantization(network: nn.Module, *, weight: bool, activation: bool) -> Iterator[None]:
     """Switch quantization for a while; with both off the network is the teacher."""
-    layers = [module for module in network.modules() if isinstance(module, QuantLayer)]
-    attentions = [module for module in network.modules() if isinstance(module, AttentionQuantizers)]
-    before = [(layer.weight_on, layer.activation_on) for layer in layers]
-    attentions_before = [attention.activation_on for attention in attentions]
+    switches = ("weight_on", "activation_on")
+    before = [
+        (module, name, vars(module)[name]) for module in _switched(network) for name in switches if name in vars(module)
+    ]
     set_quantization_(network, weight=weight, activation=activation)
     try:
         yield
     finally:
-        for layer, (weight_on, activation_on) in zip(layers, before, strict=True):
-            layer.weight_on, layer.activation_on = weight_on, activation_on
-        for attention, activation_on in zip(attentions, attentions_before, strict=True):
-            attention.activation_on = activation_on
+        for module, name, state in before:
+            setattr(module, name, state)
 
 
 def freeze_weight_(network: nn.Module) -> None:
