@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 
 from dmqbench.config import schema
 from dmqbench.config.checked_job import Job, full_precision
-from dmqbench.config.compose import compose, expand, search_path
+from dmqbench.config.compose import TOGETHER, _composed, _of_package, compose, expand, search_path
 from dmqbench.config.errors import ConfigError
 from dmqbench.config.ids import JobIds, job_ids
 from dmqbench.config.job import cuda_expected, make_job
@@ -75,6 +75,16 @@ def test_every_method_composes_with_all_bits(method, bits):
     made = job(f"method={method}", f"bits={bits}", "model=digits")
     assert made.method.name == method
     assert made.bits.name == ("w32a32" if method == "fp" else bits)
+
+
+def test_a_choice_composed_alone_is_what_hydra_composes_with_the_others():
+    options = {group: sorted(path.stem for path in (CONF / group).glob("*.yaml")) for group in schema.OPTION_GROUPS}
+    options |= {group: options[group][:2] for group in TOGETHER}
+    for number in range(len(options["method"])):
+        chosen = tuple(f"{group}={names[number % len(names)]}" for group, names in options.items())
+        found, expected = _of_package(chosen), _composed((), chosen)
+        assert found == expected and list(found) == list(expected), chosen
+        assert [OmegaConf.get_type(found[key]) for key in found] == [OmegaConf.get_type(expected[key]) for key in found]
 
 
 @pytest.mark.parametrize("method", METHODS)
