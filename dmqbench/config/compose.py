@@ -128,11 +128,15 @@ def compose(overrides: Sequence[str]) -> DictConfig:
 
 def _composed(hydra_own: tuple[str, ...], choices: tuple[str, ...], alone: bool = False) -> DictConfig:
     """Compose choices of groups with Hydra: the whole configuration, or what one choice ``alone`` says."""
+    parsed = parse(choices)
+    root, overrides = ROOT, [*hydra_own, *choices]
+    if alone:
+        root, overrides = f"{parsed[0].key_or_group}/{parsed[0].value()}", []
     with _hydra():
-        for choice in parse(choices):
+        for choice in parsed:
             _check_choice(choice, hydra_own)
         try:
-            return hydra_compose(choices[0].replace("=", "/")) if alone else hydra_compose(ROOT, [*hydra_own, *choices])
+            return hydra_compose(root, overrides)
         except (HydraException, OmegaConfBaseException) as error:
             raise _translated(error, [*conf_folders(), *_folders(hydra_own)]) from None
 

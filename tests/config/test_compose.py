@@ -85,6 +85,7 @@ def test_a_choice_composed_alone_is_what_hydra_composes_with_the_others():
         found, expected = _of_package(chosen), _composed((), chosen)
         assert found == expected and list(found) == list(expected), chosen
         assert [OmegaConf.get_type(found[key]) for key in found] == [OmegaConf.get_type(expected[key]) for key in found]
+    assert _of_package(("bits='w4a6'",)) == _of_package(("bits=w4a6",))
 
 
 @pytest.mark.parametrize("method", METHODS)
