@@ -1,16 +1,15 @@
 """Quantization of diffusion models, measured: the command ``dmqbench``, and ``dmqbench.api`` for scripts.
 
-``dmqbench.quantize_``, ``dmqbench.save`` and ``dmqbench.load`` are handed on when they are asked for, so that what
-needs no torch imports none.
+What ``dmqbench.api`` has for scripts is handed on when it is asked for, so that what needs no torch imports none.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dmqbench.api import load, quantize_, save
+    from dmqbench.api import Conditions, Denoiser, evaluate, load, quantize_, save
 
-__all__ = ["load", "quantize_", "save"]
+__all__ = ["Conditions", "Denoiser", "evaluate", "load", "quantize_", "save"]
 
 
 def __getattr__(name: str) -> Any:

@@ -12,6 +12,7 @@ from dmqbench.config.schema import EvaluateConfig, ModelConfig, SamplerConfig
 from dmqbench.data.archives import stored_hash
 from dmqbench.data.own_images import OWN_IMAGES_VERSION
 from dmqbench.models.families import kind_of
+from dmqbench.models.folders import OWN
 from dmqbench.models.foreign import foreign_hash
 from dmqbench.quant.spec import FULL_PRECISION, group_size
 from dmqbench.store.files import short_hash
@@ -125,7 +126,7 @@ def _stage_id(job: Job, stage: StageConfig, parent: str) -> str:
 
 def _layers_facts(model: ModelConfig) -> dict[str, int]:
     """Return which layers of the model's network a scope means, where that was not always the same."""
-    version = kind_of(network_config(model)).layers_version
+    version = 1 if model.source == OWN else kind_of(network_config(model)).layers_version
     return {"layers": version} if version > 1 else {}
 
 

@@ -12,11 +12,13 @@ from dmqbench.config.errors import ConfigError, require_one_of
 from dmqbench.config.model_facts import network_config, process_of, schedule_is_rescaled
 from dmqbench.config.model_file_checks import check_decoded, check_files
 from dmqbench.config.names import CONDITIONS, COUNTING_TASKS, FOREIGN, IMAGELESS_TASKS
+from dmqbench.config.own_model import check_own_images, checked_own_model
 from dmqbench.config.plugins import shipped_with
 from dmqbench.config.schema import ModelConfig
 from dmqbench.models.class_table import ENTRIES
 from dmqbench.models.families import family_of, kind_of, runnable
 from dmqbench.models.folders import (
+    OWN,
     SCHEDULER_CONFIG,
     SHIPPED,
     ModelError,
@@ -80,6 +82,9 @@ def check_images_of_model(job: Job) -> None:
     """What the sampler ends with must become images, unless they are not asked for."""
     if job.task in IMAGELESS_TASKS or job.model.shapes_only or job.model.sample_shape is None:
         return
+    if job.model.source == OWN:
+        check_own_images(job.model)
+        return
     check_decoded(locate(job.model.checkpoint), job.model.sample_shape[0])
 
 
@@ -137,6 +142,8 @@ def check_weights_fit(jobs: Iterable[Job]) -> None:
 
 def checked_model(model: ModelConfig, guidances: Mapping[str, float | None]) -> ModelConfig:
     """Fill in from the model's folder what its YAML leaves open; it must know what ``guidances``, by key, need."""
+    if model.source == OWN and model.path is not None:
+        return checked_own_model(model, guidances)
     require_one_of("model.source", model.source, tuple(_NEEDED))
     folder = shipped_with("models", model.name) if model.source == "embedded" else None
     if folder is not None:  # a plug-in's, which ships it

@@ -51,6 +51,12 @@ DECODER: Mapping[str, Kind] = {
 }
 
 
+def check_schedule(scheduler: Path) -> None:
+    """Check the configuration of a scheduler; ConfigError with the first value that cannot be computed with."""
+    over_sigmas = read_config(scheduler).get("_class_name") in PROCESSES
+    _check(scheduler, PROCESS if over_sigmas else SCHEDULER, _schedule_problem)
+
+
 def check_files(folder: Path, scheduler: Path) -> None:
     """Check the configurations of the network and the decoder in a model's folder, and that of its ``scheduler``.
 
@@ -61,8 +67,7 @@ def check_files(folder: Path, scheduler: Path) -> None:
     network = network_folder(folder) / CONFIG
     family = kind_of(read_config(network))
     _check(network, family.kinds, family.problem)
-    over_sigmas = read_config(scheduler).get("_class_name") in PROCESSES
-    _check(scheduler, PROCESS if over_sigmas else SCHEDULER, _schedule_problem)
+    check_schedule(scheduler)
     if (decoder := decoder_folder(folder)) is not None:
         _check(decoder / CONFIG, DECODER)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from dmqbench.config.names import REQUIRED
-from dmqbench.models.folders import SHIPPED, ModelSource
+from dmqbench.models.folders import OWN, SHIPPED, ModelSource
 from dmqbench.samplers.spec import SAMPLER_VERSION, SamplerSpec
 
 
@@ -42,8 +42,10 @@ class ModelConfig:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """All values, as a result keeps them; a scheduler that is not given is none."""
-        return {key: value for key, value in asdict(self).items() if key != "scheduler" or value is not None}
+        """All values, as a result keeps them; a scheduler that is not given is none, and what lives in a script lies
+        nowhere."""
+        found = {key: value for key, value in asdict(self).items() if key != "scheduler" or value is not None}
+        return found | ({"path": None} if self.source == OWN else {})
 
     @property
     def label(self) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +20,8 @@ from dmqbench.models.conditioning import (
     Unconditional,
 )
 from dmqbench.models.families.family import Calling
-from dmqbench.models.folders import ModelError, ModelSource
+from dmqbench.models.folders import SCHEDULER_CONFIG, ModelError, ModelSource, read_config
+from dmqbench.models.own import Denoiser, OwnCalling, OwnConditioner, copied, lent_denoiser
 from dmqbench.models.sources import LoadedModel, load_decoder_network, load_model
 from dmqbench.models.topology import Topology, trace
 from dmqbench.quant.context import StepContext
@@ -92,7 +94,7 @@ class Adapter:
         inputs, named = _network_inputs(x, cond)
         args, kwargs = self.calling.arguments(inputs, timestep, named)
         with self.context.at(step):
-            output = self.network(*args, **kwargs)
+            output = self.calling.output(self.network, args, kwargs)
         return self.calling.prediction(output, inputs)[:, : self.sample_shape[0]]
 
     def example_inputs(
@@ -109,7 +111,7 @@ class Adapter:
         """Probe the network once and return what it is made of."""
         args, kwargs = self.example_inputs()
         with self.context.at(torch.zeros(1, dtype=torch.long, device=self.device)):
-            return trace(self.network, args, kwargs)
+            return trace(self.network, args, kwargs, self.calling.output)
 
     def enable_checkpointing(self) -> None:
         """Recompute blocks in the backward pass, each at the step at which it first ran."""
@@ -145,6 +147,8 @@ def load_adapter(
     Raises:
         ModelError: the model cannot be loaded, or one of these is needed and not given.
     """
+    if (denoiser := lent_denoiser(source)) is not None:
+        return _own_adapter(denoiser, read_config(Path(source.location) / SCHEDULER_CONFIG), device)
     model = load_model(source)
     decoder = load_decoder_network(model.folder)
     return Adapter(
@@ -155,6 +159,18 @@ def load_adapter(
         conditioner=conditioner or _conditioner_of(model),
         calling=model.family,
         decoder=PixelDecoder() if decoder is None else LatentDecoder(decoder, decoder.config.scaling_factor),
+    )
+
+
+def _own_adapter(denoiser: Denoiser, scheduler: Mapping[str, Any], device: torch.device | str) -> Adapter:
+    return Adapter(
+        copied(denoiser.network).to(device),
+        sample_shape=denoiser.sample_shape,
+        schedule=read_schedule(scheduler),
+        prediction=scheduler["prediction_type"],
+        conditioner=OwnConditioner(denoiser.conditions),
+        calling=OwnCalling(denoiser.call),
+        decoder=PixelDecoder(),
     )
 
 

@@ -14,7 +14,7 @@ from dmqbench.quant.attention import AttentionQuantizers
 from dmqbench.quant.context import StepContext
 from dmqbench.quant.layers import quantize_layers_
 from dmqbench.quant.plan import PrecisionPlan
-from dmqbench.quant.serving import serve_
+from dmqbench.quant.serving import SAMPLE, TIMESTEP, Place, serve_
 from dmqbench.quant.spec import BitWidth, Scope, StepGroups
 from dmqbench.quant.state import load_calibration_state_
 
@@ -76,14 +76,22 @@ def quantize_network_(
     set_explicit_attention_(network, {name: AttentionQuantizers(context, levels, steps) for name in attentions})
 
 
-def exchange_(network: Any, description: Description, state: Mapping[str, Tensor]) -> None:
-    """Give a full-precision network the layers of ``description``, calibrated to ``state``, and let it go."""
+def exchange_(
+    network: Any,
+    description: Description,
+    state: Mapping[str, Tensor],
+    places: tuple[Place, Place] = (SAMPLE, TIMESTEP),
+) -> None:
+    """Give a full-precision network the layers of ``description``, calibrated to ``state``, and let it go.
+
+    ``places`` are those of the sample and the timestep among its arguments.
+    """
     context = StepContext()
     plan = PrecisionPlan.from_json(description.plan)
     bits = BitWidth(description.bits["weight"], description.bits["activation"])
     quantize_network_(network, plan, context, attentions=description.attentions, bits=bits)
     load_calibration_state_(network, state)
-    serve_(network, ENGINES[description.engine], context, description.timesteps, description.match)
+    serve_(network, ENGINES[description.engine], context, description.timesteps, description.match, places)
     network.dmqbench = description
     network.save_pretrained = _refuse_to_save
 

@@ -49,14 +49,7 @@ def exported(pipe: Any, place: Path) -> Iterator[Path]:
 
     Only what calibration depends on is written, so that the same pipeline from another place has the same ids.
     """
-    config = {"_class_name": type(pipe.scheduler).__name__, **pipe.scheduler.config}
-    prediction = config.get("prediction_type", "epsilon")
-    try:
-        schedule = read_schedule(config)
-        if prediction not in PREDICTIONS:
-            raise ValueError(f"prediction_type {prediction}: allowed are {', '.join(PREDICTIONS)}")
-    except (TypeError, ValueError) as error:
-        raise ModelError(f"{type(pipe).__name__}: its scheduler cannot be followed ({error})") from None
+    scheduler = stated_by(pipe.scheduler, type(pipe).__name__)
     with tempfile.TemporaryDirectory(prefix=f"{TEMPORARY_PREFIX}pipeline-", dir=place) as temporary:
         folder = Path(temporary)
         part = folder / network_name(pipe)
@@ -64,8 +57,21 @@ def exported(pipe: Any, place: Path) -> Iterator[Path]:
         network.save_config(part)
         without_origin(part / CONFIG)
         save_file(untied(network.state_dict()), part / WEIGHTS, {"format": "pt"})
-        save_json(folder / SCHEDULER_CONFIG, {**stated(schedule), "prediction_type": prediction})
+        save_json(folder / SCHEDULER_CONFIG, scheduler)
         yield folder
+
+
+def stated_by(scheduler: Any, title: str) -> dict[str, Any]:
+    """Return a configuration with what a diffusers scheduler states of training, and as little else as can be."""
+    config = {"_class_name": type(scheduler).__name__, **scheduler.config}
+    prediction = config.get("prediction_type", "epsilon")
+    try:
+        schedule = read_schedule(config)
+        if prediction not in PREDICTIONS:
+            raise ValueError(f"prediction_type {prediction}: allowed are {', '.join(PREDICTIONS)}")
+    except (TypeError, ValueError) as error:
+        raise ModelError(f"{title}: its scheduler cannot be followed ({error})") from None
+    return {**stated(schedule), "prediction_type": prediction}
 
 
 def untied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

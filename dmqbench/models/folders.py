@@ -19,6 +19,12 @@ ARCHITECTURES = Path(__file__).parent / "architectures"
 
 CONVERTER = "python -m dmqbench.models.compvis"
 
+OWN = "own"
+"""Kind of the source of a denoiser that lives in a script; a folder says the rest of it."""
+
+OWN_MARK = "_denoiser"
+"""Key of that folder's ``config.json``: what its conditions are."""
+
 SHIPPED = ("embedded", "architecture")
 """Kinds of sources that come with this package."""
 NETWORK_FOLDERS = ("unet", "transformer")
@@ -41,7 +47,7 @@ class ModelSource:
 
     Args:
         kind: ``embedded`` (shipped with this package), ``local`` (a diffusers folder), ``hub`` (a repository) or
-            ``architecture`` (shipped as shapes alone).
+            ``architecture`` (shipped as shapes alone); ``own`` (a denoiser in a script, described by a folder).
         location: the shipped model's name, the folder's path, or ``owner/name``.
         revision: of a hub repository: the commit, so that the weights cannot change under a result.
         classes: number of real classes where the label table has one entry more, the null label of guidance.
@@ -49,7 +55,7 @@ class ModelSource:
         scheduler: the file that states the noise schedule, or a folder that holds it; None: the model's own.
     """
 
-    kind: Literal["embedded", "local", "hub", "architecture"]
+    kind: Literal["embedded", "local", "hub", "architecture", "own"]
     location: str
     revision: str | None = None
     classes: int | None = None
@@ -57,7 +63,7 @@ class ModelSource:
     scheduler: str | None = None
 
     def __post_init__(self) -> None:
-        if self.kind not in (*SHIPPED, "local", "hub"):
+        if self.kind not in (*SHIPPED, "local", "hub", OWN):
             raise ValueError(f"model source kind={self.kind} is not known (allowed: {', '.join(SHIPPED)}, local, hub)")
         if self.kind in SHIPPED:
             safe_name(self.location)
@@ -74,6 +80,8 @@ class ModelSource:
             return f"it is shipped with dmqbench and made by python -m dmqbench.zoo.{maker}"
         if self.kind == "architecture":
             return "it is shipped as shapes alone, for task=cost and task=plan"
+        if self.kind == OWN:
+            return "it is given to dmqbench.api.evaluate or quantize_"
         if self.kind == "local":
             return f"give a folder that diffusers' save_pretrained wrote, or {CONVERTER} made of an original checkpoint"
         return f"fetch it once while online: hf download {self.location} --revision {self.revision}"

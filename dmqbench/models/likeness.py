@@ -64,10 +64,10 @@ def require_same_outputs(network: Any, rebuilt: Adapter, title: str) -> None:
         (_, found), (_, expected) = (each[-1] for each in outputs)
         if not expected.isfinite().all():
             raise ModelError(f"{title}: what it predicts is not finite")
-        if _differ(found, expected):
+        if differ(found, expected):
             # Not strict: where one has modules that the other lacks, the first name that differs comes before the end.
             calls = zip(*(_outputs(each, dict(each.named_modules()), probe) for each in both), strict=False)
-            differing = (name for (other, ours), (name, theirs) in calls if other != name or _differ(ours, theirs))
+            differing = (name for (other, ours), (name, theirs) in calls if other != name or differ(ours, theirs))
             name = next(differing, "")
             said = f"{name or 'the network itself'} computes something else than its configuration and weights say"
             raise ModelError(f"{title}: {said}: {_ADVICE}")
@@ -108,6 +108,7 @@ def _outputs(network: nn.Module, modules: Mapping[str, nn.Module], probe: tuple[
     return found
 
 
-def _differ(one: Tensor, other: Tensor) -> bool:
+def differ(one: Tensor, other: Tensor) -> bool:
+    """Whether two outputs differ by more than other kernels round."""
     bound = TOLERANCE * float(other.abs().max())
     return one.shape != other.shape or not torch.allclose(one, other, rtol=0, atol=bound)

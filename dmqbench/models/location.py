@@ -13,6 +13,7 @@ from dmqbench.models.folders import (
     CONFIG,
     DECODER_FOLDERS,
     NETWORK_FOLDERS,
+    OWN,
     SCHEDULER_CONFIG,
     SCHEDULER_CONFIGS,
     WEIGHTS,
@@ -37,7 +38,7 @@ def locate(source: ModelSource) -> Path:
     """
     if source.revision is not None:
         return _snapshot(source.location, source.revision, source.advice)
-    places = {"embedded": folders.EMBEDDED, "architecture": folders.ARCHITECTURES, "local": Path()}
+    places = {"embedded": folders.EMBEDDED, "architecture": folders.ARCHITECTURES, "local": Path(), OWN: Path()}
     folder = places[source.kind] / source.location
     if folder.is_file():
         command = f"{folders.CONVERTER} {source.location} FOLDER"

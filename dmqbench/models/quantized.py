@@ -21,6 +21,7 @@ from dmqbench.models.exchange import Description, exchange_, network_name
 from dmqbench.models.export import untied, without_origin
 from dmqbench.models.families import kind_of
 from dmqbench.models.folders import CONFIG, ModelError, only_one, read_config
+from dmqbench.models.own import Denoiser
 from dmqbench.models.quantized_file import packed, unpacked
 from dmqbench.models.sources import only_errors_logged
 from dmqbench.quant.modes import own_modes, undisturbed
@@ -59,6 +60,9 @@ def save(pipe: DiffusionPipeline, folder: str | os.PathLike[str], overwrite: boo
         ModelError: the pipeline was not quantized by ``quantize_``, or a part of it cannot be saved.
         FileExistsError: the folder is not empty; with ``overwrite``, if it is not a saved pipeline.
     """
+    if isinstance(pipe, Denoiser):
+        advice = "quantize_ takes what is in the run store and computes nothing again"
+        raise ModelError(f"{pipe.name}: a network of your own has no class that load could find: {advice}")
     network: Any = getattr(pipe, network_name(pipe), None)
     description = getattr(network, "dmqbench", None)
     if not isinstance(description, Description):

@@ -27,6 +27,7 @@ from dmqbench.models.folders import (
     read_config,
 )
 from dmqbench.models.location import locate, locate_scheduler
+from dmqbench.models.own import copied, lent_denoiser, own_topology
 from dmqbench.models.topology import Topology, trace
 from dmqbench.models.weight_files import refuse_misfits, weight_files, weight_variant
 
@@ -101,6 +102,13 @@ def meta_model(config: Mapping[str, Any]) -> nn.Module:
     return network.eval().requires_grad_(False)
 
 
+def meta_network(source: ModelSource) -> nn.Module:
+    """Return the network of a model on the meta device."""
+    if (denoiser := lent_denoiser(source)) is not None:
+        return copied(denoiser.network).to("meta")
+    return meta_model(network_config_of(locate(source), source.advice))
+
+
 def example_inputs(
     family: Family, batch: int = 1, device: torch.device | str = "cpu", tokens: int | None = None
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -173,6 +181,8 @@ def only_errors_logged() -> Iterator[None]:
 
 def meta_topology(source: ModelSource) -> tuple[Topology, int]:
     """Return the topology and the number of parameters of a model from its configuration alone, no weights read."""
+    if (denoiser := lent_denoiser(source)) is not None:
+        return own_topology(denoiser)
     config = network_config_of(locate(source), source.advice)
     return _meta_topology(json.dumps(config), source.condition_channels)
 

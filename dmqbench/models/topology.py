@@ -1,7 +1,7 @@
 """What a network is made of, found by running it once: layers, skip concatenations, attentions and units."""
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import prod
@@ -24,6 +24,10 @@ from torch import Tensor, nn
 from dmqbench.models.attention import attention_modules
 from dmqbench.models.dataflow import ChannelCuts, ResidualSums
 from dmqbench.models.hooks import hooked
+from dmqbench.quant.layers import QUANTIZABLE
+
+Run = Callable[[nn.Module, tuple[Any, ...], Mapping[str, Any]], Any]
+"""Calls a network with (args, kwargs)."""
 
 Kind = Literal["conv1d", "conv2d", "linear"]
 
@@ -51,7 +55,7 @@ class LayerInfo:
             joined: (64,) for a skip of 32 joined to 64 channels; empty without one.
         shortcut: a convolution beside a residual branch: its output is added to what the branch made of its own input.
         embedding: makes or hands on the embedding of time, label or text: a layer on vectors [B, C] that is no
-            modulation, or one outside blocks that reads nothing of the sample.
+            modulation, or one outside blocks; it reads nothing of the sample.
         modulation: makes the shifts, scales and gates of a transformer block of that embedding.
         macs: multiply-accumulates of one network call at batch 1.
         in_block: part of a block, and not between blocks.
@@ -131,9 +135,14 @@ class Topology:
         return sum(attention.macs for attention in self.attentions)
 
 
+def is_layer(module: nn.Module) -> bool:
+    """Whether a module is one of torch's layers or ours; what a subclass or a parametrization computes is not known."""
+    return type(module) in (*QUANTIZABLE, *QUANTIZABLE.values())
+
+
 @torch.no_grad()
-def trace(network: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Topology:
-    """Run ``network(*args, **kwargs)`` once and return what was executed; works on the meta device.
+def trace(network: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], run: Run | None = None) -> Topology:
+    """Call a network once, by ``run`` if that is given, and return what was executed; works on the meta device.
 
     The first argument is the sample, [B, C, H, W] or [B, N, C]. A layer's concatenation is recognised by the tensor
     itself: a layer reads a skip if its input *is* what ``torch.cat`` returned along the channels of 4-D tensors,
@@ -143,14 +152,14 @@ def trace(network: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
     probe = _Probe(batch=len(args[0]))
     probe.sums.watch(args[0])
     modules = dict(network.named_modules())
-    layers = {name: module for name, module in modules.items() if isinstance(module, tuple(_KINDS))}
+    layers = {name: module for name, module in modules.items() if is_layer(module)}
     with (
         hooked(layers, probe.see_layer),
         hooked(attention_modules(network), probe.see_attention, with_kwargs=True),
         probe.joined,
         probe.sums,
     ):
-        network(*args, **kwargs)
+        network(*args, **kwargs) if run is None else run(network, args, kwargs)
     units = _units(network, list(probe.layers))
     unit_of = {layer: unit for unit in units for layer in unit.layers}
     return Topology(
@@ -231,7 +240,7 @@ def _layer_info(modules: Mapping[str, Any], seen: _SeenLayer, sums: ResidualSums
     weight: Tensor = module.weight
     in_block = isinstance(unit, BLOCKS)
     modulation = isinstance(unit, TRANSFORMER_BLOCKS) and isinstance(parent, _ADAPTIVE_NORMS)
-    of_condition = seen.on_vectors or not (in_block or seen.reads_sample)
+    of_condition = not seen.reads_sample and (seen.on_vectors or not in_block)
     kind: Kind = next(kind for cls, kind in _KINDS.items() if isinstance(module, cls))
     return LayerInfo(
         name=seen.name,

@@ -4,7 +4,7 @@ import math
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,20 @@ from dmqbench.quant.spec import StepGroups, nearest_calls, neighbouring_calls
 from dmqbench.quant.state import activation_quantizers, tensors_of
 
 Run = Callable[[Tensor], Tensor]
+
+
+class Place(NamedTuple):
+    """Where an argument of a network is: at a position, or by its name."""
+
+    position: int
+    name: str
+
+    def of(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return args[self.position] if len(args) > self.position else kwargs[self.name]
+
+
+SAMPLE, TIMESTEP = Place(0, "sample"), Place(1, "timestep")
+"""Of diffusers' networks."""
 
 
 class ServingError(RuntimeError):
@@ -66,17 +80,25 @@ class CallWatch:
         timesteps: of the calibrated network calls, in their order; None where quantizers are the same at every step.
         match: what a call at another timestep does: ``refuse``, take the ``nearest`` calibrated call, or
             ``interpolate`` between the two around it.
+        places: of the sample and the timestep among the network's arguments.
     """
 
-    def __init__(self, context: StepContext, timesteps: Sequence[float] | None, match: str = "refuse") -> None:
+    def __init__(
+        self,
+        context: StepContext,
+        timesteps: Sequence[float] | None,
+        match: str = "refuse",
+        places: tuple[Place, Place] = (SAMPLE, TIMESTEP),
+    ) -> None:
         self.context = context
+        self.sample, self.timestep = places
         self.timesteps = None if timesteps is None else tuple(timesteps)
         self.match = match
         self._call = _InFlight()
 
     def before(self, network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Called with what the network is called with: sample [B, …] and timestep, one number or one per sample."""
-        sample = args[0] if args else kwargs["sample"]
+        sample = self.sample.of(args, kwargs)
         if sample.dtype != torch.float32:
             raise ServingError(f"this quantized network computes in float32, and its input is {_named(sample.dtype)}")
         if sample.requires_grad and torch.is_grad_enabled():
@@ -84,8 +106,7 @@ class CallWatch:
         with ExitStack() as entered:
             entered.enter_context(own_modes(gradients=False))
             if self.timesteps is not None:
-                timestep = args[1] if len(args) > 1 else kwargs["timestep"]
-                step, toward = self.steps(timestep, len(sample), sample.device)
+                step, toward = self.steps(self.timestep.of(args, kwargs), len(sample), sample.device)
                 entered.enter_context(self.context.at(step, toward))
             self._call.entered = entered.pop_all()
 
@@ -134,6 +155,7 @@ def serve_(
     context: StepContext,
     timesteps: Sequence[float],
     match: str = "refuse",
+    places: tuple[Place, Place] = (SAMPLE, TIMESTEP),
 ) -> None:
     """Freeze a calibrated network and let it go: it needs neither its old weights nor the adapter any more.
 
@@ -142,7 +164,7 @@ def serve_(
     Args:
         engine: computes layers whose weights and activations are both quantized.
         timesteps: of the calibrated network calls, in their order.
-        match: see ``CallWatch``.
+        match, places: see ``CallWatch``.
 
     Raises:
         RuntimeError: an activation range was never calibrated.
@@ -162,7 +184,7 @@ def serve_(
             if layer.activation_quantizer is not None:
                 layer.lowered, layer.fixed_weight = Lowered(layer, engine), None
     network.eval().requires_grad_(False)
-    watch = CallWatch(context, timesteps if per_step else None, match)
+    watch = CallWatch(context, timesteps if per_step else None, match, places)
     network.register_forward_pre_hook(watch.before, with_kwargs=True)
     network.register_forward_hook(watch.after, always_call=True)
 

@@ -6,11 +6,11 @@ from typing import NamedTuple
 from torch import nn
 
 from dmqbench.config.checked_job import Job
-from dmqbench.config.model_facts import network_config, timesteps
+from dmqbench.config.model_facts import timesteps
 from dmqbench.methods import stages_of
 from dmqbench.models.exchange import quantize_network_, quantized_attentions
 from dmqbench.models.quantized_file import file_length, frozen_state, packed, shapes_in
-from dmqbench.models.sources import meta_model
+from dmqbench.models.sources import meta_network
 from dmqbench.models.topology import Topology
 from dmqbench.quant.context import StepContext
 from dmqbench.quant.plan import PrecisionPlan
@@ -37,7 +37,7 @@ def packed_size(
     """
     if not any(layer.quantizes_weight or layer.activation_levels for layer in plan.layers):
         return PackedSize(None, "nothing is quantized")
-    network = meta_model(network_config(job.model))
+    network = meta_network(job.model.checkpoint)
     full = dict(network.state_dict())
     if state is None:
         unknown = _outline_(network, job, topology, plan, scope)

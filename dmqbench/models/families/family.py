@@ -38,6 +38,10 @@ class Calling:
         """
         return (x, timestep), {**cond, "return_dict": False}
 
+    def output(self, network: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """Return what a network says when it is called with ``arguments``."""
+        return network(*args, **kwargs)
+
     def prediction(self, output: Any, x: "Tensor") -> "Tensor":
         """Return what a call with ``x`` predicted, [B, C, H, W], perhaps with a variance of C channels behind it."""
         return output[0]
