@@ -17,6 +17,9 @@ from dmqbench.api import Conditions, ConfigError, Denoiser, ModelError, evaluate
 from dmqbench.config.compose import compose
 from dmqbench.config.job import make_job
 from dmqbench.config.plugins import own_names
+from dmqbench.models.own import own_topology
+from dmqbench.models.own_blocks import own_blocks
+from dmqbench.models.topology import trace
 from dmqbench.quant.layers import quant_layers
 from dmqbench.quant.serving import ServingError
 from dmqbench.tasks.run import carry_out
@@ -54,7 +57,8 @@ class TokenNet(nn.Module):
         super().__init__()
         self.enter, self.leave = nn.Linear(4, 16), nn.Linear(16, 4)
         self.label, self.time = nn.Embedding(11, 16), nn.Linear(1, 16)
-        self.block = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.1, batch_first=True, activation="gelu")
+        layer = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.1, batch_first=True, activation="gelu")
+        self.block = nn.Sequential(layer)
 
     def forward(self, time, x, label):
         tokens = self.enter(x.unfold(2, 2, 2).unfold(3, 2, 2).reshape(len(x), 16, 4))
@@ -146,7 +150,7 @@ def test_its_network_is_quantized_in_place_and_told_its_timestep(store):
     denoiser = tokens()
     before = copy.deepcopy(denoiser.network).eval()
     quantize_(denoiser, "rtn", "w4a6", steps=4, ranges="step", store=store, overrides=TINY)
-    assert list(quant_layers(denoiser.network)) == ["block.linear1", "block.linear2"]
+    assert list(quant_layers(denoiser.network)) == ["block.0.linear1", "block.0.linear2"]
     assert not denoiser.network.training
     x, cond = torch.randn(2, 1, 8, 8), {"label": torch.tensor([3, 10])}
     with torch.no_grad():
@@ -183,9 +187,52 @@ def test_what_is_in_the_store_is_of_the_same_weights_conditions_and_function(sto
     ]
     assert len({known, *map(bank, others)}) == 4
     edited = tokens()
-    edited.network.get_submodule("block.norm1").eps = 1.0  # type: ignore[assignment]
+    edited.network.get_submodule("block.0.norm1").eps = 1.0  # type: ignore[assignment]
     with pytest.raises(ModelError, match="something else than when the trajectories in the store were made"):
         bank(edited)
+
+
+class Level(nn.Module):
+    """One block of each kind that is one, and of each that is none."""
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.mix = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
+
+        def forward(self, x, table=None):
+            return x + self.mix(x if table is None else x + table)
+
+    class InPlace(Block):
+        def forward(self, x, table=None):
+            x += self.mix(x)
+            return x
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("table", torch.ones(3, 8))
+        self.plain = nn.ModuleList([self.Block(), self.Block()])
+        self.named = nn.ModuleDict({"mlp": nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)), "one": nn.Linear(8, 8)})
+        self.other = nn.ModuleList([self.Block(), self.InPlace(), self.Block(), self.Block()])
+
+    def forward(self, x):
+        for block in self.plain:
+            x = block(x)
+        x = self.named["one"](self.named["mlp"](x))
+        tokens = x[:, None].expand(-1, 3, -1)
+        tabled, in_place, twice, flat = self.other
+        tokens = in_place(twice(twice(tabled(tokens, self.table))).clone())
+        return flat(tokens.flatten(0, 1))
+
+
+def test_blocks_of_ones_own_run_once_over_the_samples():
+    levels = nn.Sequential(made(Level), nn.ReLU())
+    found = own_blocks(levels, lambda network, batch: network(torch.randn(batch, 8)))
+    assert found == {"0.plain.0", "0.plain.1", "0.named.mlp"}
+    topology = trace(levels, (torch.randn(2, 8),), {}, blocks=found)
+    kinds = {unit.name: (unit.kind, len(unit.layers)) for unit in topology.units}
+    assert kinds["0.plain.0"] == ("block", 2) and kinds["0.other.0.mix.0"] == ("layer", 1)
+    assert [unit.name for unit in own_topology(tokens())[0].units if unit.kind == "block"] == ["block.0"]
 
 
 class Twice(nn.Module):

@@ -21,7 +21,7 @@ from dmqbench.models.conditioning import (
 )
 from dmqbench.models.families.family import Calling
 from dmqbench.models.folders import SCHEDULER_CONFIG, ModelError, ModelSource, read_config
-from dmqbench.models.own import Denoiser, OwnCalling, OwnConditioner, copied, lent_denoiser
+from dmqbench.models.own import Denoiser, OwnCalling, OwnConditioner, blocks_of, copied, lent_denoiser
 from dmqbench.models.sources import LoadedModel, load_decoder_network, load_model
 from dmqbench.models.topology import Topology, trace
 from dmqbench.quant.context import StepContext
@@ -54,6 +54,8 @@ class Adapter:
     """How the network is called; a condition image lies behind x."""
     start: Start | None = None
     """Of editing; None: trajectories start from noise alone."""
+    blocks: frozenset[str] = frozenset()
+    """What is reconstructed as a block beside the blocks of diffusers."""
 
     @property
     def device(self) -> torch.device:
@@ -111,7 +113,7 @@ class Adapter:
         """Probe the network once and return what it is made of."""
         args, kwargs = self.example_inputs()
         with self.context.at(torch.zeros(1, dtype=torch.long, device=self.device)):
-            return trace(self.network, args, kwargs, self.calling.output)
+            return trace(self.network, args, kwargs, self.calling.output, self.blocks)
 
     def enable_checkpointing(self) -> None:
         """Recompute blocks in the backward pass, each at the step at which it first ran."""
@@ -163,14 +165,16 @@ def load_adapter(
 
 
 def _own_adapter(denoiser: Denoiser, scheduler: Mapping[str, Any], device: torch.device | str) -> Adapter:
+    network = copied(denoiser.network)
     return Adapter(
-        copied(denoiser.network).to(device),
+        network.to(device),
         sample_shape=denoiser.sample_shape,
         schedule=read_schedule(scheduler),
         prediction=scheduler["prediction_type"],
         conditioner=OwnConditioner(denoiser.conditions),
         calling=OwnCalling(denoiser.call),
         decoder=PixelDecoder(),
+        blocks=blocks_of(denoiser, network),
     )
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from dmqbench.data.noise import Stream, draw_labels
 from dmqbench.models.families.family import Calling
 from dmqbench.models.folders import OWN, ModelError, ModelSource
+from dmqbench.models.own_blocks import own_blocks
 from dmqbench.models.topology import Topology, trace
 
 Call = Callable[[Any, Tensor, Tensor, Mapping[str, Tensor]], Tensor]
@@ -129,13 +130,26 @@ def own_topology(denoiser: Denoiser) -> tuple[Topology, int]:
     """Return what the user's network is made of, and the number of its parameters."""
     network = copied(denoiser.network)
     args, kwargs = example_call(denoiser, 1)
-    topology = trace(network, args, kwargs, OwnCalling(denoiser.call).output)
+    topology = trace(network, args, kwargs, OwnCalling(denoiser.call).output, blocks_of(denoiser, network))
     return topology, sum(parameter.numel() for parameter in network.parameters())
 
 
-def example_call(denoiser: Denoiser, batch: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return (args, kwargs) of a call at random states, from the first timestep on, where the network lies."""
-    device = next(denoiser.network.parameters()).device
+def blocks_of(denoiser: Denoiser, network: nn.Module) -> frozenset[str]:
+    """Return what of a copy of the user's network is reconstructed as a block."""
+    device = next(network.parameters()).device
+
+    def call(network: nn.Module, batch: int) -> None:
+        args, kwargs = example_call(denoiser, batch, device)
+        OwnCalling(denoiser.call).output(network, args, kwargs)
+
+    return own_blocks(network, call)
+
+
+def example_call(
+    denoiser: Denoiser, batch: int, device: torch.device | None = None
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return (args, kwargs) of a call at random states, from the first timestep on, by default where the network is."""
+    device = next(denoiser.network.parameters()).device if device is None else device
     x = torch.randn(batch, *denoiser.sample_shape, generator=torch.Generator().manual_seed(0)).to(device)
     timestep = torch.arange(batch, device=device)
     cond = OwnConditioner(denoiser.conditions).example(batch, device)

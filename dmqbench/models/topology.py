@@ -1,7 +1,7 @@
 """What a network is made of, found by running it once: layers, skip concatenations, attentions and units."""
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import prod
@@ -141,13 +141,19 @@ def is_layer(module: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def trace(network: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], run: Run | None = None) -> Topology:
+def trace(
+    network: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    run: Run | None = None,
+    blocks: Collection[str] = (),
+) -> Topology:
     """Call a network once, by ``run`` if that is given, and return what was executed; works on the meta device.
 
     The first argument is the sample, [B, C, H, W] or [B, N, C]. A layer's concatenation is recognised by the tensor
     itself: a layer reads a skip if its input *is* what ``torch.cat`` returned along the channels of 4-D tensors,
     whatever the names. A shortcut y = conv(x) + f(x) is recognised by the sum, whose other operand was made of the same
-    input.
+    input. Of the names in ``blocks``, each is a block beside those that are known by their class.
     """
     probe = _Probe(batch=len(args[0]))
     probe.sums.watch(args[0])
@@ -160,12 +166,10 @@ def trace(network: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], 
         probe.sums,
     ):
         network(*args, **kwargs) if run is None else run(network, args, kwargs)
-    units = _units(network, list(probe.layers))
+    units = _units(network, list(probe.layers), blocks)
     unit_of = {layer: unit for unit in units for layer in unit.layers}
     return Topology(
-        tuple(
-            _layer_info(modules, seen, probe.sums, modules[unit_of[name].name]) for name, seen in probe.layers.items()
-        ),
+        tuple(_layer_info(modules, seen, probe.sums, unit_of[name]) for name, seen in probe.layers.items()),
         tuple(AttentionInfo(name, macs) for name, macs in probe.attentions.items()),
         units,
     )
@@ -235,11 +239,11 @@ def _tokens(x: Tensor) -> int:
     return x.shape[1] if x.ndim == 3 else prod(x.shape[2:])
 
 
-def _layer_info(modules: Mapping[str, Any], seen: _SeenLayer, sums: ResidualSums, unit: nn.Module) -> LayerInfo:
-    module, parent = modules[seen.name], modules[seen.name.rpartition(".")[0]]
+def _layer_info(modules: Mapping[str, Any], seen: _SeenLayer, sums: ResidualSums, unit: Unit) -> LayerInfo:
+    module, parent, around = modules[seen.name], modules[seen.name.rpartition(".")[0]], modules[unit.name]
     weight: Tensor = module.weight
-    in_block = isinstance(unit, BLOCKS)
-    modulation = isinstance(unit, TRANSFORMER_BLOCKS) and isinstance(parent, _ADAPTIVE_NORMS)
+    in_block = unit.kind == "block"
+    modulation = isinstance(around, TRANSFORMER_BLOCKS) and isinstance(parent, _ADAPTIVE_NORMS)
     of_condition = not seen.reads_sample and (seen.on_vectors or not in_block)
     kind: Kind = next(kind for cls, kind in _KINDS.items() if isinstance(module, cls))
     return LayerInfo(
@@ -254,14 +258,14 @@ def _layer_info(modules: Mapping[str, Any], seen: _SeenLayer, sums: ResidualSums
         groups=getattr(module, "groups", 1),
         weight_shape=tuple(weight.shape),
         in_block=in_block,
-        bare_attention=isinstance(unit, Attention),
+        bare_attention=isinstance(around, Attention),
         downsampling=not in_block and any(stride > 1 for stride in getattr(module, "stride", ())),
     )
 
 
-def _units(network: nn.Module, layers: Sequence[str]) -> tuple[Unit, ...]:
+def _units(network: nn.Module, layers: Sequence[str], further: Collection[str]) -> tuple[Unit, ...]:
     """Group layers (in execution order) by their outermost block; units are ordered by their first layer."""
-    blocks = {name for name, module in network.named_modules() if isinstance(module, BLOCKS)}
+    blocks = {name for name, module in network.named_modules() if isinstance(module, BLOCKS)} | {*further}
     members: dict[str, list[str]] = {}
     for layer in layers:
         path = layer.split(".")
