@@ -2,6 +2,10 @@
 
 In exact arithmetic nothing changes; quantized, τ moves range from activations to weights or back. Everything here is
 differentiable in τ, through the ranges as well.
+
+τ stays inside its layer. Behind a norm with modulation, a gated unit or an attention it could be moved into the rows of
+the layer before, if all that read those channels had the same; nothing would be gained here, where a frozen layer
+divides its input once, by τ and the step together, and every layer learns a τ of its own.
 """
 
 from collections.abc import Callable, Sequence
