@@ -123,6 +123,7 @@ def workbench(
     guidance: float = 1.0,
     seed: int = 0,
     plan: SamplerPlan | None = None,
+    granularity: str = "tensor",
 ) -> Workbench:
     """A network with quantizable layers, all switched off, and a bank of its trajectories, four-step by default."""
     adapter = adapter_of(smallest_unet() if network is None else network)
@@ -130,7 +131,8 @@ def workbench(
     denoising = Denoising(adapter, plan, guidance)
     bank = bank_of(denoising, trajectories, seed)
     steps = steps or StepGroups.shared()
-    quantize_layers_(adapter.network, uniform_plan(topology.layers, bits, scope), adapter.context, steps)
+    precision = uniform_plan(topology.layers, bits, scope, granularity)
+    quantize_layers_(adapter.network, precision, adapter.context, steps)
     return Workbench(denoising, topology, bank, steps, seed, Log())
 
 

@@ -121,6 +121,7 @@ def _stage_id(job: Job, stage: StageConfig, parent: str) -> str:
         facts["origin"] = origin
     if "activation" in stage.uses:
         facts |= {"activation": job.bits.activation, "ranges": job.bits.ranges}
+        facts |= {key: value for key, value in job.bits.facts.items() if key == "granularity"}
     return _id("quantized", **facts)
 
 

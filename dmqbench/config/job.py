@@ -27,7 +27,7 @@ from dmqbench.config.plugin_code import require_module
 from dmqbench.config.plugins import left_out_with, plugin_with, shipped_with
 from dmqbench.config.plugins import metrics as known_metrics
 from dmqbench.config.precision_plans import given_plan
-from dmqbench.quant.spec import ENGINE_NAMES, group_size
+from dmqbench.quant.spec import ENGINE_NAMES, GRANULARITIES, group_size
 from dmqbench.samplers.timesteps import SPACINGS, SettingError
 from dmqbench.store.artifacts import store_root
 from dmqbench.tracking.record import plain as in_json
@@ -42,6 +42,7 @@ ONE_OF: Mapping[str, Sequence[Any]] = {
     "bits.weight": names.WEIGHT_BITS,
     "bits.activation": names.ACTIVATION_BITS,
     "bits.scope": names.SCOPES,
+    "bits.granularity": GRANULARITIES,
     "metrics.inception": names.INCEPTIONS,
     "metrics.lpips": names.LPIPS_BACKBONES,
 }
@@ -210,7 +211,11 @@ CHECKS_OF_COMPLETED: tuple[Check, ...] = (
 )
 """What needs the files of the model, or values that depend on others. Each may rely on those before it."""
 
-CHECKS_OF_CALIBRATION: tuple[Check, ...] = (method_checks.check_plans, method_checks.check_trained)
+CHECKS_OF_CALIBRATION: tuple[Check, ...] = (
+    method_checks.check_plans,
+    method_checks.check_trained,
+    method_checks.check_granularity,
+)
 """What a job that calibrates must fulfil besides."""
 
 

@@ -46,6 +46,8 @@ class Limits:
     """Setting → words with which it trains activation scales alone, which bits.activation=32 has not."""
     finds_bits: bool = False
     """Whether it finds the bits of rows, so that no precision plan can be given."""
+    whole_tensors: bool = False
+    """Whether it works on ranges of whole activations, so that bits.granularity=token leaves it nothing sensible."""
 
     @classmethod
     def of(cls, stage: str, values: Mapping[str, Any]) -> "Limits":

@@ -22,7 +22,7 @@ from dmqbench.config.limits import LIMITS, Limits, stage_values
 from dmqbench.config.model_facts import timesteps
 from dmqbench.config.names import CALIBRATIONS, FOREIGN, RANGES, UNCALIBRATED
 from dmqbench.config.schema import CalibrationConfig, SamplerConfig
-from dmqbench.quant.spec import FULL_PRECISION, group_size
+from dmqbench.quant.spec import ENGINE_NAMES, FULL_PRECISION, GRANULARITIES, group_size
 
 WHOSE_PARAMETERS = {
     "nearest": "the activation parameters of the calibrated call at the nearest timestep",
@@ -92,6 +92,22 @@ def check_trained(job: Job) -> None:
                 others = [word for word in stage.limits.choices[key] if word not in words]
                 problem = "trains activation scales, and bits.activation=32 has none"
                 raise ConfigError(f"method.{stage.name}.{key}", stage.settings[key], others, problem)
+
+
+def check_granularity(job: Job) -> None:
+    """Refuse ranges of tokens where there are none, or where an engine or a stage works on those of whole tensors."""
+    key, (usual, *_), granularity = "bits.granularity", GRANULARITIES, job.bits.granularity
+    if granularity == usual:
+        return
+    if job.bits.activation == FULL_PRECISION:
+        raise ConfigError(key, granularity, [usual], "is of quantized activations, and bits.activation=32 has none")
+    if job.engine != ENGINE_NAMES[0]:
+        problem = f"computes with ranges that are known beforehand, and those of {key}={granularity} are not"
+        raise ConfigError("engine", job.engine, [ENGINE_NAMES[0]], problem)
+    for stage in job.method.stages:
+        if stage.limits.whole_tensors:
+            problem = f"does not fit method={job.method.name}: its stage {stage.name} works on ranges of whole tensors"
+            raise ConfigError(key, granularity, [usual], problem)
 
 
 def check_method_yaml(method: Mapping[str, Any]) -> None:

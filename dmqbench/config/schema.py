@@ -9,6 +9,7 @@ from typing import Any, Optional
 
 from dmqbench.config.names import REQUIRED
 from dmqbench.models.folders import OWN, SHIPPED, ModelSource
+from dmqbench.quant.spec import GRANULARITIES
 from dmqbench.samplers.spec import SAMPLER_VERSION, SamplerSpec
 
 
@@ -73,6 +74,8 @@ class ModelConfig:
 class BitsConfig:
     """Bits of weights and activations, 32 for full precision. In a job, ``ranges`` is resolved.
 
+    ``granularity``: see ``quant.spec.GRANULARITIES``.
+
     ``plan``: a precision plan (``plan.json``), or a folder that has one, whose weight bits the rows of every layer
     get; their mean must round to ``weight``.
     """
@@ -82,6 +85,7 @@ class BitsConfig:
     scope: str = "common"
     ranges: str = "method"
     plan: Optional[str] = None
+    granularity: str = GRANULARITIES[0]
 
     @property
     def name(self) -> str:
@@ -89,8 +93,14 @@ class BitsConfig:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """All values, as a result keeps them; a plan that is not given is none."""
-        return {key: value for key, value in asdict(self).items() if key != "plan" or value is not None}
+        """All values, as a result keeps them; a plan that is not given is none, nor is the usual granularity."""
+        usual = {"plan": None, "granularity": GRANULARITIES[0]}
+        return {key: value for key, value in asdict(self).items() if key not in usual or value != usual[key]}
+
+    @property
+    def ranges_title(self) -> str:
+        """What shares a range, as tables show it: network calls, and tokens unless it is the whole tensor."""
+        return self.ranges if self.granularity == GRANULARITIES[0] else f"{self.ranges}, {self.granularity}"
 
 
 @dataclass(frozen=True)

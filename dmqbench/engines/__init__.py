@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dmqbench.engines.int_reference import int_reference
 from dmqbench.engines.simulate import simulate
-from dmqbench.quant.frozen import FrozenLayer, freeze_layer
+from dmqbench.quant.frozen import FrozenLayer, freeze_layer, has_integer_form
 from dmqbench.quant.layers import quant_layers
 from dmqbench.quant.spec import ENGINE_NAMES
 
@@ -22,8 +22,9 @@ ENGINES: dict[str, Engine] = dict(zip(ENGINE_NAMES, (simulate, int_reference), s
 def lower_(network: nn.Module, engine: str) -> None:
     """Let every frozen layer compute with ``engine``.
 
-    Layers whose weights or activations are in full precision (bits 32) have no integers and stay as they are.
+    Layers whose weights or activations are in full precision (bits 32), or whose ranges are taken from the activations
+    as they come, have no integers beforehand and stay as they are.
     """
     for layer in quant_layers(network).values():
-        if layer.weight_quantizer is not None and layer.activation_quantizer is not None:
+        if has_integer_form(layer):
             layer.lowered = ENGINES[engine](freeze_layer(layer))

@@ -132,6 +132,12 @@ class FrozenLayer:
         return scale.detach()[:, :, None] * self.weight_scale.T[None]
 
 
+def has_integer_form(layer: QuantLayer) -> bool:
+    """Whether weights and activations of a layer are both quantized, on grids that are known beforehand."""
+    activation = layer.activation_quantizer
+    return layer.weight_quantizer is not None and activation is not None and activation.dynamic is None
+
+
 def freeze_layer(layer: QuantLayer) -> FrozenLayer:
     """Return the integers of a layer after ``freeze_()``.
 
@@ -139,7 +145,7 @@ def freeze_layer(layer: QuantLayer) -> FrozenLayer:
         ValueError: weights or activations of the layer are in full precision, or its activation ranges are dynamic.
     """
     weights, activation = layer.weight_quantizer, layer.activation_quantizer
-    if weights is None or activation is None or weights.codes is None or activation.dynamic:
+    if weights is None or activation is None or weights.codes is None or not has_integer_form(layer):
         raise ValueError(f"layer {layer.plan.name}: only frozen static weights and activations have an integer form")
     return FrozenLayer(
         name=layer.plan.name,

@@ -48,8 +48,9 @@ class QuantLayer(nn.Module):
         if plan.activation_levels is not None:
             channels = self.weight.shape[1] * getattr(self, "groups", 1)
             groups = InputGroups(channels, plan.boundaries)
+            dynamic = "token" if plan.per_token else None
             self.activation_quantizer = ActivationQuantizer(
-                context, plan.activation_levels, groups, self.channel_axis, steps
+                context, plan.activation_levels, groups, self.channel_axis, steps, dynamic
             )
         self.to(self.weight.device)
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from dmqbench.quant.spec import FULL_PRECISION, BitWidth, InputGroups, Scope
+from dmqbench.quant.spec import FULL_PRECISION, GRANULARITIES, BitWidth, InputGroups, Scope
 
 
 class TracedLayer(Protocol):
@@ -12,6 +12,8 @@ class TracedLayer(Protocol):
 
     @property
     def name(self) -> str: ...
+    @property
+    def kind(self) -> str: ...
     @property
     def boundaries(self) -> tuple[int, ...]: ...
     @property
@@ -28,12 +30,16 @@ class TracedLayer(Protocol):
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """How one layer is quantized. ``weight_bits`` is one number, or one per output row (mixed precision)."""
+    """How one layer is quantized. ``weight_bits`` is one number, or one per output row (mixed precision).
+
+    With ``per_token`` the range of an activation is taken from each token as it comes, and nothing is calibrated.
+    """
 
     name: str
     weight_bits: int | tuple[int, ...]
     activation_bits: int
     boundaries: tuple[int, ...] = ()
+    per_token: bool = False
 
     def __post_init__(self) -> None:
         bits = self.weight_bits if isinstance(self.weight_bits, tuple) else (self.weight_bits,)
@@ -125,6 +131,9 @@ class PrecisionPlan:
 
     def to_json(self) -> dict[str, Any]:
         rows = [{key: _listed(value) for key, value in vars(layer).items()} for layer in self.layers]
+        for row in rows:
+            if not row["per_token"]:  # nor had plans from before there was such a thing
+                del row["per_token"]
         return {"layers": rows, "full_precision": list(self.full_precision)}
 
     @classmethod
@@ -145,10 +154,13 @@ END_BITS = 8
 """Of weights and activations of the ends of a network in some methods' code, whatever the other layers have."""
 
 
-def uniform_plan(layers: Iterable[TracedLayer], bits: BitWidth, scope: Scope) -> PrecisionPlan:
+def uniform_plan(
+    layers: Iterable[TracedLayer], bits: BitWidth, scope: Scope, granularity: str = GRANULARITIES[0]
+) -> PrecisionPlan:
     """Give every layer in ``scope`` the same bit-widths, but for ends that the scope has at ``END_BITS``.
 
-    The first and the last layer are those executed first and last outside embeddings.
+    The first and the last layer are those executed first and last outside embeddings. ``granularity``, one of
+    ``GRANULARITIES``, is that of the activations of linear layers; convolutions read no tokens.
     """
     layers = tuple(layers)
     on_sample = [layer.name for layer in layers if not layer.embedding]
@@ -162,7 +174,8 @@ def uniform_plan(layers: Iterable[TracedLayer], bits: BitWidth, scope: Scope) ->
 
     def plan(layer: TracedLayer) -> LayerPlan:
         own = end_bits if scope.ends_at_8 and layer.name in ends else bits
-        return LayerPlan(layer.name, own.weight, own.activation, layer.boundaries if scope.split else ())
+        per_token = granularity == "token" and layer.kind == "linear"
+        return LayerPlan(layer.name, own.weight, own.activation, layer.boundaries if scope.split else (), per_token)
 
     plans = tuple(plan(layer) for layer in layers if layer.name not in kept)
     return PrecisionPlan(plans, tuple(layer.name for layer in layers if layer.name in kept))

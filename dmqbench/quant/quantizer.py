@@ -1,6 +1,7 @@
 """Quantizers: modules that hold the parameters and the state of calibration. The mathematics is in ``functional``."""
 
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -123,8 +124,8 @@ class ActivationQuantizer(nn.Module):
     """Quantizes an activation with parameters per (row of steps, group of channels).
 
     The scale may be multiplied by a power of two per channel (PTS), and rows are chosen per sample by the step that
-    the context holds. ``dynamic`` ranges are taken from each sample by itself, never over the batch: results must not
-    depend on who shares a batch.
+    the context holds. ``dynamic`` ranges are taken from each ``sample`` or each ``token`` (all channels at one place)
+    by itself, never over the batch: results must not depend on who shares a batch. None: they are calibrated.
     """
 
     row_of_call: Tensor
@@ -141,7 +142,7 @@ class ActivationQuantizer(nn.Module):
         groups: InputGroups,
         channel_axis: int = 1,
         steps: StepGroups | None = None,
-        dynamic: bool = False,
+        dynamic: Literal["sample", "token"] | None = None,
     ) -> None:
         super().__init__()
         steps = steps or StepGroups.shared()
@@ -164,7 +165,7 @@ class ActivationQuantizer(nn.Module):
 
     @property
     def initialised(self) -> bool:
-        return self.dynamic or bool(self.scale.isfinite().all())
+        return self.dynamic is not None or bool(self.scale.isfinite().all())
 
     def rows(self) -> Tensor:
         """The parameter row of every sample in flight, int64 [B], or [1] when all steps share one row."""
@@ -209,23 +210,22 @@ class ActivationQuantizer(nn.Module):
 
     def parameters_for(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return (scale, zero_point) broadcastable to ``x`` [B, …], power of two included."""
-        if self.dynamic:
+        if self.dynamic is not None:
             return self._dynamic_parameters(x)
         rows = self.rows() if self.per_step else EVERY_ROW
         scale, zero_point = self.by_channel(*self.in_flight(rows), rows)
         return along_axis(scale, x.ndim, self.channel_axis), along_axis(zero_point, x.ndim, self.channel_axis)
 
     def _dynamic_parameters(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        axes = tuple(range(1, x.ndim))
-        parts = [
-            dynamic_parameters(x.narrow(self.channel_axis, part.start, part.stop - part.start), self.levels, axes)
-            for part in self.groups.slices
-        ]
-        scale, zero_point = (torch.cat([p[i].reshape(len(x), 1) for p in parts], dim=1) for i in range(2))
-        return (
-            along_axis(self._by_channel(scale), x.ndim, self.channel_axis),
-            along_axis(self._by_channel(zero_point), x.ndim, self.channel_axis),
-        )
+        axis = self.channel_axis % x.ndim
+        axes = (axis,) if self.dynamic == "token" else tuple(range(1, x.ndim))
+        sizes = [part.stop - part.start for part in self.groups.slices]
+        parts = [dynamic_parameters(piece, self.levels, axes) for piece in x.split(sizes, dim=axis)]
+        if len(parts) == 1:
+            return parts[0]
+        spread = [[one.repeat_interleave(size, axis) for one in part] for part, size in zip(parts, sizes, strict=True)]
+        scale, zero_point = (torch.cat(tables, dim=axis) for tables in zip(*spread, strict=True))
+        return scale, zero_point
 
     def forward(self, x: Tensor) -> Tensor:
         """Quantize and reconstruct ``x`` [B, …], differentiable in x and in the scale."""

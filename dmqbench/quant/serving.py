@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dmqbench.quant.attention import AttentionQuantizers
 from dmqbench.quant.context import StepContext, Toward
-from dmqbench.quant.frozen import FrozenLayer, freeze_layer
+from dmqbench.quant.frozen import FrozenLayer, freeze_layer, has_integer_form
 from dmqbench.quant.layer import QuantLayer
 from dmqbench.quant.layers import freeze_, quant_layers
 from dmqbench.quant.modes import own_modes
@@ -181,7 +181,7 @@ def serve_(
         if layer.weight_quantizer is not None:
             layer.register_parameter("weight", None)
             layer.adapter_down, layer.adapter_up = None, None
-            if layer.activation_quantizer is not None:
+            if has_integer_form(layer):
                 layer.lowered, layer.fixed_weight = Lowered(layer, engine), None
     network.eval().requires_grad_(False)
     watch = CallWatch(context, timesteps if per_step else None, match, places)

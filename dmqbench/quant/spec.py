@@ -9,6 +9,9 @@ FULL_PRECISION = 32
 ENGINE_NAMES = ("simulate", "int_reference")
 """How a frozen layer can be computed; ``engines.ENGINES`` has a function for each."""
 
+GRANULARITIES = ("tensor", "token")
+"""What of an activation shares a range: all of it, calibrated; or in linear layers each token, taken as it comes."""
+
 SMALLEST_WEIGHT_BITS, LARGEST_WEIGHT_BITS = 1, 8
 
 _GROUP = re.compile(r"group([1-9][0-9]{0,8})")

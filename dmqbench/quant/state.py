@@ -91,8 +91,10 @@ def _first_difference(network: nn.Module, state: Mapping[str, Tensor]) -> str | 
 
 
 def activation_quantizers(network: nn.Module) -> dict[str, ActivationQuantizer]:
-    """Name → activation quantizer of every layer and attention, in the order of registration."""
-    return {name: module for name, module in network.named_modules() if isinstance(module, ActivationQuantizer)}
+    """Name → activation quantizer of every layer and attention whose parameters are calibrated, in the order of
+    registration; dynamic ones have none."""
+    modules = {name: module for name, module in network.named_modules() if isinstance(module, ActivationQuantizer)}
+    return {name: module for name, module in modules.items() if module.dynamic is None}
 
 
 def follow_calls_(network: nn.Module, calls: Sequence[int]) -> None:

@@ -72,7 +72,7 @@ def _plans(job: Job, layers: Sequence[LayerInfo], reached: PrecisionPlan | None)
     if job.method.name in UNCALIBRATED:
         return _Plans(*[PrecisionPlan(())] * 3)
     bits = BitWidth(job.bits.weight, job.bits.activation)
-    own = uniform_plan(layers, bits, scope_of(job))
+    own = uniform_plan(layers, bits, scope_of(job), job.bits.granularity)
     paper = uniform_plan(layers, bits, Scope(**job.method.paper_scope))
     everywhere = uniform_plan(layers, bits, Scope(first_last=True, embedding=True))
     given = reached or (job.plan.plan if job.plan else None)
@@ -127,6 +127,6 @@ def carry_out(job: Job) -> None:
 def quantization_of(job: Job) -> Quantization:
     """Return bits, scope and ranges of the result; of a network quantized elsewhere, what its files say."""
     if not job.foreign:
-        return Quantization(bits=job.bits.name, scope=job.bits.scope, ranges=job.bits.ranges)
+        return Quantization(bits=job.bits.name, scope=job.bits.scope, ranges=job.bits.ranges_title)
     facts, folder = foreign_facts(str(job.method.path)), Path(str(job.method.path))
     return Quantization(bits=facts.bits or UNKNOWN, scope=UNKNOWN, name=folder.name)

@@ -112,7 +112,7 @@ class Workshop:
 
     @cached_property
     def precision_plan(self) -> PrecisionPlan:
-        return uniform_plan(self.topology.layers, self.bits, self.scope)
+        return uniform_plan(self.topology.layers, self.bits, self.scope, self.job.bits.granularity)
 
     @cached_property
     def quantized(self) -> Adapter:

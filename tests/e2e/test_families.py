@@ -19,6 +19,7 @@ JOBS = {
     "DiT, mixed rows": ("dit", "method=mpq_dm bits=w3a6"),
     "DiT, over several steps": ("dit", "method=accuquant bits=w3a6"),
     "DiT, adapters": ("dit", "method=efficient_dm bits=w4a4"),
+    "DiT, ranges of tokens": ("dit", "method=efficient_dm bits=w4a4 bits.granularity=token diagnose=true"),
     "LDM of classes, guided": ("classes", "method=q_diffusion bits=w4a8 sampler.guidance=3 model.classes=10"),
     "latents of a VQ autoencoder": ("vq", "method=rtn bits=w8a8"),
 }
@@ -56,7 +57,8 @@ def test_a_transformer_of_the_hub_s_older_form_has_the_same_bits(tmp_path):
     assert first != second and first.read_bytes() == second.read_bytes()
 
 
-def test_a_transformer_is_quantized_saved_and_loaded_by_a_script(tmp_path):
+@pytest.mark.parametrize("granularity", ["tensor", "token"])
+def test_a_transformer_is_quantized_saved_and_loaded_by_a_script(tmp_path, granularity):
     pipe = DiTPipeline(dit(classes=1000), autoencoder(), DDIMScheduler(clip_sample=False))
 
     def drawn(pipe):
@@ -66,8 +68,8 @@ def test_a_transformer_is_quantized_saved_and_loaded_by_a_script(tmp_path):
         return torch.from_numpy(pipe(class_labels=[1, 2], **settings).images)
 
     before = drawn(pipe)
-    sizes = [item for item in FEW if item.startswith("budget.")]
-    api.quantize_(pipe, "q_diffusion", "w4a6", steps=4, guidance=2.0, store=tmp_path / "runs", overrides=sizes)
+    overrides = [f"bits.granularity={granularity}", *(item for item in FEW if item.startswith("budget."))]
+    api.quantize_(pipe, "q_diffusion", "w4a6", steps=4, guidance=2.0, store=tmp_path / "runs", overrides=overrides)
     quantized = drawn(pipe)
     assert 0 < (quantized - before).abs().max() < 0.2
     api.save(pipe, tmp_path / "saved")

@@ -15,6 +15,7 @@ from dmqbench.quant.spec import BitWidth, InputGroups, Scope, StepGroups
 @dataclass(frozen=True)
 class Layer:
     name: str
+    kind: str = "linear"
     boundaries: tuple[int, ...] = ()
     embedding: bool = False
     shortcut: bool = False
@@ -26,7 +27,7 @@ class Layer:
 LAYERS = (
     Layer("time", embedding=True),
     Layer("first"),
-    Layer("middle", (4,)),
+    Layer("middle", boundaries=(4,)),
     Layer("projection", embedding=True),
     Layer("last"),
 )
@@ -103,6 +104,14 @@ def test_ends_in_full_precision_stay_so():
     assert {layer.weight_bits for layer in plan.layers} == {2}
 
 
+def test_linear_layers_may_have_ranges_of_tokens():
+    layers = (*LAYERS[:2], replace(LAYERS[2], kind="conv2d"), Layer("inner"), LAYERS[4])
+    plan = uniform_plan(layers, BitWidth(4, 8), Scope(), "token")
+    assert [(layer.name, layer.per_token) for layer in plan.layers] == [("middle", False), ("inner", True)]
+    middle, inner = plan.to_json()["layers"]
+    assert "per_token" not in middle and inner["per_token"]
+
+
 def test_an_empty_network_has_an_empty_plan():
     assert uniform_plan((), BitWidth(4, 8), Scope()) == PrecisionPlan(())
 
@@ -114,6 +123,7 @@ layer_plans = st.builds(
     weight_bits=st.one_of(bits, st.just(32), st.lists(bits, min_size=1, max_size=5).map(tuple)),
     activation_bits=st.sampled_from([2, 4, 8, 16, 32]),
     boundaries=st.lists(st.integers(1, 99), max_size=3, unique=True).map(sorted).map(tuple),
+    per_token=st.booleans(),
 )
 
 

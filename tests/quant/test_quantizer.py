@@ -66,7 +66,7 @@ def test_fixed_codes_reproduce_the_rounded_weight(seed, levels):
     assert torch.equal(quantizer(torch.full_like(weight, torch.nan)), before)
 
 
-def activation(groups=None, channel_axis=1, steps=None, dynamic=False, levels=16):
+def activation(groups=None, channel_axis=1, steps=None, dynamic=None, levels=16):
     context = StepContext()
     quantizer = ActivationQuantizer(context, levels, groups or InputGroups(6), channel_axis, steps, dynamic=dynamic)
     return quantizer, context
@@ -137,9 +137,24 @@ def test_input_groups_equal_separate_quantizers_on_each_part():
         assert torch.equal(quantizer(x)[:, part], alone(x[:, part]))
 
 
+@pytest.mark.parametrize("shape", [(3, 5, 6), (3, 6)])
+def test_dynamic_ranges_of_tokens_are_of_one_token_and_group(shape):
+    """Of tokens [B, N, C], and of vectors [B, C], which are one token each."""
+    x = torch.randn(shape) * torch.logspace(-2, 2, shape[-2])[:, None]
+    for cuts in ((), (2,)):
+        quantizer, _ = activation(InputGroups(6, cuts), -1, dynamic="token")
+        assert quantizer.initialised
+        result = quantizer(x).flatten(0, -2)
+        for token, found in zip(x.flatten(0, -2), result, strict=True):
+            for part in quantizer.groups.slices:
+                piece = token[part]
+                expected = fake_quantize(piece, *affine_parameters(piece.amin(), piece.amax(), 16), 16)
+                assert torch.equal(found[part], expected)
+
+
 @pytest.mark.parametrize("channel_axis", [1, -1])
 def test_dynamic_ranges_are_per_sample_and_group(channel_axis):
-    quantizer, _ = activation(InputGroups(6, (2,)), channel_axis, dynamic=True)
+    quantizer, _ = activation(InputGroups(6, (2,)), channel_axis, dynamic="sample")
     assert quantizer.initialised
     x = torch.randn(4, 6, 6)
     x[2] *= 100

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny import smallest_unet
+from tiny import dit, smallest_unet
 from workbench import ACTIVATION_RANGE, MSE, workbench
 
 from dmqbench.calibration.run import run_stage
@@ -11,6 +11,7 @@ from dmqbench.quant.functional import affine_parameters
 from dmqbench.quant.layers import quant_layers, quantization
 from dmqbench.quant.observers import mse_search
 from dmqbench.quant.spec import BitWidth, InputGroups, StepGroups
+from dmqbench.quant.state import activation_quantizers
 from dmqbench.stages.ranges import ActivationRange, ActivationSample, WeightRange
 
 STEPS = {
@@ -205,3 +206,19 @@ def test_new_weight_ranges_replace_a_fixed_rounding():
     run(WeightRange.of(bench, **MSE))
     layer.weight_on = True
     assert torch.equal(layer.effective_weight(), nearest)
+
+
+@torch.no_grad()
+def test_ranges_of_tokens_need_no_calibration_and_lose_less():
+    errors = {}
+    for granularity in ("tensor", "token"):
+        bench = workbench(BitWidth(8, 4), network=dit(), granularity=granularity)
+        run(ActivationRange.of(bench, **ACTIVATION_RANGE))
+        calibrated = activation_quantizers(bench.network)
+        assert len(calibrated) == (0 if granularity == "token" else len(quant_layers(bench.network)))
+        point = bench.bank.val.at(bench.bank.val.spread(8))
+        exact = bench.denoising.predict(point)
+        with quantization(bench.network, weight=False, activation=True):
+            quantized = bench.denoising.predict(point)
+        errors[granularity] = float((quantized - exact).square().mean())
+    assert 0 < errors["token"] < 0.5 * errors["tensor"], errors
