@@ -9,6 +9,7 @@ A quantized pipeline computes in float32, as the benchmark does: what it saves i
 your own is a ``Denoiser``; ``evaluate`` measures it.
 """
 
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,9 +29,10 @@ from dmqbench.config.model_facts import timesteps
 from dmqbench.config.places import CONF, yaml_names
 from dmqbench.config.precision_plans import check_layers
 from dmqbench.config.schedulers import sampler_overrides
+from dmqbench.data.prompts import COLUMNS
 from dmqbench.models.exchange import exchange_, network_name
 from dmqbench.models.export import exported, quantizable_parts
-from dmqbench.models.families import runnable
+from dmqbench.models.families import families
 from dmqbench.models.folders import OWN, ModelError
 from dmqbench.models.likeness import require_same_outputs
 from dmqbench.models.own import Conditions, Denoiser
@@ -63,6 +65,7 @@ def quantize_(
     scope: str = "common",
     ranges: str = "method",
     match: str = "refuse",
+    prompts: str | os.PathLike[str] | Sequence[str] | None = None,
     store: str | os.PathLike[str] | None = None,
     overrides: Sequence[str] = (),
 ) -> None:
@@ -72,8 +75,8 @@ def quantize_(
     frozen and in evaluation mode afterwards; until calibration is done the pipeline is untouched.
 
     Args:
-        pipe: a diffusers pipeline with a scheduler and a float32 ``UNet2DModel`` or ``DiTTransformer2DModel``;
-            calibrated where its network lies. Or a ``Denoiser``, whose network is quantized in place.
+        pipe: a diffusers pipeline with a scheduler and a float32 network of a known family; calibrated where that
+            lies. Or a ``Denoiser``, whose network is quantized in place.
         method: for example ``q_diffusion``.
         bits: for example ``w4a6``.
         steps: of calibration, and of later calls where ranges are kept per step or group and ``match`` refuses others.
@@ -86,6 +89,7 @@ def quantize_(
         ranges: calls that share activation ranges: ``"shared"``, ``"step"``, ``"group5"``; ``"method"``: as published.
         match: what a call at a timestep that was not calibrated does: ``"refuse"`` raises ``ServingError``,
             ``"nearest"`` takes the ranges of the nearest one, ``"interpolate"`` those between the two around it.
+        prompts: that a pipeline of text is calibrated on, two or more, or a file of them.
         store: folder of the run store; None: ``DMQBENCH_RUNS``, else ``runs``.
         overrides: further ``key=value``, as on the command line.
 
@@ -108,6 +112,7 @@ def quantize_(
     run_store = _store_of(config, store)
     own, area = pipe if isinstance(pipe, Denoiser) else None, run_store.work_area
     with undisturbed(_device(network)), described(own, area) if own else exported(pipe, area) as folder:
+        config.inputs.calibration_prompts = _prompt_file(prompts, folder)
         job = _job(config, folder, own.name if own else None)
         _require_exchangeable(job)
         shop = Workshop(job, run_store)
@@ -178,7 +183,7 @@ def evaluate(
 def _parts(model: Any) -> tuple[nn.Module, Any]:
     """Return the network and the scheduler of what is to be quantized; ModelError if it cannot be."""
     if not isinstance(model, Denoiser):
-        return quantizable_parts(model, [family.network for family in runnable()])
+        return quantizable_parts(model, [family.network for family in families()])
     require_usable(model)
     if model.name in yaml_names(CONF / "model"):
         raise ModelError(f"a denoiser's name: {model.name} is the name of a model of dmqbench; take another")
@@ -203,6 +208,19 @@ def _store_of(config: DictConfig, named: str | os.PathLike[str] | None) -> Store
 
 def _job(config: DictConfig, folder: Path, name: str | None) -> Job:
     """Return the checked job on what ``folder`` describes; a denoiser of one's own has a name."""
+
+
+def _prompt_file(prompts: str | os.PathLike[str] | Sequence[str] | None, folder: Path) -> str | None:
+    """Return the file of the prompts, written into ``folder`` if there is none."""
+    if prompts is None or isinstance(prompts, (str, os.PathLike)):
+        return None if prompts is None else os.fspath(prompts)
+    path = folder / "prompts.jsonl"
+    path.write_text("".join(json.dumps({COLUMNS[0]: prompt}) + "\n" for prompt in prompts), encoding="utf-8")
+    return str(path)
+
+
+def _job(config: DictConfig, folder: Path) -> Job:
+    """Return the checked job on a model in ``folder``."""
     if config.model.path is not None or config.model.name != "local":
         raise ConfigError("model.path", config.model.path or config.model.name, problem="is the pipeline's own here")
     config.model.path = str(folder)

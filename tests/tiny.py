@@ -11,11 +11,13 @@ from diffusers import (
     ModelMixin,
     PixArtTransformer2DModel,
     SD3Transformer2DModel,
+    StableDiffusionPipeline,
     UNet2DConditionModel,
     UNet2DModel,
     VQModel,
 )
 from safetensors.torch import save_file
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 CLASSES = 10
 TOKENS = 5
@@ -187,6 +189,50 @@ def vq_autoencoder(seed: int = 0) -> VQModel:
         norm_num_groups=4,
         sample_size=16,
         scaling_factor=0.5,
+    )
+
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789,.!?-'"
+LONGEST = 12
+"""Tokens of a prompt, its marks of start and end included."""
+
+
+def clip_tokenizer() -> CLIPTokenizer:
+    """Cuts words into letters, which stand in no file."""
+    words = [*LETTERS, *(f"{letter}</w>" for letter in LETTERS), "<|startoftext|>", "<|endoftext|>"]
+    vocabulary = {word: number for number, word in enumerate(words)}
+    return CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=LONGEST)
+
+
+def clip_encoder(seed: int = 0, cls: type = CLIPTextModel, width: int = 12) -> CLIPTextModel:
+    """Text encoder of one layer for ``clip_tokenizer``."""
+    config = CLIPTextConfig(
+        vocab_size=2 * len(LETTERS) + 2,
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=LONGEST,
+        projection_dim=width,
+        bos_token_id=2 * len(LETTERS),
+        eos_token_id=2 * len(LETTERS) + 1,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return cls(config).eval().requires_grad_(False)
+
+
+def stable_diffusion(seed: int = 0) -> StableDiffusionPipeline:
+    """Stable Diffusion with everything small."""
+    return StableDiffusionPipeline(
+        vae=autoencoder(),
+        text_encoder=clip_encoder(),
+        tokenizer=clip_tokenizer(),
+        unet=text_unet(seed),
+        scheduler=DDIMScheduler(clip_sample=False, steps_offset=1, beta_schedule="scaled_linear"),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
     )
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -46,6 +47,15 @@ class Log:
         return [values for name, values in self.events if name == event]
 
 
+def text_conditioner(prompts: Mapping[str, torch.Tensor], null: torch.Tensor) -> TextConditioner:
+    """What embeddings [P, tokens, width] of prompts and one without give where they are handed over."""
+
+    def conditions(stream: str, indices: Sequence[int]) -> dict[str, torch.Tensor]:
+        return {"encoder_hidden_states": prompts[stream][list(indices)]}
+
+    return TextConditioner(conditions, {"encoder_hidden_states": null})
+
+
 def conditions_of(network) -> Any:
     """Class labels with a null label, or random texts of the kind that the network attends to."""
     if isinstance(network, SD3Transformer2DModel | FluxTransformer2DModel):
@@ -58,7 +68,7 @@ def conditions_of(network) -> Any:
         generator = torch.Generator().manual_seed(5)
         shape = (TOKENS, network.config.cross_attention_dim)
         prompts: Any = {stream: torch.randn(16, *shape, generator=generator) for stream in STREAMS}
-        return TextConditioner(prompts, torch.randn(shape, generator=generator))
+        return text_conditioner(prompts, torch.randn(shape, generator=generator))
     return ClassConditioner(CLASSES, null_label=CLASSES)
 
 

@@ -1,23 +1,25 @@
 """Ids of artifacts: 16 hexadecimal digits of a hash of what determines them. Computed without torch."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from dmqbench.config.checked_job import FURTHER_SCOPE, Job, StageConfig, full_precision
-from dmqbench.config.model_facts import network_config, timesteps
+from dmqbench.config.model_facts import encoder_hash, image_shape, network_config, prompts_of, timesteps
 from dmqbench.config.names import DTYPE
 from dmqbench.config.plugin_code import stage_origin
 from dmqbench.config.schema import EvaluateConfig, ModelConfig, SamplerConfig
 from dmqbench.data.archives import stored_hash
 from dmqbench.data.own_images import OWN_IMAGES_VERSION
+from dmqbench.data.prompts import PromptStream
 from dmqbench.models.families import kind_of
 from dmqbench.models.folders import OWN
 from dmqbench.models.foreign import foreign_hash
 from dmqbench.quant.spec import FULL_PRECISION, group_size
 from dmqbench.store.files import short_hash
 
-VERSIONS = {"trajectories": 1, "quantized": 1, "samples": 1, "result": 1}
+VERSIONS = {"trajectories": 1, "quantized": 1, "samples": 1, "embeddings": 1, "result": 1}
 """Raised when the numbers in an artifact of this kind change for a reason that no other version records."""
 
 
@@ -43,6 +45,7 @@ def job_ids(job: Job, weights: str) -> JobIds:
         model=model,
         sampler=_sampler_facts(job.calibration_sampler, job.model, job.strength),
         **task,
+        **_prompt_facts(job, ("cal", "val"), job.calibration_sampler.guidance),
         dataset=job.dataset.name,
         calibration=job.budget.trajectories,
         validation=job.budget.validation,
@@ -59,6 +62,7 @@ def job_ids(job: Job, weights: str) -> JobIds:
         of=network,
         sampler=_sampler_facts(job.sampler, job.model, job.strength),
         **task,
+        **_prompt_facts(job, ("eval",), job.sampler.guidance),
         **({"match": job.calibration.match} if needs_match(job) else {}),
         labels=f"index % {job.model.classes}" if job.model.classes else None,
         seed=job.metrics.seed,
@@ -91,6 +95,30 @@ def _task_facts(job: Job) -> dict[str, Any]:
         return {"task": facts | {"strength": job.strength}}
     degradation = {"kind": model.condition, "channels": model.condition_channels, "factor": model.condition_factor}
     return {"task": facts | {"degradation": degradation}}
+
+
+def _prompt_facts(job: Job, streams: Sequence[PromptStream], guidance: float) -> dict[str, Any]:
+    """Return what of prompts enters ids; nothing where none are given."""
+    if job.inputs.prompts is None and job.inputs.calibration_prompts is None:
+        return {}
+    prompts, unguided = prompts_of(job.inputs), {"negative": job.inputs.negative_prompt} if guidance != 1 else {}
+    read = {stream: prompts.hash(stream) for stream in streams}
+    return {"prompts": {"encoder": encoder_hash(job.model), **read, **unguided}}
+
+
+def embeddings_id(job: Job, stream: PromptStream) -> str:
+    """Return the id of the conditions of the prompts of a stream."""
+    return _id("embeddings", of=prompts_of(job.inputs).hash(stream), **_encoding(job))
+
+
+def unguided_id(job: Job) -> str:
+    """Return the id of the conditions of the unguided branch."""
+    return _id("embeddings", negative=job.inputs.negative_prompt, **_encoding(job))
+
+
+def _encoding(job: Job) -> dict[str, Any]:
+    image = image_shape(job.model)[1:]
+    return {"encoder": encoder_hash(job.model), "image": image, "dtype": DTYPE, "device": job.device_type}
 
 
 def inputs_id(job: Job) -> str:

@@ -1,6 +1,5 @@
 """What restoration and editing need of a configuration, and what of them enters ids. Imports no torch."""
 
-import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,20 +9,21 @@ from pathlib import Path
 
 from dmqbench.config.checked_job import Job
 from dmqbench.config.errors import ConfigError, require_one_of
-from dmqbench.config.model_facts import image_shape
-from dmqbench.config.names import TASK_KINDS
+from dmqbench.config.model_facts import encoder_hash, image_shape, network_family, prompts_of
+from dmqbench.config.names import CALIBRATING_TASKS, TASK_KINDS
 from dmqbench.config.places import planned
 from dmqbench.config.plugin_code import method_module
 from dmqbench.config.plugins import metrics as known_metrics
 from dmqbench.config.schema import EditConfig, EvaluateConfig, ModelConfig
+from dmqbench.data import prompts as data_prompts
 from dmqbench.data.archive_info import LEAST_IMAGES, ArchiveError, ArchiveInfo, times
 from dmqbench.data.archives import inspect, stored_hash
 from dmqbench.data.image_folders import image_names
 from dmqbench.data.own_images import OWN_IMAGES
+from dmqbench.data.prompts import PromptError
 from dmqbench.data.statistics_file import holds_statistics
 from dmqbench.samplers.timesteps import require_strength
 
-LARGEST_PROMPTS = 64 * 2**20
 _BITS = re.compile(r"w\d+a\d+")
 _LONGEST_NAME = 80
 
@@ -66,6 +66,30 @@ def check_inputs(job: Job) -> None:
         raise ConfigError("inputs.images", images, problem=problem)
     if images is not None and job.task != "cost":
         _read_whole("inputs.images", images)
+
+
+def check_prompts(job: Job) -> None:
+    """Check that a model conditioned on text has prompts for what the task draws, and no other has any; ConfigError."""
+    inputs, model = job.inputs, job.model
+    if model.shapes_only:
+        return
+    if not network_family(model).reads_text:
+        for key, value in inputs.of_text.items():
+            problem = f"is for models that read text, and {model.name} reads none"
+            raise ConfigError(f"inputs.{key}", value, [None], problem)
+        return
+    if job.task == "cost" or (job.evaluate.samples is not None and job.evaluate.fp_samples is not None):
+        return
+    needed = "calibration_prompts" if job.task in CALIBRATING_TASKS and inputs.calibration_prompts else "prompts"
+    if getattr(inputs, needed) is None:
+        forms = "a file with one prompt a line, COCO's captions (json), or a table (csv, tsv, jsonl)"
+        raise ConfigError(f"inputs.{needed}", None, problem=f"must be given, as {model.name} reads text: {forms}")
+    try:
+        prompts_of(inputs)
+    except PromptError as error:
+        key = "prompts" if inputs.prompts is not None and error.path == Path(inputs.prompts) else "calibration_prompts"
+        raise ConfigError(f"inputs.{key}", error.path, problem=error.reason) from None
+    encoder_hash(model)
 
 
 def _problem_of_images(job: Job) -> str | None:
@@ -182,13 +206,11 @@ def _check_words(evaluate: EvaluateConfig) -> None:
 
 
 def read_prompts(path: str) -> tuple[str, ...]:
-    """Return the lines of a text file, one prompt for each image; ConfigError if it is none."""
+    """Return the prompts of a file, one for each image in their order; ConfigError if they cannot be read."""
+    key = "evaluate.prompts"
+    if Path(path).suffix == ".json":
+        raise ConfigError(key, path, problem="is of captions, which are in no order of images; give one prompt a line")
     try:
-        if os.stat(path).st_size > LARGEST_PROMPTS:
-            raise ConfigError("evaluate.prompts", path, problem=f"is larger than {LARGEST_PROMPTS >> 20} MiB")
-        lines = Path(path).read_text(encoding="utf-8").split("\n")  # splitlines() also cuts within prompts
-    except OSError as error:
-        raise ConfigError("evaluate.prompts", path, problem=f"cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError:
-        raise ConfigError("evaluate.prompts", path, problem="is not text in UTF-8") from None
-    return tuple(lines[:-1] if lines[-1] == "" else lines)
+        return tuple(prompt.text for prompt in data_prompts.read_prompts(path))
+    except PromptError as error:
+        raise ConfigError(key, path, problem=error.reason) from None

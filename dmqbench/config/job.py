@@ -14,7 +14,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from dmqbench.config import method_checks, names, schema
 from dmqbench.config.checked_job import Job, MethodConfig, full_precision, without_calibration
 from dmqbench.config.errors import ConfigError, require_at_least, require_one_of
-from dmqbench.config.input_checks import check_foreign, check_inputs, check_kind, check_reference
+from dmqbench.config.input_checks import check_foreign, check_inputs, check_kind, check_prompts, check_reference
 from dmqbench.config.model_checks import (
     check_foreign_network,
     check_images_of_model,
@@ -114,14 +114,20 @@ def _recorded(job: Job, plain: Mapping[str, Any]) -> dict[str, Any]:
     left_out = {"store"}  # where results lie is no part of what they are
     if job.calibration == schema.CalibrationConfig():
         left_out.add("calibration")
-    if job.task_kind == "generate":
-        left_out |= {"task_kind", "inputs", "edit"}
+    inputs = job.inputs.of_text
+    if job.works_on_images:
+        inputs = {"images": job.inputs.images, **inputs}
+    else:
+        left_out |= {"task_kind", "edit"}
+    if not inputs:
+        left_out.add("inputs")
     resolved = {
         **plain,
         **{group: asdict(getattr(job, group)) for group in (*schema.GROUPS, "calibration")},
         "model": job.model.facts,
         "sampler": job.sampler.facts,
         "bits": job.bits.facts,
+        "inputs": inputs,
         "method": method_checks.without_limits(plain["method"]),
     }
     return in_json({key: value for key, value in resolved.items() if key not in left_out})
@@ -207,7 +213,7 @@ CHECKS_AS_ASKED: tuple[Check, ...] = (_check_values, check_weights, _check_metri
 
 CHECKS_OF_COMPLETED: tuple[Check, ...] = (
     *(check_images_of_model, check_foreign_network, check_sampler_fits, _check_samplers, check_kind, _check_calls),
-    *(_check_evaluate, check_inputs, check_reference),
+    *(_check_evaluate, check_inputs, check_prompts, check_reference),
 )
 """What needs the files of the model, or values that depend on others. Each may rely on those before it."""
 

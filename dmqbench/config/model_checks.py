@@ -15,8 +15,7 @@ from dmqbench.config.names import CONDITIONS, COUNTING_TASKS, FOREIGN, IMAGELESS
 from dmqbench.config.own_model import check_own_images, checked_own_model
 from dmqbench.config.plugins import shipped_with
 from dmqbench.config.schema import ModelConfig
-from dmqbench.models.class_table import ENTRIES
-from dmqbench.models.families import family_of, kind_of, runnable
+from dmqbench.models.families import families, family_of, kind_of
 from dmqbench.models.folders import (
     OWN,
     SCHEDULER_CONFIG,
@@ -71,10 +70,7 @@ _NEEDED = {"embedded": (), "architecture": (), "local": ("path",), "hub": ("path
 
 def check_weights(job: Job) -> None:
     if job.model.shapes_only and job.task not in COUNTING_TASKS:
-        config = network_config(job.model)
-        runs = kind_of(config) in runnable() or ENTRIES in config
-        advice = "give a checkpoint, model.path=FOLDER" if runs else "take another model"
-        problem = f"needs weights, and those of {job.model.name} are not shipped; {advice}"
+        problem = f"needs weights, and those of {job.model.name} are not shipped; give a checkpoint, model.path=FOLDER"
         raise ConfigError("task", job.task, COUNTING_TASKS, problem, nearest="cost")
 
 
@@ -163,8 +159,8 @@ def checked_model(model: ModelConfig, guidances: Mapping[str, float | None]) -> 
         if model.scheduler is not None:
             raise ConfigError("model.scheduler", model.scheduler, [None], f"changes nothing for {model.name}'s shapes")
         return replace(model, sample_shape=_sample_shape(model, config))
-    if ENTRIES not in config and not any(family.is_of(config) for family in runnable()):
-        allowed = ", ".join(family.network for family in runnable())
+    if not any(family.is_of(config) for family in families()):
+        allowed = ", ".join(sorted({family.network for family in families()}))
         raise ConfigError("model.path", model.path, problem=f"holds a {config.get('_class_name')}; allowed: {allowed}")
     check_files(locate(model.checkpoint), _scheduler_of(model))
     shape, family = _sample_shape(model, config), family_of(config, model.condition_channels or 0)
@@ -174,7 +170,7 @@ def checked_model(model: ModelConfig, guidances: Mapping[str, float | None]) -> 
         raise ConfigError("model.classes", classes, problem=f"is not possible: the model knows {entries} labels")
     model = replace(model, sample_shape=shape, classes=classes)
     for key, guidance in guidances.items():
-        if guidance in (None, 1):
+        if guidance in (None, 1) or family.reads_text:
             continue
         if classes is not None and classes == entries:
             raise ConfigError(key, guidance, [1.0], f"needs a null label, and {model.name} has none")

@@ -1,11 +1,16 @@
 """What the files of a model and of images say, read without torch."""
 
 import os
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from dmqbench.config.schema import EvaluateConfig, ModelConfig, SamplerConfig
+from dmqbench.config.schema import EvaluateConfig, InputsConfig, ModelConfig, SamplerConfig
 from dmqbench.data.archives import inspect
+from dmqbench.data.prompts import PromptStreams, read_streams
 from dmqbench.models.class_table import class_table_folder, network_config_of
+from dmqbench.models.families import family_of
+from dmqbench.models.families.family import Family
 from dmqbench.models.folders import (
     CONFIG,
     ModelError,
@@ -14,6 +19,7 @@ from dmqbench.models.folders import (
     read_config,
 )
 from dmqbench.models.location import locate, locate_scheduler
+from dmqbench.models.text_files import pipeline_settings, text_files
 from dmqbench.models.weight_files import tensor_shapes, weight_files
 from dmqbench.samplers.processes import OF_SAMPLER, Process, process_timesteps
 from dmqbench.samplers.scheduler_config import read_process
@@ -63,8 +69,30 @@ def weights_hash(model: ModelConfig) -> str:
     if (scheduler := locate_scheduler(model.checkpoint)) is not None:
         given = model.scheduler is not None
         files |= {"model.scheduler" if given else os.path.relpath(scheduler, folder): scheduler}
+    return json_hash(_hashes(files))
+
+
+def network_family(model: ModelConfig) -> Family:
+    """What the ``config.json`` of a model's denoiser says of it."""
+    return family_of(network_config(model), model.condition_channels or 0)
+
+
+def prompts_of(inputs: InputsConfig) -> PromptStreams:
+    """Return the prompts of a job; PromptError if a file of them cannot be used."""
+    return read_streams(inputs.prompts, inputs.calibration_prompts, inputs.column)
+
+
+def encoder_hash(model: ModelConfig) -> str:
+    """Sha256 over what makes conditions of prompts: tokenizers, encoders, and the settings of their pipeline."""
+    folder, family = locate(model.checkpoint), network_family(model)
+    paths = text_files(folder, family, model.checkpoint.advice)
+    files = _hashes({os.path.relpath(path, folder): path for path in paths})
+    return json_hash({"settings": pipeline_settings(folder), "files": files, "by": family.pipeline})
+
+
+def _hashes(files: Mapping[str, Path]) -> dict[str, str]:
     try:
-        return json_hash({name: sha256_once(path) for name, path in files.items()})
+        return {name: sha256_once(path) for name, path in files.items()}
     except OSError as error:
         raise ModelError(f"{error.filename}: cannot be read ({error.strerror})") from None
 

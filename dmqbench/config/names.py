@@ -20,7 +20,10 @@ TASKS = ("run", "trajectories", "calibrate", "sample", "evaluate", "plan", "cost
 COUNTING_TASKS = ("plan", "cost")
 """Tasks that need no weights."""
 
-IMAGELESS_TASKS = ("trajectories", "calibrate", "cost")
+CALIBRATING_TASKS = ("trajectories", "calibrate")
+"""Tasks that evaluate nothing."""
+
+IMAGELESS_TASKS = (*CALIBRATING_TASKS, "cost")
 """Tasks that make no images."""
 
 TASK_KINDS = ("generate", "restore", "edit")

@@ -238,9 +238,23 @@ class CalibrationConfig:
 
 @dataclass(frozen=True)
 class InputsConfig:
-    """What is restored or edited: a folder or an archive (npz) of images; null: those shipped for the dataset."""
+    """What samples are made of, besides noise.
+
+    images: what is restored or edited: a folder or an archive (npz); null: those shipped for the dataset.
+    prompts: a file of them, of the evaluation and, without ``calibration_prompts``, of calibration too; ``column``: of
+    a table; ``negative_prompt``: what guidance leads away from, null: what the model's pipeline has for none.
+    """
 
     images: Optional[str] = None
+    prompts: Optional[str] = None
+    calibration_prompts: Optional[str] = None
+    column: Optional[str] = None
+    negative_prompt: Optional[str] = None
+
+    @property
+    def of_text(self) -> dict[str, str]:
+        """What is given of prompts."""
+        return {key: value for key, value in asdict(self).items() if key != "images" and value is not None}
 
 
 @dataclass(frozen=True)

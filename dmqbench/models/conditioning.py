@@ -1,6 +1,6 @@
 """What a network is conditioned on, and how its samples become images."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, Protocol
 
@@ -81,36 +81,33 @@ class ClassTokenConditioner(ClassConditioner):
         return {"encoder_hidden_states": self.table[labels][:, None]}
 
 
+PromptConditions = Callable[[Stream, Sequence[int]], dict[str, Tensor]]
+"""(stream, sample indices) → the conditions of their prompts, each with leading size B, on the CPU."""
+
+
+@dataclass(frozen=True)
 class TextConditioner:
-    """Precomputed text embeddings: sample i of a stream has that stream's prompt i.
+    """Conditions that text encoders made of prompts.
 
     Args:
-        prompts: stream → embeddings [P, tokens, width]; streams hold different prompts.
-        null: embedding of the empty prompt, [tokens, width].
+        prompts: gives those of samples.
+        unguided: those of the unguided branch, of the empty or a negative prompt, without leading size.
     """
 
-    def __init__(self, prompts: Mapping[Stream, Tensor], null: Tensor) -> None:
-        for stream, embeddings in prompts.items():
-            if embeddings.shape[1:] != null.shape:
-                raise ValueError(
-                    f"prompts of stream {stream} have shape {list(embeddings.shape[1:])}, "
-                    f"the empty prompt {list(null.shape)}"
-                )
-        self.prompts = dict(prompts)
-        self.null_embedding = null
+    prompts: PromptConditions
+    unguided: Mapping[str, Tensor]
 
     def conditions(self, stream: Stream, seed: int, indices: Sequence[int]) -> dict[str, Tensor]:
-        available = len(self.prompts.get(stream, ()))
-        if max(indices) >= available:
-            raise ValueError(f"stream {stream} has {available} prompts, sample {max(indices)} was asked for")
-        return {"encoder_hidden_states": self.prompts[stream][list(indices)]}
+        return self.prompts(stream, indices)
 
     def null(self, cond: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        embeddings = cond["encoder_hidden_states"]
-        return {"encoder_hidden_states": self.null_embedding.to(embeddings).expand_as(embeddings)}
+        return {name: value.to(cond[name]).expand_as(cond[name]) for name, value in self.unguided.items()}
 
     def example(self, batch: int, device: torch.device | str) -> dict[str, Tensor]:
-        return {"encoder_hidden_states": torch.zeros(batch, *self.null_embedding.shape, device=device)}
+        return {
+            name: torch.zeros_like(value, device=device).expand(batch, *value.shape)
+            for name, value in self.unguided.items()
+        }
 
 
 class Decoder(Protocol):

@@ -12,8 +12,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dmqbench.models.exchange import network_name
+from dmqbench.models.families import kind_of
+from dmqbench.models.families.family import Family
 from dmqbench.models.folders import CONFIG, NETWORK_FOLDERS, SCHEDULER_CONFIG, WEIGHTS, ModelError
 from dmqbench.models.likeness import require_as_configured
+from dmqbench.models.text_files import INDEX
 from dmqbench.quant.serving import is_quantized
 from dmqbench.samplers.schedule import read_schedule, stated
 from dmqbench.samplers.spec import PREDICTIONS
@@ -58,6 +61,7 @@ def exported(pipe: Any, place: Path) -> Iterator[Path]:
         without_origin(part / CONFIG)
         save_file(untied(network.state_dict()), part / WEIGHTS, {"format": "pt"})
         save_json(folder / SCHEDULER_CONFIG, scheduler)
+        _export_text(pipe, kind_of(load_json(part / CONFIG)), folder)
         yield folder
 
 
@@ -72,6 +76,17 @@ def stated_by(scheduler: Any, title: str) -> dict[str, Any]:
     except (TypeError, ValueError) as error:
         raise ModelError(f"{title}: its scheduler cannot be followed ({error})") from None
     return {**stated(schedule), "prediction_type": prediction}
+
+
+def _export_text(pipe: Any, family: type[Family], folder: Path) -> None:
+    """Write what reads prompts, and what the pipeline says of how."""
+    if not family.text_parts:
+        return
+    for name in (name for part in family.text_parts for name in (part.encoder, part.tokenizer)):
+        if getattr(pipe, name, None) is None:
+            raise ModelError(f"{type(pipe).__name__}: it has no {name}, and its network is conditioned on text")
+        getattr(pipe, name).save_pretrained(folder / name)
+    save_json(folder / INDEX, {key: value for key, value in pipe.config.items() if isinstance(value, bool)})
 
 
 def untied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -29,6 +29,8 @@ SHIPPED = ("embedded", "architecture")
 """Kinds of sources that come with this package."""
 NETWORK_FOLDERS = ("unet", "transformer")
 DECODER_FOLDERS = ("vqvae", "vae")
+ENCODER_FOLDERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
+TOKENIZER_FOLDERS = tuple(name.replace("text_encoder", "tokenizer") for name in ENCODER_FOLDERS)
 CONFIG = "config.json"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 WEIGHTS_INDEX = f"{WEIGHTS}.index.json"

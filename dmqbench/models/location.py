@@ -12,10 +12,12 @@ from dmqbench.models import class_table, folders
 from dmqbench.models.folders import (
     CONFIG,
     DECODER_FOLDERS,
+    ENCODER_FOLDERS,
     NETWORK_FOLDERS,
     OWN,
     SCHEDULER_CONFIG,
     SCHEDULER_CONFIGS,
+    TOKENIZER_FOLDERS,
     WEIGHTS,
     ModelError,
     ModelSource,
@@ -24,10 +26,9 @@ from dmqbench.models.folders import (
     only_one,
     scheduler_file,
 )
+from dmqbench.models.text_files import INDEX, TOKENIZER_SUFFIXES
 from dmqbench.models.weight_files import leading_file, shards_of, weight_files
 from dmqbench.store.downloads import unanswered
-
-_PIPELINE = "model_index.json"
 
 
 def locate(source: ModelSource) -> Path:
@@ -75,7 +76,9 @@ def _snapshot(location: str, revision: str, advice: str) -> Path:
             f"model {location} at revision {revision} is neither cached nor to be had from the hub "
             f"({type(error).__name__}); {advice}"
         ) from error
-    for part in (network_folder(folder, advice), decoder_folder(folder), class_table.class_table_folder(folder)):
+    encoders = (folder / name for name in ENCODER_FOLDERS if (folder / name / CONFIG).is_file())
+    table = class_table.class_table_folder(folder)
+    for part in (network_folder(folder, advice), decoder_folder(folder), table, *encoders):
         if part is not None:
             weight_files(part, advice)
     return folder
@@ -103,7 +106,7 @@ def _cached(location: str, revision: str) -> Path:
     from huggingface_hub import snapshot_download
 
     # Whether all is there that is needed, weight_files knows; the client would ask for all that matches a pattern.
-    return Path(snapshot_download(location, revision=revision, local_files_only=True, allow_patterns=[_PIPELINE]))
+    return Path(snapshot_download(location, revision=revision, local_files_only=True, allow_patterns=[INDEX]))
 
 
 def _fetched(location: str, revision: str) -> Path:
@@ -114,7 +117,8 @@ def _fetched(location: str, revision: str) -> Path:
     parts = _parts(Path(location), names)
     heads = [f"{part}{leading_file(Path(location, part), _within(part, names))}" for part in parts]
     schedulers = [name.as_posix() for name in SCHEDULER_CONFIGS]
-    wanted = [_PIPELINE, *schedulers, *(f"{part}{CONFIG}" for part in parts), *heads]
+    words = [f"{name}/*{suffix}" for name in TOKENIZER_FOLDERS for suffix in TOKENIZER_SUFFIXES]
+    wanted = [INDEX, *schedulers, *words, *(f"{part}{CONFIG}" for part in parts), *heads]
     folder = Path(snapshot_download(location, revision=revision, allow_patterns=wanted))
     indices = [folder / head for head in heads if head.endswith(".json")]
     shards = [path.relative_to(folder).as_posix() for index in indices for path in shards_of(index)]
@@ -124,18 +128,17 @@ def _fetched(location: str, revision: str) -> Path:
 
 
 def _parts(folder: Path, names: Collection[str]) -> list[str]:
-    """The network and perhaps a decoder and a table of classes, as what the names of a repository's files begin with
-    there."""
-    networks, decoders, tables = (
+    """The network, perhaps a decoder, a table of classes and encoders of text: what their files' names begin with."""
+    networks, decoders, tables, encoders = (
         [f"{name}/" for name in known if f"{name}/{CONFIG}" in names]
-        for known in (NETWORK_FOLDERS, DECODER_FOLDERS, (class_table.FOLDER,))
+        for known in (NETWORK_FOLDERS, DECODER_FOLDERS, (class_table.FOLDER,), ENCODER_FOLDERS)
     )
     if CONFIG in names and (WEIGHTS in names or not networks):
         networks.append("")
     for found in (networks, decoders):
         if found:
             only_one(folder, [folder / part for part in found])
-    return [*networks, *decoders, *tables]
+    return [*networks, *decoders, *tables, *encoders]
 
 
 def _within(part: str, names: Collection[str]) -> list[str]:

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dmqbench.models.folders import SHARDS, WEIGHTS, WEIGHTS_INDEX, ModelError, only_one, read_config
+from dmqbench.models.folders import ENCODER_FOLDERS, SHARDS, WEIGHTS, WEIGHTS_INDEX, ModelError, only_one, read_config
 from dmqbench.store.files import once_per_state, safe_name
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
@@ -34,7 +34,7 @@ def weight_variant(folder: Path) -> str | None:
     return _variant(_head(folder, ""))
 
 
-_HEAD = re.compile(r"diffusion_pytorch_model\.(?:(.+)\.)?safetensors(?:\.index\.(?:(.+)\.)?json)?")
+_HEAD = re.compile(r"(?:diffusion_pytorch_)?model\.(?:(.+)\.)?safetensors(?:\.index\.(?:(.+)\.)?json)?")
 """A single file or an index of several, perhaps with a variant."""
 _SHARD = re.compile(r".*-\d+-of-\d+\.safetensors")
 
@@ -59,7 +59,9 @@ def leading_file(folder: Path, names: Collection[str], hint: str = "") -> str:
         ModelError: there is none, or several can be meant; ``hint`` says how to get one.
     """
     names = sorted(names)
-    heads = [folder / name for name in names if _HEAD.fullmatch(name) and not _SHARD.fullmatch(name)]
+    stem = "model." if folder.name in ENCODER_FOLDERS else "diffusion_pytorch_model."
+    own = [name for name in names if name.startswith(stem)]
+    heads = [folder / name for name in own if _HEAD.fullmatch(name) and not _SHARD.fullmatch(name)]
     found = [head for head in heads if _variant(head) is None] or heads
     if found:
         return only_one(folder, found).name

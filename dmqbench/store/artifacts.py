@@ -26,8 +26,8 @@ from dmqbench.store.manifest import MANIFEST, Entry, Manifest, Verifier, behind_
 
 log = logging.getLogger(__name__)
 
-KINDS = ("trajectories", "quantized", "samples", "features", "anatomy", "result")
-GROWING = frozenset({"samples", "features"})
+KINDS = ("trajectories", "quantized", "samples", "features", "embeddings", "anatomy", "result")
+GROWING = frozenset({"samples", "features", "embeddings"})
 """Kinds made of independent files, each worth keeping when another one is damaged."""
 
 _ID = re.compile(r"[0-9a-f]{16}")

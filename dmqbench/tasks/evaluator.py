@@ -6,6 +6,7 @@ from typing import Any
 
 from dmqbench.config.checked_job import Job, full_precision
 from dmqbench.config.ids import inputs_id, job_ids, perturbed_id, reference_id
+from dmqbench.config.model_facts import prompts_of
 from dmqbench.config.names import UNCALIBRATED
 from dmqbench.eval.evaluate import Evaluator, Floors, SampleSet
 from dmqbench.eval.feature_cache import feature_source, floor_source
@@ -38,6 +39,7 @@ def make_evaluator(shop: Workshop) -> Evaluator:
         dataset=job.dataset.name,
         floors=floors,
         truth=truth,
+        captions=None if job.inputs.prompts is None else prompts_of(job.inputs).texts("eval", metrics.samples),
         **of_every_job(shop),
     )
 

@@ -85,6 +85,7 @@ def samples(
     present = shop.store.verified_files("samples", id)
     missing = [number for number, name in enumerate(names) if name not in present]
     if missing:
+        shop.read_prompts({"eval": len(names) * shop.job.sampler.chunk})
         denoising = shop.sampling(model())
         work = work_of_samples(shop.job, count, quantized=id == shop.ids.samples)
         watch, done = Stopwatch(), len(names) - len(missing)

@@ -46,6 +46,7 @@ def _follow_all(shop: Workshop) -> dict[str, float]:
     starts: list[tuple[Stream, int]] = [
         (stream, start) for stream, count in counts.items() for start in range(0, count, batch)
     ]
+    shop.read_prompts(counts)
     denoising = shop.calibrating(shop.full_precision)
     shop.memory.begin_part()
     watch, title = Stopwatch(), f"trajectories of {job.model.name}"

@@ -1,14 +1,16 @@
 """The tools and materials of one job. The model is loaded once, and only when something must be computed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property
 
 from dmqbench.config.checked_job import Job, scope_of
 from dmqbench.config.ids import job_ids
-from dmqbench.config.model_facts import weights_hash
+from dmqbench.config.model_facts import network_family, weights_hash
 from dmqbench.config.schema import SamplerConfig
 from dmqbench.data.image_streams import ImageStreams, file_streams, own_streams
+from dmqbench.data.noise import Stream
 from dmqbench.models.adapter import Adapter, load_adapter
+from dmqbench.models.conditioning import TextConditioner
 from dmqbench.models.exchange import quantize_network_, quantized_attentions
 from dmqbench.models.foreign import load_foreign_adapter
 from dmqbench.models.image_tasks import edit_images_, restore_images_
@@ -20,6 +22,7 @@ from dmqbench.quant.spec import BitWidth, Scope, StepGroups, step_groups
 from dmqbench.samplers.plan import SamplerPlan, build_plan
 from dmqbench.store.artifact import Artifact
 from dmqbench.store.artifacts import Store
+from dmqbench.tasks.embeddings import PromptEmbeddings
 from dmqbench.tracking.environment import PeakMemory
 from dmqbench.tracking.record import Record
 from dmqbench.tracking.stopwatch import Stopwatch
@@ -84,6 +87,18 @@ class Workshop:
         """How ``adapter`` follows the trajectories that the stages work on."""
         return Denoising(adapter, self.calibration_sampler, self.job.calibration_sampler.guidance)
 
+    # ---- prompts
+
+    @cached_property
+    def embeddings(self) -> PromptEmbeddings | None:
+        """Conditions of the prompts; None for a model that reads no text."""
+        return PromptEmbeddings(self.job, self.store) if network_family(self.job.model).reads_text else None
+
+    def read_prompts(self, counts: Mapping[Stream, int]) -> None:
+        """Have the prompts of the first so many samples of streams read, before the network is loaded for them."""
+        if self.embeddings is not None:
+            self.embeddings.provide(counts)
+
     # ---- the model
 
     @cached_property
@@ -98,7 +113,9 @@ class Workshop:
         return self._load_adapter() if "quantized" in self.__dict__ else self.adapter
 
     def _load_adapter(self) -> Adapter:
-        adapter, model = load_adapter(self.job.model.checkpoint, self.job.device_type), self.job.model
+        model, read = self.job.model, self.embeddings
+        conditioner = None if read is None else TextConditioner(read.conditions, read.unguided)
+        adapter = load_adapter(model.checkpoint, self.job.device_type, conditioner=conditioner)
         if self.job.task_kind == "restore":
             assert model.condition_factor is not None
             restore_images_(adapter, self.images, model.condition_factor, model.classes)

@@ -55,11 +55,6 @@ def test_another_one_is_refused_with_the_first_difference(checkpoint, changes, m
         made(checkpoint)
 
 
-def test_a_checkpoint_is_asked_for_only_where_one_would_run():
-    with pytest.raises(ConfigError, match="take another model"):
-        make_job(compose(["model=sd14"]))
-
-
 def test_without_a_checkpoint_there_are_no_weights(checkpoint):
     with pytest.raises(ConfigError, match="give a checkpoint"):
         make_job(compose(["model=ddpm_cifar10", "model.sample_shape=[1,8,8]"]))

@@ -585,8 +585,8 @@ def test_what_cannot_work_is_refused_before_it_starts(overrides, key):
     assert str(refused(*overrides)).startswith(key)
 
 
-def test_a_network_that_cannot_be_run_yet_is_refused(tmp_path):
+def test_a_network_of_no_family_is_refused(tmp_path):
     (tmp_path / "unet").mkdir()
-    (tmp_path / "unet" / "config.json").write_text('{"_class_name": "UNet2DConditionModel"}')
+    (tmp_path / "unet" / "config.json").write_text('{"_class_name": "UNet3DConditionModel"}')
     error = str(refused("model=local", f"model.path={tmp_path}"))
-    assert "UNet2DConditionModel" in error and "UNet2DModel" in error
+    assert "UNet3DConditionModel" in error and "UNet2DModel" in error

@@ -20,6 +20,7 @@ from dmqbench.config.job import images_job, make_job
 from dmqbench.config.model_facts import image_shape, weights_hash
 from dmqbench.config.schema import EvaluateConfig, ModelConfig
 from dmqbench.data.archive_info import ArchiveError
+from dmqbench.data.prompts import LARGEST
 from dmqbench.tasks.result import declared_quantization, label_of
 
 DIGITS = ModelConfig("digits", "embedded", sample_shape=(1, 16, 16), classes=10, datasets=("digits",))
@@ -110,8 +111,8 @@ def test_prompts_that_are_too_few_or_no_text(tmp_path):
     path.write_bytes(b"\xff\xfe")
     assert "is not text in UTF-8" in refusal(evaluate)
     with open(path, "wb") as file:
-        file.truncate(2**27)
-    assert "is larger than 64 MiB" in refusal(evaluate)
+        file.truncate(LARGEST + 1)
+    assert "is larger than 512 MiB" in refusal(evaluate)
 
 
 def test_prompts_are_lines_and_empty_ones_count(tmp_path):

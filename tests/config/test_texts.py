@@ -95,7 +95,8 @@ def test_null_is_a_name_where_a_name_is_asked_for_and_elsewhere_nothing(key):
     optional = {
         *("model.path", "model.revision", "model.condition", "bits.plan", "dataset.reference", "metrics.weights"),
         *("store.root", "inputs.images", "method.path", "evaluate.bits", "evaluate.prompts"),
-        *("evaluate.samples", "evaluate.fp_samples"),
+        *("evaluate.samples", "evaluate.fp_samples", "inputs.prompts", "inputs.calibration_prompts"),
+        *("inputs.column", "inputs.negative_prompt"),
     }
     method = ["method=foreign"] if key.startswith("method.") else []
     for text, expected in (("null", None if key in optional else "null"), ("'null'", "null"), ("./null", "./null")):

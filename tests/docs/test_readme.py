@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from huggingface_hub import constants
 from omegaconf import OmegaConf
+from tiny import stable_diffusion
 
 from dmqbench import cli, report
 
@@ -46,8 +47,15 @@ def commands(page: Path) -> list[list[str]]:
 COMMANDS = {shlex.join(words): words for page in PAGES for words in commands(page)}
 
 
+@pytest.fixture(scope="module")
+def pipeline_of_text(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("text")
+    stable_diffusion().save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture
-def stand_ins(tmp_path, monkeypatch) -> Iterator[dict[str, str]]:
+def stand_ins(tmp_path, monkeypatch, pipeline_of_text) -> Iterator[dict[str, str]]:
     """Words of commands that name what only a reader has → words that name something here, where no harm is done."""
     digits = ROOT / "dmqbench" / "zoo" / "weights" / "digits"
     images = tmp_path / "images.npz"
@@ -64,7 +72,9 @@ def stand_ins(tmp_path, monkeypatch) -> Iterator[dict[str, str]]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["dmqbench"])
     before = signal.getsignal(signal.SIGTERM)
+    (tmp_path / "prompts.txt").write_text("fog\nsnow\nrain\nsun\n")
     yield {
+        "model.path=PIPELINE": f"model.path={pipeline_of_text}",
         **{f"{key}=FOLDER": f"{key}={digits}" for key in ("model.path", "method.path")},
         **{f"{key}=FOLDER": f"{key}={tmp_path}" for key in ("metrics.weights", "bits.plan")},
         **{f"{key}=theirs.npz": f"{key}={images}" for key in ("evaluate.samples", "dataset.reference")},

@@ -6,13 +6,13 @@ import pytest
 import torch
 from tiny import CLASSES, autoencoder, dit, inputs, save_pipeline, text_unet, unet
 from torch import nn
+from workbench import text_conditioner
 
 from dmqbench.models.adapter import Adapter, load_adapter
 from dmqbench.models.conditioning import (
     ClassConditioner,
     LatentDecoder,
     PixelDecoder,
-    TextConditioner,
     Unconditional,
 )
 from dmqbench.models.folders import ModelError, ModelSource
@@ -20,15 +20,15 @@ from dmqbench.quant.context import StepContext
 from dmqbench.samplers.schedule import NoiseSchedule
 
 
-def text_conditioner():
+def random_prompts():
     generator = torch.Generator().manual_seed(1)
     prompts = torch.randn(4, 5, 12, generator=generator)
-    return TextConditioner({"eval": prompts}, torch.randn(5, 12, generator=generator))
+    return text_conditioner({"eval": prompts}, torch.randn(5, 12, generator=generator))
 
 
 def conditioner_of(network):
     if "cross_attention_dim" in network.config:
-        return text_conditioner()
+        return random_prompts()
     return ClassConditioner(CLASSES, null_label=CLASSES)
 
 
@@ -256,7 +256,7 @@ def test_loading_a_latent_text_model(tmp_path):
     source = ModelSource("local", str(tmp_path))
     with pytest.raises(ModelError, match="conditioned on text"):
         load_adapter(source)
-    adapter = load_adapter(source, conditioner=text_conditioner())
+    adapter = load_adapter(source, conditioner=random_prompts())
     assert isinstance(adapter.decoder, LatentDecoder)
     assert adapter.decoder.decode(torch.randn(1, *adapter.sample_shape)).shape == (1, 3, 16, 16)
 

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 from tiny import autoencoder, vq_autoencoder
+from workbench import text_conditioner
 
 from dmqbench.models.conditioning import (
     ClassConditioner,
     LatentDecoder,
     PixelDecoder,
-    TextConditioner,
     Unconditional,
 )
 
@@ -43,23 +43,11 @@ def test_models_that_cannot_be_guided_say_so(conditioner):
 
 def test_text_conditions_are_the_prompts_of_their_stream():
     cal, evaluation, null = torch.randn(3, 5, 12), torch.randn(4, 5, 12), torch.randn(5, 12)
-    conditioner = TextConditioner({"cal": cal, "eval": evaluation}, null)
+    conditioner = text_conditioner({"cal": cal, "eval": evaluation}, null)
     cond = conditioner.conditions("eval", 0, [2, 0])
     assert torch.equal(cond["encoder_hidden_states"], evaluation[[2, 0]])
     assert torch.equal(conditioner.conditions("cal", 5, [2])["encoder_hidden_states"], cal[[2]])
     assert torch.equal(conditioner.null(cond)["encoder_hidden_states"], torch.stack([null, null]))
-
-
-@pytest.mark.parametrize(("stream", "index"), [("cal", 3), ("val", 0)])
-def test_a_prompt_that_does_not_exist_is_never_replaced_by_another(stream, index):
-    conditioner = TextConditioner({"cal": torch.zeros(3, 5, 12)}, torch.zeros(5, 12))
-    with pytest.raises(ValueError, match=f"stream {stream} has"):
-        conditioner.conditions(stream, 0, [index])
-
-
-def test_prompts_and_empty_prompt_must_have_one_shape():
-    with pytest.raises(ValueError, match="empty prompt"):
-        TextConditioner({"cal": torch.zeros(3, 5, 12)}, torch.zeros(5, 11))
 
 
 @pytest.mark.parametrize(
@@ -67,7 +55,7 @@ def test_prompts_and_empty_prompt_must_have_one_shape():
     [
         Unconditional(),
         ClassConditioner(4),
-        TextConditioner({"eval": torch.ones(3, 5, 12)}, torch.ones(5, 12)),
+        text_conditioner({"eval": torch.ones(3, 5, 12)}, torch.ones(5, 12)),
     ],
 )
 def test_examples_have_the_shapes_of_real_conditions(conditioner):

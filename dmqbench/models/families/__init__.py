@@ -17,14 +17,10 @@ def families() -> tuple[type[Family], ...]:
 
 
 def _found() -> Iterator[type[Family]]:
-    for module in sorted(module.name for module in iter_modules(__path__)):
-        members = vars(import_module(f"{__name__}.{module}")).values()
-        yield from (each for each in members if isinstance(each, type) and issubclass(each, Family) and each != Family)
-
-
-def runnable() -> tuple[type[Family], ...]:
-    """Return the families that a job can run; those conditioned on text need prompts, which are not built yet."""
-    return tuple(family for family in families() if not family.reads_text)
+    for name in sorted(module.name for module in iter_modules(__path__)):
+        module = import_module(f"{__name__}.{name}")
+        own = (each for each in vars(module).values() if getattr(each, "__module__", None) == module.__name__)
+        yield from (each for each in own if isinstance(each, type) and issubclass(each, Family) and each is not Family)
 
 
 def kind_of(config: Mapping[str, Any]) -> type[Family]:

@@ -10,6 +10,8 @@ from dmqbench.models.folders import CONFIG, ModelError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from dmqbench.models.families.text import TextPart
+
 Conditioning = Literal["none", "class", "text"]
 
 Problem = tuple[str, str]
@@ -70,7 +72,10 @@ class Family(Calling):
     """What pipelines call the network: their attribute and its folder."""
     layers_version: ClassVar[int] = 1
     """Raised when a scope takes in other layers of these networks than before; enters ids from 2 on."""
-    reads_text: ClassVar[bool] = False
+    pipeline: ClassVar[str | None] = None
+    """diffusers' pipeline that makes conditions of prompts, where the network reads any."""
+    text_parts: ClassVar[tuple["TextPart", ...]] = ()
+    """What reads prompts, in the pipeline's order; the longest reader decides what is cut."""
     kinds: ClassVar[Mapping[str, Kind]] = {}
     """What values of ``config.json`` may be; a key that is absent has diffusers' default."""
 
@@ -97,8 +102,12 @@ class Family(Calling):
         return None
 
     @property
+    def reads_text(self) -> bool:
+        return self.conditioning == "text"
+
+    @property
     def conditioning(self) -> Conditioning:
-        if self.reads_text:
+        if self.text_parts:
             return "text"
         return "none" if self.label_entries is None else "class"
 
@@ -106,6 +115,14 @@ class Family(Calling):
     def conditions(self) -> Mapping[str, Condition]:
         """What a call is conditioned on, by the name of the network's argument."""
         return {} if self.label_entries is None else {"class_labels": Condition((), whole=True)}
+
+    def encoded(self, pipe: Any, prompt: str) -> dict[str, "Tensor"]:
+        """Return the conditions of one prompt, [1, …], as the text parts of its ``pipeline`` make them."""
+        raise NotImplementedError(f"{self.network} reads no text")
+
+    def encoded_null(self, pipe: Any, negative: str | None) -> dict[str, "Tensor"]:
+        """Return the conditions of the unguided branch, [1, …], under a negative prompt or none."""
+        return self.encoded(pipe, negative or "")
 
     @property
     def sample_shape(self) -> tuple[int, int, int]:

@@ -2,14 +2,15 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from dmqbench.models.class_table import ENTRIES
 from dmqbench.models.config_values import NULL, Kind
 from dmqbench.models.families.family import Condition, Conditioning, Family
+from dmqbench.models.families.text import CLIP, CLIP_TOKENS
 
-CLIP_TOKENS = 77
-"""Length of a prompt."""
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,8 @@ class UNet2DCondition(Family):
     lies beside it."""
 
     network = "UNet2DConditionModel"
-    reads_text = True
+    pipeline = "StableDiffusionPipeline"
+    text_parts = (CLIP,)
     kinds: ClassVar[Mapping[str, Kind]] = {
         key: NULL for key in ("class_embed_type", "addition_embed_type", "encoder_hid_dim_type")
     }
@@ -35,3 +37,7 @@ class UNet2DCondition(Family):
     def conditions(self) -> Mapping[str, Condition]:
         tokens = CLIP_TOKENS if self.label_entries is None else 1
         return {"encoder_hidden_states": Condition((tokens, self.required("cross_attention_dim")))}
+
+    def encoded(self, pipe: Any, prompt: str) -> dict[str, "Tensor"]:
+        embeddings, _ = pipe.encode_prompt([prompt], pipe.device, 1, do_classifier_free_guidance=False)
+        return {"encoder_hidden_states": embeddings}

@@ -1,0 +1,42 @@
+"""The files of the parts that read text in a model's folder. Needs no torch."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from dmqbench.models.families.family import Family
+from dmqbench.models.families.text import TextPart
+from dmqbench.models.folders import CONFIG, ModelError, read_config
+from dmqbench.models.weight_files import weight_files
+
+INDEX = "model_index.json"
+TOKENIZER_SUFFIXES = (".json", ".txt", ".model")
+
+
+def text_files(folder: Path, family: Family, advice: str = "") -> tuple[Path, ...]:
+    """Return the files that decide what conditions a prompt gives: of tokenizers and encoders.
+
+    Raises:
+        ModelError: a part is missing, or a file of one is missing or not whole.
+    """
+    return tuple(path for part in family.text_parts for path in _files_of(folder, part, advice))
+
+
+def _files_of(folder: Path, part: TextPart, advice: str) -> Iterator[Path]:
+    encoder, tokenizer = folder / part.encoder, folder / part.tokenizer
+    if not (encoder / CONFIG).is_file():
+        raise ModelError(f"{folder}: no {part.encoder}/{CONFIG}, and its network is conditioned on text; {_ADVICE}")
+    yield from (encoder / CONFIG, *weight_files(encoder, advice))
+    words = sorted(path for path in tokenizer.glob("*") if path.suffix in TOKENIZER_SUFFIXES)
+    if not words:
+        raise ModelError(f"{folder}: no {part.tokenizer}/, which cuts prompts into tokens; {_ADVICE}")
+    yield from words
+
+
+_ADVICE = "give the folder of the whole pipeline, as save_pretrained writes it"
+
+
+def pipeline_settings(folder: Path) -> dict[str, bool]:
+    """Return the switches that a pipeline's folder states, such as ``force_zeros_for_empty_prompt``."""
+    path = folder / INDEX
+    index = read_config(path) if path.is_file() else {}
+    return {key: value for key, value in index.items() if isinstance(value, bool)}

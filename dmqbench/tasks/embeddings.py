@@ -1,0 +1,116 @@
+"""Conditions of prompts in the run store: made once for a list of prompts and the encoders that read them."""
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from dmqbench.config.checked_job import Job
+from dmqbench.config.ids import embeddings_id, unguided_id
+from dmqbench.config.model_facts import image_shape, network_family, prompts_of
+from dmqbench.data.noise import Stream
+from dmqbench.data.prompts import Prompt
+from dmqbench.models.location import locate
+from dmqbench.models.text import PromptEncoder
+from dmqbench.store.artifacts import Store
+from dmqbench.store.files import json_text
+from dmqbench.tracking.progress import Meter
+
+log = logging.getLogger(__name__)
+
+KIND = "embeddings"
+PROMPTS_PER_FILE = 32
+"""A killed run goes on with the next file, and more samples add files."""
+UNGUIDED = "unguided.safetensors"
+
+
+@dataclass(eq=False)
+class PromptEmbeddings:
+    """Conditions of the prompts of one job. Encoders are loaded while they read prompts that the store lacks."""
+
+    job: Job
+    store: Store
+
+    def provide(self, counts: Mapping[Stream, int]) -> None:
+        """Let the store have the conditions of the first so many samples of streams, and those of no guidance."""
+        missing = [(stream, start) for stream, count in counts.items() for start in self._missing(stream, count)]
+        unguided = UNGUIDED not in self.store.verified_files(KIND, self._unguided)
+        if not missing and not unguided:
+            return
+        with Meter(f"prompts of {self.job.model.label}", len(missing) + unguided) as meter:
+            encoder, cut = self._encoder(), list[Prompt]()
+            if unguided:
+                self._append(self._unguided, UNGUIDED, save(encoder.encoded_null(self.job.inputs.negative_prompt)))
+                meter.advance()
+            for stream, start in missing:
+                part = self._prompts[stream][start : start + PROMPTS_PER_FILE]
+                self._append_part(encoder, stream, start, part)
+                cut += [prompt for prompt in part if encoder.cuts(prompt.text)]
+                meter.advance()
+        _say_cut(cut)
+
+    def conditions(self, stream: Stream, indices: Sequence[int]) -> dict[str, Tensor]:
+        """Return the conditions of samples, each with leading size B, which ``provide`` was asked for before."""
+        files = self.store.verified_files(KIND, embeddings_id(self.job, stream))
+        found = []
+        for index in indices:
+            place = index % len(self._prompts[stream])
+            row = place % PROMPTS_PER_FILE
+            with safe_open(files[_name(place - row)], framework="pt") as file:
+                found.append({name: file.get_slice(name)[row : row + 1] for name in file.keys()})  # noqa: SIM118
+        return {name: torch.cat([each[name] for each in found]) for name in found[0]}
+
+    @cached_property
+    def unguided(self) -> dict[str, Tensor]:
+        """The conditions of the unguided branch, without leading size."""
+        self.provide({})
+        return load_file(self.store.verified_files(KIND, self._unguided)[UNGUIDED])
+
+    @cached_property
+    def _prompts(self) -> Mapping[Stream, tuple[Prompt, ...]]:
+        return prompts_of(self.job.inputs).of
+
+    @property
+    def _unguided(self) -> str:
+        return unguided_id(self.job)
+
+    def _missing(self, stream: Stream, count: int) -> Iterator[int]:
+        present = self.store.verified_files(KIND, embeddings_id(self.job, stream))
+        starts = range(0, min(count, len(self._prompts[stream])), PROMPTS_PER_FILE)
+        yield from (start for start in starts if _name(start) not in present)
+
+    def _encoder(self) -> PromptEncoder:
+        model = self.job.model
+        scale = image_shape(model)[-1] // model.sample_shape[-1]
+        return PromptEncoder(locate(model.checkpoint), network_family(model), scale, self.job.device_type)
+
+    def _append_part(self, encoder: PromptEncoder, stream: Stream, start: int, part: Sequence[Prompt]) -> None:
+        """Keep the conditions of some prompts, and beside them which these are."""
+        read = [encoder.encoded(prompt.text) for prompt in part]
+        together = {name: torch.stack([each[name] for each in read]) for name in read[0]}
+        id = embeddings_id(self.job, stream)
+        self._append(id, _listed(start), json_text([prompt._asdict() for prompt in part]).encode())
+        self._append(id, _name(start), save(together))
+
+    def _append(self, id: str, name: str, content: bytes) -> None:
+        self.store.append_file(KIND, id, name, lambda path: path.write_bytes(content))
+
+
+def _name(start: int) -> str:
+    return f"prompts_{start:06d}.safetensors"
+
+
+def _listed(start: int) -> str:
+    return f"prompts_{start:06d}.json"
+
+
+def _say_cut(cut: Sequence[Prompt]) -> None:
+    if cut:
+        start = " ".join(cut[0].text.split())[:60]
+        some = "1 prompt is" if len(cut) == 1 else f"{len(cut)} prompts are"
+        log.warning("%s longer than what the text encoders read, and cut at the end; the first: %s ...", some, start)
