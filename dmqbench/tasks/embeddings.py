@@ -38,7 +38,9 @@ class PromptEmbeddings:
 
     def provide(self, counts: Mapping[Stream, int]) -> None:
         """Let the store have the conditions of the first so many samples of streams, and those of no guidance."""
-        missing = [(stream, start) for stream, count in counts.items() for start in self._missing(stream, count)]
+        missing: list[tuple[Stream, int]] = [
+            (stream, start) for stream, count in counts.items() for start in self._missing(stream, count)
+        ]
         unguided = UNGUIDED not in self.store.verified_files(KIND, self._unguided)
         if not missing and not unguided:
             return
