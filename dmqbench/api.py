@@ -206,10 +206,6 @@ def _store_of(config: DictConfig, named: str | os.PathLike[str] | None) -> Store
     return store
 
 
-def _job(config: DictConfig, folder: Path, name: str | None) -> Job:
-    """Return the checked job on what ``folder`` describes; a denoiser of one's own has a name."""
-
-
 def _prompt_file(prompts: str | os.PathLike[str] | Sequence[str] | None, folder: Path) -> str | None:
     """Return the file of the prompts, written into ``folder`` if there is none."""
     if prompts is None or isinstance(prompts, (str, os.PathLike)):
@@ -219,8 +215,8 @@ def _prompt_file(prompts: str | os.PathLike[str] | Sequence[str] | None, folder:
     return str(path)
 
 
-def _job(config: DictConfig, folder: Path) -> Job:
-    """Return the checked job on a model in ``folder``."""
+def _job(config: DictConfig, folder: Path, name: str | None) -> Job:
+    """Return the checked job on what ``folder`` describes; a denoiser of one's own has a name."""
     if config.model.path is not None or config.model.name != "local":
         raise ConfigError("model.path", config.model.path or config.model.name, problem="is the pipeline's own here")
     config.model.path = str(folder)

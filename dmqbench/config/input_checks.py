@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dmqbench.config.checked_job import Job
 from dmqbench.config.errors import ConfigError, require_one_of
-from dmqbench.config.model_facts import encoder_hash, image_shape, network_family, prompts_of
+from dmqbench.config.model_facts import encoder_hash, image_shape, prompts_of, reads_text
 from dmqbench.config.names import CALIBRATING_TASKS, TASK_KINDS
 from dmqbench.config.places import planned
 from dmqbench.config.plugin_code import method_module
@@ -73,7 +73,7 @@ def check_prompts(job: Job) -> None:
     inputs, model = job.inputs, job.model
     if model.shapes_only:
         return
-    if not network_family(model).reads_text:
+    if not reads_text(model):
         for key, value in inputs.of_text.items():
             problem = f"is for models that read text, and {model.name} reads none"
             raise ConfigError(f"inputs.{key}", value, [None], problem)

@@ -13,6 +13,7 @@ from dmqbench.models.families import family_of
 from dmqbench.models.families.family import Family
 from dmqbench.models.folders import (
     CONFIG,
+    OWN,
     ModelError,
     decoder_folder,
     network_folder,
@@ -75,6 +76,11 @@ def weights_hash(model: ModelConfig) -> str:
 def network_family(model: ModelConfig) -> Family:
     """What the ``config.json`` of a model's denoiser says of it."""
     return family_of(network_config(model), model.condition_channels or 0)
+
+
+def reads_text(model: ModelConfig) -> bool:
+    """Whether prompts condition the model; those of the user's own have tensors."""
+    return model.source != OWN and network_family(model).reads_text
 
 
 def prompts_of(inputs: InputsConfig) -> PromptStreams:

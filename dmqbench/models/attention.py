@@ -25,7 +25,8 @@ from dmqbench.quant.attention import AttentionQuantizers
 def attention_modules(network: nn.Module) -> dict[str, nn.Module]:
     """Name → attention module, in the order of registration."""
     kinds: tuple[type, ...] = (Attention, AttentionModuleMixin)
-    return {name: module for name, module in network.named_modules() if isinstance(module, kinds)}
+    found: dict[str, nn.Module] = dict(network.named_modules())
+    return {name: module for name, module in found.items() if isinstance(module, kinds)}
 
 
 def set_heads_(network: Any) -> None:

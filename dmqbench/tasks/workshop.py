@@ -5,7 +5,7 @@ from functools import cached_property
 
 from dmqbench.config.checked_job import Job, scope_of
 from dmqbench.config.ids import job_ids
-from dmqbench.config.model_facts import network_family, weights_hash
+from dmqbench.config.model_facts import reads_text, weights_hash
 from dmqbench.config.schema import SamplerConfig
 from dmqbench.data.image_streams import ImageStreams, file_streams, own_streams
 from dmqbench.data.noise import Stream
@@ -92,7 +92,7 @@ class Workshop:
     @cached_property
     def embeddings(self) -> PromptEmbeddings | None:
         """Conditions of the prompts; None for a model that reads no text."""
-        return PromptEmbeddings(self.job, self.store) if network_family(self.job.model).reads_text else None
+        return PromptEmbeddings(self.job, self.store) if reads_text(self.job.model) else None
 
     def read_prompts(self, counts: Mapping[Stream, int]) -> None:
         """Have the prompts of the first so many samples of streams read, before the network is loaded for them."""
