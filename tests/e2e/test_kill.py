@@ -7,7 +7,7 @@ import time
 
 import pytest
 from e2e.commands import FEW, dmqbench, result_folder, running
-from tiny import save_pipeline, small_unet
+from tiny import save_pipeline, smallest_unet
 
 METHOD = ("method=q_diffusion", "bits=w4a6")
 STOPPED_IN = {
@@ -29,7 +29,7 @@ STOPPED_IN = {
 @pytest.fixture(scope="module")
 def sizes(tmp_path_factory) -> list[str]:
     """Overrides of every job, on a network with few layers."""
-    model = save_pipeline(tmp_path_factory.mktemp("kill") / "model", small_unet())
+    model = save_pipeline(tmp_path_factory.mktemp("kill") / "model", smallest_unet())
     return [*FEW, "model=local", f"model.path={model}", "model.classes=10", "metrics.names=[psnr,mse]"]
 
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 from e2e.commands import FEW
-from tiny import save_pipeline, small_unet
+from tiny import save_pipeline, smallest_unet
 
 from dmqbench.config.compose import compose
 from dmqbench.config.job import make_job
@@ -60,7 +60,7 @@ VARIANTS = {
 def common(tmp_path_factory) -> list[str]:
     """Overrides of every job: a network with few layers, and a store in which jobs share what is equal."""
     root = tmp_path_factory.mktemp("variants")
-    model = save_pipeline(root / "model", small_unet())
+    model = save_pipeline(root / "model", smallest_unet())
     local = ["model=local", f"model.path={model}", "model.classes=10", "sampler.chunk=8"]
     return [*FEW, *local, "metrics.names=[psnr,mse]", f"store.root={root / 'runs'}"]
 
