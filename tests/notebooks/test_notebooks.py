@@ -8,6 +8,7 @@ import nbformat
 import pytest
 from jupytext.compare import compare_notebooks
 from notebooks.execution import ROOT, TEXTS, executed
+from tiny import save_pipeline, smallest_unet
 
 ids = [text.stem for text in TEXTS]
 QUICK = {
@@ -16,6 +17,13 @@ QUICK = {
     "budget.tuning_iterations": "2",
 }
 """Sizes of jobs whose numbers nobody reads."""
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory) -> dict[str, str]:
+    """Those sizes, on a network with few layers, whose images are too small for ``ssim``."""
+    network = save_pipeline(tmp_path_factory.mktemp("notebooks") / "model", smallest_unet())
+    return QUICK | {"model": f"local model.path={network} model.classes=10", "metrics.names": "[psnr]"}
 
 
 def printed(notebook: nbformat.NotebookNode) -> str:
@@ -46,8 +54,8 @@ def test_outputs_are_those_of_a_whole_run_and_name_no_machine(text):
 
 
 @pytest.mark.parametrize("text", TEXTS, ids=ids)
-def test_runs_where_there_is_no_store(text, tmp_path):
-    found = executed(text, tmp_path, QUICK)
+def test_runs_where_there_is_no_store(text, quick, tmp_path):
+    found = executed(text, tmp_path, quick)
     stored = nbformat.read(text.with_suffix(".ipynb"), as_version=4)
     assert "psnr" in printed(found) and pictures(found) == pictures(stored)
     assert list(tmp_path.rglob("result.json"))
