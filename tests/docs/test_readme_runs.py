@@ -8,7 +8,7 @@ import pytest
 from docs.test_readme import README, ROOT, blocks, commands
 from e2e.commands import FEW, dmqbench
 from test_api import TINY, pipeline
-from tiny import save_pipeline, small_unet
+from tiny import save_pipeline, smallest_unet
 
 from dmqbench import api, doctor, report
 from dmqbench.results.plots import anatomy as pictures
@@ -26,7 +26,7 @@ def results(tmp_path_factory):
 @pytest.fixture(scope="module")
 def network(tmp_path_factory):
     """Overrides of a network with few layers, for commands that do not say which."""
-    folder = save_pipeline(tmp_path_factory.mktemp("readme") / "model", small_unet())
+    folder = save_pipeline(tmp_path_factory.mktemp("readme") / "model", smallest_unet())
     return ["model=local", f"model.path={folder}", "model.classes=10"]
 
 

@@ -15,7 +15,7 @@ from e2e.commands import dmqbench, result_folder
 from PIL import Image
 from skimage.metrics import structural_similarity
 from standins import stand_in_folder
-from tiny import save_pipeline, small_unet
+from tiny import save_pipeline, smallest_unet
 
 from dmqbench.config.metric_facts import OWN_METRICS
 from dmqbench.eval import inception
@@ -75,7 +75,7 @@ def small_inception(monkeypatch):
 @pytest.fixture(scope="module")
 def models(tmp_path_factory) -> dict[int, Path]:
     """Channels → a model that makes such images."""
-    networks = {n: small_unet(in_channels=n, out_channels=n, size=SIDE, class_entries=None) for n in (1, 3)}
+    networks = {n: smallest_unet(in_channels=n, out_channels=n, size=SIDE, class_entries=None) for n in (1, 3)}
     return {n: save_pipeline(tmp_path_factory.mktemp(f"model{n}"), network) for n, network in networks.items()}
 
 

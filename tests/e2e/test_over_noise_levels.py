@@ -8,7 +8,7 @@ import torch
 from diffusers import EDMEulerScheduler, FlowMatchEulerDiscreteScheduler
 from e2e.commands import FEW, dmqbench, result_folder
 from safetensors.torch import load_file
-from tiny import save_pipeline, small_unet
+from tiny import save_pipeline, smallest_unet
 
 from dmqbench.data.noise import initial_noise
 
@@ -48,7 +48,7 @@ def drawn_by_edm(network, x, scheduler):
 @pytest.mark.parametrize("sampler", JOBS)
 @torch.no_grad()
 def test_a_network_trained_over_noise_levels(sampler, tmp_path):
-    network, scheduler = small_unet(class_entries=None), SCHEDULERS[sampler]
+    network, scheduler = smallest_unet(class_entries=None), SCHEDULERS[sampler]
     folder = save_pipeline(tmp_path / "mine", network)
     scheduler.save_pretrained(folder / "scheduler")
     chosen = ("model=local", f"model.path={folder}", f"sampler={sampler}", *JOBS[sampler])

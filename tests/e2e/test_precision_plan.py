@@ -27,11 +27,17 @@ TINY = (
 FIND = ("method=mpq_dm", f"method.stages=[{','.join(STAGES)}]", "method.plus=true")
 
 
+def network():
+    """A network of few layers, with rows enough for bits of their own, in some more than in others."""
+    blocks = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
+    return unet(class_entries=None, **blocks)
+
+
 class Bench:
     """A tiny model, a store, and the folder of the job that found the plan."""
 
     def __init__(self, root):
-        self.model = save_pipeline(root / "mine", unet(class_entries=None))
+        self.model = save_pipeline(root / "mine", network())
         self.store = root / "runs"
         self.found = self.run(*FIND)
         self.plan = json.loads((self.last_stage(self.found) / "plan.json").read_text())
@@ -116,7 +122,7 @@ def test_a_killed_job_goes_on_under_the_plan_that_it_found(bench):
 
 
 def test_a_pipeline_of_ones_own_is_quantized_under_it_and_saved(bench, tmp_path):
-    pipe = DDIMPipeline(unet(class_entries=None), DDIMScheduler(clip_sample=False))
+    pipe = DDIMPipeline(network(), DDIMScheduler(clip_sample=False))
     overrides = [*(each for each in TINY if each.startswith("budget")), f"bits.plan={bench.last_stage(bench.found)}"]
     quantize_(pipe, method="rtn", bits="w2a4", steps=4, store=tmp_path / "store", overrides=overrides)
     assert bits_of(pipe.unet.dmqbench.plan) == bits_of(bench.plan)

@@ -2,7 +2,7 @@
 
 import pytest
 from diffusers import DDIMPipeline, DDIMScheduler
-from tiny import small_unet, unet
+from tiny import smallest_unet, unet
 
 from dmqbench.api import quantize_
 from dmqbench.config.compose import compose
@@ -27,7 +27,7 @@ SMALL = {"block_out_channels": (8, 16), "norm_num_groups": 4, "attention_head_di
 
 def pipeline(method: str, options: tuple[str, ...]) -> DDIMPipeline:
     whole = method == "mpq_dm" or "bits.scope=paper" in options
-    network = unet(**SMALL) if whole else small_unet(class_entries=None)
+    network = unet(**SMALL) if whole else smallest_unet(class_entries=None)
     pipe = DDIMPipeline(network, DDIMScheduler(clip_sample=False))
     pipe.set_progress_bar_config(disable=True)
     return pipe

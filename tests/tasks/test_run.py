@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 from e2e.commands import FEW
 from safetensors.torch import load_file
-from tiny import save_pipeline, small_unet
+from tiny import save_pipeline, smallest_unet
 
 from dmqbench.config.compose import compose
 from dmqbench.config.job import make_job
@@ -30,7 +30,7 @@ JOB = (
 @pytest.fixture(scope="module")
 def network(tmp_path_factory):
     """Overrides of a network with few layers."""
-    folder = save_pipeline(tmp_path_factory.mktemp("run") / "model", small_unet())
+    folder = save_pipeline(tmp_path_factory.mktemp("run") / "model", smallest_unet())
     return ("model=local", f"model.path={folder}", "model.classes=10")
 
 
