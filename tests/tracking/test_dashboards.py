@@ -7,7 +7,7 @@ from importlib.util import find_spec
 import pytest
 from loopback import KEY, serving, silence
 from PIL import Image
-from processes import in_fresh_process
+from processes import with_wandb_imported
 
 from dmqbench.config.compose import compose
 from dmqbench.config.job import make_job
@@ -110,7 +110,7 @@ def test_what_a_store_has_not_gets_no_section():
 
 
 def pushed(root, **environment):
-    done = in_fresh_process(PUSH, root, COLUMNS="200", **environment)
+    done = with_wandb_imported(PUSH, root, COLUMNS="200", **environment)
     return done.returncode, done.stdout.splitlines(), done.stderr
 
 
@@ -168,7 +168,7 @@ def test_a_server_that_hangs_at_the_workspace_is_left_with_one_line(root):
     with serving() as server:
         over = threading.Event()
         server._UpsertView2 = lambda _: over.wait(60)
-        done = in_fresh_process(soon, root, COLUMNS="200", WANDB_API_KEY=KEY, WANDB_BASE_URL=server.address)
+        done = with_wandb_imported(soon, root, COLUMNS="200", WANDB_API_KEY=KEY, WANDB_BASE_URL=server.address)
         over.set()
         assert done.returncode == 1 and len(server.runs) == 4
     assert "the workspace was not saved (TimeoutError" in done.stdout.splitlines()[-1]
@@ -179,7 +179,7 @@ def test_without_the_extra_the_runs_are_there_and_one_line_says_what_is_missing(
         "sys.exit", "import dmqbench.tracking.push as d; d.find_spec = lambda name: None\n    sys.exit"
     )
     with serving() as server:
-        done = in_fresh_process(absent, root, COLUMNS="200", WANDB_API_KEY=KEY, WANDB_BASE_URL=server.address)
+        done = with_wandb_imported(absent, root, COLUMNS="200", WANDB_API_KEY=KEY, WANDB_BASE_URL=server.address)
         assert done.returncode == 1 and len(server.runs) == 4
     assert "pip install dmqbench[dashboards]" in done.stdout.splitlines()[-1]
 

@@ -10,7 +10,7 @@ import threading
 
 import pytest
 from loopback import KEY, serving
-from processes import REPOSITORY, in_fresh_process
+from processes import REPOSITORY, with_wandb_imported
 from wandbfile import read_run
 
 from dmqbench.store.artifacts import Store
@@ -48,7 +48,7 @@ PREFIX = """
 
 
 def run(root, code, *arguments, **environment):
-    done = in_fresh_process(textwrap.dedent(PREFIX) + textwrap.dedent(code), root, *arguments, **environment)
+    done = with_wandb_imported(textwrap.dedent(PREFIX) + textwrap.dedent(code), root, *arguments, **environment)
     assert done.returncode == 0, done.stderr
     return done
 

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 from loopback import KEY, serving, silence
-from processes import in_fresh_process
+from processes import in_fresh_process, with_wandb_imported
 from wandbfile import read_run
 
 from dmqbench.tracking.record import Record, curve, read_record
@@ -395,7 +395,7 @@ def inspect(folder: Path) -> dict:
 
 
 def test_offline_runs_of_one_process_are_recorded_finished_and_apart(tmp_path):
-    done = in_fresh_process(OFFLINE_RUNS, tmp_path)
+    done = with_wandb_imported(OFFLINE_RUNS, tmp_path)
     assert done.returncode == 0, done.stderr
     runs = {folder.name.partition(f"-{JOB}-")[2]: inspect(folder) for folder in tmp_path.glob("wandb/offline-run-*")}
     assert sorted(runs) == ["calibration", "evaluation"]
@@ -454,7 +454,7 @@ JOB_OF_TWO_PARTS = """
 def test_whatever_keeps_wandb_away_the_job_records_offline(tmp_path, trouble):
     with trouble() as environment:
         key = {"WANDB_API_KEY": KEY, "WANDB_HTTP_TIMEOUT": "2"}
-        done = in_fresh_process(JOB_OF_TWO_PARTS, tmp_path, **key, **environment)
+        done = with_wandb_imported(JOB_OF_TWO_PARTS, tmp_path, **key, **environment)
     assert done.returncode == 0, done.stderr
     (line,) = done.stderr.splitlines()
     assert line.startswith("dmqbench: wandb failed (AuthenticationError") and "recording offline" in line
