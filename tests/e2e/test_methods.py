@@ -12,9 +12,9 @@ from dmqbench.config.places import CONF
 
 SIZES = (
     *(*FEW, "sampler.chunk=16", "metrics.samples=16", "metrics.pairs=16", "metrics.names=[psnr]"),
-    *("budget.trajectories=16", "budget.validation=8", "budget.samples=64", "budget.batch=16"),
-    *("budget.scale_iterations=20", "budget.weight_iterations=60", "budget.activation_iterations=10"),
-    *("budget.trajectory_iterations=10", "budget.tuning_iterations=30"),
+    *("budget.trajectories=16", "budget.validation=8", "budget.samples=32", "budget.batch=16"),
+    *("budget.scale_iterations=20", "budget.weight_iterations=40", "budget.activation_iterations=5"),
+    *("budget.trajectory_iterations=8", "budget.tuning_iterations=25"),
 )
 LINES = yaml.safe_load(Path(__file__).with_name("methods.yaml").read_text())
 NO_METHODS = {"fp", "foreign"}
