@@ -236,7 +236,7 @@ class Stage(pl.LightningModule):
 
     def training_step(self, tick: int) -> None:
         started = time.perf_counter()
-        total = self.iterations(self.unit)
+        total, loss = self.iterations(self.unit), None
         while self.iteration < total and time.perf_counter() - started < SECONDS_PER_STEP:
             loss = self.iterate(self.unit, self.iteration)
             if loss is not None and self.iteration in self.recorded_iterations:
@@ -247,8 +247,8 @@ class Stage(pl.LightningModule):
                     f"stage {self.name}, unit {self.unit}: loss {float(loss.detach())} at iteration {self.iteration}"
                 )
             self.iteration += 1
-            if loss is not None:
-                self.log("loss", loss.detach(), prog_bar=True)
+        if loss is not None:  # not in each iteration: a small one takes less time than Lightning's logging
+            self.log("loss", loss.detach(), prog_bar=True)
 
     def on_train_epoch_end(self) -> None:
         facts = self.finish_unit(self.unit)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from PIL import Image
 
@@ -14,7 +15,7 @@ from dmqbench import cli
 from dmqbench.config.compose import ROOT, compose, expand
 from dmqbench.config.places import CONF
 from dmqbench.config.texts import as_text, null_is_text, text_keys
-from dmqbench.launch.sweeps import plan
+from dmqbench.launch.sweeps import plan, sweep_jobs
 
 NAMES = (
     *("1_0", "2024_01_05", "007", "0x10", "1e5", "1.50", "-1", "inf", "nan", "+3"),
@@ -50,9 +51,19 @@ def test_every_key_of_a_name_or_path_keeps_it(name):
     overrides = [f"{key}={name}" for key in keys]
     config = compose(["method=foreign", f"method.path={name}", f"method.variant={name}", *overrides])
     assert {key: OmegaConf.select(config, key) for key in KEYS} == dict.fromkeys(KEYS, name)
-    with initialize_config_dir(str(CONF), version_base="1.3"):  # as Hydra composes it for --cfg
-        again = hydra_compose(ROOT, [as_text(text) for text in overrides])
-    assert {key: OmegaConf.select(again, key) for key in keys} == dict.fromkeys(keys, name)
+    assert [read.value() for read in OverridesParser.create().parse_overrides([*map(as_text, overrides)])] == [
+        name for _ in keys
+    ]
+
+
+def test_hydra_composes_the_names_too():
+    """As it does for --cfg: every name in one of the keys."""
+    keys = [key for key in KEYS if not key.startswith("method.")]
+    for start in range(0, len(NAMES), len(keys)):
+        chosen = dict(zip(keys, NAMES[start:], strict=False))
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            config = hydra_compose(ROOT, [as_text(f"{key}={name}") for key, name in chosen.items()])
+        assert {key: OmegaConf.select(config, key) for key in chosen} == chosen
 
 
 @pytest.fixture
@@ -83,10 +94,23 @@ def test_a_folder_is_read_by_its_name_from_a_command_line_and_from_a_sweep_file(
     words = [f"{key}={name}" for key in keys]
     [job] = planned(*OPTIONS, *words)
     assert (job.evaluate.samples, job.evaluate.fp_samples, job.evaluate.name) == (name, name, name)
-    (tmp_path / "sweeps").mkdir()
-    (tmp_path / "sweeps" / "mine.yaml").write_text(json.dumps({"overrides": list(OPTIONS), "jobs": [words]}))
-    [job] = planned("--config-dir", str(tmp_path), "+sweeps=mine")
-    assert (job.evaluate.samples, job.evaluate.fp_samples, job.evaluate.name) == (name, name, name)
+    assert sweep_jobs("mine", [written_sweep(tmp_path, words)]) == [[*OPTIONS, *words]]
+
+
+def written_sweep(place, *jobs):
+    """The folder for --config-dir in which the sweep ``mine`` has these jobs."""
+    (place / "sweeps").mkdir()
+    (place / "sweeps" / "mine.yaml").write_text(json.dumps({"overrides": list(OPTIONS), "jobs": jobs}))
+    return str(place)
+
+
+def test_names_of_a_sweep_file_are_those_of_its_jobs(folders, tmp_path):
+    names = ("1_0", "it's", "a=b")
+    for name in names:
+        folders(name)
+    jobs = [[f"evaluate.samples={name}", f"evaluate.fp_samples={name}"] for name in names]
+    found = planned("--config-dir", written_sweep(tmp_path, *jobs), "+sweeps=mine")
+    assert [(job.evaluate.samples, job.evaluate.fp_samples) for job in found] == [(name, name) for name in names]
 
 
 @pytest.mark.parametrize("key", sorted(text_keys()))

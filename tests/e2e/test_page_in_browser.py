@@ -123,6 +123,12 @@ def visit(opened) -> Iterator[Visit]:
     assert [url for url in opened.requests if not url.startswith(("file:", "data:", "blob:"))] == []
 
 
+def keep_screenshot(page, name: str) -> None:
+    """Take a picture for people, into the folder ``DMQBENCH_SCREENSHOTS``; no test looks at one."""
+    if folder := os.environ.get("DMQBENCH_SCREENSHOTS"):
+        page.screenshot(path=Path(folder) / name, full_page=True)
+
+
 def numbers(texts: list[str]) -> list[float]:
     return [float(text.partition("±")[0]) for text in texts if text[0].isdigit()]
 
@@ -245,7 +251,7 @@ def test_the_slider_ends_show_the_images_themselves(visit):
 
 
 @pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 390)])
-def test_it_looks_right_in_both_themes_and_on_a_telephone(browser, page_file, scheme, width, tmp_path):
+def test_it_looks_right_in_both_themes_and_on_a_telephone(browser, page_file, scheme, width):
     visit = Visit(browser, page_file, scheme, width)
     page = visit.page
 
@@ -259,22 +265,20 @@ def test_it_looks_right_in_both_themes_and_on_a_telephone(browser, page_file, sc
         plot.scroll_into_view_if_needed()
         plot.locator(".main-svg").first.wait_for()
     page.evaluate("scrollTo(0, 0)")
-    page.screenshot(path=tmp_path / f"page-{scheme}-{width}.png", full_page=True)
+    keep_screenshot(page, f"page-{scheme}-{width}.png")
     page.locator("#theme").click()
     assert page.evaluate("document.documentElement.dataset.theme") != scheme and light() == (scheme == "dark")
     visit.context.close()
     assert visit.complaints == []
-    if kept := os.environ.get("DMQBENCH_SCREENSHOTS"):
-        shutil.copytree(tmp_path, kept, dirs_exist_ok=True)
 
 
-def test_it_prints_with_its_plots(browser, page_file, tmp_path):
-    visit = Visit(browser, page_file, "dark")
+def test_it_prints_with_its_plots(visit, tmp_path):
     visit.page.pdf(path=tmp_path / "page.pdf")
     assert (tmp_path / "page.pdf").stat().st_size > 50_000
     visit.page.emulate_media(media="print")
     assert visit.page.locator("nav").is_hidden()
-    visit.context.close()
+    visit.page.emulate_media(media="screen")
+    assert visit.page.locator("nav").is_visible()
 
 
 @pytest.fixture(scope="module")
@@ -302,7 +306,7 @@ def until(page, condition):
     raise AssertionError(condition)
 
 
-def test_what_the_parts_of_a_method_do_is_drawn(browser, parts_file, tmp_path):
+def test_what_the_parts_of_a_method_do_is_drawn(browser, parts_file):
     visit = Visit(browser, parts_file)
     page = visit.page
     assert visit.points("[data-part=dose]") >= 2 * 4 * 3 and visit.points("[data-part=samples]") >= 2 * 2
@@ -325,13 +329,11 @@ def test_what_the_parts_of_a_method_do_is_drawn(browser, parts_file, tmp_path):
         page.set_viewport_size({"width": width, "height": 900})
         page.evaluate("scrollTo(0, 0)")
         until(page, "document.documentElement.scrollWidth <= innerWidth")
-        page.screenshot(path=tmp_path / f"parts-{width}.png", full_page=True)
+        keep_screenshot(page, f"parts-{width}.png")
     page.locator("tr[data-method=q_diffusion] button.open").first.click()
     assert page.locator("#ranges-figure").is_hidden() and page.locator("#exponents-figure").is_hidden()
     visit.context.close()
     assert visit.complaints == [] and all(request.startswith(("file:", "data:")) for request in visit.requests)
-    if kept := os.environ.get("DMQBENCH_SCREENSHOTS"):
-        shutil.copytree(tmp_path, kept, dirs_exist_ok=True)
 
 
 def test_calibration_over_several_steps_is_drawn(browser, tmp_path):
