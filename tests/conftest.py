@@ -43,7 +43,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_collection_finish() -> None:
     """Spare networks a search of all their modules for hooks in every call, a tenth of the time of tiny ones."""
-    modeling = sys.modules.get("diffusers.models.modeling_utils")
+    modeling: Any = sys.modules.get("diffusers.models.modeling_utils")
     if modeling is None:
         return
     thorough = modeling.get_parameter_dtype
