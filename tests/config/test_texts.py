@@ -117,7 +117,15 @@ def test_names_of_a_sweep_file_are_those_of_its_jobs(folders, tmp_path):
 def test_null_is_a_name_where_a_name_is_asked_for_and_elsewhere_nothing(key):
     """What may be left out takes null for that: paths, and what only some models or tasks have."""
     optional = {
-        *("model.path", "model.revision", "model.condition", "bits.plan", "dataset.reference", "metrics.weights"),
+        *(
+            "model.path",
+            "model.revision",
+            "model.condition",
+            "model.scheduler",
+            "bits.plan",
+            "dataset.reference",
+            "metrics.weights",
+        ),
         *("store.root", "inputs.images", "method.path", "evaluate.bits", "evaluate.prompts"),
         *("evaluate.samples", "evaluate.fp_samples", "inputs.prompts", "inputs.calibration_prompts"),
         *("inputs.column", "inputs.negative_prompt"),
