@@ -67,7 +67,7 @@ class Diagnosis:
             "trajectories": self.trajectories,
             "timesteps": list(self.timesteps),
             "steps": asdict(self.steps),
-            "layers": None if self.layers is None else asdict(self.layers),
+            "layers": None if self.layers is None else self.layers.to_json(),
             "proxies": self.proxies,
         }
 

@@ -6,7 +6,8 @@ its quantized output on the same input.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,13 +30,17 @@ class LayerErrors:
     """Relative squared output errors Σ‖y_q − y‖² / Σ‖y‖², by quantized layer in execution order and call.
 
     ``skip`` says which layers read a concatenation with a skip, ``calls`` which network calls were measured;
-    ``error`` is [L][K], each ≥ 0.
+    ``error`` is [L][K], each ≥ 0; ``tokens`` is whose each layer works on, of a network that has a text's as well.
     """
 
     names: tuple[str, ...]
     skip: tuple[bool, ...]
     calls: tuple[int, ...]
     error: tuple[tuple[float, ...], ...]
+    tokens: tuple[str | None, ...] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return {key: value for key, value in asdict(self).items() if key != "tokens" or value is not None}
 
     @property
     def mean_log10(self) -> float | None:
@@ -64,7 +69,8 @@ def layer_errors(
     adapter = denoising.adapter
     quantizable = quant_layers(adapter.network)
     with quantization(adapter.network, weight=False, activation=False):
-        traced = [layer for layer in adapter.topology().layers if layer.name in quantizable]
+        topology = adapter.topology()
+        traced = [layer for layer in topology.layers if layer.name in quantizable]
         if not traced:
             return None
         names = tuple(layer.name for layer in traced)
@@ -80,7 +86,8 @@ def layer_errors(
     if broken:
         raise FloatingPointError(f"layer {broken[0]}: its quantized output is not finite")
     skip = tuple(bool(layer.boundaries) for layer in traced)
-    return LayerErrors(names, skip, calls, tuple(tuple(row) for row in error.tolist()))
+    tokens = None if topology.tokens is None else tuple(layer.tokens for layer in traced)
+    return LayerErrors(names, skip, calls, tuple(tuple(row) for row in error.tolist()), tokens)
 
 
 class _Sums:

@@ -8,20 +8,11 @@ from math import prod
 from typing import Any, Literal
 
 import torch
-from diffusers.models.attention import BasicTransformerBlock, JointTransformerBlock
 from diffusers.models.attention_processor import Attention
-from diffusers.models.normalization import (
-    AdaLayerNormContinuous,
-    AdaLayerNormZero,
-    AdaLayerNormZeroSingle,
-    SD35AdaLayerNormZeroX,
-)
-from diffusers.models.resnet import ResnetBlock2D, ResnetBlockCondNorm2D
-from diffusers.models.transformers.transformer_flux import FluxSingleTransformerBlock, FluxTransformerBlock
-from diffusers.models.unets.unet_2d_blocks import KAttentionBlock
 from torch import Tensor, nn
 
 from dmqbench.models.attention import attention_modules
+from dmqbench.models.blocks import BLOCKS, Tokens, is_modulation, tokens_of
 from dmqbench.models.dataflow import ChannelCuts, ResidualSums
 from dmqbench.models.hooks import hooked
 from dmqbench.quant.layers import QUANTIZABLE
@@ -30,13 +21,6 @@ Run = Callable[[nn.Module, tuple[Any, ...], Mapping[str, Any]], Any]
 """Calls a network with (args, kwargs)."""
 
 Kind = Literal["conv1d", "conv2d", "linear"]
-
-TRANSFORMER_BLOCKS = (BasicTransformerBlock, JointTransformerBlock, FluxTransformerBlock, FluxSingleTransformerBlock)
-
-BLOCKS = (ResnetBlock2D, ResnetBlockCondNorm2D, KAttentionBlock, *TRANSFORMER_BLOCKS, Attention)
-"""What is reconstructed as one unit; of nested ones the outermost counts."""
-
-_ADAPTIVE_NORMS = (AdaLayerNormZero, AdaLayerNormZeroSingle, SD35AdaLayerNormZeroX, AdaLayerNormContinuous)
 
 _KINDS: Mapping[type[nn.Module], Kind] = {
     nn.Conv1d: "conv1d",
@@ -57,6 +41,8 @@ class LayerInfo:
         embedding: makes or hands on the embedding of time, label or text: a layer on vectors [B, C] that is no
             modulation, or one outside blocks; it reads nothing of the sample.
         modulation: makes the shifts, scales and gates of a transformer block of that embedding.
+        tokens: whose it works on: the image's, a text's (also the one of a class) or both in one stream; None for
+            embeddings of vectors.
         macs: multiply-accumulates of one network call at batch 1.
         in_block: part of a block, and not between blocks.
         bare_attention: a projection of an attention that is a block of its own, with neither a feed-forward nor another
@@ -71,6 +57,7 @@ class LayerInfo:
     shortcut: bool
     embedding: bool
     modulation: bool
+    tokens: Tokens | None
     macs: int
     groups: int
     weight_shape: tuple[int, ...]
@@ -117,6 +104,12 @@ class Topology:
     def last(self) -> LayerInfo:
         """The last layer that is part of no embedding."""
         return next(layer for layer in reversed(self.layers) if not layer.embedding)
+
+    @property
+    def tokens(self) -> tuple[Tokens | None, ...] | None:
+        """Whose tokens every layer works on; None for a network that has those of an image alone."""
+        found: tuple[Tokens | None, ...] = tuple(layer.tokens for layer in self.layers)
+        return None if {"text", "both"}.isdisjoint(found) else found
 
     @property
     def share_of_macs(self) -> dict[str, float]:
@@ -243,8 +236,10 @@ def _layer_info(modules: Mapping[str, Any], seen: _SeenLayer, sums: ResidualSums
     module, parent, around = modules[seen.name], modules[seen.name.rpartition(".")[0]], modules[unit.name]
     weight: Tensor = module.weight
     in_block = unit.kind == "block"
-    modulation = isinstance(around, TRANSFORMER_BLOCKS) and isinstance(parent, _ADAPTIVE_NORMS)
+    modulation = is_modulation(parent, around)
     of_condition = not seen.reads_sample and (seen.on_vectors or not in_block)
+    embedding = of_condition and not modulation
+    of_text = not (seen.reads_sample or seen.on_vectors)
     kind: Kind = next(kind for cls, kind in _KINDS.items() if isinstance(module, cls))
     return LayerInfo(
         name=seen.name,
@@ -252,8 +247,9 @@ def _layer_info(modules: Mapping[str, Any], seen: _SeenLayer, sums: ResidualSums
         order=seen.order,
         boundaries=seen.boundaries,
         shortcut=seen.name in sums.shortcuts,
-        embedding=of_condition and not modulation,
+        embedding=embedding,
         modulation=modulation,
+        tokens=None if embedding and seen.on_vectors else tokens_of(seen.name, around, of_text),
         macs=seen.macs,
         groups=getattr(module, "groups", 1),
         weight_shape=tuple(weight.shape),

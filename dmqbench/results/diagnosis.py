@@ -39,6 +39,9 @@ def _check_layers(layers: Mapping[str, Any], calls: int) -> None:
     count = len(layers["names"])
     if len(layers["error"]) != count or len(layers["skip"]) != count:
         raise ValueError("names and errors of the layers do not fit together")
+    tokens = layers.get("tokens", (None,) * count)
+    if len(tokens) != count or not {*tokens} <= {None, "image", "text", "both"}:
+        raise ValueError("the layers' tokens do not fit their names")
     if not all(isinstance(call, int) and 0 <= call < calls for call in layers["calls"]):
         raise ValueError("layers name calls that are not there")
     for row in layers["error"]:

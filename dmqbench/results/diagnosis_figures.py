@@ -44,8 +44,9 @@ def _step_line(name: str, errors: Sequence[float], colour: str, dash: int, texts
 
 def layer_errors(layers: Mapping[str, Any], times: Sequence[float]) -> Figure:
     """Each quantized layer's relative error over the measured calls."""
-    marks = (" · skip" if skip else "" for skip in layers["skip"])
-    names = tuple(f"{name}{mark}" for name, mark in zip(layers["names"], marks, strict=True))
+    tokens = layers.get("tokens", [None] * len(layers["names"]))
+    rows = zip(layers["names"], layers["skip"], tokens, strict=True)
+    names = tuple(" · ".join(filter(None, (name, "skip" if skip else "", of))) for name, skip, of in rows)
     calls = Axis(
         "timestep of the call, from noise to image", " ", names=tuple(f"t = {times[at]:g}" for at in layers["calls"])
     )

@@ -77,6 +77,8 @@ def examine(shop: Workshop) -> dict[str, Any]:
     network = shop.full_precision.network
     weights = {name: network.get_submodule(name).get_parameter("weight") for name in inputs}
     layers = [_describe(layer, inputs[layer.name], weights[layer.name], bits) for layer in shop.topology.layers]
+    for layer, tokens in zip(layers, shop.topology.tokens or (), strict=shop.topology.tokens is not None):
+        layer["tokens"] = tokens
     heaviest = _heaviest(layers)
     return {
         "version": VERSION,

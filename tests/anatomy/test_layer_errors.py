@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import dit, text_unet, unet
+from tiny import dit, sd3, text_unet, unet
 from workbench import BUILDERS, W3A6, adapter_of, set_min_max_ranges_, workbench
 
 from dmqbench.anatomy.layer_errors import LayerErrors, layer_errors
@@ -17,6 +17,8 @@ from dmqbench.models.rollout import Denoising
 from dmqbench.quant.functional import affine_parameters, fake_quantize
 from dmqbench.quant.layers import freeze_, quant_layers, set_quantization_
 from dmqbench.quant.spec import BitWidth, StepGroups
+from dmqbench.results import diagnosis_figures
+from dmqbench.results.plots.low_bits import layer_title
 
 
 def calibrated(bits=W3A6, **settings_):
@@ -162,3 +164,24 @@ def test_batches_cover_everything_once(count, chunk):
     parts = batches(count, chunk)
     assert [index for part in parts for index in part] == list(range(count))
     assert all(len(part) == chunk for part in parts[:-1])
+
+
+def test_rows_say_whose_tokens_a_layer_works_on_where_there_is_a_text():
+    record = measured(calibrated(network=sd3())).to_json()
+    tokens = dict(zip(record["names"], record["tokens"], strict=True))
+    block = "transformer_blocks.0"
+    texts = ("attn.add_k_proj", "attn.to_add_out", "ff_context.net.2", "norm1_context.linear")
+    images = ("attn.to_k", "attn.to_out.0", "attn2.to_q", "ff.net.2", "norm1.linear")
+    assert {tokens[f"{block}.{name}"] for name in texts} == {"text"}
+    assert {tokens[f"{block}.{name}"] for name in images} == {"image"}
+    names = diagnosis_figures.layer_errors(record, range(4)).panels[0].y.names
+    assert f"{block}.attn.add_k_proj · text" in names
+    assert layer_title({"name": "a", "tokens": "both"}) == "a · both"
+
+
+def test_rows_of_a_network_of_images_alone_say_nothing_of_tokens():
+    record = measured(calibrated()).to_json()
+    assert "tokens" not in record
+    names = diagnosis_figures.layer_errors(record, range(4)).panels[0].y.names
+    assert {name.partition(" · ")[2] for name in names} == {"", "skip"}
+    assert layer_title({"name": "a"}) == "a"

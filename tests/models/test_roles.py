@@ -9,11 +9,14 @@ from dmqbench.models.topology import trace
 from dmqbench.quant.plan import uniform_plan
 from dmqbench.quant.spec import COMMON_SCOPE, BitWidth
 
+TEXT_STREAM = ("*.norm1_context.linear", "*.attn.add_?_proj", "*.attn.to_add_out", "*.ff_context.net.*")
 UNET = {
     "embedding": ("time_embedding.linear_?", "*.time_emb_proj"),
     "modulation": (),
     "skip": ("up_blocks.*.conv_shortcut",),
     "ends": ("conv_in", "conv_out"),
+    "text": ("*.attn2.to_k", "*.attn2.to_v"),
+    "both": (),
 }
 ROLES = {
     text_unet: UNET,
@@ -23,18 +26,24 @@ ROLES = {
         "modulation": ("transformer_blocks.?.norm1.linear",),
         "skip": (),
         "ends": ("pos_embed.proj", "proj_out_2"),
+        "text": (),
+        "both": (),
     },
     pixart: {
         "embedding": ("adaln_single.*", "caption_projection.linear_?"),
         "modulation": (),
         "skip": (),
         "ends": ("pos_embed.proj", "proj_out"),
+        "text": ("caption_projection.linear_?", "*.attn2.to_k", "*.attn2.to_v"),
+        "both": (),
     },
     sd3: {
         "embedding": ("time_text_embed.*", "context_embedder", "norm_out.linear"),
         "modulation": ("transformer_blocks.?.norm1.linear", "transformer_blocks.?.norm1_context.linear"),
         "skip": (),
         "ends": ("pos_embed.proj", "proj_out"),
+        "text": ("context_embedder", *TEXT_STREAM),
+        "both": (),
     },
     flux: {
         "embedding": ("time_text_embed.*", "context_embedder", "norm_out.linear"),
@@ -44,6 +53,8 @@ ROLES = {
         ),
         "skip": (),
         "ends": ("x_embedder", "proj_out"),
+        "text": ("context_embedder", *TEXT_STREAM),
+        "both": ("single_transformer_blocks.0.*",),
     },
 }
 
@@ -57,7 +68,12 @@ def test_roles_of_layers(build):
         "modulation": {layer.name for layer in topology.layers if layer.modulation},
         "skip": {layer.name for layer in topology.layers if layer.boundaries},
         "ends": {topology.first.name, topology.last.name},
+        "text": {layer.name for layer in topology.layers if layer.tokens == "text"},
+        "both": {layer.name for layer in topology.layers if layer.tokens == "both"},
     }
+    vectors = {layer.name for layer in topology.layers if layer.tokens is None}
+    assert vectors == found["embedding"] - found["text"]
+    assert (topology.tokens is None) == (build is dit)
     for role, names in found.items():
         for pattern in patterns[role]:
             assert any(fnmatchcase(name, pattern) for name in names), (role, pattern)

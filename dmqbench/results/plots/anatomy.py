@@ -9,7 +9,15 @@ import numpy as np
 
 from dmqbench.results.diagnosis_figures import layer_errors, step_errors
 from dmqbench.results.figure import Axis, Figure, HeatMap, Line, Panel, tail, times_axis
-from dmqbench.results.plots.low_bits import activation_codes, features, row_histograms, title_of, weight_rows
+from dmqbench.results.plots.low_bits import (
+    activation_codes,
+    features,
+    layer_title,
+    layers_axis,
+    row_histograms,
+    title_of,
+    weight_rows,
+)
 from dmqbench.results.plots.render import save
 from dmqbench.results.studies.colours import INK, MAIN, SECOND
 
@@ -31,7 +39,7 @@ def activation_ranges(record: Record) -> Figure:
     heat = HeatMap([layer["steps"]["absmax"] for layer in layers], "largest |x| of the input", "|x|")
     calls = Axis("timestep of the call, from noise to image", names=tuple(f"{time:g}" for time in record["timesteps"]))
     title = f"{record['model']}: range of every layer's input over the steps, full precision"
-    return Figure(title, (Panel((heat,), calls, Axis("", names=tuple(layer["name"] for layer in layers))),))
+    return Figure(title, (Panel((heat,), calls, layers_axis(layers)),))
 
 
 def errors_of_layers(record: Record) -> Figure | None:
@@ -94,7 +102,7 @@ def _profile(layer: Record) -> Panel:
     for cut in layer["boundaries"]:
         marks.append(Line("skip begins", (cut - 0.5, cut - 0.5), (0.0, most), INK, points=False, dash=2))
     y = Axis("largest |x|", ends=(0.0, 1.3 * most))
-    return Panel(tuple(marks), Axis("input channel", ends=ends), y, layer["name"], height=1.1)
+    return Panel(tuple(marks), Axis("input channel", ends=ends), y, layer_title(layer), height=1.1)
 
 
 def kurtosis(record: Record) -> Figure:
@@ -106,7 +114,7 @@ def kurtosis(record: Record) -> Figure:
     )
     x = Axis("kurtosis (grey: 3, that of a Gaussian)", log=True, reference=3.0)
     title = f"{record['model']}: tails of inputs and weights, full precision"
-    return Figure(title, (Panel(dots, x, Axis("", names=tuple(layer["name"] for layer in layers))),))
+    return Figure(title, (Panel(dots, x, layers_axis(layers)),))
 
 
 def skip_halves(record: Record) -> Figure | None:

@@ -34,7 +34,7 @@ def weight_rows(record: Record) -> Figure | None:
         Line(f"{bits} bits", values, range(len(layers)), _OF_BITS[number % len(_OF_BITS)], joined=False)
         for number, (bits, values) in enumerate(shares.items())
     )
-    names = Axis("", names=tuple(layer["name"] for layer in layers))
+    names = layers_axis(layers)
     kurtosis = Axis("kurtosis of an output row (grey: 3, that of a Gaussian)", log=True, reference=3.0)
     title = "share of the layer's squared rounding error in the tenth of its rows of highest kurtosis (grey: a tenth)"
     share = Axis(title, share=True, from_zero=True, reference=0.1)
@@ -45,6 +45,16 @@ def weight_rows(record: Record) -> Figure | None:
         tuple(filter(None, notes)),
         columns=2,
     )
+
+
+def layer_title(layer: Record) -> str:
+    """A layer's name, and whose tokens it works on where that is not the image alone."""
+    return " · ".join(filter(None, (layer["name"], layer.get("tokens"))))
+
+
+def layers_axis(layers: Sequence[Record]) -> Axis:
+    """An axis of layers by their titles."""
+    return Axis("", names=tuple(map(layer_title, layers)))
 
 
 def _spreads(tails: Sequence[Any]) -> tuple[Line, ...]:
