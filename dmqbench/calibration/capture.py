@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from dmqbench.data.bank import Trajectories
-from dmqbench.models.hooks import hooked
+from dmqbench.models.hooks import hooked, output_tensors
 from dmqbench.models.rollout import Denoising
 
 SHARED = ("image_rotary_emb",)
@@ -42,11 +42,6 @@ class ModuleInputs:
 
         args, kwargs = tree_map(pick, self.arguments)
         return args, kwargs | self.shared, self.step[index]
-
-
-def output_tensors(output: Any) -> tuple[Tensor, ...]:
-    """The features that a block puts out, one of each stream, whatever it wraps them in."""
-    return tuple(leaf for leaf in tree_flatten(output)[0] if isinstance(leaf, Tensor))
 
 
 def _join(parts: Sequence[Any], sizes: Sequence[int]) -> Any:

@@ -61,28 +61,24 @@ class ResidualSums(Watch):
         self._made_of = WeakTensorKeyDictionary()
         self._outputs = WeakTensorKeyDictionary()
         self._count = 0
-        self._watched = 0
 
-    def watch(self, tensor: Tensor) -> None:
-        """Remember ``tensor``, before anything is made of it, for ``of_watched``."""
-        self._watched = self._number(tensor)
-
-    def of_watched(self, tensor: Tensor) -> bool:
-        """Whether ``tensor`` is, or was made of, the tensor that is watched."""
-        return bool(self._sources(tensor) >> self._watched & 1)
+    def made_of(self, tensor: Tensor, number: int) -> bool:
+        """Whether ``tensor`` is the one of that ``number``, or was made of it."""
+        return bool(self._sources(tensor) >> number & 1)
 
     def note_layer(self, name: str, x: Tensor, output: Tensor) -> None:
         """``output`` is what layer ``name`` has just made of ``x``."""
-        self._outputs[output] = (name, self._number(x))
+        self._outputs[output] = (name, self.number(x))
 
     def _note_sum(self, output: Tensor, sources: int) -> None:
         """``output`` is added to something made of ``sources``."""
         if output in self._outputs:
             name, x = self._outputs[output]
-            if sources >> x & 1 and not sources >> self._number(output) & 1:
+            if sources >> x & 1 and not sources >> self.number(output) & 1:
                 self.shortcuts.add(name)
 
-    def _number(self, tensor: Tensor) -> int:
+    def number(self, tensor: Tensor) -> int:
+        """Return what a tensor is known by, also when it is gone."""
         if tensor not in self._numbers:
             self._numbers[tensor] = self._count
             self._count += 1
@@ -92,7 +88,7 @@ class ResidualSums(Watch):
         return self._made_of.get(tensor) or 0
 
     def _sources(self, tensor: Tensor) -> int:
-        return self._made_before(tensor) | 1 << self._number(tensor)
+        return self._made_before(tensor) | 1 << self.number(tensor)
 
     def note(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> None:
         operands = [leaf for leaf in tree_leaves((args, kwargs)) if _is_data(leaf)]

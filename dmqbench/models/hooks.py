@@ -5,7 +5,8 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 
 @contextmanager
@@ -25,3 +26,8 @@ def hooked(
             register = module.register_forward_pre_hook if pre else module.register_forward_hook
             hooks.callback(register(partial(hook, name), with_kwargs=with_kwargs).remove)
         yield
+
+
+def output_tensors(output: Any) -> tuple[Tensor, ...]:
+    """The features that a module puts out, one of each stream, whatever it wraps them in."""
+    return tuple(leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor))

@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dmqbench.models.attention import attention_modules
 from dmqbench.models.blocks import BLOCKS, Tokens, is_modulation, tokens_of
 from dmqbench.models.dataflow import ChannelCuts, ResidualSums
-from dmqbench.models.hooks import hooked
+from dmqbench.models.hooks import hooked, output_tensors
 from dmqbench.quant.layers import QUANTIZABLE
 
 Run = Callable[[nn.Module, tuple[Any, ...], Mapping[str, Any]], Any]
@@ -81,6 +81,9 @@ class Unit:
     name: str
     kind: Literal["block", "layer"]
     layers: tuple[str, ...]
+    read: tuple[bool, ...] = (True,)
+    """Of each tensor that it puts out, whether anything reads it: the last block of Flux has no further use for its
+    text."""
 
 
 @dataclass(frozen=True)
@@ -148,21 +151,23 @@ def trace(
     whatever the names. A shortcut y = conv(x) + f(x) is recognised by the sum, whose other operand was made of the same
     input. Of the names in ``blocks``, each is a block beside those that are known by their class.
     """
-    probe = _Probe(batch=len(args[0]))
-    probe.sums.watch(args[0])
+    sums = ResidualSums()
+    probe = _Probe(len(args[0]), sums.number(args[0]), sums)
     modules = dict(network.named_modules())
+    known = {name for name, module in modules.items() if isinstance(module, BLOCKS)} | {*blocks}
     layers = {name: module for name, module in modules.items() if is_layer(module)}
     with (
         hooked(layers, probe.see_layer),
         hooked(attention_modules(network), probe.see_attention, with_kwargs=True),
+        hooked({name: modules[name] for name in known}, probe.see_block),
         probe.joined,
-        probe.sums,
+        sums,
     ):
-        network(*args, **kwargs) if run is None else run(network, args, kwargs)
-    units = _units(network, list(probe.layers), blocks)
+        result = network(*args, **kwargs) if run is None else run(network, args, kwargs)
+    units = tuple(replace(unit, read=probe.read(unit, result)) for unit in _units(list(probe.layers), known))
     unit_of = {layer: unit for unit in units for layer in unit.layers}
     return Topology(
-        tuple(_layer_info(modules, seen, probe.sums, unit_of[name]) for name, seen in probe.layers.items()),
+        tuple(_layer_info(modules, seen, sums, unit_of[name]) for name, seen in probe.layers.items()),
         tuple(AttentionInfo(name, macs) for name, macs in probe.attentions.items()),
         units,
     )
@@ -202,15 +207,19 @@ class _Probe:
     """What the hooks of one forward pass have seen."""
 
     batch: int
+    sample: int
+    """Its number among the tensors."""
+    sums: ResidualSums
     joined: ChannelCuts = field(default_factory=ChannelCuts)
-    sums: ResidualSums = field(default_factory=ResidualSums)
     layers: dict[str, _SeenLayer] = field(default_factory=dict)
     attentions: dict[str, int] = field(default_factory=dict)
+    outputs: dict[str, list[int]] = field(default_factory=dict)
+    """Numbers of what every block puts out."""
 
     def see_layer(self, name: str, module: Any, args: tuple[Tensor, ...], output: Tensor) -> None:
         if name not in self.layers:
             on_vectors = isinstance(module, nn.Linear) and args[0].ndim == 2
-            cuts, reads_sample = self.joined.of(args[0]), self.sums.of_watched(args[0])
+            cuts, reads_sample = self.joined.of(args[0]), self.sums.made_of(args[0], self.sample)
             self.layers[name] = _SeenLayer(name, len(self.layers), cuts, on_vectors, reads_sample)
         if not isinstance(module, nn.Linear):
             self.sums.note_layer(name, args[0], output)
@@ -225,6 +234,15 @@ class _Probe:
         if context is not None and getattr(module, "add_q_proj", None) is not None:
             queries = keys = queries + keys  # image and text attend to all of both
         self.attentions[name] = self.attentions.get(name, 0) + 2 * queries * keys * module.inner_dim
+
+    def see_block(self, name: str, _: nn.Module, __: Any, output: Any) -> None:
+        self.outputs[name] = [self.sums.number(tensor) for tensor in output_tensors(output)]
+
+    def read(self, unit: Unit, result: Any) -> tuple[bool, ...]:
+        """Of each tensor that a unit puts out, whether the network's ``result`` was made of it."""
+        finals, numbers = output_tensors(result), self.outputs.get(unit.name, ())
+        read = tuple(any(self.sums.made_of(final, number) for final in finals) for number in numbers)
+        return read if any(read) else (True,) * max(1, len(read))  # what cannot be followed is taken to be read
 
 
 def _tokens(x: Tensor) -> int:
@@ -259,9 +277,8 @@ def _layer_info(modules: Mapping[str, Any], seen: _SeenLayer, sums: ResidualSums
     )
 
 
-def _units(network: nn.Module, layers: Sequence[str], further: Collection[str]) -> tuple[Unit, ...]:
+def _units(layers: Sequence[str], blocks: Collection[str]) -> tuple[Unit, ...]:
     """Group layers (in execution order) by their outermost block; units are ordered by their first layer."""
-    blocks = {name for name, module in network.named_modules() if isinstance(module, BLOCKS)} | {*further}
     members: dict[str, list[str]] = {}
     for layer in layers:
         path = layer.split(".")

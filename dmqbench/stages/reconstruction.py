@@ -7,14 +7,16 @@ the errors of those before it. Two stages use it: learned rounding of the weight
 import math
 from abc import abstractmethod
 from dataclasses import dataclass
+from itertools import compress
 
 import torch
 from torch import Tensor, nn
 
-from dmqbench.calibration.capture import ModuleInputs, capture_inputs, capture_outputs, memory_groups, output_tensors
+from dmqbench.calibration.capture import ModuleInputs, capture_inputs, capture_outputs, memory_groups
 from dmqbench.calibration.stage import HELD_OUT_POINTS, MIB, Stage, Workbench
 from dmqbench.data.bank import Trajectories
 from dmqbench.data.noise import draw_batch
+from dmqbench.models.hooks import output_tensors
 from dmqbench.quant.functional import rounding_regularizer
 from dmqbench.quant.layers import (
     freeze_weight_,
@@ -36,7 +38,7 @@ def reconstruction_error(output: Tensor, target: Tensor, exponent: float = 2.0) 
 
 
 def unit_error(outputs: Tensors, targets: Tensors, index: Tensor, exponent: float = 2.0) -> Tensor:
-    """The error of samples ``index`` of all that a unit puts out: blocks of two streams, an image and a text."""
+    """The error of samples ``index`` of what a unit puts out: blocks of two streams, an image and a text."""
     pairs = zip(outputs, targets, strict=True)
     return torch.stack([reconstruction_error(output, target[index], exponent) for output, target in pairs]).sum()
 
@@ -103,6 +105,7 @@ class BlockReconstruction(Stage):
         self.share_of_network = {
             unit.name: sum(macs[name] for name in unit.layers) / total for unit in bench.topology.units
         }
+        self.read = {unit.name: unit.read for unit in bench.topology.units}
         self.targets: dict[str, tuple[Tensors, Tensors]] = {}
         """What units put out in full precision, on calibration and on held-out points."""
         self.inputs: tuple[ModuleInputs, ModuleInputs] | None = None
@@ -178,7 +181,8 @@ class BlockReconstruction(Stage):
 
         def outputs(modules: dict[str, nn.Module], trajectories: Trajectories, points: Tensor) -> dict[str, Tensors]:
             self.network_forwards += len(points) * bench.branches
-            return capture_outputs(bench.denoising, modules, trajectories, points, self.settings.batch)
+            found = capture_outputs(bench.denoising, modules, trajectories, points, self.settings.batch)
+            return {name: tuple(compress(parts, self.read[name])) for name, parts in found.items()}
 
         with quantization(bench.network, weight=False, activation=False):
             probe = outputs(remaining, bench.bank.cal, self.points[:1])
@@ -194,7 +198,7 @@ class BlockReconstruction(Stage):
         args, kwargs, step = inputs.select(index)
         with self.bench.adapter.context.at(step):
             outputs = output_tensors(self.module(unit)(*args, **kwargs))
-        return unit_error(outputs, targets, index, exponent)
+        return unit_error(tuple(compress(outputs, self.read[unit])), targets, index, exponent)
 
     @torch.no_grad()
     def _held_out_error(self, unit: str) -> float:

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from tiny import dit, flux, pixart, sd3, text_unet, unet
 from workbench import workbench
 
-from dmqbench.calibration.capture import capture_inputs, capture_outputs, memory_groups, output_tensors, run_points
+from dmqbench.calibration.capture import capture_inputs, capture_outputs, memory_groups, run_points
+from dmqbench.models.hooks import output_tensors
 
 MODULES = {
     "resnet": (unet, "down_blocks.1.resnets.0"),

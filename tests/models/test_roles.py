@@ -83,6 +83,10 @@ def test_roles_of_layers(build):
     assert set(plan.full_precision) == found["embedding"] | found["ends"]
 
 
+LAST = {sd3: (True,), flux: (False, True)}
+"""Of the last block, what anything reads: it has no further use for its text."""
+
+
 @pytest.mark.parametrize("build", [dit, pixart, sd3, flux])
 def test_a_transformer_is_made_of_its_blocks(build):
     network = build()
@@ -94,3 +98,6 @@ def test_a_transformer_is_made_of_its_blocks(build):
     assert {name for unit in blocks for name in unit.layers} == {
         name for name in topology.by_name if "transformer_blocks." in name
     }
+    *others, last = (unit.read for unit in blocks)
+    assert set(others) == {(True, True) if build in LAST else (True,)}
+    assert last == LAST.get(build, (True,))

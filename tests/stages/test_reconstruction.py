@@ -12,8 +12,9 @@ from workbench import (
     workbench,
 )
 
-from dmqbench.calibration.capture import capture_inputs, capture_outputs, output_tensors
+from dmqbench.calibration.capture import capture_inputs, capture_outputs
 from dmqbench.calibration.run import run_stage
+from dmqbench.models.hooks import output_tensors
 from dmqbench.quant.layers import freeze_weight_, quant_layers, quantization, set_quantization_
 from dmqbench.quant.spec import BitWidth
 from dmqbench.quant.state import activation_quantizers, calibration_state, load_calibration_state_
