@@ -61,6 +61,9 @@ class QuantLayer(nn.Module):
         groups = InputGroups(self.weight.shape[1], plan.boundaries)
         return WeightQuantizer(levels, groups, self.weight.ndim).to(self.weight.device)
 
+    def reset_parameters(self) -> None:
+        """Draw none, as torch's layers do when they are made: they are those of the layer that it stands for."""
+
     @classmethod
     @abstractmethod
     def of(cls, layer: Any) -> "QuantLayer":

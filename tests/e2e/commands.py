@@ -14,7 +14,7 @@ from forks import Fork, forked
 from dmqbench.cli import main
 
 SMALL = (
-    "metrics.samples=128",
+    "metrics.samples=64",
     "metrics.pairs=32",
     "sampler.steps=4",
     "budget.trajectories=32",

@@ -31,6 +31,7 @@ CODE_RULE = Scope(
 )
 
 
+@cache
 def cost(*overrides):
     return describe_cost(make_job(compose([LDM4, "task=cost", *overrides])))
 
