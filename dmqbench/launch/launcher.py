@@ -64,13 +64,19 @@ def _launcher(first: "Planned", task: Callable[[Any], Outcome]) -> Any:
     from hydra._internal.callbacks import Callbacks
     from hydra.core.plugins import Plugins
     from hydra.types import HydraContext
+    from omegaconf import read_write
 
     from dmqbench.config.plugins import usable
     from dmqbench.config.texts import quoted
 
     # Hydra writes nothing but a launcher's own files, and those beside the results.
-    places = (f"hydra.sweep.dir={quoted(first.job.store_root / '.hydra')}", "hydra.sweep.subdir='.'")
-    config = (_hydra_config if first.hydra_own or usable() else _hydra_config_of_package)(places + first.hydra_own)
+    place = str(first.job.store_root / ".hydra")
+    if first.hydra_own or usable():
+        config = _hydra_config((f"hydra.sweep.dir={quoted(place)}", "hydra.sweep.subdir='.'", *first.hydra_own))
+    else:
+        config = deepcopy(_hydra_config_of_package(("hydra.sweep.subdir='.'",)))
+        with read_write(config.hydra):
+            config.hydra.sweep.dir = place.replace("${", "\\${")
     return Plugins.instance().instantiate_launcher(
         hydra_context=HydraContext(config_loader=ComposedBefore(), callbacks=Callbacks(config)),  # type: ignore[arg-type]
         task_function=task,
@@ -90,8 +96,8 @@ def _hydra_config(hydra_own: tuple[str, ...]) -> Any:
     return hydra.compose_config(ROOT, list(hydra_own), RunMode.MULTIRUN)
 
 
-_hydra_config_of_package = lru_cache(maxsize=16)(_hydra_config)
-"""For launchers that no YAML of others says anything about: composed once a process and store."""
+_hydra_config_of_package = lru_cache(_hydra_config)
+"""For launchers that no YAML of others says anything about: composed once a process."""
 
 
 class ComposedBefore:
