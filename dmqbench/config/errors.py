@@ -1,6 +1,7 @@
 """What is said of a wrong configuration: one line. Imports neither torch nor Hydra."""
 
 import difflib
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -73,5 +74,6 @@ def require_one_of(key: str, value: Any, allowed: Sequence[Any], problem: str = 
 
 
 def require_at_least(key: str, value: float, least: float) -> None:
-    if not value >= least:
-        raise ConfigError(key, value, [f"{least} and more"], "is too small", nearest=least)
+    if not least <= value < math.inf:
+        problem = "is too small" if value < least else "is not finite"
+        raise ConfigError(key, value, [f"{least} and more"], problem, nearest=least)

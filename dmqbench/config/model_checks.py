@@ -42,6 +42,11 @@ def check_condition(model: ModelConfig, network: Mapping[str, Any]) -> None:
     read, predicted = network.get("in_channels"), network.get("out_channels")
     state = (read or 0) - (model.condition_channels or 0)
     if predicted is not None and read is not None and predicted not in (state, 2 * state):
+        if kind_of(network).text_parts:
+            problem = (
+                f"does not fit out_channels={predicted}: a network that inpaints or edits reads a mask or an image"
+            )
+            raise ConfigError("in_channels", read, [predicted], f"{problem} beside its latent, which no job has")
         problem = f"does not fit: {model.name} reads {read} channels and predicts {predicted}"
         if not model.condition_channels:
             problem += "; one that reads an image beside its state needs model.condition"

@@ -10,9 +10,11 @@ from dmqbench.models.families import kind_of
 from dmqbench.models.families.family import Problem
 from dmqbench.models.folders import (
     CONFIG,
+    DECODER_FOLDERS,
     decoder_folder,
     network_folder,
     read_config,
+    renamed,
 )
 from dmqbench.samplers.scheduler_config import BETA_SCHEDULES, PROCESSES, read_process, require_fit, schedule_settings
 from dmqbench.samplers.spec import PREDICTIONS
@@ -64,12 +66,18 @@ def check_files(folder: Path, scheduler: Path) -> None:
         ConfigError: the first value that cannot be computed with, by the name of its file and its key.
         ModelError: a file is missing or cannot be read.
     """
+    if (folder / _CONTROLS / CONFIG).is_file():
+        problem = f"has {_CONTROLS}/, and no job has images for it: take it away to quantize the network alone"
+        raise ConfigError("model.path", folder, problem=problem)
     network = network_folder(folder) / CONFIG
     family = kind_of(read_config(network))
     _check(network, family.kinds, family.problem)
     check_schedule(scheduler)
     if (decoder := decoder_folder(folder)) is not None:
         _check(decoder / CONFIG, DECODER)
+
+
+_CONTROLS = "controlnet"
 
 
 def check_decoded(folder: Path, channels: int) -> None:
@@ -79,7 +87,9 @@ def check_decoded(folder: Path, channels: int) -> None:
         _check(decoder / CONFIG, {"latent_channels": words(channels)})
     elif channels not in IMAGE_CHANNELS:
         key = f"{network_folder(folder) / CONFIG}: in_channels"
-        raise ConfigError(key, channels, IMAGE_CHANNELS, "makes no images, as there is no decoder beside it")
+        hint = renamed(folder, *DECODER_FOLDERS)
+        problem = f"makes no images, as there is no decoder beside it ({' or '.join(DECODER_FOLDERS)}){hint}"
+        raise ConfigError(key, channels, IMAGE_CHANNELS, problem, nearest=None)
 
 
 Relation = Callable[[Mapping[str, Any]], Problem | None]

@@ -6,6 +6,7 @@ Sample i of a stream has prompt i mod the number of prompts of that stream.
 import csv
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ from dmqbench.store.files import json_hash, once_per_state
 
 LARGEST = 512 * 2**20
 """Bytes: the captions of COCO take 92 MB."""
+LONGEST = 100_000
+"""Characters of a prompt: encoders read a few hundred, and a whole file on one line is a mistake."""
 LEAST = 2
 """Prompts of calibration: one is calibrated on, and one chooses between states."""
 COLUMNS = ("prompt", "caption", "text")
@@ -102,7 +105,8 @@ def read_prompts(path: str | Path, column: str | None = None) -> tuple[Prompt, .
         PromptError: the file cannot be read, or has no prompts where they should be.
     """
     path = Path(path)
-    if column is not None and path.suffix not in _TABLES:
+    suffix = path.suffix.lower()
+    if column is not None and suffix not in _TABLES:
         raise PromptError(path, f"has no columns; those with some end in {', '.join(_TABLES)}")
     try:
         prompts = _read(path, column)
@@ -111,20 +115,36 @@ def read_prompts(path: str | Path, column: str | None = None) -> tuple[Prompt, .
     except UnicodeDecodeError:
         raise PromptError(path, "is not text in UTF-8") from None
     except (ValueError, csv.Error) as error:
-        raise PromptError(path, " ".join(f"cannot be read as {path.suffix[1:]} ({error})".split())) from None
+        raise PromptError(path, " ".join(f"cannot be read as {suffix[1:]} ({error})".split())) from None
     if not prompts:
         raise PromptError(path, "holds no prompts")
+    for number, prompt in enumerate(prompts, 1):
+        if (problem := _problem(prompt.text)) is not None:
+            raise PromptError(path, f"has a prompt, number {number}, {problem}")
     return prompts
 
 
 def _read(path: Path, column: str | None) -> tuple[Prompt, ...]:
     if path.stat().st_size > LARGEST:
         raise PromptError(path, f"is larger than {LARGEST >> 20} MiB")
-    if path.suffix == ".json":
+    suffix = path.suffix.lower()
+    if suffix == ".json":
         return _captions(path)
-    table = _TABLES.get(path.suffix)
+    table = _TABLES.get(suffix)
     texts = _lines(path) if table is None else _of_column(path, table(path), column)
     return tuple(Prompt(text, number) for number, text in enumerate(texts))
+
+
+def _problem(text: str) -> str | None:
+    """Return why a prompt is none; of UTF-16 that is read as UTF-8, every other character is NUL."""
+    if len(text) > LONGEST:
+        return f"of {len(text)} characters: {LONGEST} at most"
+    if "\0" in text:
+        return "with NUL in it: text in UTF-8 has none"
+    return "with half a surrogate pair in it, which no text in UTF-8 has" if _HALVES.search(text) else None
+
+
+_HALVES = re.compile("[\ud800-\udfff]")
 
 
 @once_per_state

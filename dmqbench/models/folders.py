@@ -36,6 +36,7 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 WEIGHTS_INDEX = f"{WEIGHTS}.index.json"
 SHARDS = WEIGHTS.replace(".", "-*.")
 SCHEDULER_CONFIG = Path("scheduler") / "scheduler_config.json"
+_NAMED = {*NETWORK_FOLDERS, *DECODER_FOLDERS, *ENCODER_FOLDERS, *TOKENIZER_FOLDERS, SCHEDULER_CONFIG.parent.name}
 SCHEDULER_CONFIGS = (SCHEDULER_CONFIG, Path(SCHEDULER_CONFIG.name))
 
 
@@ -100,10 +101,27 @@ def network_folder(folder: Path, advice: str = "") -> Path:
     found = _holding_config([*parts, *bare]) or _holding_config([folder])
     if found:
         return only_one(folder, found)
+    if (found := next(folder.glob(LORAS), None)) is not None:
+        raise ModelError(f"{folder}: {found.name} changes a network (LoRA) and is none; {FUSING}, then {SAVING}")
     raise ModelError(
         f"{folder}: no {CONFIG} there nor in {' or '.join(f'{name}/' for name in NETWORK_FOLDERS)}"
-        f"{f'; {advice}' if advice else ''}"
+        f"{renamed(folder, *NETWORK_FOLDERS) or (f'; {advice}' if advice else '')}"
     )
+
+
+LORAS = "*lora*.safetensors"
+"""Files of low-rank changes to a network, by the name that diffusers gives them."""
+FUSING = "fuse it: pipe.load_lora_weights(FILE), pipe.fuse_lora(), pipe.unload_lora_weights()"
+SAVING = "pipe.save_pretrained(FOLDER)"
+
+
+def renamed(folder: Path, *wanted: str) -> str:
+    """Return what to do with a subfolder that is called like one that is missing; "" where there is none."""
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        for name in wanted:
+            if path.is_dir() and path.name not in _NAMED and name in path.name.lower():
+                return f"; if {path.name}/ is meant, call it {name}"
+    return ""
 
 
 def decoder_folder(folder: Path) -> Path | None:

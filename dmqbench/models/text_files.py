@@ -5,7 +5,7 @@ from pathlib import Path
 
 from dmqbench.models.families.family import Family
 from dmqbench.models.families.text import TextPart
-from dmqbench.models.folders import CONFIG, ModelError, read_config
+from dmqbench.models.folders import CONFIG, ModelError, read_config, renamed
 from dmqbench.models.weight_files import weight_files
 
 INDEX = "model_index.json"
@@ -24,15 +24,17 @@ def text_files(folder: Path, family: Family, advice: str = "") -> tuple[Path, ..
 def _files_of(folder: Path, part: TextPart, advice: str) -> Iterator[Path]:
     encoder, tokenizer = folder / part.encoder, folder / part.tokenizer
     if not (encoder / CONFIG).is_file():
-        raise ModelError(f"{folder}: no {part.encoder}/{CONFIG}, and its network is conditioned on text; {_ADVICE}")
+        hint = renamed(folder, part.encoder) or _ADVICE
+        raise ModelError(f"{folder}: no {part.encoder}/{CONFIG}, and its network is conditioned on text{hint}")
     yield from (encoder / CONFIG, *weight_files(encoder, advice))
     words = sorted(path for path in tokenizer.glob("*") if path.suffix in TOKENIZER_SUFFIXES)
     if not words:
-        raise ModelError(f"{folder}: no {part.tokenizer}/, which cuts prompts into tokens; {_ADVICE}")
+        hint = renamed(folder, part.tokenizer) or _ADVICE
+        raise ModelError(f"{folder}: no {part.tokenizer}/, which cuts prompts into tokens{hint}")
     yield from words
 
 
-_ADVICE = "give the folder of the whole pipeline, as save_pretrained writes it"
+_ADVICE = "; give the folder of the whole pipeline, as save_pretrained writes it"
 
 
 def pipeline_settings(folder: Path) -> dict[str, bool]:

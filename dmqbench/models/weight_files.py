@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dmqbench.models.folders import ENCODER_FOLDERS, SHARDS, WEIGHTS, WEIGHTS_INDEX, ModelError, only_one, read_config
+from dmqbench.models.folders import ENCODER_FOLDERS, SHARDS, WEIGHTS_INDEX, ModelError, only_one, read_config
 from dmqbench.store.files import once_per_state, safe_name
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
@@ -60,6 +60,7 @@ def leading_file(folder: Path, names: Collection[str], hint: str = "") -> str:
     """
     names = sorted(names)
     stem = "model." if folder.name in ENCODER_FOLDERS else "diffusion_pytorch_model."
+    wanted = f"{stem}safetensors"
     own = [name for name in names if name.startswith(stem)]
     heads = [folder / name for name in own if _HEAD.fullmatch(name) and not _SHARD.fullmatch(name)]
     found = [head for head in heads if _variant(head) is None] or heads
@@ -68,13 +69,13 @@ def leading_file(folder: Path, names: Collection[str], hint: str = "") -> str:
     if pickles := [name for name in names if name.endswith(_PICKLES)]:
         raise ModelError(
             f"{folder}: only pickled weights ({pickles[0]}), which are never opened; convert them to "
-            f"{WEIGHTS} with save_pretrained(safe_serialization=True)"
+            f"{wanted} with save_pretrained(safe_serialization=True)"
         )
     if shards := fnmatch.filter(names, SHARDS):
         raise ModelError(f"{folder}: {shards[0]} is a part of weights whose index {WEIGHTS_INDEX} is missing{hint}")
     others = [name for name in names if name.endswith(".safetensors")]
     there = f"; {others[0]} is of no name that diffusers reads" if others else ""
-    raise ModelError(f"{folder}: weights file {WEIGHTS} is missing{there or hint}")
+    raise ModelError(f"{folder}: weights file {wanted} is missing{there or hint}")
 
 
 def shards_of(index: Path) -> tuple[Path, ...]:

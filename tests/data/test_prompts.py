@@ -55,11 +55,20 @@ WRONG = {
     "number.jsonl": ('{"prompt": 3}\n', "no text in column prompt of row 1"),
     "instances.json": ('{"annotations": [{"id": 1, "image_id": 1, "bbox": []}]}', "as COCO has"),
     "text.json": ("hello", "cannot be read as json"),
+    "folder.txt": (None, "cannot be read (Is a directory)"),
+    "picture.txt": (b"\x89PNG\r\n\x1a\n", "not text in UTF-8"),
+    "utf16.txt": ("a\nb\n".encode("utf-16-le"), "has a prompt, number 1, with NUL in it"),
+    "half.jsonl": ('{"prompt": "a"}\n{"prompt": "\\ud800"}\n', "has a prompt, number 2, with half a surrogate pair"),
+    "book.txt": ("a\n" + "word " * 20_001, "has a prompt, number 2, of 100005 characters: 100000 at most"),
+    "quotes.csv": ('prompt\n"a\nb\n', "cannot be read as csv (unexpected end of data)"),
+    "SEMICOLONS.CSV": ("id;prompt\n1;a\n", "no text in column prompt of row 1; columns: id;prompt"),
 }
 
 
 @pytest.mark.parametrize(("name", "content", "said"), [(name, *rest) for name, rest in WRONG.items()], ids=WRONG)
 def test_what_holds_no_prompts_is_refused_in_one_line(tmp_path, name, content, said):
+    if name == "folder.txt":
+        (tmp_path / name).mkdir()
     if content is not None:
         (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(PromptError) as error:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from dmqbench.models.class_table import ENTRIES
-from dmqbench.models.config_values import NULL, Kind
+from dmqbench.models.config_values import COUNT, NULL, SIDES, Kind, either, list_of, words
 from dmqbench.models.families.family import Condition, Conditioning, Family
 from dmqbench.models.families.text import CLIP, CLIP_TOKENS
 
@@ -22,7 +22,15 @@ class UNet2DCondition(Family):
     pipeline = "StableDiffusionPipeline"
     text_parts = (CLIP,)
     kinds: ClassVar[Mapping[str, Kind]] = {
-        key: NULL for key in ("class_embed_type", "addition_embed_type", "encoder_hid_dim_type")
+        **{key: NULL for key in ("class_embed_type", "addition_embed_type", "encoder_hid_dim_type")},
+        **{key: NULL for key in ("num_class_embeds", "time_cond_proj_dim")},
+        **{key: COUNT for key in ("in_channels", "out_channels", "cross_attention_dim")},
+        "sample_size": SIDES,
+        "block_out_channels": list_of(COUNT),
+        "norm_num_groups": either(COUNT, NULL),
+        "attention_head_dim": either(COUNT, list_of(COUNT)),
+        "dual_cross_attention": words(False),
+        "attention_type": words("default"),
     }
 
     @property
