@@ -11,13 +11,11 @@ from diffusers import (
     ModelMixin,
     PixArtTransformer2DModel,
     SD3Transformer2DModel,
-    StableDiffusionPipeline,
     UNet2DConditionModel,
     UNet2DModel,
     VQModel,
 )
 from safetensors.torch import save_file
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 CLASSES = 10
 TOKENS = 5
@@ -81,12 +79,13 @@ def text_unet(seed: int = 0, **config) -> UNet2DConditionModel:
     return build(UNet2DConditionModel, seed, **{**settings, **config})
 
 
-def sdxl_unet(seed: int = 0) -> UNet2DConditionModel:
+def sdxl_unet(seed: int = 0, **config) -> UNet2DConditionModel:
     """The same at one resolution with SDXL's added conditions: a pooled text, and sizes of 8 sines each."""
     added = {"addition_embed_type": "text_time", "addition_time_embed_dim": 8}
     entries = {"projection_class_embeddings_input_dim": POOLED + 6 * 8, "use_linear_projection": True}
     blocks = {"down_block_types": ("CrossAttnDownBlock2D",), "up_block_types": ("CrossAttnUpBlock2D",)}
-    return text_unet(seed, **added, **entries, **blocks, block_out_channels=(16,), transformer_layers_per_block=2)
+    settings = {**added, **entries, **blocks, "block_out_channels": (16,), "transformer_layers_per_block": 2}
+    return text_unet(seed, **{**settings, **config})
 
 
 def dit(seed: int = 0, classes: int = CLASSES) -> DiTTransformer2DModel:
@@ -120,44 +119,42 @@ def pixart(seed: int = 0) -> PixArtTransformer2DModel:
     )
 
 
-def sd3(seed: int = 0) -> SD3Transformer2DModel:
+def sd3(seed: int = 0, **config) -> SD3Transformer2DModel:
     """SD3 as its later versions are: a second attention in a block, normed queries and keys."""
-    return build(
-        SD3Transformer2DModel,
-        seed,
-        sample_size=8,
-        in_channels=4,
-        out_channels=4,
-        num_layers=2,
-        attention_head_dim=8,
-        num_attention_heads=2,
-        joint_attention_dim=CONTEXT,
-        caption_projection_dim=16,
-        pooled_projection_dim=POOLED,
-        pos_embed_max_size=8,
-        dual_attention_layers=(0,),
-        qk_norm="rms_norm",
-    )
+    settings = {
+        "sample_size": 8,
+        "in_channels": 4,
+        "out_channels": 4,
+        "num_layers": 2,
+        "attention_head_dim": 8,
+        "num_attention_heads": 2,
+        "joint_attention_dim": CONTEXT,
+        "caption_projection_dim": 16,
+        "pooled_projection_dim": POOLED,
+        "pos_embed_max_size": 8,
+        "dual_attention_layers": (0,),
+        "qk_norm": "rms_norm",
+    }
+    return build(SD3Transformer2DModel, seed, **{**settings, **config})
 
 
-def flux(seed: int = 0) -> FluxTransformer2DModel:
+def flux(seed: int = 0, **config) -> FluxTransformer2DModel:
     """Flux with a block of two streams and one of a single stream."""
-    return build(
-        FluxTransformer2DModel,
-        seed,
-        in_channels=4,
-        num_layers=1,
-        num_single_layers=1,
-        attention_head_dim=8,
-        num_attention_heads=2,
-        joint_attention_dim=CONTEXT,
-        pooled_projection_dim=POOLED,
-        guidance_embeds=True,
-        axes_dims_rope=(2, 2, 4),
-    )
+    settings = {
+        "in_channels": 4,
+        "num_layers": 1,
+        "num_single_layers": 1,
+        "attention_head_dim": 8,
+        "num_attention_heads": 2,
+        "joint_attention_dim": CONTEXT,
+        "pooled_projection_dim": POOLED,
+        "guidance_embeds": True,
+        "axes_dims_rope": (2, 2, 4),
+    }
+    return build(FluxTransformer2DModel, seed, **{**settings, **config})
 
 
-def autoencoder(seed: int = 0) -> AutoencoderKL:
+def autoencoder(seed: int = 0, **config) -> AutoencoderKL:
     """Autoencoder from 3×16×16 images to 4×8×8 latents."""
     return build(
         AutoencoderKL,
@@ -171,6 +168,7 @@ def autoencoder(seed: int = 0) -> AutoencoderKL:
         norm_num_groups=4,
         sample_size=16,
         scaling_factor=0.5,
+        **config,
     )
 
 
@@ -189,50 +187,6 @@ def vq_autoencoder(seed: int = 0) -> VQModel:
         norm_num_groups=4,
         sample_size=16,
         scaling_factor=0.5,
-    )
-
-
-LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789,.!?-'"
-LONGEST = 12
-"""Tokens of a prompt, its marks of start and end included."""
-
-
-def clip_tokenizer() -> CLIPTokenizer:
-    """Cuts words into letters, which stand in no file."""
-    words = [*LETTERS, *(f"{letter}</w>" for letter in LETTERS), "<|startoftext|>", "<|endoftext|>"]
-    vocabulary = {word: number for number, word in enumerate(words)}
-    return CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=LONGEST)
-
-
-def clip_encoder(seed: int = 0, cls: type = CLIPTextModel, width: int = 12) -> CLIPTextModel:
-    """Text encoder of one layer for ``clip_tokenizer``."""
-    config = CLIPTextConfig(
-        vocab_size=2 * len(LETTERS) + 2,
-        hidden_size=width,
-        intermediate_size=2 * width,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=LONGEST,
-        projection_dim=width,
-        bos_token_id=2 * len(LETTERS),
-        eos_token_id=2 * len(LETTERS) + 1,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return cls(config).eval().requires_grad_(False)
-
-
-def stable_diffusion(seed: int = 0) -> StableDiffusionPipeline:
-    """Stable Diffusion with everything small."""
-    return StableDiffusionPipeline(
-        vae=autoencoder(),
-        text_encoder=clip_encoder(),
-        tokenizer=clip_tokenizer(),
-        unet=text_unet(seed),
-        scheduler=DDIMScheduler(clip_sample=False, steps_offset=1, beta_schedule="scaled_linear"),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
     )
 
 

@@ -1,7 +1,7 @@
 """About how much work the parts of a job are, in network calls of batch 1: for progress alone, never for results."""
 
 from dmqbench.config.checked_job import Job, StageConfig
-from dmqbench.config.model_facts import timesteps
+from dmqbench.config.model_facts import embeds_guidance, timesteps
 from dmqbench.config.schema import SamplerConfig
 
 QUANTIZED = 1.5
@@ -22,7 +22,7 @@ ERRORS = 5.0
 
 def calls_of(job: Job, sampler: SamplerConfig) -> float:
     """Return the network calls that one sample takes."""
-    branches = 1 if sampler.guidance == 1.0 else 2
+    branches = 1 if sampler.guidance == 1.0 or embeds_guidance(job.model) else 2
     return branches * len(timesteps(sampler, job.model, job.strength))
 
 

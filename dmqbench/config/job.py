@@ -22,7 +22,7 @@ from dmqbench.config.model_checks import (
     check_weights,
     checked_model,
 )
-from dmqbench.config.model_facts import timesteps
+from dmqbench.config.model_facts import timesteps, with_image_tokens
 from dmqbench.config.plugin_code import require_module
 from dmqbench.config.plugins import left_out_with, plugin_with, shipped_with
 from dmqbench.config.plugins import metrics as known_metrics
@@ -97,10 +97,12 @@ def _completed(asked: Job, plain: Mapping[str, Any]) -> Job:
         dataset = replace(dataset, reference=str(images))
     if accelerator == "auto":
         accelerator = "gpu" if cuda_expected() else "cpu"
+    model = checked_model(asked.model, guidances)
     ranges = asked.method.ranges if asked.bits.ranges == "method" else asked.bits.ranges
     job = replace(
         asked,
-        model=checked_model(asked.model, guidances),
+        model=model,
+        sampler=with_image_tokens(asked.sampler, model),
         dataset=dataset,
         bits=replace(asked.bits, ranges="step" if group_size(ranges) == 1 else ranges),
         trainer=replace(asked.trainer, accelerator=accelerator),

@@ -231,13 +231,9 @@ def _check_shapes(model: ModelConfig, found: Mapping[str, Any]) -> None:
 
 
 def _sample_shape(model: ModelConfig, config: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Return (C, H, W) of the sampler's state; C is None where the model's file does not say it."""
-    size = config.get("sample_size")
-    if size is None:
-        raise ConfigError("model.path", model.path, problem="holds a network whose config.json has no sample_size")
+    """Return (C, H, W) of the sampler's state."""
     check_condition(model, config)
-    channels = None if config.get("in_channels") is None else config["in_channels"] - (model.condition_channels or 0)
-    shape = (channels, *(size if isinstance(size, (list, tuple)) else (size, size)))
+    shape = family_of(config, model.condition_channels or 0).sample_shape
     if model.sample_shape and tuple(model.sample_shape) != shape:
         raise ConfigError("model.sample_shape", list(model.sample_shape), problem=f"is {list(shape)} in this model")
     return shape

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from dmqbench.models.folders import (
     read_config,
 )
 from dmqbench.models.location import locate, locate_scheduler
-from dmqbench.models.text_files import pipeline_settings, text_files
+from dmqbench.models.text_files import pipeline_name, pipeline_settings, text_files
 from dmqbench.models.weight_files import tensor_shapes, weight_files
 from dmqbench.samplers.processes import OF_SAMPLER, Process, process_timesteps
 from dmqbench.samplers.scheduler_config import read_process
@@ -46,10 +47,7 @@ def image_shape(model: ModelConfig) -> tuple[int, int, int]:
 
 
 def _state_shape(model: ModelConfig) -> tuple[int, int, int]:
-    config = network_config(model)
-    size = config["sample_size"]
-    height, width = size if isinstance(size, list) else (size, size)
-    return config["in_channels"], height, width
+    return network_family(model).sample_shape
 
 
 _TRAIN_TIMESTEPS = 1000
@@ -83,6 +81,11 @@ def reads_text(model: ModelConfig) -> bool:
     return model.source != OWN and network_family(model).reads_text
 
 
+def embeds_guidance(model: ModelConfig) -> bool:
+    """Whether guidance is a condition of the network, and takes no second branch."""
+    return model.source != OWN and network_family(model).embeds_guidance
+
+
 def prompts_of(inputs: InputsConfig) -> PromptStreams:
     """Return the prompts of a job; PromptError if a file of them cannot be used."""
     return read_streams(inputs.prompts, inputs.calibration_prompts, inputs.column)
@@ -93,7 +96,7 @@ def encoder_hash(model: ModelConfig) -> str:
     folder, family = locate(model.checkpoint), network_family(model)
     paths = text_files(folder, family, model.checkpoint.advice)
     files = _hashes({os.path.relpath(path, folder): path for path in paths})
-    return json_hash({"settings": pipeline_settings(folder), "files": files, "by": family.pipeline})
+    return json_hash({"settings": pipeline_settings(folder), "files": files, "by": pipeline_name(folder, family)})
 
 
 def _hashes(files: Mapping[str, Path]) -> dict[str, str]:
@@ -127,6 +130,14 @@ def timesteps(sampler: SamplerConfig, model: ModelConfig, strength: float = 1.0)
 def process_of(model: ModelConfig) -> Process | None:
     """The process over noise levels that the model's scheduler states, if it states one."""
     return read_process(_scheduler(model))
+
+
+def with_image_tokens(sampler: SamplerConfig, model: ModelConfig) -> SamplerConfig:
+    """Return the sampler with the tokens of the model's images, where its shift depends on them and nobody said any."""
+    process = None if model.shapes_only else process_of(model)
+    if sampler.image_tokens is not None or not getattr(process, "use_dynamic_shifting", False) or model.source == OWN:
+        return sampler
+    return replace(sampler, image_tokens=network_family(model).image_tokens)
 
 
 def schedule_is_rescaled(model: ModelConfig) -> bool:

@@ -50,6 +50,7 @@ DECODER: Mapping[str, Kind] = {
     "latent_channels": COUNT,
     "block_out_channels": list_of(COUNT),
     "scaling_factor": number(),
+    "shift_factor": either(number(), NULL),
 }
 
 

@@ -19,7 +19,7 @@ from dmqbench.models.conditioning import (
     PixelDecoder,
     Unconditional,
 )
-from dmqbench.models.families.family import Calling
+from dmqbench.models.families.family import GUIDANCE, Calling
 from dmqbench.models.folders import SCHEDULER_CONFIG, ModelError, ModelSource, read_config
 from dmqbench.models.own import Denoiser, OwnCalling, OwnConditioner, blocks_of, copied, lent_denoiser
 from dmqbench.models.sources import LoadedModel, load_decoder_network, load_model
@@ -72,7 +72,7 @@ class Adapter:
         """Return the network's prediction [B, C, H, W].
 
         With guidance g ≠ 1 it is e_u + g (e_c − e_u) (Ho & Salimans 2021), from *one* network call on the batch
-        [null conditions; conditions]. Channels beyond C, a learned variance, are dropped.
+        [null conditions; conditions]; a network that embeds g is called once on x. Channels beyond C, a learned variance, are dropped.
 
         Args:
             x: state [B, C, H, W], scaled as the sampler says.
@@ -81,6 +81,8 @@ class Adapter:
             step: index of the network call in the sampler's plan, int64 [B].
         """
         timestep = torch.as_tensor(timestep, device=x.device).expand(len(x))
+        if self.calling.embeds_guidance:
+            return self._call(x, timestep, {**cond, GUIDANCE: x.new_full((len(x),), guidance)}, step)
         if guidance == 1.0:
             return self._call(x, timestep, cond, step)
         null = self.conditioner.null(cond)
@@ -105,8 +107,14 @@ class Adapter:
         """Return (args, kwargs) of a network call for probing, by default on the network's device."""
         device = self.device if device is None else device
         x = torch.zeros(batch, *self.sample_shape, device=device)
-        timestep = torch.zeros(batch, dtype=torch.long, device=device)
-        inputs, named = _network_inputs(x, self.conditioner.example(batch, device))
+        return self.arguments(x, torch.zeros(batch, dtype=torch.long, device=device))
+
+    def arguments(self, x: Tensor, timestep: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return (args, kwargs) of a network call for probing, under conditions that are none."""
+        cond = self.conditioner.example(len(x), x.device)
+        if self.calling.embeds_guidance:
+            cond[GUIDANCE] = x.new_ones(len(x))
+        inputs, named = _network_inputs(x, cond)
         return self.calling.arguments(inputs, timestep, named)
 
     def topology(self) -> Topology:
@@ -160,7 +168,7 @@ def load_adapter(
         prediction=model.prediction_type,
         conditioner=conditioner or _conditioner_of(model),
         calling=model.family,
-        decoder=PixelDecoder() if decoder is None else LatentDecoder(decoder, decoder.config.scaling_factor),
+        decoder=PixelDecoder() if decoder is None else _latent_decoder(decoder),
     )
 
 
@@ -176,6 +184,10 @@ def _own_adapter(denoiser: Denoiser, scheduler: Mapping[str, Any], device: torch
         decoder=PixelDecoder(),
         blocks=blocks_of(denoiser, network),
     )
+
+
+def _latent_decoder(network: Any) -> LatentDecoder:
+    return LatentDecoder(network, network.config.scaling_factor, network.config.get("shift_factor") or 0.0)
 
 
 def schedule_of(model: LoadedModel) -> Schedule:

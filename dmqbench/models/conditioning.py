@@ -134,19 +134,22 @@ class PixelDecoder:
 
 @dataclass(frozen=True)
 class LatentDecoder:
-    """The state is a latent, divided by the autoencoder's scaling factor before it is decoded."""
+    """The state is a latent, scaled and shifted back as the autoencoder says before it is decoded."""
 
     network: Any
     scaling_factor: float
+    shift_factor: float = 0.0
+    """What is taken from a latent before it is scaled."""
 
     @torch.no_grad()
     def decode(self, state: Tensor) -> Tensor:
         network = self.network.to(state.device)  # calibration never moves it there
-        return to_uint8(network.decode(state / self.scaling_factor, return_dict=False)[0])
+        return to_uint8(network.decode(state / self.scaling_factor + self.shift_factor, return_dict=False)[0])
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """Of an encoder that gives a distribution (``AutoencoderKL``), its mode: nothing is drawn."""
         network = self.network
         encoded = network.encode(images.to(next(network.parameters()).device), return_dict=False)[0]
-        return (encoded if isinstance(encoded, Tensor) else encoded.mode()) * self.scaling_factor
+        latent = encoded if isinstance(encoded, Tensor) else encoded.mode()
+        return (latent - self.shift_factor) * self.scaling_factor

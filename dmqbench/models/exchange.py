@@ -2,19 +2,21 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any, NoReturn
 
 from torch import Tensor, nn
 
 from dmqbench.engines import ENGINES
 from dmqbench.models.attention import set_explicit_attention_
+from dmqbench.models.families import kind_of
 from dmqbench.models.folders import NETWORK_FOLDERS, ModelError
 from dmqbench.models.topology import Topology
 from dmqbench.quant.attention import AttentionQuantizers
 from dmqbench.quant.context import StepContext
 from dmqbench.quant.layers import quantize_layers_
 from dmqbench.quant.plan import PrecisionPlan
-from dmqbench.quant.serving import SAMPLE, TIMESTEP, Place, serve_
+from dmqbench.quant.serving import Place, serve_
 from dmqbench.quant.spec import BitWidth, Scope, StepGroups
 from dmqbench.quant.state import load_calibration_state_
 
@@ -80,20 +82,34 @@ def exchange_(
     network: Any,
     description: Description,
     state: Mapping[str, Tensor],
-    places: tuple[Place, Place] = (SAMPLE, TIMESTEP),
+    places: tuple[Place, Place] | None = None,
 ) -> None:
     """Give a full-precision network the layers of ``description``, calibrated to ``state``, and let it go.
 
-    ``places`` are those of the sample and the timestep among its arguments.
+    ``places`` are those of the sample and the timestep among its arguments; None: of a known family.
     """
     context = StepContext()
     plan = PrecisionPlan.from_json(description.plan)
     bits = BitWidth(description.bits["weight"], description.bits["activation"])
     quantize_network_(network, plan, context, attentions=description.attentions, bits=bits)
     load_calibration_state_(network, state)
-    serve_(network, ENGINES[description.engine], context, description.timesteps, description.match, places)
+    serve_(
+        network,
+        ENGINES[description.engine],
+        context,
+        description.timesteps,
+        description.match,
+        places or _places(network),
+    )
     network.dmqbench = description
     network.save_pretrained = _refuse_to_save
+
+
+def _places(network: Any) -> tuple[Place, Place]:
+    """Where a network of diffusers has the sample and the timestep."""
+    names = list(signature(type(network).forward).parameters)[1:]
+    family = kind_of({**network.config, "_class_name": type(network).__name__})
+    return Place(0, names[0]), Place(names.index("timestep"), "timestep", family.time_unit)
 
 
 def _refuse_to_save(*_: Any, **__: Any) -> NoReturn:

@@ -86,7 +86,8 @@ def _export_text(pipe: Any, family: type[Family], folder: Path) -> None:
         if getattr(pipe, name, None) is None:
             raise ModelError(f"{type(pipe).__name__}: it has no {name}, and its network is conditioned on text")
         getattr(pipe, name).save_pretrained(folder / name)
-    save_json(folder / INDEX, {key: value for key, value in pipe.config.items() if isinstance(value, bool)})
+    switches = {key: value for key, value in pipe.config.items() if isinstance(value, bool)}
+    save_json(folder / INDEX, {"_class_name": type(pipe).__name__, **switches})
 
 
 def untied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

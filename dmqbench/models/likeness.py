@@ -73,11 +73,10 @@ def require_same_outputs(network: Any, rebuilt: Adapter, title: str) -> None:
             raise ModelError(f"{title}: {said}: {_ADVICE}")
 
 
-def _probe(adapter: Adapter) -> tuple[tuple[Tensor, Tensor], dict[str, Any]]:
-    (x, _), kwargs = adapter.example_inputs(PROBES)
-    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+def _probe(adapter: Adapter) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    noise = torch.randn(PROBES, *adapter.sample_shape, generator=torch.Generator().manual_seed(0))
     last = adapter.schedule.num_train_timesteps - 1
-    return (noise.to(x), torch.linspace(0, last, PROBES, device=x.device).long()), kwargs
+    return adapter.arguments(noise.to(adapter.device), torch.linspace(0, last, PROBES, device=adapter.device).long())
 
 
 @contextmanager

@@ -64,7 +64,7 @@ class Denoising:
     @property
     def branches(self) -> int:
         """Samples that a network call computes for each sample asked for: two under guidance."""
-        return 1 if self.guidance == 1.0 else 2
+        return 1 if self.guidance == 1.0 or self.adapter.calling.embeds_guidance else 2
 
     @property
     def device(self) -> torch.device:

@@ -17,7 +17,7 @@ from torch import nn
 from dmqbench.models.attention import set_heads_
 from dmqbench.models.class_table import network_config_of
 from dmqbench.models.families import family_of, kind_of
-from dmqbench.models.families.family import Conditioning, Family
+from dmqbench.models.families.family import GUIDANCE, Conditioning, Family
 from dmqbench.models.folders import (
     CONFIG,
     ModelError,
@@ -118,6 +118,8 @@ def example_inputs(
     for name, (shape, whole) in family.conditions.items():
         shape = shape if tokens is None or len(shape) < 2 else (tokens, *shape[1:])
         cond[name] = torch.zeros(batch, *shape, dtype=torch.long if whole else torch.float32, device=device)
+    if family.embeds_guidance:
+        cond[GUIDANCE] = torch.ones(batch, device=device)
     timestep = torch.zeros(batch, dtype=torch.long, device=device)
     return family.arguments(torch.zeros(batch, *family.input_shape, device=device), timestep, cond)
 

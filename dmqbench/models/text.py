@@ -14,7 +14,7 @@ from dmqbench.models.families.family import Family
 from dmqbench.models.families.text import TextPart
 from dmqbench.models.folders import ModelError
 from dmqbench.models.sources import only_errors_logged, require_finite
-from dmqbench.models.text_files import pipeline_settings
+from dmqbench.models.text_files import pipeline_name, pipeline_settings
 from dmqbench.models.weight_files import refuse_misfits, weight_variant
 
 
@@ -30,10 +30,9 @@ class PromptEncoder:
     """
 
     def __init__(self, folder: Path, family: Family, image_scale: int, device: torch.device | str = "cpu") -> None:
-        assert family.pipeline is not None
         self._family = family
         parts = {name: value for part in family.text_parts for name, value in _loaded(folder, part, device).items()}
-        kind: Any = getattr(diffusers, family.pipeline)
+        kind: Any = getattr(diffusers, pipeline_name(folder, family))
         given = {**_NOT_NEEDED, **pipeline_settings(folder), **parts}
         with _quiet():
             self._pipe = kind(**{name: given.get(name) for name in _asked(kind, given)})
@@ -60,7 +59,10 @@ class PromptEncoder:
 
     def _is_cut(self, part: TextPart, prompt: str) -> bool:
         tokenizer = getattr(self._pipe, part.tokenizer)
-        return len(tokenizer(prompt, verbose=False).input_ids) > (part.tokens or tokenizer.model_max_length)
+        read = tokenizer.model_max_length
+        if part.cut_by_pipeline:
+            read = inspect.signature(self._pipe.encode_prompt).parameters["max_sequence_length"].default
+        return len(tokenizer(prompt, verbose=False).input_ids) > read
 
 
 @contextmanager

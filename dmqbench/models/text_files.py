@@ -37,6 +37,13 @@ def _files_of(folder: Path, part: TextPart, advice: str) -> Iterator[Path]:
 _ADVICE = "; give the folder of the whole pipeline, as save_pretrained writes it"
 
 
+def pipeline_name(folder: Path, family: Family) -> str:
+    """Return diffusers' pipeline that reads the prompts of a family: the one that the folder names, or the usual one."""
+    path = folder / INDEX
+    named = read_config(path).get("_class_name") if path.is_file() else None
+    return named if named in family.pipelines else family.pipelines[0]
+
+
 def pipeline_settings(folder: Path) -> dict[str, bool]:
     """Return the switches that a pipeline's folder states, such as ``force_zeros_for_empty_prompt``."""
     path = folder / INDEX

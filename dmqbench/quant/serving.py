@@ -22,17 +22,19 @@ Run = Callable[[Tensor], Tensor]
 
 
 class Place(NamedTuple):
-    """Where an argument of a network is: at a position, or by its name."""
+    """Where an argument of a network is, at a position or by its name, and what one of it is worth here."""
 
     position: int
     name: str
+    unit: float = 1.0
 
     def of(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return args[self.position] if len(args) > self.position else kwargs[self.name]
+        value = args[self.position] if len(args) > self.position else kwargs[self.name]
+        return value if self.unit == 1 else value * self.unit
 
 
 SAMPLE, TIMESTEP = Place(0, "sample"), Place(1, "timestep")
-"""Of diffusers' networks."""
+"""Of diffusers' U-Nets."""
 
 
 class ServingError(RuntimeError):

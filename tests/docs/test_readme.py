@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from huggingface_hub import constants
 from omegaconf import OmegaConf
-from tiny import stable_diffusion
+from twins import stable_diffusion
 
 from dmqbench import cli, report
 

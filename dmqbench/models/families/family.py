@@ -25,8 +25,17 @@ class Condition(NamedTuple):
     whole: bool = False
 
 
+GUIDANCE = "guidance"
+"""The condition, [B], of networks that embed the scale of guidance and need no second branch."""
+
+
 class Calling:
     """How a denoiser is called: by state, timestep, and conditions by their names."""
+
+    @property
+    def embeds_guidance(self) -> bool:
+        """Whether the scale of guidance is a condition of the network, ``GUIDANCE``."""
+        return False
 
     def arguments(
         self, x: "Tensor", timestep: "Tensor", cond: Mapping[str, "Tensor"]
@@ -72,8 +81,10 @@ class Family(Calling):
     """What pipelines call the network: their attribute and its folder."""
     layers_version: ClassVar[int] = 1
     """Raised when a scope takes in other layers of these networks than before; enters ids from 2 on."""
-    pipeline: ClassVar[str | None] = None
-    """diffusers' pipeline that makes conditions of prompts, where the network reads any."""
+    time_unit: ClassVar[float] = 1.0
+    """What one of the network's timesteps is worth in the schedule's."""
+    pipelines: ClassVar[tuple[str, ...]] = ()
+    """diffusers' pipelines that make conditions of prompts, where the network reads any; the first if none is named."""
     text_parts: ClassVar[tuple["TextPart", ...]] = ()
     """What reads prompts, in the pipeline's order; the longest reader decides what is cut."""
     kinds: ClassVar[Mapping[str, Kind]] = {}
@@ -117,7 +128,7 @@ class Family(Calling):
         return {} if self.label_entries is None else {"class_labels": Condition((), whole=True)}
 
     def encoded(self, pipe: Any, prompt: str) -> dict[str, "Tensor"]:
-        """Return the conditions of one prompt, [1, …], as the text parts of its ``pipeline`` make them."""
+        """Return the conditions of one prompt, [1, …], as the text parts of its pipeline make them."""
         raise NotImplementedError(f"{self.network} reads no text")
 
     def encoded_null(self, pipe: Any, negative: str | None) -> dict[str, "Tensor"]:
@@ -136,6 +147,11 @@ class Family(Calling):
         """Shape of what the network reads: the sampler's state, and the condition image if there is one."""
         channels, height, width = self.sample_shape
         return channels + self.condition_channels, height, width
+
+    @property
+    def image_tokens(self) -> int | None:
+        """How many tokens an image is, where the shift of a flow depends on it."""
+        return None
 
     @property
     def output_channels(self) -> int:

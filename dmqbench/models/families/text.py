@@ -12,14 +12,25 @@ class TextPart(NamedTuple):
     """What pipelines call it: their attribute and its folder."""
     cls: str
     """Of transformers."""
-    tokens: int | None = None
-    """How many the pipeline lets it read; None: as many as its tokenizer says."""
+    cut_by_pipeline: bool = False
+    """Whether the pipeline says how many tokens it reads (``max_sequence_length``), and not its tokenizer."""
 
     @property
     def tokenizer(self) -> str:
         return TOKENIZER_FOLDERS[ENCODER_FOLDERS.index(self.encoder)]
 
 
-CLIP = TextPart("text_encoder", "CLIPTextModel")
+FIRST, SECOND, THIRD = ENCODER_FOLDERS
+CLIP = TextPart(FIRST, "CLIPTextModel")
 CLIP_TOKENS = 77
 """Length of a prompt in CLIP."""
+
+
+def t5(encoder: str) -> TextPart:
+    """T5 in the folder ``encoder``."""
+    return TextPart(encoder, "T5EncoderModel", cut_by_pipeline=True)
+
+
+def pooling_clip(encoder: str) -> TextPart:
+    """CLIP that gives one vector of a prompt too, in the folder ``encoder``."""
+    return TextPart(encoder, "CLIPTextModelWithProjection")

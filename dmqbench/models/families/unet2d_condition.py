@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from dmqbench.models.class_table import ENTRIES
 from dmqbench.models.config_values import COUNT, NULL, SIDES, Kind, either, list_of, words
 from dmqbench.models.families.family import Condition, Conditioning, Family
-from dmqbench.models.families.text import CLIP, CLIP_TOKENS
+from dmqbench.models.families.text import CLIP, CLIP_TOKENS, TextPart
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,8 +19,8 @@ class UNet2DCondition(Family):
     lies beside it."""
 
     network = "UNet2DConditionModel"
-    pipeline = "StableDiffusionPipeline"
-    text_parts = (CLIP,)
+    pipelines: ClassVar[tuple[str, ...]] = ("StableDiffusionPipeline",)
+    text_parts: ClassVar[tuple[TextPart, ...]] = (CLIP,)
     kinds: ClassVar[Mapping[str, Kind]] = {
         **{key: NULL for key in ("class_embed_type", "addition_embed_type", "encoder_hid_dim_type")},
         **{key: NULL for key in ("num_class_embeds", "time_cond_proj_dim")},
