@@ -72,7 +72,8 @@ class Adapter:
         """Return the network's prediction [B, C, H, W].
 
         With guidance g ≠ 1 it is e_u + g (e_c − e_u) (Ho & Salimans 2021), from *one* network call on the batch
-        [null conditions; conditions]; a network that embeds g is called once on x. Channels beyond C, a learned variance, are dropped.
+        [null conditions; conditions]; a network that embeds g is called once on x. Channels beyond C, a learned
+        variance, are dropped.
 
         Args:
             x: state [B, C, H, W], scaled as the sampler says.

@@ -38,7 +38,7 @@ _ADVICE = "; give the folder of the whole pipeline, as save_pretrained writes it
 
 
 def pipeline_name(folder: Path, family: Family) -> str:
-    """Return diffusers' pipeline that reads the prompts of a family: the one that the folder names, or the usual one."""
+    """Return diffusers' pipeline that reads the prompts of a family: the one that the folder names, or the usual."""
     path = folder / INDEX
     named = read_config(path).get("_class_name") if path.is_file() else None
     return named if named in family.pipelines else family.pipelines[0]

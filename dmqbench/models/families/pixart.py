@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 _NORM = "ada_norm_single"
 _TOLD_SIZES_AT = 128
-"""The size of latents from which on PixArt-α is told the sizes of the picture, where its configuration leaves it open."""
+"""The size of latents at which PixArt-α is told the sizes of the picture, where its configuration leaves it open."""
 
 
 @dataclass(frozen=True)
