@@ -291,10 +291,12 @@ def test_a_variant_is_named_on_the_command_line(stub):
     assert [job.method.variant for job in stub.jobs] == ["mine"]
 
 
-def test_hydra_leaves_nothing_beside_the_results(stub, tmp_path):
+@pytest.mark.parametrize("name", ["runs", "a ${b}"])
+def test_hydra_leaves_nothing_beside_the_results(stub, tmp_path, monkeypatch, name):
+    monkeypatch.setenv("DMQBENCH_RUNS", str(tmp_path / name))
     assert run("-m", "method=fp,rtn") == 0
-    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
-    assert not list((tmp_path / "runs" / ".hydra").iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert not list((tmp_path / name / ".hydra").iterdir())
 
 
 # ---- said before and after
