@@ -47,6 +47,15 @@ def precision(value):
     return lambda: setting(torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, value)
 
 
+@contextmanager
+def default_device_meta():
+    torch.set_default_device("meta")
+    try:
+        yield
+    finally:
+        torch.set_default_device(None)  # not "cpu", which every later call of torch would be asked about
+
+
 MODES = {
     "none": ExitStack,
     "autocast to bfloat16": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
@@ -55,7 +64,7 @@ MODES = {
     "default dtype bfloat16": dtype(torch.bfloat16),
     "default dtype float16": dtype(torch.float16),
     "default device meta": lambda: torch.device("meta"),
-    "default device meta, set": lambda: setting(torch.get_default_device, torch.set_default_device, "meta"),
+    "default device meta, set": default_device_meta,
     "inference mode": torch.inference_mode,
     "no gradients": torch.no_grad,
     "gradients": torch.enable_grad,
