@@ -10,6 +10,8 @@ from dmqbench.models.weight_files import weight_files
 
 INDEX = "model_index.json"
 TOKENIZER_SUFFIXES = (".json", ".txt", ".model")
+VOCABULARIES = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model")
+"""Of which a tokenizer has one, or transformers makes one that knows no word."""
 
 
 def text_files(folder: Path, family: Family, advice: str = "") -> tuple[Path, ...]:
@@ -31,6 +33,8 @@ def _files_of(folder: Path, part: TextPart, advice: str) -> Iterator[Path]:
     if not words:
         hint = renamed(folder, part.tokenizer) or _ADVICE
         raise ModelError(f"{folder}: no {part.tokenizer}/, which cuts prompts into tokens{hint}")
+    if not {path.name for path in words} & {*VOCABULARIES}:
+        raise ModelError(f"{tokenizer}: none of {', '.join(VOCABULARIES)}, which say what words there are{_ADVICE}")
     yield from words
 
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 from diffusers.models.controlnets.controlnet import ControlNetModel
 from safetensors.torch import save_file
-from tiny import stable_diffusion, text_unet
+from tiny import text_unet
+from twins import stable_diffusion
 
 from dmqbench import cli
 from dmqbench.models.folders import WEIGHTS

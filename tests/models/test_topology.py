@@ -258,6 +258,10 @@ def test_tracing_leaves_nothing_behind():
         ("sd14", 859_520_964, 98, 184, 12, 14, 256, 338.7),
         # The original's 675,129,632 hold 294,912 of fixed positions, and the embedding of time and label once.
         ("dit_xl_256", 675_129_632 - 294_912 + 27 * 2_777_472, 1, 254, 0, 0, 196, 114.4),
+        ("sdxl", 2_567_463_684, 51, 743, 9, 11, 771, 2_989),
+        ("pixart_sigma", 610_856_096, 1, 286, 0, 0, 280, 2_155),
+        ("sd3_medium", 2_028_328_000, 1, 340, 0, 0, 333, 3_006),
+        ("flux_dev", 11_901_408_320, 0, 504, 0, 0, 494, 29_756),
     ],
 )
 def test_full_size_networks_have_the_counts_of_the_originals(
