@@ -40,6 +40,7 @@ from dmqbench.models.own_checks import require_usable
 from dmqbench.models.own_exchange import exchange_own_
 from dmqbench.models.own_folder import described
 from dmqbench.models.quantized import load, save
+from dmqbench.models.quantized_report import report
 from dmqbench.quant.modes import undisturbed
 from dmqbench.quant.spec import FULL_PRECISION, step_groups
 from dmqbench.store.artifacts import Store, store_root
@@ -48,7 +49,7 @@ from dmqbench.tasks.run import carry_out
 from dmqbench.tasks.same_function import require_same_function
 from dmqbench.tasks.workshop import STATE, Workshop
 
-__all__ = ["Conditions", "ConfigError", "Denoiser", "ModelError", "evaluate", "load", "quantize_", "save"]
+__all__ = ["Conditions", "ConfigError", "Denoiser", "ModelError", "evaluate", "load", "quantize_", "report", "save"]
 
 
 def quantize_(

@@ -1,7 +1,7 @@
 """A network's layers and attentions exchanged for quantized ones: before calibration, and once it is done."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from inspect import signature
 from typing import Any, NoReturn
 
@@ -43,6 +43,8 @@ class Description:
     seed: int
     ids: dict[str, Any]
     """Of the artifacts in the run store that it was made from."""
+    reasons: Mapping[str, str] = field(default_factory=dict)
+    """Why layers are in full precision."""
     match: str = "refuse"
     """What a call at a timestep that was not calibrated does: see ``CalibrationConfig``."""
 

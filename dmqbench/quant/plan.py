@@ -1,6 +1,6 @@
 """The precision plan: which layers are quantized, with how many levels, in which input groups."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -163,11 +163,7 @@ def uniform_plan(
     ``GRANULARITIES``, is that of the activations of linear layers; convolutions read no tokens.
     """
     layers = tuple(layers)
-    on_sample = [layer.name for layer in layers if not layer.embedding]
-    ends = {*on_sample[:1], *on_sample[-1:]}
-    kept = {layer.name for layer in layers if layer.name not in ends and _left_out(layer, scope)}
-    if not scope.first_last:
-        kept |= ends
+    ends, kept = _ends(layers), reasons_left_out(layers, scope)
     end_bits = BitWidth(max(bits.weight, END_BITS), max(bits.activation, END_BITS))
     if scope.ends_at_8:
         ends |= {layer.name for layer in layers if layer.embedding and not layer.in_block}
@@ -181,11 +177,28 @@ def uniform_plan(
     return PrecisionPlan(plans, tuple(layer.name for layer in layers if layer.name in kept))
 
 
-def _left_out(layer: TracedLayer, scope: Scope) -> bool:
-    """Whether the scope leaves this layer, which is neither the first nor the last, in full precision."""
-    return (
-        (layer.embedding and not scope.embedding)
-        or (layer.shortcut and not scope.shortcuts)
-        or (layer.downsampling and not scope.downsampling)
-        or (layer.bare_attention and not scope.bare_attention)
-    )
+def reasons_left_out(layers: Iterable[TracedLayer], scope: Scope) -> dict[str, str]:
+    """Return the layers that the scope leaves in full precision, and what each of them is that it does."""
+    layers = tuple(layers)
+    ends = _ends(layers)
+    return {
+        layer.name: reason for layer in layers if (reason := _reason(layer, scope, end=layer.name in ends)) is not None
+    }
+
+
+def _ends(layers: Sequence[TracedLayer]) -> set[str]:
+    """The layers executed first and last outside embeddings."""
+    on_sample = [layer.name for layer in layers if not layer.embedding]
+    return {*on_sample[:1], *on_sample[-1:]}
+
+
+def _reason(layer: TracedLayer, scope: Scope, end: bool) -> str | None:
+    if end:
+        return None if scope.first_last else "first or last layer"
+    kinds = {
+        "embedding of time, label or text": layer.embedding and not scope.embedding,
+        "convolution beside a residual branch": layer.shortcut and not scope.shortcuts,
+        "convolution that lowers the resolution": layer.downsampling and not scope.downsampling,
+        "projection of an attention that is a block of its own": layer.bare_attention and not scope.bare_attention,
+    }
+    return next((kind for kind, left_out in kinds.items() if left_out), None)

@@ -18,7 +18,7 @@ from dmqbench.methods import stages_of
 from dmqbench.models.exchange import Description, quantized_attentions
 from dmqbench.models.sources import meta_topology
 from dmqbench.quant.layers import adopt_weight_bits_, plan_of_layers
-from dmqbench.quant.plan import PrecisionPlan
+from dmqbench.quant.plan import PrecisionPlan, reasons_left_out
 from dmqbench.quant.spec import FULL_PRECISION
 from dmqbench.quant.state import load_calibration_state_
 from dmqbench.store.artifact import Artifact
@@ -115,6 +115,7 @@ def description(shop: Workshop, last: Artifact) -> Description:
         seed=job.seed,
         ids={"trajectories": shop.ids.trajectories, "stages": dict(shop.ids.stages)},
         match=job.calibration.match,
+        reasons=reasons_left_out(topology.layers, shop.scope),
     )
 
 

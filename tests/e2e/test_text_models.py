@@ -131,4 +131,8 @@ def test_a_pipeline_is_quantized_saved_and_loaded_by_a_script(tmp_path, model):
     quantized = drawn(pipe)
     assert 0 < (quantized - before).abs().max() < 0.3
     api.save(pipe, tmp_path / "saved")
-    assert torch.equal(drawn(api.load(tmp_path / "saved")), quantized)
+    loaded = api.load(tmp_path / "saved")
+    assert torch.equal(drawn(loaded), quantized)
+    said = api.report(loaded)
+    assert said == api.report(pipe) and len(said.quantized) > 10
+    assert {"first or last layer", "embedding of time, label or text"} == {*said.full_precision.values()}
