@@ -64,7 +64,7 @@ def job_ids(job: Job, weights: str) -> JobIds:
         **task,
         **_prompt_facts(job, ("eval",), job.sampler.guidance),
         **({"match": job.calibration.match} if needs_match(job) else {}),
-        labels=f"index % {job.model.classes}" if job.model.classes else None,
+        labels=_labels(job),
         seed=job.metrics.seed,
         engine=job.engine,
         dtype=DTYPE,
@@ -95,6 +95,13 @@ def _task_facts(job: Job) -> dict[str, Any]:
         return {"task": facts | {"strength": job.strength}}
     degradation = {"kind": model.condition, "channels": model.condition_channels, "factor": model.condition_factor}
     return {"task": facts | {"degradation": degradation}}
+
+
+def _labels(job: Job) -> str | None:
+    """How the samples of a model of classes have their labels."""
+    if not job.model.classes:
+        return None
+    return f"index % {job.model.classes}" if job.inputs.balanced else f"drawn of {job.model.classes}"
 
 
 def _prompt_facts(job: Job, streams: Sequence[PromptStream], guidance: float) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from dmqbench.config.checked_job import Job
 from dmqbench.config.errors import ConfigError, require_one_of
 from dmqbench.config.model_facts import encoder_hash, image_shape, prompts_of, reads_text
-from dmqbench.config.names import CALIBRATING_TASKS, TASK_KINDS
+from dmqbench.config.names import CALIBRATING_TASKS, LABELS, TASK_KINDS
 from dmqbench.config.places import planned
 from dmqbench.config.plugin_code import method_module
 from dmqbench.config.plugins import metrics as known_metrics
@@ -66,6 +66,13 @@ def check_inputs(job: Job) -> None:
         raise ConfigError("inputs.images", images, problem=problem)
     if images is not None and job.task != "cost":
         _read_whole("inputs.images", images)
+
+
+def check_labels(job: Job) -> None:
+    """Refuse drawn labels where there are none, or where images have their own; ConfigError."""
+    if not job.inputs.balanced and (not job.model.classes or job.works_on_images):
+        whose = "images have their own" if job.works_on_images else f"{job.model.name} knows no classes"
+        raise ConfigError("inputs.labels", job.inputs.labels, LABELS[:1], f"is not possible: {whose}")
 
 
 def check_prompts(job: Job) -> None:

@@ -14,7 +14,14 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from dmqbench.config import method_checks, names, schema
 from dmqbench.config.checked_job import Job, MethodConfig, full_precision, without_calibration
 from dmqbench.config.errors import ConfigError, require_at_least, require_one_of
-from dmqbench.config.input_checks import check_foreign, check_inputs, check_kind, check_prompts, check_reference
+from dmqbench.config.input_checks import (
+    check_foreign,
+    check_inputs,
+    check_kind,
+    check_labels,
+    check_prompts,
+    check_reference,
+)
 from dmqbench.config.model_checks import (
     check_foreign_network,
     check_images_of_model,
@@ -39,6 +46,7 @@ ONE_OF: Mapping[str, Sequence[Any]] = {
     "tracker.mode": MODES,
     "trainer.accelerator": names.ACCELERATORS,
     "calibration.match": names.MATCHES,
+    "inputs.labels": names.LABELS,
     "bits.weight": names.WEIGHT_BITS,
     "bits.activation": names.ACTIVATION_BITS,
     "bits.scope": names.SCOPES,
@@ -116,7 +124,7 @@ def _recorded(job: Job, plain: Mapping[str, Any]) -> dict[str, Any]:
     left_out = {"store"}  # where results lie is no part of what they are
     if job.calibration == schema.CalibrationConfig():
         left_out.add("calibration")
-    inputs = job.inputs.of_text
+    inputs: dict[str, Any] = job.inputs.facts
     if job.works_on_images:
         inputs = {"images": job.inputs.images, **inputs}
     else:
@@ -215,7 +223,7 @@ CHECKS_AS_ASKED: tuple[Check, ...] = (_check_values, check_weights, _check_metri
 
 CHECKS_OF_COMPLETED: tuple[Check, ...] = (
     *(check_images_of_model, check_foreign_network, check_sampler_fits, _check_samplers, check_kind, _check_calls),
-    *(_check_evaluate, check_inputs, check_prompts, check_reference),
+    *(_check_evaluate, check_inputs, check_labels, check_prompts, check_reference),
 )
 """What needs the files of the model, or values that depend on others. Each may rely on those before it."""
 

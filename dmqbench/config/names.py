@@ -29,6 +29,9 @@ IMAGELESS_TASKS = (*CALIBRATING_TASKS, "cost")
 TASK_KINDS = ("generate", "restore", "edit")
 """What samples are: drawn from noise alone; restored from a degraded image; edited from an image that was noised."""
 
+LABELS = ("balanced", "random")
+"""How the samples of a model of classes have their labels."""
+
 CONDITIONS = ("super_resolution",)
 """Images that a network may read beside its state; see ``data.degradation``."""
 

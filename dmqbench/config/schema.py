@@ -7,7 +7,7 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Optional
 
-from dmqbench.config.names import REQUIRED
+from dmqbench.config.names import LABELS, REQUIRED
 from dmqbench.models.folders import OWN, SHIPPED, ModelSource
 from dmqbench.quant.spec import GRANULARITIES
 from dmqbench.samplers.spec import SAMPLER_VERSION, SamplerSpec
@@ -243,6 +243,7 @@ class InputsConfig:
     images: what is restored or edited: a folder or an archive (npz); null: those shipped for the dataset.
     prompts: a file of them, of the evaluation and, without ``calibration_prompts``, of calibration too; ``column``: of
     a table; ``negative_prompt``: what guidance leads away from, null: what the model's pipeline has for none.
+    labels: of the samples of a model of classes: ``balanced``, index mod classes, or ``random``.
     """
 
     images: Optional[str] = None
@@ -250,11 +251,22 @@ class InputsConfig:
     calibration_prompts: Optional[str] = None
     column: Optional[str] = None
     negative_prompt: Optional[str] = None
+    labels: str = LABELS[0]
 
     @property
     def of_text(self) -> dict[str, str]:
         """What is given of prompts."""
-        return {key: value for key, value in asdict(self).items() if key != "images" and value is not None}
+        others = ("images", "labels")
+        return {key: value for key, value in asdict(self).items() if key not in others and value is not None}
+
+    @property
+    def balanced(self) -> bool:
+        return self.labels == LABELS[0]
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What is given besides images; nothing where all is as it was before there were prompts."""
+        return self.of_text if self.balanced else {**self.of_text, "labels": self.labels}
 
 
 @dataclass(frozen=True)

@@ -39,9 +39,9 @@ def step_noise(stream: Stream, seed: int, indices: Sequence[int], call: int, sha
     return _normal([(stream, seed, index, call) for index in indices], shape)
 
 
-def draw_labels(stream: Stream, seed: int, indices: Sequence[int], classes: int) -> Tensor:
-    """Return labels 0..classes−1, int64 [B]: in turn for ``eval`` (index mod classes), drawn for the other streams."""
-    if stream == "eval":
+def draw_labels(stream: Stream, seed: int, indices: Sequence[int], classes: int, balanced: bool = True) -> Tensor:
+    """Return labels 0..classes−1, int64 [B]: drawn, or for ``eval`` in turn (index mod classes) where ``balanced``."""
+    if stream == "eval" and balanced:
         return torch.tensor([index % classes for index in indices])
     keys = [("label", stream, seed, index) for index in indices]
     return torch.cat([torch.randint(classes, (1,), generator=generator(*key)) for key in keys])

@@ -46,13 +46,17 @@ class Unconditional:
 
 @dataclass(frozen=True)
 class ClassConditioner:
-    """Class labels 0..classes−1; ``null_label`` means "no class", where the model was trained with one."""
+    """Class labels 0..classes−1; ``null_label`` means "no class", where the model was trained with one.
+
+    Where ``balanced``, samples of the evaluation have them in turn.
+    """
 
     classes: int
     null_label: int | None = None
+    balanced: bool = True
 
     def conditions(self, stream: Stream, seed: int, indices: Sequence[int]) -> dict[str, Tensor]:
-        return self.of_labels(draw_labels(stream, seed, indices, self.classes))
+        return self.of_labels(draw_labels(stream, seed, indices, self.classes, self.balanced))
 
     def of_labels(self, labels: Tensor) -> dict[str, Tensor]:
         """Return the conditions of labels, int64 [B]."""

@@ -1,6 +1,7 @@
 """The tools and materials of one job. The model is loaded once, and only when something must be computed."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import cached_property
 
 from dmqbench.config.checked_job import Job, scope_of
@@ -10,7 +11,7 @@ from dmqbench.config.schema import SamplerConfig
 from dmqbench.data.image_streams import ImageStreams, file_streams, own_streams
 from dmqbench.data.noise import Stream
 from dmqbench.models.adapter import Adapter, load_adapter
-from dmqbench.models.conditioning import TextConditioner
+from dmqbench.models.conditioning import ClassConditioner, TextConditioner
 from dmqbench.models.exchange import quantize_network_, quantized_attentions
 from dmqbench.models.foreign import load_foreign_adapter
 from dmqbench.models.image_tasks import edit_images_, restore_images_
@@ -116,6 +117,8 @@ class Workshop:
         model, read = self.job.model, self.embeddings
         conditioner = None if read is None else TextConditioner(read.conditions, read.unguided)
         adapter = load_adapter(model.checkpoint, self.job.device_type, conditioner=conditioner)
+        if isinstance(adapter.conditioner, ClassConditioner):
+            adapter.conditioner = replace(adapter.conditioner, balanced=self.job.inputs.balanced)
         if self.job.task_kind == "restore":
             assert model.condition_factor is not None
             restore_images_(adapter, self.images, model.condition_factor, model.classes)

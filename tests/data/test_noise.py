@@ -77,14 +77,15 @@ def test_labels_of_evaluation_take_turns():
     assert draw_labels("eval", 5, range(3, 14), 4).tolist() == [index % 4 for index in range(3, 14)]
 
 
-@pytest.mark.parametrize("stream", ["cal", "val"])
-def test_labels_of_calibration_are_drawn_evenly(stream):
-    labels = draw_labels(stream, 0, range(3000), 10)
+@pytest.mark.parametrize("stream", ["cal", "val", "eval"])
+def test_drawn_labels_are_even(stream):
+    labels = draw_labels(stream, 0, range(3000), 10, balanced=False)
     assert labels.dtype == torch.int64
     counts = labels.bincount(minlength=10)
     assert len(counts) == 10
     assert ((counts - 300).abs() < 5 * (3000 * 0.1 * 0.9) ** 0.5).all()
-    assert not torch.equal(labels, draw_labels(stream, 1, range(3000), 10))
+    assert not torch.equal(labels, draw_labels(stream, 1, range(3000), 10, balanced=False))
+    assert torch.equal(labels[[7, 3]], draw_labels(stream, 0, [7, 3], 10, balanced=False))
 
 
 def test_labels_of_calibration_and_validation_are_unrelated():

@@ -6,7 +6,9 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DiTPipeline
 from e2e.commands import FEW, dmqbench, result_folder
+from safetensors.torch import load_file
 from tiny import (
+    CLASSES,
     autoencoder,
     dit,
     save_class_table,
@@ -17,6 +19,7 @@ from tiny import (
 )
 
 from dmqbench import api
+from dmqbench.data.noise import draw_labels
 
 SIZES = (*FEW, "sampler.chunk=4", "metrics.samples=4", "metrics.pairs=4", "metrics.names=[psnr,mse]", "model=local")
 
@@ -50,6 +53,24 @@ def test_a_job_runs(places, model, overrides):
     result = json.loads((result_folder(output) / "result.json").read_text())
     assert result["metrics"]["psnr"]["value"] > 15
     assert result["cost"]["quantized_layers"] > 10
+
+
+def test_labels_of_samples_are_balanced_or_drawn(places):
+    drawn = []
+    for labels in ("balanced", "random"):
+        arguments = (*SIZES, f"model.path={places / 'dit'}", f"inputs.labels={labels}", "task=sample", "method=fp")
+        status, output, errors = dmqbench(places / "runs", *arguments)
+        assert status == 0, errors
+        drawn.append(load_file(result_folder(output) / "chunk_00000.safetensors")["images"])
+    same = [torch.equal(*images) for images in zip(*drawn, strict=True)]
+    labels = draw_labels("eval", 0, range(4), CLASSES, balanced=False)
+    assert same == (labels == torch.arange(4)).tolist() and not all(same)
+
+
+def test_labels_of_a_model_without_classes_are_refused(places):
+    arguments = (*SIZES, f"model.path={places / 'vq'}", "inputs.labels=random")
+    status, _, errors = dmqbench(places / "runs", *arguments)
+    assert status == 2 and "inputs.labels=random is not possible: local knows no classes" in errors
 
 
 def test_a_model_without_text_takes_no_prompts(places):
