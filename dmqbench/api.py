@@ -11,7 +11,8 @@ your own is a ``Denoiser``; ``evaluate`` measures it.
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -113,8 +114,9 @@ def quantize_(
     run_store = _store_of(config, store)
     own, area = pipe if isinstance(pipe, Denoiser) else None, run_store.work_area
     with undisturbed(_device(network)), described(own, area) if own else exported(pipe, area) as folder:
-        config.inputs.calibration_prompts = _prompt_file(prompts, folder)
-        job = _job(config, folder, own.name if own else None)
+        config.inputs.calibration_prompts = _prompt_file(prompts, folder) or config.inputs.calibration_prompts
+        with _named_as_given(prompts):
+            job = _job(config, folder, own.name if own else None)
         _require_exchangeable(job)
         shop = Workshop(job, run_store)
         if own:
@@ -184,7 +186,7 @@ def evaluate(
 def _parts(model: Any) -> tuple[nn.Module, Any]:
     """Return the network and the scheduler of what is to be quantized; ModelError if it cannot be."""
     if not isinstance(model, Denoiser):
-        return quantizable_parts(model, [family.network for family in families()])
+        return quantizable_parts(model, list(dict.fromkeys(family.network for family in families())))
     require_usable(model)
     if model.name in yaml_names(CONF / "model"):
         raise ModelError(f"a denoiser's name: {model.name} is the name of a model of dmqbench; take another")
@@ -209,11 +211,27 @@ def _store_of(config: DictConfig, named: str | os.PathLike[str] | None) -> Store
 
 def _prompt_file(prompts: str | os.PathLike[str] | Sequence[str] | None, folder: Path) -> str | None:
     """Return the file of the prompts, written into ``folder`` if there is none."""
-    if prompts is None or isinstance(prompts, (str, os.PathLike)):
-        return None if prompts is None else os.fspath(prompts)
+    if prompts is None:
+        return None
+    if isinstance(prompts, (str, os.PathLike)):
+        if not Path(prompts).exists():
+            raise ConfigError("prompts", prompts, problem="is no file: give a list of prompts, or a file of them")
+        return os.fspath(prompts)
     path = folder / "prompts.jsonl"
     path.write_text("".join(json.dumps({COLUMNS[0]: prompt}) + "\n" for prompt in prompts), encoding="utf-8")
     return str(path)
+
+
+@contextmanager
+def _named_as_given(prompts: object) -> Iterator[None]:
+    """What is said of a file of prompts is said of the argument, which a script knows."""
+    try:
+        yield
+    except ConfigError as error:
+        if error.key not in ("inputs.prompts", "inputs.calibration_prompts"):
+            raise
+        value = prompts if prompts is None or isinstance(prompts, (str, os.PathLike)) else "[...]"
+        raise ConfigError("prompts", value, problem=error.problem) from None
 
 
 def _job(config: DictConfig, folder: Path, name: str | None) -> Job:

@@ -34,16 +34,16 @@ class ConfigError(Exception):
         return type(self), (self.key, self.value, self.allowed, self.problem, self.nearest)
 
     def _line(self) -> str:
-        line = f"{self.key}={_shown(self.value)} {self.problem}"
+        line = f"{self.key}={shown(self.value)} {self.problem}"
         if self.nearest is not None:
-            line += f"; nearest: {_shown(self.nearest)}"
-        return f"{line} (allowed: {', '.join(map(_shown, self.allowed))})" if self.allowed else line
+            line += f"; nearest: {shown(self.nearest)}"
+        return f"{line} (allowed: {', '.join(map(shown, self.allowed))})" if self.allowed else line
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
-    return f"[{','.join(map(_shown, value))}]" if isinstance(value, (list, tuple)) else str(value)
+    return f"[{','.join(map(shown, value))}]" if isinstance(value, (list, tuple)) else str(value)
 
 
 def closest(value: Any, allowed: Sequence[Any]) -> Any:

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from dmqbench.config.checked_job import Job
+from dmqbench.config.notices import notices
 from dmqbench.launch.sweeps import Planned
 from dmqbench.store.artifacts import Store, store_root
 
@@ -13,7 +14,7 @@ ANSWERING = ("plan", "cost")
 
 
 def announcement(jobs: Sequence[Planned], missing: int, takes: str) -> list[str]:
-    """Return what will be done, where it goes, and how long it takes if that is known.
+    """Return what will be done, where it goes, how long it takes if that is known, and what may not be expected.
 
     ``missing`` of the jobs are to be done, the others are in the store.
     """
@@ -27,7 +28,8 @@ def announcement(jobs: Sequence[Planned], missing: int, takes: str) -> list[str]
     stored = len(jobs) - missing
     rest = f"; {stored} of them in the store already" if stored else ""
     lines = [f"{number}{_what_is_done([planned.job for planned in jobs])}{rest}"]
-    return [*lines, f"{takes}; results go to {root}" if takes else f"results go to {root}"]
+    lines.append(f"{takes}; results go to {root}" if takes else f"results go to {root}")
+    return [*lines, *notices(planned.job for planned in jobs)]
 
 
 def _what_is_done(jobs: Sequence[Job]) -> str:

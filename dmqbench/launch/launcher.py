@@ -19,6 +19,7 @@ from dmqbench.launch.streams import hold_streams
 from dmqbench.tracking.progress import Course
 
 if TYPE_CHECKING:
+    from dmqbench.config.checked_job import Job
     from dmqbench.launch.sweeps import Planned
 
 MEASURING = ("run", "evaluate")
@@ -190,7 +191,8 @@ def _failure(planned: "Planned", error: Exception) -> Outcome:
     name, message = type(error).__name__, " ".join(str(error).split()) or "no message"
     line = f"{planned.job.title}: {name}: {message}"
     trace = "".join(traceback.format_exception(error))
-    report = {"class": name, "message": message, "command": planned.command, "traceback": trace}
+    advice = _advice(planned.job, error)
+    report = {"class": name, "message": message, "advice": advice, "command": planned.command, "traceback": trace}
     where = ""
     if planned.folder is not None:
         with suppress(OSError):
@@ -198,5 +200,20 @@ def _failure(planned: "Planned", error: Exception) -> Outcome:
             where = f"; see {planned.folder / ERROR_FILE}"
     # What is wrong with a model or a value is wrong again the next time.
     again = "" if isinstance(error, (ConfigError, ModelError)) else f"; again with: {planned.command}"
-    complain(f"{line}{where}{again}")
+    complain(f"{line}{advice and f'; {advice}'}{where}{again}")
     return Outcome(error=line)
+
+
+def _advice(job: "Job", error: Exception) -> str:
+    """Return what to do about an error; "" where that is not known."""
+    if type(error).__name__ not in _OUT_OF_MEMORY and not any(words in str(error) for words in _NOT_ENOUGH):
+        return ""
+    return (
+        f"sampler.chunk={job.sampler.chunk} samples, in calibration budget.batch={job.budget.batch}, are computed at "
+        "once: smaller ones take less memory, and are results of their own; with more memory the same command goes on"
+    )
+
+
+_OUT_OF_MEMORY = ("MemoryError", "OutOfMemoryError")
+_NOT_ENOUGH = ("can't allocate memory", "not enough memory")
+"""What torch says on a CPU, in a RuntimeError."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from dmqbench.models.exchange import network_name
 from dmqbench.models.families import kind_of
@@ -33,17 +33,31 @@ def quantizable_parts(pipe: Any, classes: Sequence[str]) -> tuple[Any, Any]:
     network: Any = getattr(pipe, name, None)
     if not isinstance(pipe, DiffusionPipeline):
         raise ModelError(f"a {kind} cannot be quantized: give a diffusers pipeline, which has a scheduler too")
-    if type(network).__name__ not in classes or getattr(pipe, "scheduler", None) is None:
+    if type(network).__name__ not in classes:
         allowed = f"{' or '.join(NETWORK_FOLDERS)} of {', '.join(classes)}, and a scheduler"
         raise ModelError(f"{kind}: its {name} is {type(network).__name__} (allowed: {allowed})")
+    if getattr(pipe, "scheduler", None) is None:
+        raise ModelError(f"{kind}: it has no scheduler, which states the noise schedule")
+    if getattr(pipe, "controlnet", None) is not None:
+        advice = "quantize_ a pipeline of the same network without it; what calls that network is free afterwards"
+        raise ModelError(f"{kind}: its controlnet adds to the network what no calibration sees: {advice}")
     if is_quantized(network):
         raise ModelError(f"{kind}: its {name} is quantized already; load the full-precision pipeline again")
+    _refuse_adapters(pipe)
     dtypes = {parameter.dtype for parameter in network.parameters() if parameter.is_floating_point()}
     if dtypes != {torch.float32}:
         names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
         raise ModelError(f"{kind}: its {name} is in {names}; quantization computes in float32: load it in that")
     require_as_configured(network, f"{kind}.{name}")
     return network, pipe.scheduler
+
+
+def _refuse_adapters(pipe: Any) -> None:
+    """Refuse low-rank changes that lie beside the weights of any part, by the names that peft gives them."""
+    for name, part in pipe.components.items():
+        if isinstance(part, nn.Module) and any(".lora_" in f".{path}" for path, _ in part.named_modules()):
+            advice = "fuse it: pipe.fuse_lora(), then pipe.unload_lora_weights()"
+            raise ModelError(f"{type(pipe).__name__}: its {name} has LoRA beside its weights; {advice}")
 
 
 @contextmanager

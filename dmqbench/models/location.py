@@ -64,6 +64,14 @@ def locate_scheduler(source: ModelSource) -> Path | None:
     return found
 
 
+_REFUSALS = {
+    "GatedRepoError": "is gated: accept its terms on its page on the hub, then hf auth login",
+    "RepositoryNotFoundError": "is not there, or not for all: check its name, or hf auth login",
+    "RevisionNotFoundError": "is not there: the repository has no such commit, branch or tag",
+}
+"""What the hub's client calls a refusal → what that means."""
+
+
 @cache
 def _snapshot(location: str, revision: str, advice: str) -> Path:
     """The folder of a repository, with all that is loaded of it; asked for once in a process, if it is to be had."""
@@ -72,10 +80,9 @@ def _snapshot(location: str, revision: str, advice: str) -> Path:
     except ModelError:
         raise
     except Exception as error:  # the hub's client changes its errors, and those of its own client, with its versions
-        raise ModelError(
-            f"model {location} at revision {revision} is neither cached nor to be had from the hub "
-            f"({type(error).__name__}); {advice}"
-        ) from error
+        name = type(error).__name__
+        reason = _REFUSALS.get(name, f"is neither cached nor to be had from the hub ({name}); {advice}")
+        raise ModelError(f"model {location} at revision {revision} {reason}") from error
     encoders = (folder / name for name in ENCODER_FOLDERS if (folder / name / CONFIG).is_file())
     table = class_table.class_table_folder(folder)
     for part in (network_folder(folder, advice), decoder_folder(folder), table, *encoders):

@@ -15,6 +15,7 @@ from dmqbench.config.ids import embeddings_id, unguided_id
 from dmqbench.config.model_facts import image_shape, network_family, prompts_of
 from dmqbench.data.noise import Stream
 from dmqbench.data.prompts import Prompt
+from dmqbench.models.folders import ModelError
 from dmqbench.models.location import locate
 from dmqbench.models.text import PromptEncoder
 from dmqbench.store.artifacts import Store
@@ -44,10 +45,12 @@ class PromptEmbeddings:
         unguided = UNGUIDED not in self.store.verified_files(KIND, self._unguided)
         if not missing and not unguided:
             return
-        with Meter(f"prompts of {self.job.model.label}", len(missing) + unguided) as meter:
+        with Meter(f"prompts of {self.job.model.name}", len(missing) + unguided) as meter:
             encoder, cut = self._encoder(), list[Prompt]()
             if unguided:
-                self._append(self._unguided, UNGUIDED, save(encoder.encoded_null(self.job.inputs.negative_prompt)))
+                unguided_conditions = encoder.encoded_null(self.job.inputs.negative_prompt)
+                self._require_fit(unguided_conditions)
+                self._append(self._unguided, UNGUIDED, save(unguided_conditions))
                 meter.advance()
             for stream, start in missing:
                 part = self._prompts[stream][start : start + PROMPTS_PER_FILE]
@@ -90,6 +93,14 @@ class PromptEmbeddings:
         model = self.job.model
         scale = image_shape(model)[-1] // model.sample_shape[-1]
         return PromptEncoder(locate(model.checkpoint), network_family(model), scale, self.job.device_type)
+
+    def _require_fit(self, conditions: Mapping[str, Tensor]) -> None:
+        """Refuse tokens of another width than the network reads."""
+        for name, (shape, _) in network_family(self.job.model).conditions.items():
+            if len(shape) == 2 and conditions[name].shape[-1] != shape[-1]:
+                widths = f"of width {conditions[name].shape[-1]}, and its network reads {shape[-1]}"
+                title = f"{self.job.model.label}: its text encoders give {name}"
+                raise ModelError(f"{title} {widths}: they do not belong together")
 
     def _append_part(self, encoder: PromptEncoder, stream: Stream, start: int, part: Sequence[Prompt]) -> None:
         """Keep the conditions of some prompts, and beside them which these are."""

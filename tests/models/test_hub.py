@@ -37,6 +37,8 @@ class Hub(ThreadingHTTPServer):
         self.fetched: set[str] = set()
         self.asked = 0
         self.down = False
+        self.refusal: str | None = None
+        """What it says instead of any file, by its own name for that."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -52,6 +54,8 @@ class _Handler(BaseHTTPRequestHandler):
         path = unquote(urlsplit(self.path).path)
         if self.server.down:
             return self._answer(403, b"")
+        if self.server.refusal:
+            return self._answer(403, b"", **{"X-Error-Code": self.server.refusal})
         if "/tree/" in path:
             files = [file for file in sorted(self.folder.rglob("*")) if file.is_file()]
             entries = [
@@ -223,6 +227,22 @@ def test_a_failure_is_not_remembered_and_what_was_fetched_is_used_offline(hub, t
     location._snapshot.cache_clear()
     with pytest.raises(ModelError, match="is missing; fetch it once while online: hf download"):
         locate(SOURCE)
+
+
+@pytest.mark.parametrize(
+    ("refusal", "said"),
+    [
+        ("GatedRepo", "is gated: accept its terms"),
+        ("RepoNotFound", "not for all"),
+        ("RevisionNotFound", "no such"),
+    ],
+)
+def test_a_refusal_says_what_to_do(hub, tmp_path, refusal, said):
+    saved(tmp_path / "repository")
+    hub.refusal = refusal
+    with pytest.raises(ModelError, match=said) as error:
+        locate(SOURCE)
+    assert "\n" not in str(error.value)
 
 
 def test_network_and_scheduler_of_one_folder_are_both_fetched(hub, tmp_path):

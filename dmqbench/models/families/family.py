@@ -85,6 +85,8 @@ class Family(Calling):
     """What one of the network's timesteps is worth in the schedule's."""
     pipelines: ClassVar[tuple[str, ...]] = ()
     """diffusers' pipelines that make conditions of prompts, where the network reads any; the first if none is named."""
+    scheduling: ClassVar[Mapping[str, Any]] = {}
+    """What these pipelines make of settings of their scheduler, whatever its file states."""
     text_parts: ClassVar[tuple["TextPart", ...]] = ()
     """What reads prompts, in the pipeline's order; the longest reader decides what is cut."""
     kinds: ClassVar[Mapping[str, Kind]] = {}

@@ -22,6 +22,7 @@ class SDXL(UNet2DCondition):
     """``UNet2DConditionModel`` with ``addition_embed_type=text_time``."""
 
     pipelines = ("StableDiffusionXLPipeline",)
+    scheduling: ClassVar[Mapping[str, Any]] = {}
     text_parts = (CLIP, pooling_clip(SECOND))
     kinds: ClassVar[Mapping[str, Kind]] = {
         **{key: NULL for key in ("class_embed_type", "encoder_hid_dim_type")},

@@ -20,6 +20,7 @@ class UNet2DCondition(Family):
 
     network = "UNet2DConditionModel"
     pipelines: ClassVar[tuple[str, ...]] = ("StableDiffusionPipeline",)
+    scheduling: ClassVar[Mapping[str, Any]] = {"steps_offset": 1, "clip_sample": False}
     text_parts: ClassVar[tuple[TextPart, ...]] = (CLIP,)
     kinds: ClassVar[Mapping[str, Kind]] = {
         **{key: NULL for key in ("class_embed_type", "addition_embed_type", "encoder_hid_dim_type")},
