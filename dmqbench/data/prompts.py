@@ -7,8 +7,9 @@ import csv
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -48,7 +49,7 @@ class PromptStreams:
     of: Mapping[PromptStream, tuple[Prompt, ...]]
 
     def hash(self, stream: PromptStream) -> str:
-        return json_hash([prompt.text for prompt in self.of[stream]])
+        return _hash(self.of[stream])
 
     def texts(self, stream: PromptStream, count: int) -> tuple[str, ...]:
         """Return the prompts of samples 0 to ``count`` − 1."""
@@ -71,15 +72,26 @@ def read_streams(evaluation: str | None, calibration: str | None, column: str | 
         distinct = _without(held_out, ())
         if evaluation is not None and len(distinct) < 2 * LEAST:
             raise PromptError(evaluation, f"holds {len(distinct)} different prompts; streams share none, so at least 4")
-        return PromptStreams({"eval": distinct[::2], "cal": distinct[1::4], "val": distinct[3::4]})
+        return _streams(distinct[::2], distinct[1::4], distinct[3::4])
     own = _without(read_prompts(calibration, column), held_out)
     if len(own) < LEAST:
         reason = f"holds {len(own)} different prompts that are not of the evaluation; at least {LEAST} are needed"
         raise PromptError(calibration, reason)
-    return PromptStreams({"eval": held_out, "cal": own[::2], "val": own[1::2]})
+    return _streams(held_out, own[::2], own[1::2])
 
 
-def _without(prompts: Iterable[Prompt], others: Iterable[Prompt]) -> tuple[Prompt, ...]:
+def _streams(*prompts: tuple[Prompt, ...]) -> PromptStreams:
+    return PromptStreams(dict(zip(("eval", "cal", "val"), prompts, strict=True)))
+
+
+@lru_cache(maxsize=8)
+def _hash(prompts: tuple[Prompt, ...]) -> str:
+    """Asked for again and again, by every id."""
+    return json_hash([prompt.text for prompt in prompts])
+
+
+@lru_cache(maxsize=4)
+def _without(prompts: tuple[Prompt, ...], others: tuple[Prompt, ...]) -> tuple[Prompt, ...]:
     """The prompts that equal neither an earlier one nor one of the ``others``."""
     seen = {_plain(prompt) for prompt in others}
     kept = []

@@ -39,23 +39,33 @@ class PromptEmbeddings:
 
     def provide(self, counts: Mapping[Stream, int]) -> None:
         """Let the store have the conditions of the first so many samples of streams, and those of no guidance."""
-        missing: list[tuple[Stream, int]] = [
-            (stream, start) for stream, count in counts.items() for start in self._missing(stream, count)
-        ]
-        unguided = UNGUIDED not in self.store.verified_files(KIND, self._unguided)
-        if not missing and not unguided:
+        if not self._pending(counts):
             return
-        with Meter(f"prompts of {self.job.model.name}", len(missing) + unguided) as meter:
+        with self.store.lock(KIND, self._unguided, part=UNGUIDED):  # one process loads encoders, the others wait
+            if pending := self._pending(counts):
+                self._read(pending)
+
+    def _pending(self, counts: Mapping[Stream, int]) -> list[tuple[Stream | None, int]]:
+        """What the store lacks: streams with the first prompt of a file, and None for the conditions of no guidance."""
+        pending: list[tuple[Stream | None, int]] = []
+        if UNGUIDED not in self.store.verified_files(KIND, self._unguided):
+            pending.append((None, 0))
+        for stream, count in counts.items():
+            pending += [(stream, start) for start in self._missing(stream, count)]
+        return pending
+
+    def _read(self, pending: Sequence[tuple[Stream | None, int]]) -> None:
+        with Meter(f"prompts of {self.job.model.name}", len(pending)) as meter:
             encoder, cut = self._encoder(), list[Prompt]()
-            if unguided:
-                unguided_conditions = encoder.encoded_null(self.job.inputs.negative_prompt)
-                self._require_fit(unguided_conditions)
-                self._append(self._unguided, UNGUIDED, save(unguided_conditions))
-                meter.advance()
-            for stream, start in missing:
-                part = self._prompts[stream][start : start + PROMPTS_PER_FILE]
-                self._append_part(encoder, stream, start, part)
-                cut += [prompt for prompt in part if encoder.cuts(prompt.text)]
+            for stream, start in pending:
+                if stream is None:
+                    conditions = encoder.encoded_null(self.job.inputs.negative_prompt)
+                    self._require_fit(conditions)
+                    self._append(self._unguided, UNGUIDED, save(conditions))
+                else:
+                    part = self._prompts[stream][start : start + PROMPTS_PER_FILE]
+                    self._append_part(encoder, stream, start, part)
+                    cut += [prompt for prompt in part if encoder.cuts(prompt.text)]
                 meter.advance()
         _say_cut(cut)
 
