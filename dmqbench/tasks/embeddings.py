@@ -51,7 +51,7 @@ class PromptEmbeddings:
         if UNGUIDED not in self.store.verified_files(KIND, self._unguided):
             pending.append((None, 0))
         for stream, count in counts.items():
-            pending += [(stream, start) for start in self._missing(stream, count)]
+            pending.extend((stream, start) for start in self._missing(stream, count))
         return pending
 
     def _read(self, pending: Sequence[tuple[Stream | None, int]]) -> None:
