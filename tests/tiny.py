@@ -88,7 +88,7 @@ def sdxl_unet(seed: int = 0, **config) -> UNet2DConditionModel:
     return text_unet(seed, **{**settings, **config})
 
 
-def dit(seed: int = 0, classes: int = CLASSES) -> DiTTransformer2DModel:
+def dit(seed: int = 0, classes: int = CLASSES, layers: int = 2) -> DiTTransformer2DModel:
     """Diffusion transformer that predicts a variance in the second half of its output channels."""
     return build(
         DiTTransformer2DModel,
@@ -97,13 +97,13 @@ def dit(seed: int = 0, classes: int = CLASSES) -> DiTTransformer2DModel:
         attention_head_dim=8,
         in_channels=4,
         out_channels=8,
-        num_layers=2,
+        num_layers=layers,
         sample_size=8,
         num_embeds_ada_norm=classes,
     )
 
 
-def pixart(seed: int = 0) -> PixArtTransformer2DModel:
+def pixart(seed: int = 0, layers: int = 2) -> PixArtTransformer2DModel:
     """PixArt, which predicts a variance, over 4 × 4 patches."""
     return build(
         PixArtTransformer2DModel,
@@ -112,7 +112,7 @@ def pixart(seed: int = 0) -> PixArtTransformer2DModel:
         attention_head_dim=8,
         in_channels=4,
         out_channels=8,
-        num_layers=2,
+        num_layers=layers,
         cross_attention_dim=16,
         sample_size=8,
         caption_channels=CONTEXT,

@@ -1,20 +1,37 @@
-"""Tiny twins of the pipelines of text that people have, with random weights, their text encoders and schedulers."""
+"""Tiny twins of the pipelines that people have, with random weights, their text encoders, decoders and schedulers."""
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import (
+    DDIMPipeline,
     DDIMScheduler,
     DiffusionPipeline,
+    DiTPipeline,
     DPMSolverMultistepScheduler,
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
+    LDMPipeline,
     PixArtSigmaPipeline,
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
 )
-from tiny import autoencoder, flux, pixart, sd3, sdxl_unet, text_unet
+from tiny import (
+    autoencoder,
+    dit,
+    flux,
+    pixart,
+    save_class_table,
+    save_pipeline,
+    sd3,
+    sdxl_unet,
+    text_unet,
+    unet,
+    vq_autoencoder,
+)
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
@@ -55,13 +72,24 @@ def clip_encoder(seed: int = 0, cls: type = CLIPTextModel, width: int = 12) -> C
         return cls(config).eval().requires_grad_(False)
 
 
+LEAST = {
+    "block_out_channels": (8,),
+    "norm_num_groups": 4,
+    "down_block_types": ("DownBlock2D",),
+    "up_block_types": ("UpBlock2D",),
+}
+"""A U-Net with one resolution and attention in its middle alone, each kind of layer as few times as it goes."""
+TWO_SIZES = {name: 2 * value for name, value in LEAST.items() if isinstance(value, tuple)}
+"""The same with a layer that halves the resolution and one that doubles it."""
+
+
 def stable_diffusion(seed: int = 0) -> StableDiffusionPipeline:
     """Stable Diffusion with everything small."""
     return StableDiffusionPipeline(
         vae=autoencoder(),
         text_encoder=clip_encoder(),
         tokenizer=clip_tokenizer(),
-        unet=text_unet(seed),
+        unet=text_unet(seed, **LEAST | TWO_SIZES),
         scheduler=DDIMScheduler(clip_sample=False, steps_offset=1, beta_schedule="scaled_linear"),
         safety_checker=None,
         feature_extractor=None,
@@ -84,7 +112,8 @@ def t5_encoder(seed: int = 0, width: int = 12) -> T5EncoderModel:
 
 
 def sdxl(seed: int = 0) -> StableDiffusionXLPipeline:
-    entries = {"cross_attention_dim": 24, "projection_class_embeddings_input_dim": 12 + 6 * 8}
+    entries = {"cross_attention_dim": 24, "projection_class_embeddings_input_dim": 12 + 6 * 8, **LEAST}
+    entries["transformer_layers_per_block"] = 1
     return StableDiffusionXLPipeline(
         vae=autoencoder(),
         text_encoder=clip_encoder(),
@@ -97,7 +126,8 @@ def sdxl(seed: int = 0) -> StableDiffusionXLPipeline:
 
 
 def pixart_sigma(seed: int = 0) -> PixArtSigmaPipeline:
-    return PixArtSigmaPipeline(t5_tokenizer(), t5_encoder(), autoencoder(), pixart(seed), DPMSolverMultistepScheduler())
+    network = pixart(seed, layers=1)
+    return PixArtSigmaPipeline(t5_tokenizer(), t5_encoder(), autoencoder(), network, DPMSolverMultistepScheduler())
 
 
 def stable_diffusion_3(seed: int = 0) -> StableDiffusion3Pipeline:
@@ -137,3 +167,53 @@ PIPELINES: Mapping[str, Callable[[], DiffusionPipeline]] = {
     "flux": flux_dev,
 }
 """Of text."""
+
+
+def pixels() -> DDIMPipeline:
+    return DDIMPipeline(unet(class_entries=None, **LEAST), DDIMScheduler(clip_sample=False))
+
+
+def latents() -> LDMPipeline:
+    network = unet(class_entries=None, in_channels=4, out_channels=4, **LEAST)
+    return LDMPipeline(vq_autoencoder(), network, DDIMScheduler(clip_sample=False))
+
+
+def diffusion_transformer() -> DiTPipeline:
+    return DiTPipeline(dit(classes=1000, layers=1), autoencoder(), DDIMScheduler(clip_sample=False))
+
+
+SAMPLED = {
+    "sd": "sampler.steps_offset=1",
+    "sdxl": "sampler.steps_offset=1",
+    "pixart": "sampler=dpmpp sampler.spacing=linspace",
+    "sd3": "sampler=flow sampler.spacing=linspace",
+    "flux": "sampler=flow sampler.spacing=trailing",
+}
+"""How a pipeline's own scheduler draws, where that is not DDIM from timestep 0."""
+
+CLASSES_AS_TOKENS = "ldm_classes"
+"""Latent diffusion of classes, for which diffusers has no pipeline."""
+TWINS: Mapping[str, Callable[[], DiffusionPipeline] | None] = {
+    "unet": pixels,
+    "ldm": latents,
+    CLASSES_AS_TOKENS: None,
+    "dit": diffusion_transformer,
+    **PIPELINES,
+}
+"""Of every family."""
+
+
+def save_twin(name: str, folder: Path) -> Path:
+    """Write the folder of a model and return it."""
+    build = TWINS[name]
+    if build is not None:
+        build().save_pretrained(folder)
+    else:
+        save_class_table(save_pipeline(folder, text_unet(**LEAST), vq_autoencoder()))
+    return folder
+
+
+def asked_of(model: str, steps: int, guidance: float) -> dict[str, Any]:
+    """What a pipeline of text is called with for pictures of 16 by 16."""
+    asked = {"num_inference_steps": steps, "guidance_scale": guidance, "height": 16, "width": 16, "output_type": "np"}
+    return asked | ({"use_resolution_binning": False, "clean_caption": False} if model == "pixart" else {})
