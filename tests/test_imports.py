@@ -14,7 +14,7 @@ TORCH_ONLY = ("quant", "samplers", "engines")
 MAY_IMPORT = {
     "diffusers": ("models/", "api.py", "zoo/"),
     "wandb": ("tracking/",),
-    "hydra": ("cli.py", "config/compose.py", "launch/launcher.py"),
+    "hydra": ("cli.py", "config/compose.py", "config/overrides.py", "launch/launcher.py"),
 }
 """zoo/ trains the embedded models and is a tool of its own."""
 

@@ -3,7 +3,6 @@
 A wrong configuration is a ``ConfigError``: one line with the key, the value and the nearest allowed one.
 """
 
-import itertools
 import re
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
@@ -13,31 +12,28 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose as hydra_compose
-from hydra import initialize_config_dir
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
 from hydra.core.plugins import Plugins
-from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.errors import HydraException, MissingConfigException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
-from dmqbench.config.checked_job import ABOUT_STAGE, SET_IN_YAML_ONLY
+from dmqbench.config.checked_job import ABOUT_STAGE
 from dmqbench.config.errors import ConfigError, closest
 from dmqbench.config.method_checks import check_method_yaml
+from dmqbench.config.overrides import HIDDEN, check_form, initialized, parse
 from dmqbench.config.places import CONF, planned
 from dmqbench.config.plugin_code import require_module
 from dmqbench.config.plugins import Plugin, conf_folders, left_out_with, usable
 from dmqbench.config.schema import GROUPS, OPTION_GROUPS, RootConfig
-from dmqbench.config.texts import as_text, quoted
+from dmqbench.config.texts import quoted
 from dmqbench.config.values import leaves, refuse_resolvers, set_values
 
 ROOT = "config"
-HIDDEN = "base_"
-"""Prefix of schemas, which are no options."""
 
 
 def register_schemas() -> None:
@@ -102,7 +98,7 @@ def compose(overrides: Sequence[str]) -> DictConfig:
     hydra_own = [override.input_line or "" for override in parsed if override.is_hydra_override()]
     own = [override for override in parsed if not override.is_hydra_override()]
     for override in own:
-        _check_form(override)
+        check_form(override)
     choices = [override for override in own if override.key_or_group in OPTION_GROUPS]
     texts = tuple(choice.input_line or "" for choice in choices)
     others = hydra_own or usable()  # YAMLs of others may change while the process lives
@@ -132,7 +128,7 @@ def _composed(hydra_own: tuple[str, ...], choices: tuple[str, ...], alone: bool 
     root, overrides = ROOT, [*hydra_own, *choices]
     if alone:
         root, overrides = f"{parsed[0].key_or_group}/{parsed[0].value()}", []
-    with _hydra():
+    with initialized():
         for choice in parsed:
             _check_choice(choice, hydra_own)
         try:
@@ -192,54 +188,6 @@ def _settings(config: DictConfig) -> dict[str, Any]:
         return dict(leaves("", OmegaConf.to_container(config.method, resolve=True)))
     except OmegaConfBaseException:  # make_job says which reference leads nowhere
         return dict(leaves("", OmegaConf.to_container(config.method, resolve=False)))
-
-
-def parse(overrides: Sequence[str]) -> list[Override]:
-    """Parse overrides one by one; ConfigError names the one that cannot be read."""
-    return [_parsed(text) for text in overrides]
-
-
-@lru_cache(maxsize=4096)
-def _parsed(text: str) -> Override:
-    """Parse one override, once a process: the jobs of a sweep share most of theirs, and each is read several times."""
-    try:
-        return OverridesParser.create().parse_override(as_text(text))
-    except (OverrideParseException, HydraException) as error:
-        key, _, value = text.partition("=")
-        reason = str(error).splitlines()[0]
-        raise ConfigError(key, value, problem=f"cannot be read as key=value ({reason})") from None
-
-
-def expand(overrides: Sequence[str]) -> list[list[str]]:
-    """Return all combinations of the values of a multirun, in the order of the command line."""
-    parse(overrides)
-    choices = []
-    with _hydra():
-        loader = GlobalHydra.instance().config_loader()
-        texts = [as_text(text, several=True) for text in overrides]
-        for override in OverridesParser.create(config_loader=loader).parse_overrides(texts):
-            if override.is_sweep_override():
-                values = [value for value in override.sweep_string_iterator() if not value.startswith(HIDDEN)]
-                choices.append([f"{override.get_key_element()}={value}" for value in values])
-            else:
-                choices.append([override.input_line or ""])
-    return [list(chosen) for chosen in itertools.product(*choices)]
-
-
-def _hydra() -> initialize_config_dir:
-    return initialize_config_dir(str(CONF), job_name="dmqbench", version_base="1.3")
-
-
-def _check_form(override: Override) -> None:
-    key, value = override.key_or_group, override.value()
-    if key.startswith("method.") and {"faithful_settings", *SET_IN_YAML_ONLY} & {*key.split(".")}:
-        raise ConfigError(key, value, problem="says what the YAML means, and is set there only")
-    if override.is_delete():
-        raise ConfigError(f"~{key}", value, problem="removes a key, and all of them are needed")
-    if override.is_sweep_override():
-        raise ConfigError(key, override.get_value_string(), problem="has several values, which need -m")
-    if override.package is not None:
-        raise ConfigError(f"{key}@{override.package}", value, problem="is not known: groups have one place")
 
 
 def _options(group: str, hydra_own: tuple[str, ...]) -> list[str]:

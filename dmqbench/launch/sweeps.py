@@ -11,11 +11,12 @@ from omegaconf import OmegaConf
 from yaml import YAMLError
 
 from dmqbench.config.checked_job import Job, full_precision
-from dmqbench.config.compose import compose, expand, parse, search_path
+from dmqbench.config.compose import compose, search_path
 from dmqbench.config.errors import ConfigError, closest
 from dmqbench.config.ids import JobIds, job_ids
 from dmqbench.config.job import cuda_expected, make_job
 from dmqbench.config.model_facts import weights_hash
+from dmqbench.config.overrides import expand, parse
 from dmqbench.config.places import SWEEPS
 from dmqbench.config.plugins import left_out_with, usable
 from dmqbench.store.artifacts import Store

@@ -16,11 +16,12 @@ from omegaconf import OmegaConf
 
 from dmqbench.config import schema
 from dmqbench.config.checked_job import Job, full_precision
-from dmqbench.config.compose import TOGETHER, _composed, _of_package, compose, expand, search_path
+from dmqbench.config.compose import TOGETHER, _composed, _of_package, compose, search_path
 from dmqbench.config.errors import ConfigError
 from dmqbench.config.ids import JobIds, job_ids
 from dmqbench.config.job import cuda_expected, make_job
 from dmqbench.config.model_facts import timesteps, weights_hash
+from dmqbench.config.overrides import expand
 from dmqbench.config.places import CONF
 from dmqbench.models.folders import ARCHITECTURES, EMBEDDED, SCHEDULER_CONFIG, ModelError
 from dmqbench.samplers.processes import OF_SAMPLER, stated

@@ -12,7 +12,8 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from dmqbench import cli
-from dmqbench.config.compose import ROOT, compose, expand
+from dmqbench.config.compose import ROOT, compose
+from dmqbench.config.overrides import expand
 from dmqbench.config.places import CONF
 from dmqbench.config.texts import as_text, null_is_text, text_keys
 from dmqbench.launch.sweeps import plan, sweep_jobs
