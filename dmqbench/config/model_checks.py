@@ -174,14 +174,20 @@ def checked_model(model: ModelConfig, guidances: Mapping[str, float | None]) -> 
     if classes is not None and not 0 < classes <= (entries or 0):
         raise ConfigError("model.classes", classes, problem=f"is not possible: the model knows {entries} labels")
     model = replace(model, sample_shape=shape, classes=classes)
+    if not family.reads_text:
+        _check_guidances(model, entries, guidances)
+    return model
+
+
+def _check_guidances(model: ModelConfig, entries: int | None, guidances: Mapping[str, float | None]) -> None:
+    """Refuse guidance of a model without a label for "no class"; ``entries`` are the rows of its table."""
     for key, guidance in guidances.items():
-        if guidance in (None, 1) or family.reads_text:
+        if guidance in (None, 1):
             continue
-        if classes is not None and classes == entries:
+        if model.classes is not None and model.classes == entries:
             raise ConfigError(key, guidance, [1.0], f"needs a null label, and {model.name} has none")
         if not model.classes:
             raise ConfigError(key, guidance, [1.0], f"needs a model with classes, and {model.name} has none")
-    return model
 
 
 def _scheduler_of(model: ModelConfig) -> Path:
