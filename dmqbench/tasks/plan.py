@@ -1,4 +1,4 @@
-"""``task=plan``: what would run, what is in the store already, and what the quantized model costs."""
+"""``task=plan``: what would run, what is in the store already, what memory it takes and what the model costs."""
 
 from dmqbench.config.checked_job import Job
 from dmqbench.config.ids import job_ids, needs_match, perturbed_id, reference_id
@@ -7,17 +7,18 @@ from dmqbench.config.model_facts import timesteps, weights_hash
 from dmqbench.models.rollout import chunk_names
 from dmqbench.results.result import Result
 from dmqbench.store.artifacts import Store
-from dmqbench.tasks import cost
+from dmqbench.tasks import cost, memory_plan
 from dmqbench.tasks.evaluator import PERTURBATION, other_seed_id
 
 
 def carry_out(job: Job) -> None:
-    """Print what would run, what is in the store already, and what the quantized model costs."""
+    """Print what would run, what is in the store already, how much memory it takes, what the quantized model costs."""
     from rich.console import Console
     from rich.table import Table
 
     if job.model.shapes_only:
         print(f"{job.title}: nothing can be made, as the weights of {job.model.name} are not shipped")
+        memory_plan.print_plan(job)
         cost.carry_out(job)
         return
     store, hash = Store(job.store_root), weights_hash(job.model)
@@ -49,6 +50,7 @@ def carry_out(job: Job) -> None:
         print("calibrated on {}; sampled with {}".format(*plans))
     if needs_match(job):
         print(f"every sampled call has {WHOSE_PARAMETERS[job.calibration.match]}")
+    memory_plan.print_plan(job)
     cost.carry_out(job)
 
 

@@ -1,0 +1,221 @@
+"""The most memory that every part of a job would hold, told before anything starts; no weights are read."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dmqbench.calibration.shape_bench import SAVED_COPIES, PointCounts, ShapeBench
+from dmqbench.config.checked_job import Job, scope_of
+from dmqbench.config.model_facts import embeds_guidance, network_family, reads_text, timesteps
+from dmqbench.config.schema import SamplerConfig
+from dmqbench.engines import lower_
+from dmqbench.methods import stages_of
+from dmqbench.models.exchange import quantize_network_, quantized_attentions
+from dmqbench.models.families.family import Family
+from dmqbench.models.folders import CONFIG, OWN, decoder_folder, read_config
+from dmqbench.models.live_memory import live_memory, network_bytes, peak_of
+from dmqbench.models.location import locate
+from dmqbench.models.sources import meta_model, meta_network, meta_topology
+from dmqbench.models.weight_files import tensor_shapes
+from dmqbench.quant.context import StepContext
+from dmqbench.quant.layers import freeze_weight_, set_quantization_
+from dmqbench.quant.plan import uniform_plan
+from dmqbench.quant.spec import BitWidth, step_groups
+from dmqbench.stages.footprints import FOOTPRINTS
+
+GIB = 2**30
+
+LIBRARIES = 0.75 * GIB
+"""What Python and the libraries hold before anything is loaded, about."""
+
+FLOAT = 4
+"""Bytes of a value: everything is loaded to float32."""
+
+
+SIZES = ("ema_batch", "batch", "samples", "capture_mib", "memory_mib")
+"""Settings of stages that say how much is computed or kept together."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A part of a job, and the bytes that it holds at most.
+
+    Args:
+        computing: of the network and all that is computed with it; on a GPU, if there is one.
+        keeping: what lies in the host's memory at any rate: the bank, the decoder.
+        keys: make it smaller.
+    """
+
+    name: str
+    computing: int
+    keeping: int
+    keys: tuple[str, ...] = ()
+
+
+def planned_phases(job: Job) -> list[Phase]:
+    """Return the parts of a job that can be planned, in their order; none for a network of the user's own or another
+    program's."""
+    return [] if job.model.source == OWN or job.foreign else list(_Planner(job).phases())
+
+
+class _Planner:
+    """Takes a network of shapes through the parts of a job."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.family: Family = network_family(job.model)
+        self.state = prod(self.family.sample_shape) * FLOAT
+        self.cond = sum(prod(shape) * (8 if whole else FLOAT) for shape, whole in self.family.conditions.values())
+        self.folder = locate(job.model.checkpoint)
+        part = decoder_folder(self.folder)
+        self.decoder = None if part is None else meta_model(read_config(part / CONFIG))
+        self.decoder_bytes = 0 if self.decoder is None else network_bytes(self.decoder)
+
+    def phases(self) -> Iterator[Phase]:
+        job = self.job
+        bench, decoder = self._bench(), self.decoder_bytes
+        if reads_text(job.model) and not job.model.shapes_only:
+            yield Phase("prompts", self._encoders(), 0)
+        weights = bench.network_bytes
+        # What is read lies beside what it is copied into.
+        yield Phase("loading", 2 * weights, decoder)
+        if job.method.stages:
+            calls = bench.points.calls
+            yield Phase("trajectories", weights + self._following(bench, calls), decoder, ("sampler.chunk",))
+        yield self._sampling(bench, "samples of full precision", quantized=False)
+        if job.method.stages:
+            self._quantize_(bench)
+            yield from self._stages(bench)
+
+    def _stages(self, bench: ShapeBench) -> Iterator[Phase]:
+        job, footprints = self.job, [FOOTPRINTS.get(config.name) for config in self.job.method.stages]
+        bank = (job.budget.trajectories + job.budget.validation) * self._trajectory(bench.points.calls)
+        for config, footprint in zip(job.method.stages, footprints, strict=True):
+            if footprint is None:  # of another package: what it leaves is not known either
+                return
+            settings = stages_of(job.method.name)[config.name].settings_of(config.settings)
+            keys = tuple(f"method.{config.name}.{size}" for size in SIZES if hasattr(settings, size))
+            yield Phase(config.name, footprint(bench, settings), bank + self.decoder_bytes, keys)
+        freeze_weight_(bench.network)
+        yield self._sampling(bench, "samples", quantized=True, bank=bank)
+
+    def _bench(self) -> ShapeBench:
+        job, sampler = self.job, self.job.calibration_sampler
+        topology, _ = meta_topology(job.model.checkpoint)
+        calls = len(timesteps(sampler, job.model, job.strength))
+        return ShapeBench(
+            network=meta_network(job.model.checkpoint),
+            family=self.family,
+            topology=topology,
+            context=StepContext(),
+            branches=self._branches(sampler),
+            points=PointCounts(job.budget.trajectories * calls, job.budget.validation * calls, calls),
+            rows=step_groups(job.bits.ranges, calls).rows,
+        )
+
+    def _branches(self, sampler: SamplerConfig) -> int:
+        return 1 if sampler.guidance == 1.0 or embeds_guidance(self.job.model) else 2
+
+    def _quantize_(self, bench: ShapeBench) -> None:
+        job, scope = self.job, scope_of(self.job)
+        bits = BitWidth(job.bits.weight, job.bits.activation)
+        plan = uniform_plan(bench.topology.layers, bits, scope, job.bits.granularity)
+        steps = step_groups(job.bits.ranges, bench.points.calls)
+        attentions = quantized_attentions(bench.topology, scope, bits)
+        quantize_network_(bench.network, plan, bench.context, steps, attentions=attentions, bits=bits)
+
+    def _encoders(self) -> int:
+        """What reads prompts, which is loaded for that alone."""
+        folders = [self.folder / part.encoder for part in self.family.text_parts]
+        return 2 * sum(prod(shape) for folder in folders for shape in tensor_shapes(folder).values()) * FLOAT
+
+    def _trajectory(self, calls: int) -> int:
+        """Bytes of one trajectory: states, predictions and conditions."""
+        return (2 * calls + 1) * self.state + self.cond
+
+    def _following(self, bench: ShapeBench, calls: int) -> int:
+        """A batch of trajectories: its last call, and how it is written."""
+        batch = self.job.sampler.chunk
+        return batch * self._trajectory(calls) + max(
+            bench.call(batch, False, False), (SAVED_COPIES - 1) * batch * self._trajectory(calls)
+        )
+
+    def _sampling(self, bench: ShapeBench, name: str, *, quantized: bool, bank: int = 0) -> Phase:
+        chunk = self.job.sampler.chunk
+        with live_memory() as live:
+            if quantized:
+                lower_(bench.network, self.job.engine)
+                set_quantization_(bench.network, weight=True, activation=True)
+        call = bench.call(chunk, quantized, quantized)
+        computing = bench.network_bytes + live.now + max(call, self._decoding(chunk))
+        return Phase(name, computing, self.decoder_bytes + bank, ("sampler.chunk",))
+
+    def _decoding(self, chunk: int) -> int:
+        network: Any = self.decoder
+        if network is None:
+            return 0
+        with torch.no_grad():
+            return peak_of(lambda: network.decode(torch.empty(chunk, *self.family.sample_shape, device="meta")))
+
+
+def print_plan(job: Job) -> None:
+    """Print the peak of every phase, and in one line if the machine has less memory free."""
+    from rich.console import Console
+    from rich.table import Column, Table
+
+    phases = planned_phases(job)
+    if not phases:
+        print("memory: not planned for a network of one's own or of another program")
+        return
+    on_gpu = job.device_type == "cuda"
+    table = Table("phase", *(Column(f"{place}, GiB", justify="right") for place in ("host", "device")[: 1 + on_gpu]))
+    table.title = "Peak memory"
+    for phase in phases:
+        host, device = host_and_device(phase, on_gpu)
+        table.add_row(phase.name, f"{host / GIB:.2f}", *([f"{device / GIB:.2f}"] if on_gpu else []))
+    Console().print(table)
+    if (warning := too_large(phases, on_gpu, free_memory(), free_device_memory() if on_gpu else None)) is not None:
+        print(warning)
+
+
+def host_and_device(phase: Phase, on_gpu: bool) -> tuple[float, int]:
+    """Bytes of a phase in the host's memory, what Python and its libraries take included, and on the GPU."""
+    if on_gpu:
+        return LIBRARIES + phase.keeping, phase.computing
+    return LIBRARIES + phase.keeping + phase.computing, 0
+
+
+def too_large(phases: list[Phase], on_gpu: bool, host: int | None, device: int | None) -> str | None:
+    """Return one line on the largest phase that does not fit into what is free, and the keys that make it smaller."""
+    over: list[tuple[float, str]] = []
+    for phase in phases:
+        for place, needed, free in zip(("host", "GPU"), host_and_device(phase, on_gpu), (host, device), strict=True):
+            if free is not None and needed > free:
+                advice = f"; a smaller {' or '.join(phase.keys)} takes less" if phase.keys else ""
+                needs = f"{phase.name} takes about {needed / GIB:.1f} GiB of the {place}'s memory"
+                over.append((needed - free, f"warning: {needs}, of which {free / GIB:.1f} are free{advice}"))
+    return max(over)[1] if over else None
+
+
+def free_memory() -> int | None:
+    """Bytes that this machine could still give, or that its container may have; None where the system does not say."""
+    try:
+        [line] = [line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemAvailable:")]
+        free = int(line.split()[1]) * 1024
+    except (OSError, ValueError):
+        return None
+    try:
+        folder = Path("/sys/fs/cgroup")
+        limit, used = (int((folder / name).read_text()) for name in ("memory.max", "memory.current"))
+    except (OSError, ValueError):
+        return free
+    return min(free, max(0, limit - used))
+
+
+def free_device_memory() -> int | None:
+    """Bytes that the GPU has free; None without one."""
+    return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else None

@@ -1,0 +1,83 @@
+"""The memory that is planned for the parts of a job, against what a process has needed at most."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tiny import save_pipeline, smallest_unet
+
+from dmqbench.config.compose import compose
+from dmqbench.config.job import make_job
+from dmqbench.tasks.memory_plan import GIB, LIBRARIES, Phase, host_and_device, planned_phases, too_large
+
+MEASURED = Path(__file__).with_name("memory_of_job.py")
+
+FEW = (
+    *("model=local", "dataset=none", "tracker=disabled", "bits=w4a8", "sampler.steps=2", "sampler.chunk=8"),
+    *("budget.trajectories=8", "budget.validation=2", "budget.samples=16", "budget.batch=8"),
+    *("budget.scale_iterations=2", "budget.weight_iterations=2", "budget.activation_iterations=2"),
+    *("budget.trajectory_iterations=1", "budget.tuning_iterations=4"),
+)
+
+WITHIN = 0.15
+BESIDE = 6.0
+"""MiB that a process grows by of itself: pages of libraries that are touched first, what the allocator keeps."""
+
+
+@pytest.mark.parametrize(
+    "method",
+    ["efficient_dm", *(pytest.param(name, marks=pytest.mark.slow) for name in ("dmq", "accuquant", "mpq_dm"))],
+)
+def test_the_plan_is_what_a_process_needs(tmp_path, method):
+    """On a network with 100 MB of activations, behind a small one that has everything imported."""
+    small = save_pipeline(tmp_path / "small", smallest_unet(class_entries=None))
+    sizes = {"block_out_channels": (128,), "size": 40, "attention_head_dim": 32, "norm_num_groups": 32}
+    large = save_pipeline(tmp_path / "large", smallest_unet(class_entries=None, **sizes))
+    done = subprocess.run(
+        [sys.executable, MEASURED, small, large, *FEW, f"method={method}", f"store.root={tmp_path / 'runs'}"],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "MALLOC_MMAP_THRESHOLD_": "65536"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert len(found) > 3
+    for part, (planned, measured) in found.items():
+        assert abs(planned - measured) < WITHIN * measured + BESIDE, f"{part}: {found}"
+
+
+def phases(*overrides):
+    return {phase.name: phase for phase in planned_phases(make_job(compose(["model=ladder_1", *overrides])))}
+
+
+def test_what_is_computed_together_decides():
+    usual, fewer = phases("method=rtn"), phases("method=rtn", "budget.batch=8", "sampler.chunk=8")
+    parts = ["loading", "trajectories", "samples of full precision", "weight_range", "activation_range", "samples"]
+    assert list(usual) == parts
+    for name in ("trajectories", "samples", "activation_range"):
+        assert fewer[name].computing < usual[name].computing
+    assert fewer["loading"] == usual["loading"]
+
+
+def test_a_larger_batch_of_samples_takes_as_much_more():
+    part = "samples of full precision"
+    sizes = [phases("method=fp", f"sampler.chunk={chunk}")[part].computing for chunk in (10, 20, 30)]
+    assert sizes[1] - sizes[0] == sizes[2] - sizes[1] > 0
+
+
+def test_what_does_not_fit_is_said_with_the_keys_that_make_it_smaller():
+    large = Phase("samples", 3 * GIB, GIB, ("sampler.chunk",))
+    listed = [large, replace(large, name="loading", computing=2 * GIB, keys=())]
+    assert too_large(listed, False, 5 * GIB, None) is None
+    assert too_large(listed, False, 2 * GIB, None) == (
+        "warning: samples takes about 4.8 GiB of the host's memory, of which 2.0 are free; "
+        "a smaller sampler.chunk takes less"
+    )
+    assert host_and_device(large, True) == (GIB + LIBRARIES, 3 * GIB)
+    assert too_large(listed, True, 2 * GIB, 4 * GIB) is None
+    assert "3.0 GiB of the GPU's memory, of which 1.0" in str(too_large(listed, True, 2 * GIB, GIB))
+    assert too_large(listed, True, None, None) is None
