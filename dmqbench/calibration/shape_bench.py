@@ -99,7 +99,8 @@ class ShapeBench:
         samples = points * self.branches
         args, kwargs = example_inputs(self.family, samples, "meta")
         with self.context.at(torch.zeros(samples, dtype=torch.long, device="meta")):
-            return self.family.prediction(self.family.output(self.network, args, kwargs), args[0])
+            output = self.family.output(self.network, args, kwargs)
+            return self.family.prediction(output, torch.empty(samples, *self.family.input_shape, device="meta"))
 
     def call(self, points: int, weight: bool, activation: bool) -> int:
         """Return what a network call without gradients holds beside the network."""

@@ -24,7 +24,7 @@ from dmqbench.models.weight_files import tensor_shapes
 from dmqbench.quant.context import StepContext
 from dmqbench.quant.layers import freeze_weight_, set_quantization_
 from dmqbench.quant.plan import uniform_plan
-from dmqbench.quant.spec import BitWidth, step_groups
+from dmqbench.quant.spec import ENGINE_NAMES, BitWidth, step_groups
 from dmqbench.stages.footprints import FOOTPRINTS
 
 GIB = 2**30
@@ -101,7 +101,8 @@ class _Planner:
             keys = tuple(f"method.{config.name}.{size}" for size in SIZES if hasattr(settings, size))
             yield Phase(config.name, footprint(bench, settings), bank + self.decoder_bytes, keys)
         freeze_weight_(bench.network)
-        yield self._sampling(bench, "samples", quantized=True, bank=bank)
+        if job.engine == ENGINE_NAMES[0]:  # the other looks at values
+            yield self._sampling(bench, "samples", quantized=True, bank=bank)
 
     def _bench(self) -> ShapeBench:
         job, sampler = self.job, self.job.calibration_sampler
@@ -127,6 +128,7 @@ class _Planner:
         steps = step_groups(job.bits.ranges, bench.points.calls)
         attentions = quantized_attentions(bench.topology, scope, bits)
         quantize_network_(bench.network, plan, bench.context, steps, attentions=attentions, bits=bits)
+        bench.network.to("meta")  # where the quantizers of attentions are not made
 
     def _encoders(self) -> int:
         """What reads prompts, which is loaded for that alone."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from tiny import save_pipeline, smallest_unet
+from twins import PIPELINES
 
 from dmqbench.config.compose import compose
 from dmqbench.config.job import make_job
@@ -20,8 +21,10 @@ FEW = (
     *("model=local", "dataset=none", "tracker=disabled", "bits=w4a8", "sampler.steps=2", "sampler.chunk=8"),
     *("budget.trajectories=8", "budget.validation=2", "budget.samples=16", "budget.batch=8"),
     *("budget.scale_iterations=2", "budget.weight_iterations=2", "budget.activation_iterations=2"),
-    *("budget.trajectory_iterations=1", "budget.tuning_iterations=4"),
+    *("budget.trajectory_iterations=1", "budget.tuning_iterations=2"),
 )
+
+SMALLEST = "model=ladder_1"
 
 WITHIN = 0.15
 BESIDE = 6.0
@@ -51,11 +54,11 @@ def test_the_plan_is_what_a_process_needs(tmp_path, method):
 
 
 def phases(*overrides):
-    return {phase.name: phase for phase in planned_phases(make_job(compose(["model=ladder_1", *overrides])))}
+    return {phase.name: phase for phase in planned_phases(make_job(compose(list(overrides))))}
 
 
 def test_what_is_computed_together_decides():
-    usual, fewer = phases("method=rtn"), phases("method=rtn", "budget.batch=8", "sampler.chunk=8")
+    usual, fewer = phases(SMALLEST, "method=rtn"), phases(SMALLEST, "method=rtn", "budget.batch=8", "sampler.chunk=8")
     parts = ["loading", "trajectories", "samples of full precision", "weight_range", "activation_range", "samples"]
     assert list(usual) == parts
     for name in ("trajectories", "samples", "activation_range"):
@@ -65,8 +68,20 @@ def test_what_is_computed_together_decides():
 
 def test_a_larger_batch_of_samples_takes_as_much_more():
     part = "samples of full precision"
-    sizes = [phases("method=fp", f"sampler.chunk={chunk}")[part].computing for chunk in (10, 20, 30)]
+    sizes = [phases(SMALLEST, "method=fp", f"sampler.chunk={chunk}")[part].computing for chunk in (10, 20, 30)]
     assert sizes[1] - sizes[0] == sizes[2] - sizes[1] > 0
+
+
+@pytest.mark.parametrize("pipeline", ["sd", "flux"])
+def test_pipelines_of_text_are_planned_with_attention_and_guidance(tmp_path, pipeline):
+    PIPELINES[pipeline]().save_pretrained(tmp_path / "model")
+    (tmp_path / "prompts.txt").write_text("a cat\n" * 600)
+    job = [f"model.path={tmp_path / 'model'}", f"inputs.prompts={tmp_path / 'prompts.txt'}", "dataset=none"]
+    sampler = {"flux": "sampler=flow"}.get(pipeline, "sampler.guidance=3")
+    found = phases("model=local", *job, sampler, "method=rtn", "bits=w4a6", "bits.scope=paper")
+    first, *_, last = found
+    assert (first, last) == ("prompts", "samples")
+    assert all(phase.computing > 0 for phase in found.values())
 
 
 def test_what_does_not_fit_is_said_with_the_keys_that_make_it_smaller():
