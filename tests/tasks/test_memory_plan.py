@@ -75,7 +75,7 @@ def test_a_larger_batch_of_samples_takes_as_much_more():
 @pytest.mark.parametrize("pipeline", ["sd", "flux"])
 def test_pipelines_of_text_are_planned_with_attention_and_guidance(tmp_path, pipeline):
     PIPELINES[pipeline]().save_pretrained(tmp_path / "model")
-    (tmp_path / "prompts.txt").write_text("a cat\n" * 600)
+    (tmp_path / "prompts.txt").write_text("".join(f"cat {number}\n" for number in range(600)))
     job = [f"model.path={tmp_path / 'model'}", f"inputs.prompts={tmp_path / 'prompts.txt'}", "dataset=none"]
     sampler = {"flux": "sampler=flow"}.get(pipeline, "sampler.guidance=3")
     found = phases("model=local", *job, sampler, "method=rtn", "bits=w4a6", "bits.scope=paper")
