@@ -4,9 +4,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Optional
 
+from dmqbench.config.inputs import EvaluateConfig
 from dmqbench.config.limits import LIMITS, Limits
 from dmqbench.config.names import FOREIGN
-from dmqbench.config.schema import BitsConfig, CalibrationConfig, EvaluateConfig, JobConfig, SamplerConfig
+from dmqbench.config.schema import BitsConfig, CalibrationConfig, JobConfig, SamplerConfig
 from dmqbench.quant.plan import PrecisionPlan
 from dmqbench.quant.spec import COMMON_SCOPE, ENGINE_NAMES, FULL_PRECISION, Scope
 

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from dmqbench.config.checked_job import FURTHER_SCOPE, Job, StageConfig, full_precision
+from dmqbench.config.inputs import EvaluateConfig
 from dmqbench.config.model_facts import encoder_hash, image_shape, network_config, prompts_of, timesteps
 from dmqbench.config.names import DTYPE
 from dmqbench.config.plugin_code import stage_origin
-from dmqbench.config.schema import EvaluateConfig, ModelConfig, SamplerConfig
+from dmqbench.config.schema import ModelConfig, SamplerConfig
 from dmqbench.data.archives import stored_hash
 from dmqbench.data.own_images import OWN_IMAGES_VERSION
 from dmqbench.data.prompts import PromptStream

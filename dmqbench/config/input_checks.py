@@ -9,12 +9,13 @@ from pathlib import Path
 
 from dmqbench.config.checked_job import Job
 from dmqbench.config.errors import ConfigError, require_one_of
+from dmqbench.config.inputs import EditConfig, EvaluateConfig
 from dmqbench.config.model_facts import encoder_hash, image_shape, prompts_of, reads_text
 from dmqbench.config.names import CALIBRATING_TASKS, LABELS, TASK_KINDS
 from dmqbench.config.places import planned
 from dmqbench.config.plugin_code import method_module
 from dmqbench.config.plugins import metrics as known_metrics
-from dmqbench.config.schema import EditConfig, EvaluateConfig, ModelConfig
+from dmqbench.config.schema import ModelConfig
 from dmqbench.data import prompts as data_prompts
 from dmqbench.data.archive_info import LEAST_IMAGES, ArchiveError, ArchiveInfo, times
 from dmqbench.data.archives import inspect, stored_hash

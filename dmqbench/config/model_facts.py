@@ -6,7 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dmqbench.config.schema import EvaluateConfig, InputsConfig, ModelConfig, SamplerConfig
+from dmqbench.config.inputs import EvaluateConfig, InputsConfig
+from dmqbench.config.schema import ModelConfig, SamplerConfig
 from dmqbench.data.archives import inspect
 from dmqbench.data.prompts import PromptStreams, read_streams
 from dmqbench.models.class_table import class_table_folder, network_config_of

@@ -8,10 +8,10 @@ from typing import Any
 
 from dmqbench.config.checked_job import Job
 from dmqbench.config.ids import reference_id
+from dmqbench.config.inputs import EvaluateConfig
 from dmqbench.config.model_facts import is_of_model, layer_shapes
 from dmqbench.config.names import DIAGNOSIS, FOREIGN, UNKNOWN
 from dmqbench.config.precision_plans import PLAN_FILE, mean_weight_bits, plan_hash
-from dmqbench.config.schema import EvaluateConfig
 from dmqbench.data.archives import inspect
 from dmqbench.eval.evaluate import Evaluation, Evaluator, SampleSet
 from dmqbench.quant.plan import PrecisionPlan

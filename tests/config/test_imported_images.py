@@ -16,9 +16,10 @@ from dmqbench.config.compose import compose
 from dmqbench.config.errors import ConfigError
 from dmqbench.config.ids import foreign_ids, images_id, job_ids
 from dmqbench.config.input_checks import check_foreign, read_prompts
+from dmqbench.config.inputs import EvaluateConfig
 from dmqbench.config.job import images_job, make_job
 from dmqbench.config.model_facts import image_shape, weights_hash
-from dmqbench.config.schema import EvaluateConfig, ModelConfig
+from dmqbench.config.schema import ModelConfig
 from dmqbench.data.archive_info import ArchiveError
 from dmqbench.data.prompts import LARGEST
 from dmqbench.tasks.result import declared_quantization, label_of

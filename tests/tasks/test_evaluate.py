@@ -12,9 +12,9 @@ from safetensors.numpy import load_file
 from dmqbench.config.checked_job import full_precision
 from dmqbench.config.compose import compose
 from dmqbench.config.ids import images_id, job_ids
+from dmqbench.config.inputs import EvaluateConfig
 from dmqbench.config.job import images_job, make_job
 from dmqbench.config.model_facts import weights_hash
-from dmqbench.config.schema import EvaluateConfig
 from dmqbench.eval.protocol import entries_of
 from dmqbench.store.artifacts import Store
 from dmqbench.tasks.evaluate import CHUNK, evaluate_foreign, import_images
