@@ -141,7 +141,7 @@ def sd3(seed: int = 0, **config) -> SD3Transformer2DModel:
 def flux(seed: int = 0, **config) -> FluxTransformer2DModel:
     """Flux with a block of two streams and one of a single stream."""
     settings = {
-        "in_channels": 4,
+        "in_channels": 16,
         "num_layers": 1,
         "num_single_layers": 1,
         "attention_head_dim": 8,
@@ -151,7 +151,9 @@ def flux(seed: int = 0, **config) -> FluxTransformer2DModel:
         "guidance_embeds": True,
         "axes_dims_rope": (2, 2, 4),
     }
-    return build(FluxTransformer2DModel, seed, **{**settings, **config})
+    network = build(FluxTransformer2DModel, seed, **{**settings, **config})
+    network.register_to_config(sample_size=8)  # of its latents, which none of diffusers' files states
+    return network
 
 
 def autoencoder(seed: int = 0, **config) -> AutoencoderKL:
@@ -218,7 +220,7 @@ def inputs(network: ModelMixin, batch: int = 2, seed: int = 0) -> tuple[tuple[to
         return torch.randn(batch, *shape, generator=generator)
 
     config = network.config
-    size = config.get("sample_size", 4)
+    size = config.sample_size // (2 if isinstance(network, FluxTransformer2DModel) else 1)  # two by two are a token
     x = draw(config.in_channels, size, size)
     timestep = torch.randint(1000, (batch,), generator=generator)
     kwargs: dict = {"return_dict": False}

@@ -145,9 +145,6 @@ def stable_diffusion_3(seed: int = 0) -> StableDiffusion3Pipeline:
 
 
 def flux_dev(seed: int = 0) -> FluxPipeline:
-    """Its configuration states the size of its latents, as none of diffusers does."""
-    transformer = flux(seed, in_channels=16, pooled_projection_dim=12)
-    transformer.register_to_config(sample_size=8)
     return FluxPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
         vae=autoencoder(shift_factor=0.1),
@@ -155,7 +152,7 @@ def flux_dev(seed: int = 0) -> FluxPipeline:
         tokenizer=clip_tokenizer(),
         text_encoder_2=t5_encoder(),
         tokenizer_2=t5_tokenizer(),
-        transformer=transformer,
+        transformer=flux(seed, pooled_projection_dim=12),
     )
 
 

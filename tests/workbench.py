@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from callings import JOINT, SDXL, STREAMS, TEXT, RandomConditions, TinyCalling
+from callings import JOINT, SDXL, STREAMS, TEXT, RandomConditions
 from diffusers import (
     FluxTransformer2DModel,
     PixArtTransformer2DModel,
@@ -19,7 +19,7 @@ from dmqbench.calibration.stage import Workbench
 from dmqbench.data.bank import TrajectoryBank
 from dmqbench.models.adapter import Adapter
 from dmqbench.models.conditioning import ClassConditioner, PixelDecoder, TextConditioner
-from dmqbench.models.families.family import Calling
+from dmqbench.models.families import family_of
 from dmqbench.models.rollout import Denoising
 from dmqbench.models.topology import Topology
 from dmqbench.quant.functional import affine_parameters
@@ -73,17 +73,16 @@ def conditions_of(network) -> Any:
 
 
 def adapter_of(network) -> Adapter:
-    """An adapter with random conditions."""
-    config, conditioner = network.config, conditions_of(network)
-    size = config.get("sample_size", 4)
+    """An adapter with random conditions, called as its family says."""
+    family = family_of({**network.config, "_class_name": type(network).__name__})
     return Adapter(
         network,
-        sample_shape=(config.in_channels, size, size),
+        sample_shape=family.sample_shape,
         schedule=SCHEDULE,
         prediction="epsilon",
-        conditioner=conditioner,
+        conditioner=conditions_of(network),
         decoder=PixelDecoder(),
-        calling=TinyCalling(network) if isinstance(conditioner, RandomConditions) else Calling(),
+        calling=family,
     )
 
 
