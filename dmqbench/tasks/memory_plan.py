@@ -169,7 +169,11 @@ def print_plan(job: Job) -> None:
     from rich.console import Console
     from rich.table import Column, Table
 
-    phases = planned_phases(job)
+    try:
+        phases = planned_phases(job)
+    except Exception as error:  # an estimate must not keep the rest of a plan from being told
+        print(f"memory: not planned ({type(error).__name__}: {' '.join(str(error).split())[:200]})")
+        return
     if not phases:
         print("memory: not planned for a network of one's own or of another program")
         return

@@ -13,6 +13,7 @@ from twins import PIPELINES
 
 from dmqbench.config.compose import compose
 from dmqbench.config.job import make_job
+from dmqbench.tasks import memory_plan
 from dmqbench.tasks.memory_plan import GIB, LIBRARIES, Phase, host_and_device, planned_phases, too_large
 
 MEASURED = Path(__file__).with_name("memory_of_job.py")
@@ -35,7 +36,7 @@ BESIDE = 6.0
 
 @pytest.mark.parametrize(
     "method",
-    ["efficient_dm", *(pytest.param(name, marks=pytest.mark.slow) for name in ("dmq", "accuquant", "mpq_dm"))],
+    [pytest.param(name, marks=pytest.mark.slow) for name in ("efficient_dm", "dmq", "accuquant", "mpq_dm")],
 )
 def test_the_plan_is_what_a_process_needs(tmp_path, method):
     """On a network with 100 MB of activations, behind a small one that has everything imported."""
@@ -99,3 +100,12 @@ def test_what_does_not_fit_is_said_with_the_keys_that_make_it_smaller():
     assert too_large(listed, True, 2 * GIB, 4 * GIB) is None
     assert "3.0 GiB of the GPU's memory, of which 1.0" in str(too_large(listed, True, 2 * GIB, GIB))
     assert too_large(listed, True, None, None) is None
+
+
+def test_an_estimate_that_fails_does_not_keep_a_plan_from_being_told(monkeypatch, capsys):
+    def failing(job):
+        raise RuntimeError("no such\nlayer")
+
+    monkeypatch.setattr(memory_plan, "planned_phases", failing)
+    memory_plan.print_plan(make_job(compose([])))
+    assert capsys.readouterr().out == "memory: not planned (RuntimeError: no such layer)\n"
