@@ -41,16 +41,16 @@ def patched(module, change):
 
 
 def adapted(network):
-    """A low-rank adapter beside a layer, as training frameworks add them."""
+    """A module inside a layer, of which no configuration knows."""
     layer = part(network).conv1
-    layer.lora_down = nn.Conv2d(32, 2, 1)
+    layer.extra = nn.Conv2d(32, 2, 1)
 
 
 CHANGED = {
     "an activation of another class": (lambda u: setattr(part(u), "nonlinearity", nn.ReLU()), "nonlinearity is a ReLU"),
     "a layer left out": (lambda u: setattr(part(u), "conv2", nn.Identity()), "conv2 is a Identity"),
     "a module removed": (lambda u: delattr(part(u), "dropout"), "dropout is missing, where .* a Dropout"),
-    "a module added": (adapted, "conv1.lora_down is a Conv2d, where .* makes nothing"),
+    "a module added": (adapted, "conv1.extra is a Conv2d, where .* makes nothing"),
     "a layer of other width": (lambda u: setattr(u, "conv_in", nn.Conv2d(1, 16, 1)), "conv_in.weight is of shape"),
     "a bias removed": (lambda u: setattr(u.conv_in, "bias", None), "conv_in.bias is missing"),
     "a buffer added": (lambda u: u.register_buffer("mask", torch.ones(1)), r"mask is of shape \[1\]"),

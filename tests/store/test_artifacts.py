@@ -107,7 +107,9 @@ def test_other_ids_are_refused(text):
 
 
 def test_unknown_kind_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="allowed are trajectories, quantized, samples, features, anatomy, result"):
+    with pytest.raises(
+        ValueError, match="allowed are trajectories, quantized, samples, features, embeddings, anatomy, result"
+    ):
         Store(tmp_path).path("models", ID)
 
 
