@@ -40,6 +40,11 @@ def run_stage(stage: Stage, accelerator: str, callbacks: Sequence[pl.Callback]) 
             trainer.fit(stage)
         except SystemExit:  # Lightning turns Ctrl-C into an exit; the caller decides what a stop means
             raise KeyboardInterrupt from None
+        finally:
+            # They and the stage hold each other, and with them what the last unit was trained with.
+            vars(trainer.strategy).clear()
+            vars(trainer).clear()
+            stage.trainer = None
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """``task=calibrate``: the stages of a job's method, each once and in order."""
 
-import gc
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -85,7 +84,6 @@ def _stage(shop: Workshop, config: StageConfig, parent: Artifact | None) -> Stag
     adapter = shop.quantized
     if parent is not None:
         load_state_(shop, parent)
-    gc.collect()  # a stage and its trainer hold each other, and with them what the last unit was trained with
     shop.memory.begin_part()
     bench = Workbench(
         denoising=shop.calibrating(adapter),
