@@ -5,9 +5,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from dmqbench.models.config_values import COUNT, FLAG, NULL, Kind, either, number, words
-from dmqbench.models.families.family import Family, Problem
-
-_NORM = "ada_norm_zero"
+from dmqbench.models.families.family import Family, Problem, patch_problem
 
 
 @dataclass(frozen=True)
@@ -16,6 +14,7 @@ class DiT(Family):
 
     network = "DiTTransformer2DModel"
     aliases = ("Transformer2DModel",)
+    norm_type = "ada_norm_zero"
     part = "transformer"
     layers_version = 2  # modulations count as layers of their blocks, and no longer as embeddings
     kinds: ClassVar[Mapping[str, Kind]] = {
@@ -24,19 +23,13 @@ class DiT(Family):
         "out_channels": either(COUNT, NULL),
         "dropout": number(0, 1),
         "attention_bias": FLAG,
-        "norm_type": words(_NORM),
+        "norm_type": words(norm_type),
         "activation_fn": words("gelu", "gelu-approximate", "geglu"),
     }
 
     @classmethod
-    def is_of(cls, config: Mapping[str, Any]) -> bool:
-        alias = config.get("_class_name") in cls.aliases
-        return config.get("norm_type") == _NORM if alias else super().is_of(config)
-
-    @classmethod
     def problem(cls, config: Mapping[str, Any]) -> Problem | None:
-        size, patch = config.get("sample_size", 32), config.get("patch_size", 2)
-        return ("sample_size", f"is not divisible by patch_size={patch}") if size % patch else None
+        return patch_problem(config, 32)
 
     @property
     def label_entries(self) -> int:

@@ -58,6 +58,12 @@ class Calling:
         return output[0]
 
 
+def patch_problem(config: Mapping[str, Any], usual_size: int) -> Problem | None:
+    """Return what is wrong with the size of what a transformer cuts into patches, two wide unless it says otherwise."""
+    size, patch = config.get("sample_size", usual_size), config.get("patch_size", 2)
+    return ("sample_size", f"is not divisible by patch_size={patch}") if size % patch else None
+
+
 @dataclass(frozen=True)
 class Family(Calling):
     """A class of diffusers' networks, read from one ``config.json``.
@@ -77,6 +83,8 @@ class Family(Calling):
     """Its class."""
     aliases: ClassVar[tuple[str, ...]] = ()
     """What older files call the class."""
+    norm_type: ClassVar[str | None] = None
+    """What tells it from others that had the same older name."""
     part: ClassVar[str] = "unet"
     """What pipelines call the network: their attribute and its folder."""
     layers_version: ClassVar[int] = 1
@@ -107,7 +115,8 @@ class Family(Calling):
     @classmethod
     def is_of(cls, config: Mapping[str, Any]) -> bool:
         """Whether a ``config.json`` is of this family."""
-        return config.get("_class_name") in (cls.network, *cls.aliases)
+        alias = config.get("_class_name") in cls.aliases
+        return config.get("norm_type") == cls.norm_type if alias else config.get("_class_name") == cls.network
 
     @classmethod
     def problem(cls, config: Mapping[str, Any]) -> Problem | None:

@@ -5,13 +5,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from dmqbench.models.config_values import COUNT, FLAG, NULL, Kind, either, words
-from dmqbench.models.families.family import Condition, Family, Problem
+from dmqbench.models.families.family import Condition, Family, Problem, patch_problem
 from dmqbench.models.families.text import FIRST, t5
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_NORM = "ada_norm_single"
 _TOLD_SIZES_AT = 128
 """The size of latents at which PixArt-α is told the sizes of the picture, where its configuration leaves it open."""
 
@@ -22,6 +21,7 @@ class PixArt(Family):
 
     network = "PixArtTransformer2DModel"
     aliases = ("Transformer2DModel",)
+    norm_type = "ada_norm_single"
     part = "transformer"
     pipelines = ("PixArtSigmaPipeline", "PixArtAlphaPipeline")
     text_parts = (t5(FIRST),)
@@ -29,19 +29,13 @@ class PixArt(Family):
         **{key: COUNT for key in ("num_attention_heads", "attention_head_dim", "in_channels", "num_layers")},
         **{key: COUNT for key in ("sample_size", "patch_size", "caption_channels", "cross_attention_dim")},
         "out_channels": either(COUNT, NULL),
-        "norm_type": words(_NORM),
+        "norm_type": words(norm_type),
         "use_additional_conditions": either(FLAG, NULL),
     }
 
     @classmethod
-    def is_of(cls, config: Mapping[str, Any]) -> bool:
-        alias = config.get("_class_name") in cls.aliases
-        return config.get("norm_type") == _NORM if alias else super().is_of(config)
-
-    @classmethod
     def problem(cls, config: Mapping[str, Any]) -> Problem | None:
-        size, patch = config.get("sample_size", _TOLD_SIZES_AT), config.get("patch_size", 2)
-        return ("sample_size", f"is not divisible by patch_size={patch}") if size % patch else None
+        return patch_problem(config, _TOLD_SIZES_AT)
 
     @property
     def told_sizes(self) -> bool:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from dmqbench.models.config_values import COUNT, NULL, Kind, either, words
-from dmqbench.models.families.family import Condition, Family, Problem
+from dmqbench.models.families.family import Condition, Family, Problem, patch_problem
 from dmqbench.models.families.text import CLIP_TOKENS, FIRST, SECOND, THIRD, pooling_clip, t5
 
 if TYPE_CHECKING:
@@ -31,8 +31,7 @@ class SD3(Family):
 
     @classmethod
     def problem(cls, config: Mapping[str, Any]) -> Problem | None:
-        size, patch = config.get("sample_size", 128), config.get("patch_size", 2)
-        return ("sample_size", f"is not divisible by patch_size={patch}") if size % patch else None
+        return patch_problem(config, 128)
 
     @property
     def image_tokens(self) -> int:
