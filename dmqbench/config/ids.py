@@ -110,13 +110,13 @@ def _prompt_facts(job: Job, streams: Sequence[PromptStream], guidance: float) ->
     if job.inputs.prompts is None and job.inputs.calibration_prompts is None:
         return {}
     prompts, unguided = prompts_of(job.inputs), {"negative": job.inputs.negative_prompt} if guidance != 1 else {}
-    read = {stream: prompts.hash(stream) for stream in streams}
+    read = {stream: prompts.hashes[stream] for stream in streams}
     return {"prompts": {"encoder": encoder_hash(job.model), **read, **unguided}}
 
 
 def embeddings_id(job: Job, stream: PromptStream) -> str:
     """Return the id of the conditions of the prompts of a stream."""
-    return _id("embeddings", of=prompts_of(job.inputs).hash(stream), **_encoding(job))
+    return _id("embeddings", of=prompts_of(job.inputs).hashes[stream], **_encoding(job))
 
 
 def unguided_id(job: Job) -> str:

@@ -89,7 +89,7 @@ def embeds_guidance(model: ModelConfig) -> bool:
 
 def prompts_of(inputs: InputsConfig) -> PromptStreams:
     """Return the prompts of a job; PromptError if a file of them cannot be used."""
-    return read_streams(inputs.prompts, inputs.calibration_prompts, inputs.column)
+    return read_streams(inputs.prompts, inputs.calibration_prompts, column=inputs.column)
 
 
 def encoder_hash(model: ModelConfig) -> str:

@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -48,8 +48,10 @@ class PromptStreams:
 
     of: Mapping[PromptStream, tuple[Prompt, ...]]
 
-    def hash(self, stream: PromptStream) -> str:
-        return _hash(self.of[stream])
+    @cached_property
+    def hashes(self) -> Mapping[PromptStream, str]:
+        """Of the texts alone."""
+        return {stream: json_hash([prompt.text for prompt in prompts]) for stream, prompts in self.of.items()}
 
     def texts(self, stream: PromptStream, count: int) -> tuple[str, ...]:
         """Return the prompts of samples 0 to ``count`` − 1."""
@@ -57,7 +59,8 @@ class PromptStreams:
         return tuple(prompts[index % len(prompts)].text for index in range(count))
 
 
-def read_streams(evaluation: str | None, calibration: str | None, column: str | None = None) -> PromptStreams:
+@once_per_state
+def read_streams(evaluation: Path | None, calibration: Path | None, *, column: str | None = None) -> PromptStreams:
     """Return the prompts of all streams from one file or from two.
 
     One file is divided as images are: every other prompt for ``eval``, half the rest each for ``cal`` and ``val``; one
@@ -84,13 +87,6 @@ def _streams(*prompts: tuple[Prompt, ...]) -> PromptStreams:
     return PromptStreams(dict(zip(("eval", "cal", "val"), prompts, strict=True)))
 
 
-@lru_cache(maxsize=8)
-def _hash(prompts: tuple[Prompt, ...]) -> str:
-    """Asked for again and again, by every id."""
-    return json_hash([prompt.text for prompt in prompts])
-
-
-@lru_cache(maxsize=4)
 def _without(prompts: tuple[Prompt, ...], others: tuple[Prompt, ...]) -> tuple[Prompt, ...]:
     """The prompts that equal neither an earlier one nor one of the ``others``."""
     seen = {_plain(prompt) for prompt in others}
@@ -159,13 +155,11 @@ def _problem(text: str) -> str | None:
 _HALVES = re.compile("[\ud800-\udfff]")
 
 
-@once_per_state
 def _lines(path: Path) -> Sequence[str]:
     lines = path.read_text(encoding="utf-8-sig").split("\n")  # splitlines() also cuts within prompts
     return [line.removesuffix("\r") for line in (lines[:-1] if lines[-1] == "" else lines)]
 
 
-@once_per_state
 def _captions(path: Path) -> tuple[Prompt, ...]:
     """One caption of every image of a COCO annotation file."""
     annotations = json.loads(path.read_text(encoding="utf-8-sig"))
@@ -197,22 +191,11 @@ def _of_column(path: Path, rows: Rows, column: str | None) -> list[str]:
     return [text for text in texts if isinstance(text, str)]
 
 
-@once_per_state
-def _comma_separated(path: Path) -> Rows:
-    return _separated(path, ",")
-
-
-@once_per_state
-def _tab_separated(path: Path) -> Rows:
-    return _separated(path, "\t")
-
-
 def _separated(path: Path, delimiter: str) -> Rows:
     with open(path, encoding="utf-8-sig", newline="") as file:
         return list(csv.DictReader(file, delimiter=delimiter, strict=True))
 
 
-@once_per_state
 def _json_lines(path: Path) -> Rows:
     rows = [json.loads(line) for line in _lines(path) if line.strip()]
     for number, row in enumerate(rows, 1):
@@ -222,7 +205,7 @@ def _json_lines(path: Path) -> Rows:
 
 
 _TABLES: Mapping[str, Callable[[Path], Rows]] = {
-    ".csv": _comma_separated,
-    ".tsv": _tab_separated,
+    ".csv": partial(_separated, delimiter=","),
+    ".tsv": partial(_separated, delimiter="\t"),
     ".jsonl": _json_lines,
 }

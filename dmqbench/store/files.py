@@ -122,26 +122,29 @@ _SETTLED_NS = 10**8
 """Age from which a file's time tells whether it was written again: clocks of file systems tick some 10 ms."""
 
 
-def once_per_state(read: Callable[[Path], T]) -> Callable[[str | Path], T]:
-    """Return ``read``, which reads one file, done once in this process as long as the file stays as it is.
+def once_per_state(read: Callable[..., T]) -> Callable[..., T]:
+    """Return ``read``, which reads files, done once in this process as long as these stay as they are.
 
-    Size, times and identity of the file say whether it did; failures are not remembered.
+    Size, times and identity of the files say whether they did; failures are not remembered. Positional arguments are
+    paths, or None where there is no file; others are settings.
     """
-    known: dict[Path, tuple[tuple[int, ...], T]] = {}
+    known: dict[tuple[Any, ...], tuple[list[tuple[int, ...]], T]] = {}
 
     @wraps(read)
-    def remembered(path: str | Path) -> T:
-        path = Path(path)
+    def remembered(*paths: str | Path | None, **settings: Any) -> T:
+        files = tuple(None if path is None else Path(path) for path in paths)
+        key = (files, *sorted(settings.items()))
         try:
-            status = path.stat()
+            statuses = [file.stat() for file in files if file is not None]
         except OSError:
-            return read(path)  # which says what is wrong
-        state = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-        if path in known and known[path][0] == state:
-            return known[path][1]
-        value = read(path)
-        if time.time_ns() - max(status.st_mtime_ns, status.st_ctime_ns) > _SETTLED_NS:
-            known[path] = state, value
+            return read(*files, **settings)  # which says what is wrong
+        states = [(one.st_dev, one.st_ino, one.st_size, one.st_mtime_ns, one.st_ctime_ns) for one in statuses]
+        if key in known and known[key][0] == states:
+            return known[key][1]
+        value = read(*files, **settings)
+        written = max((max(one.st_mtime_ns, one.st_ctime_ns) for one in statuses), default=0)
+        if time.time_ns() - written > _SETTLED_NS:
+            known[key] = states, value
         return value
 
     return remembered

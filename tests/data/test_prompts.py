@@ -2,6 +2,7 @@
 
 import csv
 import json
+import time
 
 import pytest
 from hypothesis import given
@@ -104,3 +105,14 @@ def test_no_prompt_is_in_two_streams(tmp_path_factory, evaluation, calibration):
     if calibration is not None:
         assert [each.text for each in streams.of["eval"]] == evaluation
     assert streams.texts("eval", 40)[len(streams.of["eval"])] == streams.of["eval"][0].text
+
+
+def test_files_are_read_once_as_long_as_both_stay_as_they_are(tmp_path):
+    paths = [tmp_path / "eval.txt", tmp_path / "cal.txt"]
+    for path, lines in zip(paths, ("a\nb\n", "c\nd\n"), strict=True):
+        path.write_text(lines)
+    time.sleep(0.15)  # a file that was written just now may be written again at the same time of its clock
+    known = read_streams(*paths)
+    assert read_streams(*paths) is known and read_streams(paths[1], paths[0]) is not known
+    paths[1].write_text("e\nf\n")
+    assert [prompt.text for prompt in read_streams(*paths).of["cal"]] == ["e"]
