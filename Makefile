@@ -14,7 +14,7 @@ PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 .PHONY: demo test test-slow coverage mutation lint types bench notebooks docs clean
 
 $(INSTALLED): pyproject.toml constraints.txt
-	@echo "Installing into .venv/: about 2 minutes"
+	@echo "Installing into .venv/: 2 to 3 minutes"
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(INSTALL) -e '.[joblib]'
 	touch $(INSTALLED)
