@@ -27,4 +27,5 @@ def lower_(network: nn.Module, engine: str) -> None:
     """
     for layer in quant_layers(network).values():
         if has_integer_form(layer):
-            layer.lowered = ENGINES[engine](freeze_layer(layer))
+            # The weight that it stands for can be made of the codes again, and is as large as the network.
+            layer.lowered, layer.fixed_weight = ENGINES[engine](freeze_layer(layer)), None

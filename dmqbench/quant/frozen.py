@@ -26,8 +26,10 @@ class FrozenLayer:
     """
 
     name: str
-    weight_integers: Tensor
-    """q_w, int16 [R, C, …]."""
+    weight_codes: Tensor
+    """uint8 [R, C, …]: shared with the quantizer, as anything made of them would be a copy of the network."""
+    weight_zero_point: Tensor
+    """int16, broadcastable to the codes."""
     weight_scale: Tensor
     """s_w, [R, G]."""
     bias: Tensor | None
@@ -37,6 +39,11 @@ class FrozenLayer:
     channel_axis: int
     linear_map: LinearMap
     """The bare convolution or matrix product: (x, weight, bias) → y, stride and padding included."""
+
+    @property
+    def weight_integers(self) -> Tensor:
+        """q_w, int16 [R, C, …]."""
+        return self.weight_codes.to(torch.int16) - self.weight_zero_point
 
     @property
     def parts(self) -> tuple[slice, ...]:
@@ -149,7 +156,8 @@ def freeze_layer(layer: QuantLayer) -> FrozenLayer:
         raise ValueError(f"layer {layer.plan.name}: only frozen static weights and activations have an integer form")
     return FrozenLayer(
         name=layer.plan.name,
-        weight_integers=weights.integers(layer.weight).to(torch.int16),
+        weight_codes=weights.codes,
+        weight_zero_point=weights.spread(weights.zero_point).detach().to(torch.int16),
         weight_scale=weights.scale.detach().clone(),
         bias=layer.bias,
         activation=activation,

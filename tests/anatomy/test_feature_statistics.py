@@ -147,7 +147,7 @@ def test_of_full_precision_against_itself_nothing_differs():
 def test_a_network_without_finite_features_is_said():
     bench = frozen_bench(unet())
     with torch.no_grad():
-        next(iter(quant_layers(bench.network).values())).fixed_weight.fill_(torch.nan)
+        next(iter(quant_layers(bench.network).values())).weight_quantizer.scale.fill_(torch.nan)
     for layer in quant_layers(bench.network).values():
         layer.lowered = None
     with pytest.raises(FloatingPointError, match="not finite"):

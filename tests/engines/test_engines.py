@@ -277,11 +277,12 @@ def test_a_lowered_layer_is_used_only_with_both_sides_on(engine):
     with torch.no_grad():
         expected = network(x)
         lower_(network, engine)
+        assert layer.fixed_weight is None and freeze_layer(layer).weight_codes is layer.weight_quantizer.codes
         torch.testing.assert_close(network(x), expected, rtol=1e-5, atol=1e-5)
         with quantization(network, weight=False, activation=False):
             assert torch.equal(network(x), nn.functional.linear(x, layer.weight, layer.bias))
         with quantization(network, weight=True, activation=False):
-            assert torch.equal(network(x), nn.functional.linear(x, layer.fixed_weight, layer.bias))
+            assert torch.equal(network(x), nn.functional.linear(x, layer.weight_quantizer.reconstruct(), layer.bias))
 
 
 @pytest.mark.parametrize("side", ["weight_bits", "activation_bits"])
