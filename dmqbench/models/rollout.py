@@ -1,6 +1,6 @@
 """Following trajectories: the one loop over network calls that the bank, the sampler and the stages share."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -21,6 +21,10 @@ class Visit(NamedTuple):
     output: Tensor
     """What the network predicted, guidance included, [B, C, H, W]."""
     after: State
+
+
+Move = Callable[[float], object]
+"""Is told the share of a batch that is done, after every call of the network: one of a large model takes a minute."""
 
 
 @dataclass(frozen=True)
@@ -139,9 +143,9 @@ class Denoising:
             return None
         return step_noise(stream, seed, indices, call, self.adapter.sample_shape).to(self.device)
 
-    def follow(self, *, stream: Stream, seed: int, indices: Sequence[int]) -> Trajectories:
+    def follow(self, *, stream: Stream, seed: int, indices: Sequence[int], move: Move | None = None) -> Trajectories:
         """Follow the trajectories of ``indices`` together, one network call per step of the plan."""
-        visits = list(self.rollout(stream=stream, seed=seed, indices=indices))
+        visits = list(self._moving(self.rollout(stream=stream, seed=seed, indices=indices), move))
         states = [visits[0].before.x, *(visit.after.x for visit in visits)]
         return Trajectories(
             x=torch.stack(states, dim=1).cpu(),
@@ -151,7 +155,14 @@ class Denoising:
         )
 
     def sample_chunk(
-        self, number: int, *, chunk: int, seed: int, stream: Stream = "eval", perturbation: float = 0.0
+        self,
+        number: int,
+        *,
+        chunk: int,
+        seed: int,
+        stream: Stream = "eval",
+        perturbation: float = 0.0,
+        move: Move | None = None,
     ) -> Chunk:
         """Draw the samples of indices number·chunk … number·chunk + chunk − 1.
 
@@ -159,10 +170,17 @@ class Denoising:
             FloatingPointError: a sample is not finite.
         """
         indices = range(number * chunk, (number + 1) * chunk)
-        state = None
-        for visit in self.rollout(stream=stream, seed=seed, indices=indices, perturbation=perturbation):
+        visits, state = self.rollout(stream=stream, seed=seed, indices=indices, perturbation=perturbation), None
+        for visit in self._moving(visits, move):
             state = visit.after.x
         assert state is not None  # a plan has at least one call
         if not torch.isfinite(state).all():
             raise FloatingPointError(f"samples {indices.start} to {indices.stop - 1} are not finite")
         return Chunk(self.adapter.decoder.decode(state).cpu(), state.float().cpu())
+
+    def _moving(self, visits: Iterable[Visit], move: Move | None) -> Iterator[Visit]:
+        """The same visits; what comes after the last, decoding or writing, counts as one more."""
+        for visit in visits:
+            if move is not None:
+                move((visit.call + 1) / (self.sampler.network_calls + 1))
+            yield visit

@@ -14,7 +14,7 @@ from dmqbench.engines import lower_
 from dmqbench.eval.evaluate import SampleSet
 from dmqbench.models.adapter import Adapter
 from dmqbench.models.image_tasks import OfImages
-from dmqbench.models.rollout import Denoising, chunk_name, chunk_names
+from dmqbench.models.rollout import Denoising, Move, chunk_name, chunk_names
 from dmqbench.quant.layers import freeze_
 from dmqbench.quant.spec import nearest_calls, neighbouring_calls
 from dmqbench.quant.state import follow_calls_, interpolate_calls_
@@ -91,7 +91,7 @@ def samples(
         watch, done = Stopwatch(), len(names) - len(missing)
         with watch.running(), Meter(f"samples of {title}", len(names), done, work) as meter:
             for number in missing:
-                _draw_chunk(shop, id, number, denoising, seed, perturbation)
+                _draw_chunk(shop, id, number, denoising, seed, perturbation, meter.move)
                 meter.advance()
         shop.sampling_watches[id] = watch
         shop.record.log(
@@ -103,13 +103,16 @@ def samples(
     return SampleSet(id, images, state)
 
 
-def _draw_chunk(shop: Workshop, id: str, number: int, denoising: Denoising, seed: int, perturbation: float) -> None:
+def _draw_chunk(
+    shop: Workshop, id: str, number: int, denoising: Denoising, seed: int, perturbation: float, move: Move
+) -> None:
     """Draw one chunk into the store, unless another process did so meanwhile."""
     store, name = shop.store, chunk_name(number)
     with store.lock("samples", id, part=name):
         if name in store.verified_files("samples", id):
             return
-        drawn = denoising.sample_chunk(number, chunk=shop.job.sampler.chunk, seed=seed, perturbation=perturbation)
+        chunk = shop.job.sampler.chunk
+        drawn = denoising.sample_chunk(number, chunk=chunk, seed=seed, perturbation=perturbation, move=move)
         content = save(drawn.to_tensors())
         store.append_file("samples", id, name, lambda path: path.write_bytes(content))
 

@@ -55,7 +55,7 @@ def _follow_all(shop: Workshop) -> dict[str, float]:
             path = folder / f"{stream}_{start // batch:05d}.safetensors"
             if not path.exists():
                 indices = range(start, min(start + batch, counts[stream]))
-                part = denoising.follow(stream=stream, seed=job.seed, indices=indices)
+                part = denoising.follow(stream=stream, seed=job.seed, indices=indices, move=meter.move)
                 save_atomic(path, save(part.to_tensors()))
             meter.advance()
     return {

@@ -1,10 +1,11 @@
-"""Trajectories in a store that an earlier version left in another precision are no bank."""
+"""Trajectories: a store's, left in another precision by an earlier version, are no bank; and how far they are."""
 
 import types
 
 import pytest
 import torch
 from safetensors.torch import save_file
+from workbench import workbench
 
 from dmqbench.data.bank import Trajectories
 from dmqbench.store.artifact import StoreError
@@ -24,3 +25,11 @@ def test_trajectories_that_are_not_of_float32_are_refused(tmp_path, dtypes):
     )
     with pytest.raises(StoreError, match="not of float32; remove the folder"):
         bank_of(shop)  # type: ignore[arg-type]
+
+
+def test_every_call_of_a_batch_is_told():
+    denoising, shares = workbench().denoising, []
+    denoising.follow(stream="val", seed=0, indices=range(2), move=shares.append)
+    denoising.sample_chunk(0, chunk=2, seed=0, move=shares.append)
+    calls = denoising.sampler.network_calls
+    assert shares == [(call + 1) / (calls + 1) for call in range(calls)] * 2
