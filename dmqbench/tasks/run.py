@@ -25,11 +25,12 @@ def carry_out(job: Job) -> Path:
         stages = calibrate_and_tell(shop)
         diagnosis = known_diagnosis(shop)
         samples = draw_samples(shop)
-        evaluator = make_evaluator(shop)  # last, as another job that runs beside this one may make its samples
         diagnosing = Stopwatch()
         if diagnosis is None and job.diagnosed:
             with diagnosing.running():
                 diagnosis = make_diagnosis(shop)
+        shop.let_go_of_quantized()
+        evaluator = make_evaluator(shop)  # last, as another job that runs beside this one may make its samples
         return measure(
             shop,
             evaluator,

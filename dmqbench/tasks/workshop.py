@@ -1,5 +1,6 @@
 """The tools and materials of one job. The model is loaded once, and only when something must be computed."""
 
+import gc
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cached_property
@@ -112,6 +113,12 @@ class Workshop:
     def full_precision(self) -> Adapter:
         """The model whose layers nobody has exchanged: with quantization off the last bits are others."""
         return self._load_adapter() if "quantized" in self.__dict__ else self.adapter
+
+    def let_go_of_quantized(self) -> None:
+        """Forget the model if its layers were exchanged, so that another need not lie beside it."""
+        if self.__dict__.pop("quantized", None) is not None:
+            del self.adapter
+            gc.collect()  # what computes a lowered layer and the layer hold each other
 
     def _load_adapter(self) -> Adapter:
         model, read = self.job.model, self.embeddings

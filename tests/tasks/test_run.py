@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import weakref
 from functools import partial
 
 import pytest
@@ -11,7 +12,9 @@ from tiny import save_pipeline, smallest_unet
 
 from dmqbench.config.compose import compose
 from dmqbench.config.job import make_job
+from dmqbench.models.adapter import load_adapter
 from dmqbench.store.artifacts import Store
+from dmqbench.tasks import workshop
 from dmqbench.tasks.run import carry_out as run_job
 from dmqbench.tasks.trajectories import bank_of
 from dmqbench.tasks.workshop import Workshop
@@ -80,6 +83,21 @@ def test_a_diagnosis_changes_no_sample(job, tmp_path):
     shutil.move(store, tmp_path / "first")
     run_job(job("metrics.samples=32", "diagnose=false"))
     assert same(states(store, "samples"), with_diagnosis)
+
+
+def test_a_network_is_let_go_of_before_another_is_loaded(job, monkeypatch):
+    """For the floors, which are of a model whose layers nobody has exchanged."""
+    loaded = []
+
+    def load(*args, **kwargs):
+        assert all(network() is None for network in loaded)
+        adapter = load_adapter(*args, **kwargs)
+        loaded.append(weakref.ref(adapter.network))
+        return adapter
+
+    monkeypatch.setattr(workshop, "load_adapter", load)
+    run_job(job("diagnose=true"))
+    assert len(loaded) == 2
 
 
 @pytest.mark.parametrize("change", [{"version": 0}, {"bank": "another"}])
