@@ -27,7 +27,7 @@ from dmqbench.quant.layers import set_clipping_
 from dmqbench.quant.spec import StepGroups
 from dmqbench.quant.state import calibration_state, load_calibration_state_
 from dmqbench.samplers.plan import SamplerPlan
-from dmqbench.tracking.environment import memory_facts
+from dmqbench.tracking.environment import give_back_freed_memory, memory_facts
 from dmqbench.tracking.record import curve
 from dmqbench.tracking.stopwatch import Stopwatch
 
@@ -41,6 +41,9 @@ CURVE_POINTS = 50
 
 SECONDS_PER_STEP = 0.5
 """Inner iterations run until this has passed, so that Lightning's own cost is small and a signal is still heard."""
+
+SECONDS_WORTH_TIDYING = 1.0
+"""After a unit that took longer, freed memory is given back, which takes some milliseconds."""
 
 
 class CalibrationDiverged(RuntimeError):
@@ -254,6 +257,8 @@ class Stage(pl.LightningModule):
         facts = self.finish_unit(self.unit)
         self.watch.stop()
         self.note_memory()
+        if time.perf_counter() - self.watch.started[0] > SECONDS_WORTH_TIDYING:
+            give_back_freed_memory()
         self._record_losses()
         self.bench.record.log("unit", stage=self.name, unit=self.unit, **facts)
 

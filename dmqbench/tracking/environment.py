@@ -1,5 +1,6 @@
 """Where a result was made, and how much memory that took."""
 
+import ctypes
 import platform
 import resource
 import subprocess
@@ -36,6 +37,13 @@ def peak_memory_mib() -> int:
         return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit)
 
 
+def give_back_freed_memory() -> None:
+    """Let the system have what was freed: glibc keeps what lies between blocks in use, in long stages gigabytes."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
+
+
 class PeakMemory:
     """The largest memory since the last part began, and since all of them did."""
 
@@ -46,6 +54,7 @@ class PeakMemory:
     def begin_part(self) -> None:
         """Measure anew, on the GPU as well, if there is one in use."""
         self._before = self.total_mib
+        give_back_freed_memory()
         reset_peak_memory()
         if torch.cuda.is_initialized():
             torch.cuda.reset_peak_memory_stats()

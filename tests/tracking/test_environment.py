@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dmqbench.tracking.environment import PeakMemory, memory_facts
+from dmqbench.tracking.environment import PeakMemory, give_back_freed_memory, memory_facts, reset_peak_memory
 
 MIB = 128
 
@@ -38,3 +38,13 @@ def test_a_part_has_a_peak_of_its_own_and_the_whole_the_largest(memory):
 
 def test_a_part_on_the_cpu_says_nothing_of_another_device():
     assert memory_facts("cpu").keys() == {"peak_memory_mib"}
+
+
+def test_what_lies_between_blocks_in_use_is_given_back(memory):
+    blocks = [bytes([number % 256]) * 100_000 for number in range(2000)]  # too small to be taken from the system one by one
+    before = memory_facts("cpu")["peak_memory_mib"]
+    del blocks[:-1]
+    give_back_freed_memory()
+    reset_peak_memory()
+    assert before - memory_facts("cpu")["peak_memory_mib"] > 150
+    assert len(blocks[0]) == 100_000
