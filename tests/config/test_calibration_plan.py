@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from config.test_compose import ids_of, job, refused
+from config.asked import ids_of, job, refused
 from diffusers import DDIMPipeline, DDIMScheduler
 from e2e.commands import TINY
 from safetensors.torch import load_file

@@ -1,7 +1,7 @@
 """Ranges of tokens: what they change in a job, and with what they do not fit."""
 
 import pytest
-from config.test_compose import ids_of, job, refused
+from config.asked import ids_of, job, refused
 
 TOKEN = "bits.granularity=token"
 

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from config.test_compose import ids_of, job, refused
+from config.asked import ids_of, job, refused
 
 from dmqbench.config.compose import search_path
 

@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 from docs.test_readme import README, ROOT, blocks, commands
 from e2e.commands import FEW, dmqbench
-from test_api import TINY, pipeline
+from served import TINY, pipeline
 from tiny import save_pipeline, smallest_unet
 
 from dmqbench import api, doctor, report

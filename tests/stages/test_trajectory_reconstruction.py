@@ -1,86 +1,23 @@
-"""AccuQuant's stage: what it reports against rollouts of the outcome, and resumption to the bit."""
-
-import math
-from functools import cache
+"""AccuQuant's stage: what it reports against rollouts of the outcome."""
 
 import pytest
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file
-from workbench import ACTIVATION_RANGE, MSE, W3A6, sampler, set_min_max_ranges_, workbench
+from rollouts import CHAOS, JOINT, NAME, finished, interrupted, ranged, run, stage_of
+from workbench import sampler, workbench
 
-from dmqbench.calibration.checkpoint import UnitCheckpoint
 from dmqbench.calibration.run import run_stage
-from dmqbench.calibration.stage import CalibrationDiverged
 from dmqbench.config.limits import limits_of
 from dmqbench.quant.layers import freeze_, quant_layers, quantization
 from dmqbench.quant.spec import BitWidth, StepGroups
 from dmqbench.quant.state import activation_quantizers, calibration_state, load_calibration_state_
 from dmqbench.stages import trajectory_reconstruction, trajectory_settings
-from dmqbench.stages.ranges import ActivationRange, WeightRange
-from dmqbench.stages.trajectory_gradients import CONTROLS, RULES, GradientRule
+from dmqbench.stages.trajectory_gradients import CONTROLS, RULES
 from dmqbench.stages.trajectory_reconstruction import TrajectoryReconstruction
 
-SETTINGS = {
-    "horizon": 2,
-    "iterations": 2,
-    "batch": 4,
-    "recipe": "scales",
-    "gradient": "identity",
-    "start": "fp",
-    "scale_travel": 0.3,
-    "rounding_travel": 0.3,
-    "checks": 2,
-}
-NAME = "trajectory_reconstruction"
-JOINT = {"recipe": "joint", "scale_travel": 0.02, "rounding_travel": 0.1}
 RECIPES = {"scales": {}, "joint": JOINT}
 
-CHAOS = 0.02
-"""Relative: a last bit of a sum over another batch changes a code here and there, and that the states after."""
 
-
-@pytest.fixture(autouse=True)
-def one_thread_and_any_rate(monkeypatch):
-    """Sums must be split alike in runs that are compared to the bit; a few iterations must move something."""
-    monkeypatch.setattr(trajectory_settings, "LARGEST_RATE", math.inf)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def ranged(bits=W3A6, *, steps=None, **options):
-    """A workbench whose activation ranges were set by a look at the bank, W3A6 with ranges per step by default."""
-    plan = options.get("plan") or sampler()
-    bench = workbench(bits, steps=steps or StepGroups.per_step(plan.network_calls), **options)
-    if bits.weight == 32 or bits.activation_levels is None:
-        run_stage(WeightRange.of(bench, **MSE), "cpu", [])
-        run_stage(ActivationRange.of(bench, **ACTIVATION_RANGE), "cpu", [])
-        return bench
-    seen = bench.bank.cal.at(bench.bank.cal.spread(8))
-    set_min_max_ranges_(bench.adapter, seen.x, seen.timestep, seen.cond, seen.step)
-    return bench
-
-
-def stage_of(bench, cls=TrajectoryReconstruction, **changed):
-    return cls.of(bench, **{**SETTINGS, **changed})
-
-
-def run(bench, **changed):
-    stage = stage_of(bench, **changed)
-    run_stage(stage, "cpu", [])
-    return stage
-
-
-@cache
-def _finished(settings):
-    return run(ranged(), **dict(settings))
-
-
-def finished(**changed):
-    """A stage on the usual bench that was carried out without a break, to be looked at only."""
-    return _finished(frozenset({**SETTINGS, **changed}.items()))
+pytestmark = pytest.mark.usefixtures("one_thread_and_any_rate")
 
 
 # ---- what is reported, against rollouts of the outcome
@@ -292,102 +229,6 @@ def test_the_cost_is_what_the_network_was_called_for(monkeypatch, changed, guida
     stage = run(bench, **changed)
     handle.remove()
     assert stage.network_forwards == seen
-
-
-# ---- killed, damaged, diverging
-
-
-def interrupted(cls, end, act=None):
-    """A stage class that calls ``act(stage)``, or stops, at (number of the unit, iteration)."""
-
-    class Interrupted(cls):
-        def iterate(self, unit, iteration):
-            if (self.units().index(unit), iteration) == end:
-                if act is None:
-                    raise KeyboardInterrupt
-                act(self)
-            return super().iterate(unit, iteration)
-
-    return Interrupted
-
-
-def finish(stage, path):
-    checkpoint = UnitCheckpoint(path)
-    checkpoint.resume(stage)
-    run_stage(stage, "cpu", [checkpoint])
-    return stage
-
-
-def units_done(path):
-    with safe_open(path, framework="pt") as file:
-        return int(file.metadata()["units_done"])
-
-
-def assert_same(stage, expected):
-    state, wanted = stage.state(), expected.state()
-    assert state.keys() == wanted.keys()
-    for name in wanted:
-        assert torch.equal(state[name], wanted[name]), name
-    assert stage.findings() == expected.findings()
-    assert stage.network_forwards == expected.network_forwards
-
-
-@pytest.mark.parametrize("start", ["fp", "quantized"])
-@pytest.mark.parametrize("recipe", ["scales", "joint"])
-def test_stopped_in_every_slice_it_goes_on_to_the_same_bits_and_findings(recipe, start, tmp_path):
-    changed = {"start": start} if recipe == "scales" else {**JOINT, "start": start, "iterations": 3, "checks": 3}
-    expected = finished(**changed)
-    assert any(span["best_iteration"] > 0 for span in expected.findings()["spans"])
-    path, units = tmp_path / "checkpoint.safetensors", expected.units()
-    assert len(units) == (4 if recipe == "scales" else 3)
-    for number, unit in enumerate(units):
-        last = expected.iterations(unit) - 1
-        stage = stage_of(ranged(), interrupted(TrajectoryReconstruction, (number, last)), **changed)
-        with pytest.raises(KeyboardInterrupt):
-            finish(stage, path)
-        assert not path.exists() if number == 0 else units_done(path) == number
-    assert_same(finish(stage_of(ranged(), **changed), path), expected)
-    done = stage_of(ranged(), **changed)  # killed between its last unit and its artifact
-    UnitCheckpoint(path).resume(done)
-    assert done.first_unit == len(units)
-    assert_same(done, expected)
-
-
-def weight_is_nan(stage):
-    name = next(iter(quant_layers(stage.bench.network)))
-    stage.bench.network.get_submodule(name).bias.data.fill_(torch.nan)
-
-
-def gradient_is_nan(stage):
-    """While the loss is finite."""
-    through = stage.rule
-
-    def run_and_spoil(problem, parameters):
-        value = through.run(problem, parameters)
-        parameters[0].grad = torch.full_like(parameters[0], torch.inf)
-        return value
-
-    stage.rule = GradientRule(run_and_spoil, through.forwards_per_call)
-
-
-POISONS = [
-    (weight_is_nan, "scales", r"(loss nan|the gradient of scales at 1 is not finite)"),
-    (gradient_is_nan, "scales", "the gradient of scales at 1 is not finite"),
-    (gradient_is_nan, "joint", "the gradient of scales at 2 is not finite"),
-]
-
-
-@pytest.mark.parametrize(("poison", "recipe", "what"), POISONS)
-def test_what_is_not_finite_names_its_unit_and_spares_the_checkpoint(poison, recipe, what, tmp_path):
-    path = tmp_path / "checkpoint.safetensors"
-    stage = stage_of(ranged(), interrupted(TrajectoryReconstruction, (1, 0), poison), recipe=recipe)
-    unit = stage.units()[1]
-    with pytest.raises(CalibrationDiverged, match=f"stage {NAME}, (unit )?{unit}: .*{what}") as caught:
-        finish(stage, path)
-    assert "\n" not in str(caught.value)
-    assert units_done(path) == 1
-    assert all(value.isfinite().all() for name, value in load_file(path).items() if "best_error" not in name)
-    assert_same(finish(stage_of(ranged(), recipe=recipe), path), finished(recipe=recipe))
 
 
 def test_quantizers_are_left_as_they_were_found():

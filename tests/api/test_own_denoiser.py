@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import DDIMPipeline, DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from docs.test_readme import ROOT, blocks
-from test_api import TINY
+from served import TINY
 from tiny import smallest_unet
 from torch import nn
 
