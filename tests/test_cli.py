@@ -278,6 +278,9 @@ def test_a_variant_is_named_on_the_command_line(stub):
 def test_hydra_leaves_nothing_beside_the_results(stub, tmp_path, monkeypatch, name):
     monkeypatch.setenv("DMQBENCH_RUNS", str(tmp_path / name))
     assert run("-m", "method=fp,rtn") == 0
+    assert not (tmp_path / name / ".hydra").exists()
+    assert run("-m", "method=fp,rtn", "seed=1", "hydra/launcher=basic") == 0
+    assert [job.seed for job in stub.jobs] == [0, 0, 1]
     assert [path.name for path in tmp_path.iterdir()] == [name]
     assert not list((tmp_path / name / ".hydra").iterdir())
 

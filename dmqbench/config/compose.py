@@ -5,7 +5,6 @@ A wrong configuration is a ``ConfigError``: one line with the key, the value and
 
 import re
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
 from dataclasses import fields, is_dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -31,7 +30,7 @@ from dmqbench.config.plugin_code import require_module
 from dmqbench.config.plugins import Plugin, conf_folders, left_out_with, usable
 from dmqbench.config.schema import GROUPS, OPTION_GROUPS, RootConfig
 from dmqbench.config.texts import quoted
-from dmqbench.config.values import leaves, refuse_resolvers, set_values
+from dmqbench.config.values import copy_of, leaves, refuse_resolvers, set_values
 
 ROOT = "config"
 
@@ -102,7 +101,7 @@ def compose(overrides: Sequence[str]) -> DictConfig:
     choices = [override for override in own if override.key_or_group in OPTION_GROUPS]
     texts = tuple(choice.input_line or "" for choice in choices)
     others = hydra_own or usable()  # YAMLs of others may change while the process lives
-    config = _composed(tuple(hydra_own), texts) if others else deepcopy(_of_package(texts))
+    config = _composed(tuple(hydra_own), texts) if others else copy_of(_of_package(texts))
     check_method_yaml(dict(OmegaConf.to_container(config.method, resolve=False)))  # type: ignore[arg-type]
     values = [
         (key, value)
@@ -150,7 +149,7 @@ def _of_package(texts: tuple[str, ...]) -> DictConfig:
     if len(choices) < len(texts) or any(choice.type is not OverrideType.CHANGE for choice in choices.values()):
         return _composed((), texts)
     together = [choice.input_line or "" for group, choice in choices.items() if group in TOGETHER]
-    config = deepcopy(_composed_once(tuple(together)))
+    config = copy_of(_composed_once(tuple(together)))
     for group, choice in choices.items():
         if group not in TOGETHER:
             config[group] = _composed_once((choice.input_line or "",), alone=True)[group]

@@ -1,4 +1,4 @@
-"""Jobs given to Hydra's launcher; a failure is one line, a file in the result folder, and no end of the others."""
+"""Jobs carried out here or by a launcher of Hydra's; a failure is one line, a file, and no end of the others."""
 
 import gc
 import logging
@@ -9,7 +9,7 @@ from argparse import ArgumentParser
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from copy import deepcopy
-from functools import lru_cache, partial
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -48,18 +48,36 @@ def option_parser() -> tuple[ArgumentParser, list[str]]:
 
 
 def launch(jobs: Sequence["Planned"]) -> list[Outcome]:
-    """Give the jobs to Hydra's launcher, each as its overrides; a failing one does not stop the others."""
+    """Carry out the jobs, one after another or where a launcher of Hydra's has them; a failing one does not stop the
+    others."""
+    from dmqbench.config.plugins import usable
+    from dmqbench.launch.expected import expected_work
+
+    works = expected_work(jobs)
+    run = partial(run_one, tuple(jobs), works, time.time())
+    with Course(works):
+        if jobs[0].hydra_own or usable():  # which may name a launcher
+            return _launched(jobs, run)
+        return [run(number) for number in range(len(jobs))]
+
+
+def _launched(jobs: Sequence["Planned"], run: Callable[[int], Outcome]) -> list[Outcome]:
+    """Give the jobs to Hydra's launcher, each as its overrides."""
     from hydra import initialize_config_dir
 
     from dmqbench.config.places import CONF
-    from dmqbench.launch.expected import expected_work
 
     with initialize_config_dir(str(CONF), job_name="dmqbench", version_base="1.3"):
-        works = expected_work(jobs)
-        launcher = _launcher(jobs[0], partial(run_one, tuple(jobs), works, time.time()))
-        with Course(works):
-            returned = launcher.launch([list(planned.overrides) for planned in jobs], initial_job_idx=0)
+        launcher = _launcher(jobs[0], partial(_run_in_turn, run))
+        returned = launcher.launch([list(planned.overrides) for planned in jobs], initial_job_idx=0)
     return [job.return_value for job in returned]
+
+
+def _run_in_turn(run: Callable[[int], Outcome], config: Any) -> Outcome:
+    """Carry out the job whose turn it is in a launcher's process."""
+    from hydra.core.hydra_config import HydraConfig
+
+    return run(HydraConfig.get().job.num)
 
 
 def _launcher(first: "Planned", task: Callable[[Any], Outcome]) -> Any:
@@ -67,19 +85,12 @@ def _launcher(first: "Planned", task: Callable[[Any], Outcome]) -> Any:
     from hydra._internal.callbacks import Callbacks
     from hydra.core.plugins import Plugins
     from hydra.types import HydraContext
-    from omegaconf import read_write
 
-    from dmqbench.config.plugins import usable
     from dmqbench.config.texts import quoted
 
     # Hydra writes nothing but a launcher's own files, and those beside the results.
-    place = str(first.job.store_root / ".hydra")
-    if first.hydra_own or usable():
-        config = _hydra_config((f"hydra.sweep.dir={quoted(place)}", "hydra.sweep.subdir='.'", *first.hydra_own))
-    else:
-        config = deepcopy(_hydra_config_of_package(("hydra.sweep.subdir='.'",)))
-        with read_write(config.hydra):
-            config.hydra.sweep.dir = place.replace("${", "\\${")
+    place = str(first.job.store_root / ".hydra").replace("${", "\\${")
+    config = _hydra_config((f"hydra.sweep.dir={quoted(place)}", "hydra.sweep.subdir='.'", *first.hydra_own))
     return Plugins.instance().instantiate_launcher(
         hydra_context=HydraContext(config_loader=ComposedBefore(), callbacks=Callbacks(config)),  # type: ignore[arg-type]
         task_function=task,
@@ -99,10 +110,6 @@ def _hydra_config(hydra_own: tuple[str, ...]) -> Any:
     return hydra.compose_config(ROOT, list(hydra_own), RunMode.MULTIRUN)
 
 
-_hydra_config_of_package = lru_cache(_hydra_config)
-"""For launchers that no YAML of others says anything about: composed once a process."""
-
-
 class ComposedBefore:
     """What a launcher takes for Hydra's loader: no job is composed again, as all were before the first began."""
 
@@ -116,17 +123,14 @@ class ComposedBefore:
         return config
 
 
-def run_one(jobs: Sequence["Planned"], works: Sequence[float], since: float, config: Any) -> Outcome:
-    """Carry out the job whose turn it is in a launcher's process. It was composed and checked before.
+def run_one(jobs: Sequence["Planned"], works: Sequence[float], since: float, number: int) -> Outcome:
+    """Carry out job ``number`` of ``jobs``, perhaps in a launcher's process. It was composed and checked before.
 
     ``works``: about how much work each is; ``since``: the time at which the first began.
     """
-    from hydra.core.hydra_config import HydraConfig
-
     from dmqbench.launch.expected import expected_work
 
     hold_streams()
-    number = HydraConfig.get().job.num
     planned, course = jobs[number], Course.running
     if course is None:  # this is a process of another launcher
         course = Course.running = Course(works, shared=True)

@@ -6,7 +6,8 @@ from typing import Any
 
 from dmqbench.models.folders import CONFIG, ModelError, read_config
 from dmqbench.models.sources import meta_model, only_errors_logged
-from dmqbench.models.weight_files import refuse_misfits, tensor_shapes
+from dmqbench.models.weight_files import refuse_misfits, tensor_shapes, weight_files
+from dmqbench.store.files import once_per_state
 
 
 def require_weights_fit(folder: Path, advice: str = "") -> None:
@@ -15,7 +16,13 @@ def require_weights_fit(folder: Path, advice: str = "") -> None:
     Raises:
         ModelError: one is missing, unknown or of another shape, or nothing can be made of the configuration.
     """
-    require_shapes_fit(folder, read_config(folder / CONFIG), tensor_shapes(folder, advice), advice)
+    _require_fit(folder / CONFIG, *weight_files(folder, advice), advice=advice)
+
+
+@once_per_state
+def _require_fit(config: Path, *_: Path, advice: str) -> None:
+    folder = config.parent
+    require_shapes_fit(folder, read_config(config), tensor_shapes(folder, advice), advice)
 
 
 def require_shapes_fit(

@@ -1,5 +1,6 @@
 """Composing and checking of jobs."""
 
+import copy
 import json
 import os
 import pickle
@@ -14,11 +15,12 @@ from omegaconf import OmegaConf
 
 from dmqbench.config import schema
 from dmqbench.config.checked_job import full_precision
-from dmqbench.config.compose import TOGETHER, _composed, _of_package, search_path
+from dmqbench.config.compose import TOGETHER, _composed, _of_package, compose, search_path
 from dmqbench.config.errors import ConfigError
 from dmqbench.config.job import cuda_expected
 from dmqbench.config.overrides import expand
 from dmqbench.config.places import CONF
+from dmqbench.config.values import copy_of
 from dmqbench.models.folders import ARCHITECTURES, EMBEDDED, SCHEDULER_CONFIG
 from dmqbench.samplers.processes import OF_SAMPLER, stated
 from dmqbench.store.files import canonical_json
@@ -48,6 +50,27 @@ def test_a_choice_composed_alone_is_what_hydra_composes_with_the_others():
         assert found == expected and list(found) == list(expected), chosen
         assert [OmegaConf.get_type(found[key]) for key in found] == [OmegaConf.get_type(expected[key]) for key in found]
     assert _of_package(("bits='w4a6'",)) == _of_package(("bits=w4a6",))
+
+
+def nodes_of(node, parent=None):
+    """Every node of a configuration in their order, with what it is and whether it lies where it says."""
+    content = vars(node).get("_content", node._value())
+    yield type(node), vars(node).keys(), node._metadata, node._get_parent() is parent, str(content)
+    if isinstance(content, dict | list):
+        for part in content.values() if isinstance(content, dict) else content:
+            yield from nodes_of(part, node)
+
+
+@pytest.mark.parametrize("method", ["dmq", "efficient_dm", "mpq_dm"])
+def test_a_copy_of_a_configuration_is_what_deepcopy_makes_and_shares_nothing(method):
+    made = compose([f"method={method}", "sampler.clip_sample=1", "metrics.names=[psnr,mse]"])
+    found, expected = copy_of(made), copy.deepcopy(made)
+    assert list(nodes_of(found)) == list(nodes_of(expected)) and len(list(nodes_of(found))) > 200
+    found.sampler.steps, found.metrics.names[0], found.budget.samples = 7, "ssim", 3
+    assert made == expected != found
+    assert found.method.activation_range.samples == 3, "references are to its own values"
+    OmegaConf.set_readonly(found, True)
+    assert OmegaConf.is_readonly(found.sampler) and not OmegaConf.is_readonly(made.sampler)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -4,7 +4,6 @@ import time
 from types import SimpleNamespace
 
 import pytest
-from hydra.core.hydra_config import HydraConfig
 
 from dmqbench import cli
 from dmqbench.launch import expected, launcher
@@ -13,11 +12,10 @@ from dmqbench.tracking.progress import Course
 
 def test_what_is_left_is_what_the_store_lacks(monkeypatch, capsys):
     planned = [SimpleNamespace(job=SimpleNamespace(title=title)) for title in ("fp", "rtn", "dmq")]
-    monkeypatch.setattr(HydraConfig, "get", lambda: SimpleNamespace(job=SimpleNamespace(num=2)))
     monkeypatch.setattr(launcher, "attempt", lambda one: launcher.Outcome(one.job.title))
     monkeypatch.setattr(expected, "expected_work", lambda jobs: [0.0, 10.0, 30.0])
     monkeypatch.setattr(Course, "running", None)
-    assert launcher.run_one(planned, [30.0, 20.0, 30.0], time.time() - 40, None).path == "dmq"
+    assert launcher.run_one(planned, [30.0, 20.0, 30.0], time.time() - 40, 2).path == "dmq"
     assert capsys.readouterr().err == "dmqbench: 3 of 3: dmq; about 40 s left\n"
     assert Course.running is not None and Course.running.shared and Course.running.bars is None
 
