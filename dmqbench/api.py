@@ -5,8 +5,8 @@
     save(pipe, "folder")
     pipe = load("folder")
 
-A quantized pipeline computes in float32, as the benchmark does: what it saves is space on disk, not time. A denoiser of
-your own is a ``Denoiser``; ``evaluate`` measures it.
+A quantized pipeline computes in its own precision, float32 or bfloat16, and its quantizers in float32: what it saves is
+space on disk, not time. A denoiser of your own is a ``Denoiser``; ``evaluate`` measures it.
 """
 
 import json
@@ -32,7 +32,7 @@ from dmqbench.config.precision_plans import check_layers
 from dmqbench.config.schedulers import sampler_overrides
 from dmqbench.data.prompts import COLUMNS
 from dmqbench.models.exchange import exchange_, network_name
-from dmqbench.models.export import exported, quantizable_parts
+from dmqbench.models.export import dtype_name, exported, quantizable_parts
 from dmqbench.models.families import families
 from dmqbench.models.folders import OWN, ModelError
 from dmqbench.models.likeness import require_same_outputs
@@ -77,8 +77,8 @@ def quantize_(
     frozen and in evaluation mode afterwards; until calibration is done the pipeline is untouched.
 
     Args:
-        pipe: a diffusers pipeline with a scheduler and a float32 network of a known family; calibrated where that
-            lies. Or a ``Denoiser``, whose network is quantized in place.
+        pipe: a diffusers pipeline with a scheduler and a network of a known family; calibrated where that lies and in
+            its precision, float32 or bfloat16. Or a ``Denoiser``, whose network is quantized in place.
         method: for example ``q_diffusion``.
         bits: for example ``w4a6``.
         steps: of calibration, and of later calls where ranges are kept per step or group and ``match`` refuses others.
@@ -108,9 +108,12 @@ def quantize_(
             *(f"sampler.steps={steps}", f"sampler.eta={eta}", f"sampler.guidance={guidance}", f"seed={seed}"),
             *(f"bits.scope={scope}", f"bits.ranges={ranges}", f"calibration.match={match}"),
             f"trainer={_trainer(network)}",
+            f"model.dtype={dtype_name(network)}",
             *overrides,
         ]
     )
+    if config.model.dtype != dtype_name(network):
+        raise ConfigError("model.dtype", config.model.dtype, [dtype_name(network)], "is the pipeline's own here")
     run_store = _store_of(config, store)
     own, area = pipe if isinstance(pipe, Denoiser) else None, run_store.work_area
     with undisturbed(_device(network)), described(own, area) if own else exported(pipe, area) as folder:

@@ -10,6 +10,7 @@ from dmqbench.calibration.capture import run_points, without_points
 from dmqbench.calibration.stage import Workbench
 from dmqbench.data.bank import Trajectories
 from dmqbench.models.hooks import hooked
+from dmqbench.quant.functional import widened
 from dmqbench.quant.layer import QuantLayer
 from dmqbench.quant.layers import quantization
 
@@ -89,7 +90,7 @@ class LayerViews:
         def watch(name: str, _: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
             call = bench.adapter.context.step.cpu()
             row, bin = self.row_of_call[call], self.bin_of_call[call]
-            see(name, LayerBatch(args[0], output, row.to(output.device), bin.to(output.device)))
+            see(name, LayerBatch(widened(args[0]), widened(output), row.to(output.device), bin.to(output.device)))
 
         with (
             hooked({name: self.layers[name] for name in names}, watch),

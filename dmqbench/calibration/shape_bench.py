@@ -75,6 +75,8 @@ class ShapeBench:
     points: PointCounts
     rows: int
     """Rows of activation parameters."""
+    dtype: torch.dtype = torch.float32
+    """Of the network."""
     _calls: dict[tuple[Any, ...], int] = field(default_factory=dict)
 
     @property
@@ -97,7 +99,7 @@ class ShapeBench:
     def run(self, points: int) -> Tensor:
         """Call the network on bank points."""
         samples = points * self.branches
-        args, kwargs = example_inputs(self.family, samples, "meta")
+        args, kwargs = example_inputs(self.family, samples, "meta", dtype=self.dtype)
         with self.context.at(torch.zeros(samples, dtype=torch.long, device="meta")):
             output = self.family.output(self.network, args, kwargs)
             return self.family.prediction(output, torch.empty(samples, *self.family.input_shape, device="meta"))
@@ -148,7 +150,7 @@ class ShapeBench:
 
         names = {*(unit.name for unit in self.topology.units), *(layer.name for layer in self.topology.layers)}
         modules = {name: self.network.get_submodule(name) for name in names}
-        args, kwargs = example_inputs(self.family, PROBED, "meta")
+        args, kwargs = example_inputs(self.family, PROBED, "meta", dtype=self.dtype)
         step = torch.zeros(PROBED, dtype=torch.long, device="meta")
         with torch.no_grad(), hooked(modules, note, with_kwargs=True), self.context.at(step):
             self.family.output(self.network, args, kwargs)

@@ -8,7 +8,6 @@ from typing import Any
 from dmqbench.config.checked_job import FURTHER_SCOPE, Job, StageConfig, full_precision
 from dmqbench.config.inputs import EvaluateConfig
 from dmqbench.config.model_facts import encoder_hash, image_shape, network_config, prompts_of, timesteps
-from dmqbench.config.names import DTYPE
 from dmqbench.config.plugin_code import stage_origin
 from dmqbench.config.schema import ModelConfig, SamplerConfig
 from dmqbench.data.archives import stored_hash
@@ -17,6 +16,7 @@ from dmqbench.data.prompts import PromptStream
 from dmqbench.models.families import kind_of
 from dmqbench.models.folders import OWN
 from dmqbench.models.foreign import foreign_hash
+from dmqbench.models.precision import FLOAT32
 from dmqbench.quant.spec import FULL_PRECISION, group_size
 from dmqbench.store.files import short_hash
 
@@ -40,6 +40,8 @@ def job_ids(job: Job, weights: str) -> JobIds:
     if job.evaluate.samples is not None:
         return foreign_ids(job, weights)
     model = {"name": job.model.name, "weights": weights, "classes": job.model.classes or 0}
+    if job.model.dtype != FLOAT32:
+        model["dtype"] = job.model.dtype
     task = _task_facts(job)
     trajectories = _id(
         "trajectories",
@@ -68,7 +70,7 @@ def job_ids(job: Job, weights: str) -> JobIds:
         labels=_labels(job),
         seed=job.metrics.seed,
         engine=job.engine,
-        dtype=DTYPE,
+        dtype=job.model.dtype,
         device=job.device_type,
     )
     return JobIds(trajectories, tuple(stages), quantized, samples, _id("result", samples=samples))
@@ -126,7 +128,7 @@ def unguided_id(job: Job) -> str:
 
 def _encoding(job: Job) -> dict[str, Any]:
     image = image_shape(job.model)[1:]
-    return {"encoder": encoder_hash(job.model), "image": image, "dtype": DTYPE, "device": job.device_type}
+    return {"encoder": encoder_hash(job.model), "image": image, "dtype": FLOAT32, "device": job.device_type}
 
 
 def inputs_id(job: Job) -> str:

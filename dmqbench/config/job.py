@@ -23,6 +23,7 @@ from dmqbench.config.input_checks import (
     check_reference,
 )
 from dmqbench.config.model_checks import (
+    check_dtype,
     check_foreign_network,
     check_images_of_model,
     check_sampler_fits,
@@ -218,7 +219,7 @@ def _check_evaluate(job: Job) -> None:
 
 Check = Callable[[Job], None]
 
-CHECKS_AS_ASKED: tuple[Check, ...] = (_check_values, check_weights, _check_metrics, _check_dataset)
+CHECKS_AS_ASKED: tuple[Check, ...] = (_check_values, check_dtype, check_weights, _check_metrics, _check_dataset)
 """What can be said of a job as it is written: a first mistake is told in this order."""
 
 CHECKS_OF_COMPLETED: tuple[Check, ...] = (

@@ -27,6 +27,8 @@ from dmqbench.models.folders import (
 )
 from dmqbench.models.foreign import ordinary_folder, require_fit
 from dmqbench.models.location import locate, locate_scheduler
+from dmqbench.models.precision import DTYPES, FLOAT32, TOO_NARROW
+from dmqbench.quant.spec import ENGINE_NAMES
 from dmqbench.samplers.scheduler_config import fitting_samplers
 from dmqbench.store.files import safe_name
 
@@ -77,6 +79,18 @@ def check_weights(job: Job) -> None:
     if job.model.shapes_only and job.task not in COUNTING_TASKS:
         problem = f"needs weights, and those of {job.model.name} are not shipped; give a checkpoint, model.path=FOLDER"
         raise ConfigError("task", job.task, COUNTING_TASKS, problem, nearest="cost")
+
+
+def check_dtype(job: Job) -> None:
+    """Refuse precisions that nothing is calibrated in, and exact integers beside products that round."""
+    dtype = job.model.dtype
+    if dtype == TOO_NARROW:
+        problem = "is not possible: gradients of calibration vanish in it, and activations of some networks overflow"
+        raise ConfigError("model.dtype", dtype, DTYPES, problem, nearest=DTYPES[1])
+    require_one_of("model.dtype", dtype, DTYPES)
+    if dtype != FLOAT32 and job.engine != ENGINE_NAMES[0]:
+        problem = f"sums integers exactly, and a network in {dtype} rounds its sums"
+        raise ConfigError("engine", job.engine, ENGINE_NAMES[:1], problem)
 
 
 def check_images_of_model(job: Job) -> None:

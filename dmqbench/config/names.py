@@ -7,8 +7,6 @@ from dmqbench.quant.spec import FULL_PRECISION
 REQUIRED: Any = "???"
 """OmegaConf's mark of a value that a YAML must give."""
 
-DTYPE = "float32"
-
 FOREIGN = "foreign"
 """The method of networks, and of samples, that were made elsewhere."""
 

@@ -10,15 +10,18 @@ from typing import Any, Optional
 from dmqbench.config.inputs import EditConfig, EvaluateConfig, InputsConfig
 from dmqbench.config.names import REQUIRED
 from dmqbench.models.folders import OWN, SHIPPED, ModelSource
+from dmqbench.models.precision import FLOAT32
 from dmqbench.quant.spec import GRANULARITIES
 from dmqbench.samplers.spec import SAMPLER_VERSION, SamplerSpec
 
 
-def model_label(name: str, path: str | None) -> str:
-    """How a model is called: a folder or repository of one's own by its own name, others by that of their YAML."""
+def model_label(name: str, path: str | None, dtype: str = FLOAT32) -> str:
+    """How a model is called: a folder or repository of one's own by its own name, others by that of their YAML; with
+    what it computes in, unless that is float32."""
+    precision = "" if dtype == FLOAT32 else f", {dtype}"
     if path is None or name not in ("local", "hub"):
-        return name
-    return (Path(path).name if name == "local" else path) or name
+        return f"{name}{precision}"
+    return ((Path(path).name if name == "local" else path) or name) + precision
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,8 @@ class ModelConfig:
     """``datasets``: what it can be compared with; ``sample_shape``: (C, H, W), or empty: read from it.
 
     ``scheduler``: the file that states the noise schedule, or a folder that holds it; null: the model's own.
+    ``dtype``: one of ``DTYPES``, of the network's weights and activations; all that quantizers hold, compute and learn,
+    samplers, decoders and text encoders are float32 always.
     ``condition``: one of ``CONDITIONS``, for a network that reads ``condition_channels`` more channels than the C of
     its state; ``condition_factor``: how many times a low-resolution image is smaller.
     """
@@ -41,17 +46,19 @@ class ModelConfig:
     condition_channels: Optional[int] = None
     condition_factor: Optional[int] = None
     scheduler: Optional[str] = None
+    dtype: str = FLOAT32
 
     @property
     def facts(self) -> dict[str, Any]:
-        """All values, as a result keeps them; a scheduler that is not given is none, and what lives in a script lies
-        nowhere."""
-        found = {key: value for key, value in asdict(self).items() if key != "scheduler" or value is not None}
+        """All values, as a result keeps them; a scheduler that is not given is none, nor is the usual precision, and
+        what lives in a script lies nowhere."""
+        usual = {"scheduler": None, "dtype": FLOAT32}
+        found = {key: value for key, value in asdict(self).items() if key not in usual or value != usual[key]}
         return found | ({"path": None} if self.source == OWN else {})
 
     @property
     def label(self) -> str:
-        return model_label(self.name, self.path)
+        return model_label(self.name, self.path, self.dtype)
 
     @property
     def shapes_only(self) -> bool:
@@ -68,7 +75,7 @@ class ModelConfig:
         if location is None:
             raise ValueError(f"model.path=null is not allowed with model.source={self.source}")
         channels = self.condition_channels or 0
-        return ModelSource(kind, location, self.revision, self.classes or None, channels, self.scheduler)
+        return ModelSource(kind, location, self.revision, self.classes or None, channels, self.scheduler, self.dtype)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from dmqbench.models.conditioning import (
 from dmqbench.models.families.family import GUIDANCE, Calling
 from dmqbench.models.folders import SCHEDULER_CONFIG, ModelError, ModelSource, read_config
 from dmqbench.models.own import Denoiser, OwnCalling, OwnConditioner, blocks_of, copied, lent_denoiser
-from dmqbench.models.sources import LoadedModel, load_decoder_network, load_model
+from dmqbench.models.sources import LoadedModel, dtype_of, load_decoder_network, load_model
 from dmqbench.models.topology import Topology, trace
 from dmqbench.quant.context import StepContext
 from dmqbench.samplers.schedule import Schedule, read_schedule
@@ -56,6 +56,8 @@ class Adapter:
     """Of editing; None: trajectories start from noise alone."""
     blocks: frozenset[str] = frozenset()
     """What is reconstructed as a block beside the blocks of diffusers."""
+    dtype: torch.dtype = torch.float32
+    """Of the network's weights and activations; what it is given and what it predicts are float32."""
 
     @property
     def device(self) -> torch.device:
@@ -96,11 +98,21 @@ class Adapter:
     def _call(self, x: Tensor, timestep: Tensor, cond: Mapping[str, Tensor], step: Tensor) -> Tensor:
         if step.shape != (len(x),):
             raise ValueError(f"step must have shape [{len(x)}], one call index per sample, not {list(step.shape)}")
-        inputs, named = _network_inputs(x, cond)
+        inputs, named = self._inputs(x, cond)
         args, kwargs = self.calling.arguments(inputs, timestep, named)
         with self.context.at(step):
             output = self.calling.output(self.network, args, kwargs)
-        return self.calling.prediction(output, inputs)[:, : self.sample_shape[0]]
+        return self.calling.prediction(output, inputs)[:, : self.sample_shape[0]].to(x.dtype)
+
+    def _inputs(self, x: Tensor, cond: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """What the network reads, [B, C + C', H, W] with a condition image of C' channels, and its other conditions,
+        in its own precision; times keep theirs, as in diffusers' pipelines."""
+        own = {name: self._own(value) for name, value in cond.items()}
+        image = own.pop(IMAGE, None)
+        return self._own(x) if image is None else torch.cat([self._own(x), image], dim=1), own
+
+    def _own(self, value: Tensor) -> Tensor:
+        return value.to(self.dtype) if value.dtype == torch.float32 else value
 
     def example_inputs(
         self, batch: int = 1, device: torch.device | str | None = None
@@ -115,7 +127,7 @@ class Adapter:
         cond = self.conditioner.example(len(x), x.device)
         if self.calling.embeds_guidance:
             cond[GUIDANCE] = x.new_ones(len(x))
-        inputs, named = _network_inputs(x, cond)
+        inputs, named = self._inputs(x, cond)
         return self.calling.arguments(inputs, timestep, named)
 
     def topology(self) -> Topology:
@@ -133,12 +145,6 @@ class Adapter:
         """Keep all activations for the backward pass again."""
         network: Any = self.network
         network.disable_gradient_checkpointing()
-
-
-def _network_inputs(x: Tensor, cond: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-    """What the network reads, [B, C + C', H, W] with a condition image of C' channels, and its other conditions."""
-    named = {name: value for name, value in cond.items() if name != IMAGE}
-    return (torch.cat([x, cond[IMAGE]], dim=1) if IMAGE in cond else x), named
 
 
 def load_adapter(
@@ -170,6 +176,7 @@ def load_adapter(
         conditioner=conditioner or _conditioner_of(model),
         calling=model.family,
         decoder=PixelDecoder() if decoder is None else _latent_decoder(decoder),
+        dtype=dtype_of(source),
     )
 
 

@@ -5,12 +5,14 @@ from dataclasses import dataclass, field
 from inspect import signature
 from typing import Any, NoReturn
 
+import torch
 from torch import Tensor, nn
 
 from dmqbench.engines import ENGINES
 from dmqbench.models.attention import set_explicit_attention_
 from dmqbench.models.families import kind_of
 from dmqbench.models.folders import NETWORK_FOLDERS, ModelError
+from dmqbench.models.precision import FLOAT32
 from dmqbench.models.topology import Topology
 from dmqbench.quant.attention import AttentionQuantizers
 from dmqbench.quant.context import StepContext
@@ -47,6 +49,8 @@ class Description:
     """Why layers are in full precision."""
     match: str = "refuse"
     """What a call at a timestep that was not calibrated does: see ``CalibrationConfig``."""
+    dtype: str = FLOAT32
+    """Of the network's weights and activations."""
 
 
 def quantized_attentions(topology: Topology, scope: Scope, bits: BitWidth) -> tuple[str, ...]:
@@ -102,6 +106,7 @@ def exchange_(
         description.timesteps,
         description.match,
         places or _places(network),
+        getattr(torch, description.dtype),
     )
     network.dmqbench = description
     network.save_pretrained = _refuse_to_save

@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -16,6 +15,7 @@ from dmqbench.models.families import kind_of
 from dmqbench.models.families.family import Family
 from dmqbench.models.folders import CONFIG, NETWORK_FOLDERS, SCHEDULER_CONFIG, WEIGHTS, ModelError
 from dmqbench.models.likeness import require_as_configured
+from dmqbench.models.precision import DTYPES
 from dmqbench.models.text_files import INDEX
 from dmqbench.quant.serving import is_quantized
 from dmqbench.samplers.schedule import read_schedule, stated
@@ -24,7 +24,7 @@ from dmqbench.store.files import TEMPORARY_PREFIX, load_json, save_json
 
 
 def quantizable_parts(pipe: Any, classes: Sequence[str]) -> tuple[Any, Any]:
-    """Return the network of a pipeline, which must be in full precision and of one of ``classes``, and its scheduler.
+    """Return the network of a pipeline, which must be unquantized and of one of ``classes``, and its scheduler.
 
     Raises:
         ModelError: it cannot be quantized.
@@ -44,12 +44,16 @@ def quantizable_parts(pipe: Any, classes: Sequence[str]) -> tuple[Any, Any]:
     if is_quantized(network):
         raise ModelError(f"{kind}: its {name} is quantized already; load the full-precision pipeline again")
     _refuse_adapters(pipe)
-    dtypes = {parameter.dtype for parameter in network.parameters() if parameter.is_floating_point()}
-    if dtypes != {torch.float32}:
-        names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
-        raise ModelError(f"{kind}: its {name} is in {names}; quantization computes in float32: load it in that")
+    if (dtype := dtype_name(network)) not in DTYPES:
+        raise ModelError(f"{kind}: its {name} is in {dtype} (allowed: {', '.join(DTYPES)}): load it in one of these")
     require_as_configured(network, f"{kind}.{name}")
     return network, pipe.scheduler
+
+
+def dtype_name(network: nn.Module) -> str:
+    """Return what the floating parameters of a network are in, of all of them where it is not the same."""
+    found = {parameter.dtype for parameter in network.parameters() if parameter.is_floating_point()}
+    return " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in found))
 
 
 def _refuse_adapters(pipe: Any) -> None:

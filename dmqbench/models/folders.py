@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from dmqbench.models.precision import FLOAT32
 from dmqbench.store.files import load_json, safe_name
 
 EMBEDDED = Path(__file__).parents[1] / "zoo" / "weights"
@@ -56,6 +57,7 @@ class ModelSource:
         classes: number of real classes where the label table has one entry more, the null label of guidance.
         condition_channels: of an image that the network reads beside its state.
         scheduler: the file that states the noise schedule, or a folder that holds it; None: the model's own.
+        dtype: of the network's weights and activations, by torch's name.
     """
 
     kind: Literal["embedded", "local", "hub", "architecture", "own"]
@@ -64,6 +66,7 @@ class ModelSource:
     classes: int | None = None
     condition_channels: int = 0
     scheduler: str | None = None
+    dtype: str = FLOAT32
 
     def __post_init__(self) -> None:
         if self.kind not in (*SHIPPED, "local", "hub", OWN):

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from dmqbench.models.families import family_of, kind_of
 from dmqbench.models.families.family import Family
 from dmqbench.models.folders import CONFIG, ModelError, network_folder, read_config
+from dmqbench.models.precision import FLOAT32
 from dmqbench.models.weight_files import refuse_misfits, weight_files, weight_variant
 from dmqbench.store.files import sha256_once
 
@@ -105,8 +106,8 @@ def require_fit(path: str | Path, base: Mapping[str, Any]) -> None:
         raise ModelError(f"{folder}: quantized by {settings['quant_method']}; to read it, pip install {package}")
 
 
-def load_foreign_network(path: str | Path, like: Family) -> "nn.Module":
-    """Load a network that stands in for one that ``like`` describes, in evaluation mode and frozen.
+def load_foreign_network(path: str | Path, like: Family, dtype: str = FLOAT32) -> "nn.Module":
+    """Load a network of ``dtype`` that stands in for one that ``like`` describes, in evaluation mode and frozen.
 
     Raises:
         ModelError: as ``require_fit``; or weights are missing or unknown; or a call of it fails or is not finite.
@@ -116,8 +117,8 @@ def load_foreign_network(path: str | Path, like: Family) -> "nn.Module":
     family = family_of(read_config(folder / CONFIG), like.condition_channels)
     for name in ("network", "sample_shape", "output_channels", "conditioning", "label_entries"):
         _require_same(folder, name, getattr(like, name), getattr(family, name))
-    network = _load(folder)
-    _require_call(folder, network, like)
+    network = _load(folder, dtype)
+    _require_call(folder, network, like, dtype)
     return network
 
 
@@ -128,7 +129,8 @@ def load_foreign_adapter(path: str | Path, base: "Adapter") -> "Adapter":
     network: Any = base.network
     condition_channels = network.config.in_channels - base.sample_shape[0]
     family = family_of({**network.config, "_class_name": type(network).__name__}, condition_channels)
-    return replace(base, network=load_foreign_network(path, family).to(base.device), context=StepContext())
+    dtype = str(base.dtype).removeprefix("torch.")
+    return replace(base, network=load_foreign_network(path, family, dtype).to(base.device), context=StepContext())
 
 
 def _require_same(folder: Path, what: str, wanted: Any, given: Any) -> None:
@@ -187,7 +189,7 @@ _BITS = {"quanto": _quanto_bits, "torchao": _torchao_bits, "bitsandbytes": _bits
 # ---- loading
 
 
-def _load(folder: Path) -> "nn.Module":
+def _load(folder: Path, dtype: str) -> "nn.Module":
     """Load through diffusers, and find out whether every weight was there."""
     import diffusers
     import torch
@@ -202,7 +204,7 @@ def _load(folder: Path) -> "nn.Module":
         with only_errors_logged():
             network, loading = getattr(diffusers, kind_of(config).network).from_pretrained(
                 folder,
-                torch_dtype=torch.float32,
+                torch_dtype=getattr(torch, dtype),
                 use_safetensors=True,
                 variant=weight_variant(folder),
                 local_files_only=True,
@@ -238,13 +240,13 @@ def _inner(tensor: Any) -> Iterator["Tensor"]:
         yield from _inner(getattr(tensor, name))
 
 
-def _require_call(folder: Path, network: "nn.Module", like: Family) -> None:
+def _require_call(folder: Path, network: "nn.Module", like: Family, dtype: str) -> None:
     """Call the network once on zeros, where a bad file is an error of one line and not of a whole job."""
     import torch
 
     from dmqbench.models.sources import example_inputs
 
-    args, kwargs = example_inputs(like)
+    args, kwargs = example_inputs(like, dtype=getattr(torch, dtype))
     try:
         with torch.no_grad():
             output = network(*args, **kwargs)[0]

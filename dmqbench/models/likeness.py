@@ -11,12 +11,14 @@ from dmqbench.models.adapter import Adapter
 from dmqbench.models.folders import ModelError
 from dmqbench.models.hooks import hooked
 from dmqbench.models.sources import meta_model, require_finite
+from dmqbench.quant.functional import is_narrow
 
 PROBES = 4
 """States that both networks see, at timesteps over the whole schedule."""
 
-TOLERANCE = 1e-4
-"""Of the largest output: other kernels round differently, and no change that is meant is so small."""
+TOLERANCE, NARROW_TOLERANCE = 1e-4, 0.05
+"""Of the largest output: other kernels round differently, and no change that is meant is so small; of networks in fewer
+bits than float32, the second."""
 
 _ADVICE = "what was changed in memory is in no file: take it back, or merge it into the weights"
 
@@ -109,5 +111,5 @@ def _outputs(network: nn.Module, modules: Mapping[str, nn.Module], probe: tuple[
 
 def differ(one: Tensor, other: Tensor) -> bool:
     """Whether two outputs differ by more than other kernels round."""
-    bound = TOLERANCE * float(other.abs().max())
+    bound = (NARROW_TOLERANCE if is_narrow(other) else TOLERANCE) * float(other.abs().max())
     return one.shape != other.shape or not torch.allclose(one, other, rtol=0, atol=bound)

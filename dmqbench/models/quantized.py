@@ -2,7 +2,8 @@
 
 import os
 import tempfile
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -18,10 +19,11 @@ from torch import Tensor, nn
 
 from dmqbench.models.attention import set_heads_
 from dmqbench.models.exchange import Description, exchange_, network_name
-from dmqbench.models.export import untied, without_origin
+from dmqbench.models.export import dtype_name, untied, without_origin
 from dmqbench.models.families import kind_of
 from dmqbench.models.folders import CONFIG, ModelError, only_one, read_config
 from dmqbench.models.own import Denoiser
+from dmqbench.models.precision import FLOAT32
 from dmqbench.models.quantized_file import packed, unpacked
 from dmqbench.models.sources import only_errors_logged
 from dmqbench.quant.modes import own_modes, undisturbed
@@ -41,6 +43,7 @@ rather than half a network."""
 
 _INDEX = "model_index.json"
 _LIBRARIES = ("diffusers", "transformers")
+_NARROW = ("bfloat16", "float16")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 
@@ -118,18 +121,33 @@ def _write(pipe: Any, network: Any, description: Description, folder: Path) -> N
         "environment": environment(network.device.type),
         "bytes": {
             "quantized": files[f"{own}/{WEIGHTS}"].stat().st_size,
-            "full_precision": _full_precision_bytes(tensors),
+            "full_precision": _full_precision_bytes(tensors, description.dtype),
         },
+        **_precisions(pipe, own),
         "files": {safe_file_name(name): asdict(Entry.of(path)) for name, path in files.items()},
         "quantization": asdict(description),
     }
     save_json(folder / DESCRIPTION, {**facts, "digest": short_hash(facts)})
 
 
-def _full_precision_bytes(tensors: Mapping[str, Tensor]) -> int:
-    """What the network's own parameters take in float32: each code is one of them, quantizers' parameters are none."""
+def _full_precision_bytes(tensors: Mapping[str, Tensor], dtype: str) -> int:
+    """What the network's own parameters take unquantized: each code is one of them, quantizers' parameters are none."""
     own = [tensor for name, tensor in tensors.items() if "quantizer" not in name or name.endswith(".codes")]
-    return 4 * sum(tensor.numel() for tensor in own)
+    return getattr(torch, dtype).itemsize * sum(tensor.numel() for tensor in own)
+
+
+def _precisions(pipe: Any, own: str) -> dict[str, Any]:
+    """What parts of a pipeline are in that are not in float32, and which tables of its network ``own`` then still are.
+
+    Tables that are computed, and not loaded, stay in float32 or follow the network, as it was loaded or cast.
+    """
+    network, parts = getattr(pipe, own), pipe.components.items()
+    narrow = {name: dtype_name(part) for name, part in parts if isinstance(part, nn.Module) and name != own}
+    narrow = {name: dtype for name, dtype in narrow.items() if dtype in _NARROW}
+    facts: dict[str, Any] = {"parts": narrow} if narrow else {}
+    if network.dmqbench.dtype != FLOAT32:
+        facts["float32_tables"] = [name for name, table in network.named_buffers() if table.dtype == torch.float32]
+    return facts
 
 
 # ---- loading
@@ -153,18 +171,22 @@ def load(
     """
     folder = Path(folder).expanduser().absolute()
     try:
-        description, format_version = _read_description(folder)
+        description, facts = _read_description(folder)
         kind = _pipeline_class(folder, read_config(folder / _INDEX), pipeline)
         part = only_one(folder, [path.parent for path in sorted(folder.glob(f"*/{WEIGHTS}"))])
-        network = _rebuilt(part, description, plain_codes=format_version == PLAIN_CODES)
-        pipe: Any = kind.from_pretrained(folder, **{part.name: network}, use_safetensors=True, local_files_only=True)
+        network = _rebuilt(part, description, facts)
+        given: dict[str, Any] = {part.name: network}
+        if "parts" in facts:
+            given["torch_dtype"] = {name: getattr(torch, dtype) for name, dtype in facts["parts"].items()}
+        with warnings.catch_warnings(action="ignore", category=FutureWarning):  # of diffusers 0.42: called dtype, too
+            pipe: Any = kind.from_pretrained(folder, **given, use_safetensors=True, local_files_only=True)
         return pipe.to(device)
     except (SafetensorError, OSError, ValueError, TypeError, KeyError, RuntimeError, AssertionError) as error:
         raise ModelError(f"{folder}: cannot be loaded ({' '.join(str(error).split())[:200]})") from error
 
 
-def _read_description(folder: Path) -> tuple[Description, int]:
-    """The description of a folder whose files are all as they were written, and the version of its format."""
+def _read_description(folder: Path) -> tuple[Description, dict[str, Any]]:
+    """The description of a folder whose files are all as they were written, and what else is said of them."""
     if not (folder / DESCRIPTION).is_file():
         raise ModelError(f"{folder}: no {DESCRIPTION} there; give a folder that dmqbench.api.save wrote")
     facts = read_config(folder / DESCRIPTION)
@@ -185,7 +207,7 @@ def _read_description(folder: Path) -> tuple[Description, int]:
             raise ModelError(f"{folder}: {name} {problem}; save it again")
     values = facts["quantization"]
     tuples = {key: tuple(values[key]) for key in ("attentions", "timesteps")}
-    return Description(**{**values, **tuples}), facts["version"]
+    return Description(**{**values, **tuples}), facts
 
 
 def _pipeline_class(folder: Path, index: Mapping[str, Any], given: type[Any] | None) -> type[Any]:
@@ -202,17 +224,18 @@ def _pipeline_class(folder: Path, index: Mapping[str, Any], given: type[Any] | N
     return kind
 
 
-def _rebuilt(folder: Path, description: Description, plain_codes: bool) -> nn.Module:
+def _rebuilt(folder: Path, description: Description, facts: Mapping[str, Any]) -> nn.Module:
     """The quantized network from its configuration, its codes and its other parameters."""
     config = read_config(folder / CONFIG)
     with only_errors_logged():
         network: Any = getattr(diffusers, kind_of(config).network).from_config(dict(config))
     set_heads_(network)
+    _cast_(network, description.dtype, facts.get("float32_tables", ()))
     tensors = load_file(folder / WEIGHTS)
     plan = PrecisionPlan.from_json(description.plan)
     coded = [layer.name for layer in plan.layers if layer.quantizes_weight]
     full = network.state_dict()
-    if not plain_codes:
+    if facts["version"] != PLAIN_CODES:
         shapes = {name.removesuffix(".weight"): tuple(value.shape) for name, value in full.items()}
         try:
             tensors = unpacked(tensors, plan, shapes)
@@ -230,3 +253,14 @@ def _rebuilt(folder: Path, description: Description, plain_codes: bool) -> nn.Mo
     network.load_state_dict(full | {name: tensors.pop(name) for name in needed})
     exchange_(network, description, tensors)
     return network
+
+
+def _cast_(network: nn.Module, dtype: str, tables: Sequence[str]) -> None:
+    """Bring a network to its precision, but for some of its tables."""
+    kept = {name: network.get_buffer(name) for name in tables}
+    if dtype != FLOAT32:
+        with only_errors_logged():
+            network.to(getattr(torch, dtype))
+    for name, table in kept.items():
+        parent, _, own = name.rpartition(".")
+        setattr(network.get_submodule(parent), own, table)

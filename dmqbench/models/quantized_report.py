@@ -10,6 +10,7 @@ from torch import nn
 from dmqbench.models.exchange import Description, network_name
 from dmqbench.models.folders import ModelError
 from dmqbench.models.own import Denoiser
+from dmqbench.models.precision import FLOAT32
 from dmqbench.quant.plan import LayerPlan, PrecisionPlan
 
 _NAMES_SHOWN = 4
@@ -66,10 +67,11 @@ def report(model: Any) -> Report:
         raise ModelError(f"a {type(model).__name__} that quantize_ has not quantized has nothing to report")
     plan = PrecisionPlan.from_json(facts.plan)
     scope = f"scope {facts.bits['scope']}, ranges {facts.bits['ranges']}"
+    precision = "" if facts.dtype == FLOAT32 else f", in {facts.dtype}"
     calls = f"calibrated on {len(facts.timesteps)} calls of {facts.sampler['name']}, seed {facts.seed}"
     parts = getattr(model, "components", {})
     return Report(
-        title=f"{facts.method} w{facts.bits['weight']}a{facts.bits['activation']}, {scope}; {calls}",
+        title=f"{facts.method} w{facts.bits['weight']}a{facts.bits['activation']}, {scope}{precision}; {calls}",
         quantized={layer.name: _bits(layer) for layer in plan.layers},
         full_precision={each: facts.reasons.get(each, _UNSAID) for each in plan.full_precision},
         attentions=facts.attentions,

@@ -36,7 +36,7 @@ DECODERS = ("AutoencoderKL", "VQModel")
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A network in evaluation mode with frozen float32 weights, and what belongs to it."""
+    """A network in evaluation mode with frozen weights of the source's precision, and what belongs to it."""
 
     network: nn.Module
     family: Family
@@ -75,7 +75,7 @@ def load_model(source: ModelSource) -> LoadedModel:
     folder = locate(source)
     part = network_folder(folder, source.advice)
     family = family_of(network_config_of(folder, source.advice), source.condition_channels)
-    network = _load_weights(part, family.network, source.advice)
+    network = _load_weights(part, family.network, source.advice, dtype_of(source))
     scheduler = locate_scheduler(source)
     return LoadedModel(
         network=network,
@@ -86,8 +86,14 @@ def load_model(source: ModelSource) -> LoadedModel:
     )
 
 
+def dtype_of(source: ModelSource) -> torch.dtype:
+    """Return what the network of a model is held in, and computes in."""
+    return getattr(torch, source.dtype)
+
+
 def load_decoder_network(folder: Path) -> Any:
-    """Return the decoder (``AutoencoderKL`` or ``VQModel``) of a latent model's folder; None for a pixel model."""
+    """Return the decoder (``AutoencoderKL`` or ``VQModel``) of a latent model's folder in float32; None for a pixel
+    model."""
     part = decoder_folder(folder)
     return None if part is None else _load_weights(part, _decoder_class(read_config(part / CONFIG)))
 
@@ -106,22 +112,27 @@ def meta_network(source: ModelSource) -> nn.Module:
     """Return the network of a model on the meta device."""
     if (denoiser := lent_denoiser(source)) is not None:
         return copied(denoiser.network).to("meta")
-    return meta_model(network_config_of(locate(source), source.advice))
+    with only_errors_logged():
+        return meta_model(network_config_of(locate(source), source.advice)).to(dtype_of(source))
 
 
 def example_inputs(
-    family: Family, batch: int = 1, device: torch.device | str = "cpu", tokens: int | None = None
+    family: Family,
+    batch: int = 1,
+    device: torch.device | str = "cpu",
+    tokens: int | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return (args, kwargs) of a network call, for probing; ``tokens`` is the length of a text condition, if it is
-    another than usual."""
+    """Return (args, kwargs) of a call of a network of ``dtype``, for probing; ``tokens`` is the length of a text
+    condition, if it is another than usual."""
     cond = {}
     for name, (shape, whole) in family.conditions.items():
         shape = shape if tokens is None or len(shape) < 2 else (tokens, *shape[1:])
-        cond[name] = torch.zeros(batch, *shape, dtype=torch.long if whole else torch.float32, device=device)
+        cond[name] = torch.zeros(batch, *shape, dtype=torch.long if whole else dtype, device=device)
     if family.embeds_guidance:
-        cond[GUIDANCE] = torch.ones(batch, device=device)
+        cond[GUIDANCE] = torch.ones(batch, dtype=dtype, device=device)
     timestep = torch.zeros(batch, dtype=torch.long, device=device)
-    return family.arguments(torch.zeros(batch, *family.input_shape, device=device), timestep, cond)
+    return family.arguments(torch.zeros(batch, *family.input_shape, dtype=dtype, device=device), timestep, cond)
 
 
 def _classes(family: Family, source: ModelSource) -> int | None:
@@ -140,13 +151,13 @@ def _decoder_class(config: Mapping[str, Any]) -> str:
     return name
 
 
-def _load_weights(folder: Path, cls: str, advice: str = "") -> nn.Module:
+def _load_weights(folder: Path, cls: str, advice: str = "", dtype: torch.dtype = torch.float32) -> nn.Module:
     weight_files(folder, advice)
     try:
         with only_errors_logged():
             network, loading = getattr(diffusers, cls).from_pretrained(
                 folder,
-                torch_dtype=torch.float32,
+                torch_dtype=dtype,
                 use_safetensors=True,
                 variant=weight_variant(folder),
                 local_files_only=True,

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from dmqbench.quant.context import StepContext
+from dmqbench.quant.functional import widened
 from dmqbench.quant.quantizer import ActivationQuantizer
 from dmqbench.quant.spec import InputGroups, StepGroups
 
@@ -22,10 +23,12 @@ class AttentionQuantizers(nn.Module):
             self.add_module(operand, quantizer)
 
     def _through(self, operand: str, values: Tensor) -> Tensor:
-        return self.get_submodule(operand)(values) if self.activation_on else values
+        return self.get_submodule(operand)(widened(values)).to(values.dtype) if self.activation_on else values
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, scale: float, mask: Tensor | None = None) -> Tensor:
         """Return softmax(scale · Q Kᵀ + mask) V, [B, heads, N, d], with quantized operands while switched on.
+
+        The softmax is in float32, as in fused attention.
 
         Args:
             query: [B, heads, N, d].
@@ -36,4 +39,5 @@ class AttentionQuantizers(nn.Module):
         scores = self._through("query", query) @ self._through("key", key).transpose(-1, -2) * scale
         if mask is not None:
             scores = scores + mask
-        return self._through("scores", torch.softmax(scores, dim=-1)) @ self._through("value", value)
+        shares = self._through("scores", torch.softmax(widened(scores), dim=-1))
+        return shares.to(value.dtype) @ self._through("value", value)

@@ -34,15 +34,18 @@ class Cost:
     bops: int
 
 
-def mean_weight_bits(plan: LayerPlan | None, rows: int) -> float:
-    """Average weight bits over the output rows of a layer; 32 when the plan leaves it out."""
-    return FULL_PRECISION if plan is None else sum(plan.bits_of_rows(rows)) / rows
+def mean_weight_bits(plan: LayerPlan | None, rows: int, full: int = FULL_PRECISION) -> float:
+    """Average weight bits over the output rows of a layer; ``full`` when the plan leaves it out."""
+    return full if plan is None else min(full, sum(plan.bits_of_rows(rows)) / rows)
 
 
-def weight_bits_total(layers: Sequence[CountedLayer], plans: Mapping[str, LayerPlan]) -> float:
+def weight_bits_total(
+    layers: Sequence[CountedLayer], plans: Mapping[str, LayerPlan], full: int = FULL_PRECISION
+) -> float:
     """Bits of all Conv and Linear weights, each at the width that the plan gives it."""
     return sum(
-        prod(layer.weight_shape) * mean_weight_bits(plans.get(layer.name), layer.weight_shape[0]) for layer in layers
+        prod(layer.weight_shape) * mean_weight_bits(plans.get(layer.name), layer.weight_shape[0], full)
+        for layer in layers
     )
 
 
@@ -54,6 +57,7 @@ def count_cost(
     attention_macs: int,
     everywhere: PrecisionPlan,
     packed_bytes: int | None = None,
+    full: int = FULL_PRECISION,
 ) -> Cost:
     """Count a plan.
 
@@ -61,16 +65,17 @@ def count_cost(
         layers: every executed Conv and Linear.
         plan: what is quantized here.
         paper_plan: what the method's official code quantizes, for the rule ``paper_code``.
-        parameters: all parameters of the denoiser; those outside Conv and Linear weights count 32 bits.
+        parameters: all parameters of the denoiser; those outside Conv and Linear weights count ``full`` bits.
         attention_macs: of the two products of every attention, batch 1; they are not in ``macs``.
         everywhere: the plan that the rule ``all_layers`` counts: every Conv and Linear, or none in full precision.
         packed_bytes: length of the file that this project writes, where it exists.
+        full: bits of what is not quantized.
     """
     rest = parameters - sum(prod(layer.weight_shape) for layer in layers)
     plans = plan.by_name
 
     def size(by_name: Mapping[str, LayerPlan]) -> float:
-        return round((weight_bits_total(layers, by_name) + rest * FULL_PRECISION) / 8 / MIB, 4)
+        return round((weight_bits_total(layers, by_name, full) + rest * full) / 8 / MIB, 4)
 
     return Cost(
         parameters=parameters,
@@ -84,10 +89,12 @@ def count_cost(
         },
         macs=sum(layer.macs for layer in layers),
         attention_macs=attention_macs,
-        bops=round(sum(layer.macs * _bit_product(plans.get(layer.name), layer.weight_shape[0]) for layer in layers)),
+        bops=round(
+            sum(layer.macs * _bit_product(plans.get(layer.name), layer.weight_shape[0], full) for layer in layers)
+        ),
     )
 
 
-def _bit_product(plan: LayerPlan | None, rows: int) -> float:
-    activation = FULL_PRECISION if plan is None else plan.activation_bits
-    return mean_weight_bits(plan, rows) * activation
+def _bit_product(plan: LayerPlan | None, rows: int, full: int) -> float:
+    activation = full if plan is None else min(full, plan.activation_bits)
+    return mean_weight_bits(plan, rows, full) * activation

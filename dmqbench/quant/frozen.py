@@ -7,7 +7,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from dmqbench.quant.functional import quantize
+from dmqbench.quant.functional import is_narrow, quantize
 from dmqbench.quant.layer import QuantLayer
 from dmqbench.quant.quantizer import ActivationQuantizer, along_axis
 
@@ -140,9 +140,13 @@ class FrozenLayer:
 
 
 def has_integer_form(layer: QuantLayer) -> bool:
-    """Whether weights and activations of a layer are both quantized, on grids that are known beforehand."""
-    activation = layer.activation_quantizer
-    return layer.weight_quantizer is not None and activation is not None and activation.dynamic is None
+    """Whether weights and activations of a layer are both quantized, on grids that are known beforehand.
+
+    Not where products are in fewer bits than float32: those would round sums of integers, or overflow.
+    """
+    weights, activation = layer.weight_quantizer, layer.activation_quantizer
+    on_grids = weights is not None and activation is not None and activation.dynamic is None
+    return on_grids and (layer.weight is None or not is_narrow(layer.weight))  # None: let go of, as it is lowered
 
 
 def freeze_layer(layer: QuantLayer) -> FrozenLayer:

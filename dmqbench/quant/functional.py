@@ -18,6 +18,16 @@ SMALLEST_SCALE = 1e-30
 """Below this a float32 quotient x/s can overflow; a range this narrow is indistinguishable from zero."""
 
 
+def is_narrow(x: Tensor) -> bool:
+    """Whether values are of a type with fewer bits than float32."""
+    return x.is_floating_point() and x.dtype.itemsize < torch.float32.itemsize
+
+
+def widened(x: Tensor) -> Tensor:
+    """Return values in float32, if they are not in that or more: ranges, scales, rounding and losses are never less."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def affine_parameters(low: Tensor, high: Tensor, levels: Tensor | int, with_zero: bool = True) -> tuple[Tensor, Tensor]:
     """Return (scale, zero_point) of an asymmetric grid of ``levels`` values over [low, high] widened to hold zero.
 

@@ -4,6 +4,9 @@
 
 with s the equivalent scale per input channel and B A a low-rank adapter, both optional. W0 is never changed: with
 both switches off the same module is the full-precision teacher.
+
+W0 and what the layer reads may be in fewer bits than float32, and so is the product then; Q_a, Q_w, s, B and A are in
+float32 always.
 """
 
 from abc import abstractmethod
@@ -14,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from dmqbench.quant.context import StepContext
+from dmqbench.quant.functional import widened
 from dmqbench.quant.plan import LayerPlan
-from dmqbench.quant.quantizer import ActivationQuantizer, WeightQuantizer, along_axis
+from dmqbench.quant.quantizer import ActivationQuantizer, WeightQuantizer, along_axis, uncast
 from dmqbench.quant.spec import InputGroups, StepGroups
 
 
@@ -61,6 +65,15 @@ class QuantLayer(nn.Module):
         groups = InputGroups(self.weight.shape[1], plan.boundaries)
         return WeightQuantizer(levels, groups, self.weight.ndim).to(self.weight.device)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "QuantLayer":
+        """Weight and bias follow every ``to``; what belongs to quantizers is moved, but never cast to fewer bits."""
+        own = (self.weight, self.bias, self.fixed_weight)
+
+        def applied(tensor: Tensor) -> Tensor:
+            return fn(tensor) if any(tensor is each for each in own) else uncast(fn)(tensor)
+
+        return super()._apply(applied, recurse)
+
     def reset_parameters(self) -> None:
         """Draw none, as torch's layers do when they are made: they are those of the layer that it stands for."""
 
@@ -71,7 +84,12 @@ class QuantLayer(nn.Module):
 
     @abstractmethod
     def apply_weight(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """The layer's linear map with another weight."""
+        """The layer's linear map with another weight; all are of one precision."""
+
+    def apply_widened(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The same with an input and a weight of any precision: computed in the layer's own, given in float32."""
+        own = self.weight.dtype
+        return widened(self.apply_weight(x.to(own), weight.to(own), bias))
 
     def set_equivalent_scale_(self, scale: Tensor) -> nn.Parameter:
         """Set s [C_in]; any fixed rounding was for another weight and is dropped."""
@@ -79,7 +97,7 @@ class QuantLayer(nn.Module):
             raise ValueError(
                 f"an equivalent scale needs one value per input channel of an ungrouped layer ({self.kind})"
             )
-        self.equivalent_scale = nn.Parameter(scale, requires_grad=False)
+        self.equivalent_scale = nn.Parameter(widened(scale), requires_grad=False)
         self.drop_rounding_()
         return self.equivalent_scale
 
@@ -95,9 +113,10 @@ class QuantLayer(nn.Module):
         channels = self.weight.shape[1]
         rank = min(rank, rows, channels if per_tap else columns)
         down = torch.randn(rank, columns, generator=generator) / columns**0.5
-        self.adapter_down = nn.Parameter(down.to(self.weight))
+        weight = widened(self.weight)
+        self.adapter_down = nn.Parameter(down.to(weight))
         taps = columns // channels if per_tap else 1
-        self.adapter_up = nn.Parameter(self.weight.new_zeros(rows, rank * taps))
+        self.adapter_up = nn.Parameter(weight.new_zeros(rows, rank * taps))
         self.drop_rounding_()
         return self.adapter_down, self.adapter_up
 
@@ -121,7 +140,7 @@ class QuantLayer(nn.Module):
 
     def scaled_weight(self) -> Tensor:
         """s ⊙ (W0 + ΔW): what the weight quantizer sees."""
-        weight: Tensor = self.weight
+        weight = widened(self.weight)
         if self.adapter_down is not None and self.adapter_up is not None:
             weight = weight + low_rank_product(self.adapter_up, self.adapter_down).view_as(weight)
         if self.equivalent_scale is not None:
@@ -147,7 +166,7 @@ class QuantLayer(nn.Module):
     def scaled_input(self, x: Tensor) -> Tensor:
         """x / s: what the activation quantizer sees."""
         if self.equivalent_scale is None:
-            return x
+            return widened(x)
         return x / along_axis(self.equivalent_scale[None], x.ndim, self.channel_axis)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -155,17 +174,22 @@ class QuantLayer(nn.Module):
             return self.apply_weight(x, self.weight, self.bias)
         if self.lowered is not None and self.weight_on and self.activation_on:
             return self.lowered(x)
-        x = self.scaled_input(x)
+        given = self.scaled_input(x)
         if self.activation_on and self.activation_quantizer is not None:
-            x = self.activation_quantizer(x)
-        return self.apply_weight(x, self.effective_weight(), self.bias)
+            given = self.activation_quantizer(given)
+        return self.apply_weight(given.to(x.dtype), self.effective_weight().to(x.dtype), self.bias)
 
     @torch.no_grad()
     def freeze_weight_(self) -> None:
         """Fix the weight's codes. Activation parameters can still be trained; nothing quantizes a weight any more."""
         if self.weight_quantizer is not None:
             self.weight_quantizer.fix_(self.scaled_weight())
-            self.fixed_weight = self.weight_quantizer.reconstruct()
+            self.show_codes_()
+
+    def show_codes_(self) -> None:
+        """Let the layer compute with the weight that its fixed codes stand for."""
+        assert self.weight_quantizer is not None
+        self.fixed_weight = self.weight_quantizer.reconstruct().to(self.weight.dtype)
 
     @torch.no_grad()
     def freeze_(self) -> None:

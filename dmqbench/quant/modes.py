@@ -45,6 +45,7 @@ _MODES = (
     _of_backends("cudnn.benchmark", False),
     _Mode(torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, "highest"),
     _of_backends("cuda.matmul.allow_tf32", False),
+    _of_backends("cuda.matmul.allow_bf16_reduced_precision_reduction", False),
     _of_backends("cudnn.allow_tf32", False),
     *(_of_backends(f"{whose}fp32_precision", "ieee") for whose in _PRECISIONS),
 )
@@ -93,9 +94,9 @@ _PROCESS = _Process()
 
 @contextmanager
 def own_modes(gradients: bool = True) -> Iterator[None]:
-    """Compute in float32 as if the caller had no modes: no autocast, default dtype or device, inference or anomaly
-    mode, deterministic algorithms or TF32; with gradients or without. Afterwards all modes are what they were, once
-    no other thread computes here."""
+    """Compute as if the caller had no modes: no autocast, default dtype or device, inference or anomaly mode,
+    deterministic algorithms, TF32 or sums in bfloat16; with gradients or without. Afterwards all modes are what they
+    were, once no other thread computes here."""
     with ExitStack() as entered:
         entered.enter_context(torch.inference_mode(False))
         entered.enter_context(torch.set_grad_enabled(gradients))

@@ -12,6 +12,7 @@ from dmqbench.quant.functional import (
     dynamic_parameters,
     fake_quantize,
     interpolate_parameters,
+    is_narrow,
     quantize,
     rectified_sigmoid,
     rectified_sigmoid_inverse,
@@ -32,6 +33,16 @@ def along_axis(table: Tensor, ndim: int, axis: int) -> Tensor:
     shape = [1] * ndim
     shape[0], shape[axis] = table.shape
     return table.reshape(shape)
+
+
+def uncast(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Return what ``Module._apply`` is given without a cast to fewer bits than float32, in which scales must stay."""
+
+    def moved(tensor: Tensor) -> Tensor:
+        result = fn(tensor)
+        return tensor.to(result.device) if is_narrow(result) else result
+
+    return moved
 
 
 class WeightQuantizer(nn.Module):
@@ -159,9 +170,13 @@ class ActivationQuantizer(nn.Module):
         self.register_buffer("row_of_call", torch.tensor(steps.row_of_call, dtype=torch.long))
         self.register_buffer("group_of_channel", torch.tensor(groups.group_of_channel), persistent=False)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ActivationQuantizer":
+        return super()._apply(uncast(fn), recurse)
+
     @property
     def per_step(self) -> bool:
-        return len(self.row_of_call) > 0
+        """Whether calls differ: steps may be in groups, and all of them in one."""
+        return len(self.scale) > 1
 
     @property
     def initialised(self) -> bool:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from dmqbench.quant.attention import AttentionQuantizers
 from dmqbench.quant.context import StepContext, Toward
 from dmqbench.quant.frozen import FrozenLayer, freeze_layer, has_integer_form
+from dmqbench.quant.functional import is_narrow
 from dmqbench.quant.layer import QuantLayer
 from dmqbench.quant.layers import freeze_, quant_layers
 from dmqbench.quant.modes import own_modes
@@ -32,6 +33,9 @@ class Place(NamedTuple):
         value = args[self.position] if len(args) > self.position else kwargs[self.name]
         return value if self.unit == 1 else value * self.unit
 
+
+ROUNDED = 2.0**-7
+"""By how much of themselves timesteps differ at most that a pipeline has rounded to bfloat16 up to three times."""
 
 SAMPLE, TIMESTEP = Place(0, "sample"), Place(1, "timestep")
 """Of diffusers' U-Nets."""
@@ -83,6 +87,7 @@ class CallWatch:
         match: what a call at another timestep does: ``refuse``, take the ``nearest`` calibrated call, or
             ``interpolate`` between the two around it.
         places: of the sample and the timestep among the network's arguments.
+        dtype: that the network computes in.
     """
 
     def __init__(
@@ -91,18 +96,21 @@ class CallWatch:
         timesteps: Sequence[float] | None,
         match: str = "refuse",
         places: tuple[Place, Place] = (SAMPLE, TIMESTEP),
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         self.context = context
         self.sample, self.timestep = places
         self.timesteps = None if timesteps is None else tuple(timesteps)
         self.match = match
+        self.dtype = dtype
         self._call = _InFlight()
 
     def before(self, network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Called with what the network is called with: sample [B, …] and timestep, one number or one per sample."""
         sample = self.sample.of(args, kwargs)
-        if sample.dtype != torch.float32:
-            raise ServingError(f"this quantized network computes in float32, and its input is {_named(sample.dtype)}")
+        if sample.dtype != self.dtype:
+            own, given = _named(self.dtype), _named(sample.dtype)
+            raise ServingError(f"this quantized network computes in {own}, and its input is {given}")
         if sample.requires_grad and torch.is_grad_enabled():
             raise ServingError("this quantized network is frozen and has no gradients: call it under torch.no_grad()")
         with ExitStack() as entered:
@@ -126,8 +134,9 @@ class CallWatch:
             ServingError: there is none, and nothing else was asked for.
         """
         known = self.timesteps or ()
-        values = torch.as_tensor(timestep).reshape(-1).tolist()
-        strange = [value for value in values if not any(_same(value, timestep) for timestep in known)]
+        given = torch.as_tensor(timestep).reshape(-1)
+        values, tolerance = given.tolist(), ROUNDED if is_narrow(given) else 1e-6
+        strange = [value for value in values if not any(_same(value, timestep, tolerance) for timestep in known)]
         if strange and self.match == "refuse":
             allowed = ", ".join(map(str, dict.fromkeys(known)))
             raise ServingError(
@@ -141,9 +150,9 @@ class CallWatch:
         return torch.tensor(nearest_calls(known, values), device=device).expand(batch), None
 
 
-def _same(timestep: float, other: float) -> bool:
+def _same(timestep: float, other: float, tolerance: float) -> bool:
     """Real timesteps are computed in ways that round differently."""
-    return math.isclose(timestep, other, rel_tol=1e-6, abs_tol=1e-6)
+    return math.isclose(timestep, other, rel_tol=tolerance, abs_tol=1e-6)
 
 
 def _named(dtype: torch.dtype) -> str:
@@ -158,6 +167,7 @@ def serve_(
     timesteps: Sequence[float],
     match: str = "refuse",
     places: tuple[Place, Place] = (SAMPLE, TIMESTEP),
+    dtype: torch.dtype = torch.float32,
 ) -> None:
     """Freeze a calibrated network and let it go: it needs neither its old weights nor the adapter any more.
 
@@ -166,7 +176,7 @@ def serve_(
     Args:
         engine: computes layers whose weights and activations are both quantized.
         timesteps: of the calibrated network calls, in their order.
-        match, places: see ``CallWatch``.
+        match, places, dtype: see ``CallWatch``.
 
     Raises:
         RuntimeError: an activation range was never calibrated.
@@ -181,12 +191,12 @@ def serve_(
     freeze_(network)
     for layer in quant_layers(network).values():
         if layer.weight_quantizer is not None:
-            layer.register_parameter("weight", None)
-            layer.adapter_down, layer.adapter_up = None, None
             if has_integer_form(layer):
                 layer.lowered, layer.fixed_weight = Lowered(layer, engine), None
+            layer.register_parameter("weight", None)
+            layer.adapter_down, layer.adapter_up = None, None
     network.eval().requires_grad_(False)
-    watch = CallWatch(context, timesteps if per_step else None, match, places)
+    watch = CallWatch(context, timesteps if per_step else None, match, places, dtype)
     network.register_forward_pre_hook(watch.before, with_kwargs=True)
     network.register_forward_hook(watch.after, always_call=True)
 

@@ -174,5 +174,6 @@ def load_calibration_state_(network: nn.Module, state: Mapping[str, Tensor]) -> 
         setattr(module, attribute, value if is_buffer else nn.Parameter(value, requires_grad=False))
     for layer in quant_layers(network).values():
         weights = layer.weight_quantizer
-        layer.fixed_weight = None if weights is None or weights.codes is None else weights.reconstruct()
-        layer.lowered = None
+        layer.fixed_weight, layer.lowered = None, None
+        if weights is not None and weights.codes is not None:
+            layer.show_codes_()

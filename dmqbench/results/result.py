@@ -11,6 +11,7 @@ from dmqbench.config.checked_job import plan_name
 from dmqbench.config.names import STAND_IN, UNKNOWN
 from dmqbench.config.schema import model_label
 from dmqbench.eval.measurement import Measurement
+from dmqbench.models.precision import FLOAT32
 from dmqbench.results.record import (
     CalibrationPart,
     Cost,
@@ -149,7 +150,8 @@ class Result:
     @property
     def model(self) -> str:
         """How the model is called: of folders and repositories of one's own, each by its own name."""
-        return model_label(self.model_name, self.settings("model").get("path"))
+        model = self.settings("model")
+        return model_label(self.model_name, model.get("path"), model.get("dtype", FLOAT32))
 
     @property
     def task(self) -> str | None:

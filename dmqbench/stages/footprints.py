@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from dmqbench.calibration.shape_bench import ShapeBench
+from dmqbench.quant.functional import is_narrow, widened
 from dmqbench.quant.layer import QuantLayer
 from dmqbench.quant.layers import quant_layers, weight_layers
 from dmqbench.quant.power_of_two import CHUNK_ELEMENTS
@@ -26,7 +27,9 @@ Footprint = Callable[[ShapeBench, Any], int]
 def weight_range(bench: ShapeBench, settings: Any) -> int:
     """Layers are looked at one after another: a scaled copy of a weight is all there is beside it."""
     copies = [
-        layer.weight.nbytes for layer in weight_layers(bench.network).values() if layer.equivalent_scale is not None
+        widened(layer.weight).nbytes
+        for layer in weight_layers(bench.network).values()
+        if layer.equivalent_scale is not None or is_narrow(layer.weight)
     ]
     return bench.network_bytes + max([bench.saved_bytes, *copies])
 
@@ -90,11 +93,10 @@ def outlier_allocation(bench: ShapeBench, settings: Any) -> int:
     def decide(_: str, layer: QuantLayer, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         if layer.weight_quantizer is None:
             return output
-        x = args[0]
-        given = [x.clone(), x.clone(), x.clone()]
-        weights = [layer.weight.clone() for _ in range(4)]
-        outputs = [output.clone() for _ in range(4)]
-        return (given, weights, outputs)[2][0]
+        given = [widened(args[0]).clone() for _ in range(3)]
+        weights = [widened(layer.weight).clone() for _ in range(4)]
+        outputs = [widened(output).clone() for _ in range(4)]
+        return (given, weights, outputs)[2][0].to(output.dtype)
 
     return bench.network_bytes + max(bench.hooked_call(bench.points_of(settings), decide), bench.saved_bytes)
 

@@ -12,6 +12,7 @@ from dmqbench.calibration.layer_views import LayerBatch
 from dmqbench.calibration.shape_bench import ShapeBench
 from dmqbench.calibration.stage import HELD_OUT_POINTS
 from dmqbench.models.live_memory import peak_of
+from dmqbench.quant.functional import widened
 from dmqbench.quant.layers import quant_layers
 from dmqbench.stages.equivalent_scaling import can_be_scaled
 from dmqbench.stages.scale_learner import ScaleLearner
@@ -35,7 +36,8 @@ def equivalent_scaling(bench: ShapeBench, settings: Any) -> int:
         for name, layer in layers.items()
     }
     points, val = bench.points_of(settings), min(HELD_OUT_POINTS, bench.points.val) * bool(settings.patience)
-    sizes = {name: bench.seen[name].input_bytes + bench.seen[name].output_bytes for name in learners}
+    wider = torch.float32.itemsize // bench.dtype.itemsize  # views are in float32
+    sizes = {name: wider * (bench.seen[name].input_bytes + bench.seen[name].output_bytes) for name in learners}
     kept = {name: size * bench.branches * points for name, size in sizes.items()}
     groups = memory_groups(kept, settings.memory)
     pays = max(kept.values(), default=0) <= settings.memory and (
@@ -48,7 +50,7 @@ def equivalent_scaling(bench: ShapeBench, settings: Any) -> int:
 
     def learn(name: str, _: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
         if name in learners:
-            size = _learning(learners[name], args[0], output, known)
+            size = _learning(learners[name], widened(args[0]), widened(output), known)
             args[0].new_empty(size, dtype=torch.uint8)
 
     call = bench.hooked_call(bench.batch_of(settings), learn)
@@ -74,7 +76,7 @@ def _learned_from_memory(
         }:
             seen, count = bench.seen[name], bench.batch_of(settings) * bench.branches
             (x, *_), _ = seen.inputs(count)
-            output = seen.outputs[0].new_empty(count, *seen.outputs[0].shape[1:])
+            x, output = widened(x), widened(seen.outputs[0].new_empty(count, *seen.outputs[0].shape[1:]))
             steps.append(x.nbytes + output.nbytes + _learning(learners[name], x, output, known))
         peak = max(peak, held + max(call, largest, *steps))
     return bench.network_bytes + peak

@@ -5,6 +5,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from dmqbench.calibration.shape_bench import ShapeBench
+from dmqbench.quant.functional import widened
 from dmqbench.quant.layers import freeze_weight_, weight_layers
 from dmqbench.quant.state import activation_quantizers
 
@@ -17,8 +18,9 @@ def low_rank_tuning(bench: ShapeBench, settings: Any) -> int:
         rows, columns = layer.weight.flatten(1).shape
         rank = min(settings.rank, rows, layer.weight.shape[1] if settings.adapters == "per_tap" else columns)
         taps = columns // layer.weight.shape[1] if settings.adapters == "per_tap" else 1
-        layer.adapter_down = nn.Parameter(layer.weight.new_empty(rank, columns))
-        layer.adapter_up = nn.Parameter(layer.weight.new_empty(rows, rank * taps))
+        weight = widened(layer.weight)
+        layer.adapter_down = nn.Parameter(weight.new_empty(rank, columns))
+        layer.adapter_up = nn.Parameter(weight.new_empty(rows, rank * taps))
         adapters += [layer.adapter_down, layer.adapter_up]
     scales = [layer.weight_quantizer.scale for layer in layers.values() if layer.weight_quantizer is not None]
     scales += [quantizer.scale for quantizer in activation_quantizers(bench.network).values()]
@@ -45,8 +47,10 @@ def trajectory_reconstruction(bench: ShapeBench, settings: Any) -> int:
     layers, trained = weight_layers(bench.network), 0
     leaves: list[Tensor] = [quantizer.scale for quantizer in activation_quantizers(bench.network).values()]
     if settings.joint:
+        for layer in layers.values():
+            layer.fixed_weight = None if layer.fixed_weight is None else widened(layer.fixed_weight)
         leaves += [layer.fixed_weight for layer in layers.values() if layer.fixed_weight is not None]
-        trained = TRAINED_COPIES * sum(layer.weight.nbytes for layer in layers.values())
+        trained = TRAINED_COPIES * sum(widened(layer.weight).nbytes for layer in layers.values())
     for leaf in leaves:
         leaf.requires_grad_(True)
     graphs = min(settings.horizon, bench.points.calls) if settings.gradient == "exact" else 1

@@ -34,6 +34,7 @@ from dmqbench.calibration.variable_optimizer import VariableOptimizer, linear_de
 from dmqbench.calibration.windows import WindowErrors, Windows, all_windows, draw_windows
 from dmqbench.data.noise import Stream, generator
 from dmqbench.models.topology import last_features
+from dmqbench.quant.functional import widened
 from dmqbench.quant.layers import quantization, weight_layers
 from dmqbench.quant.relation import relation_divergence, smoothed
 from dmqbench.quant.state import activation_quantizers
@@ -231,7 +232,7 @@ class LowRankTuning(Stage):
         with torch.no_grad():
             _, teachers = run(False)
         self.network_forwards += windows.samples * bench.branches
-        windowed = (features[0].unflatten(0, (-1, self.settings.window)) for features in (students, teachers))
+        windowed = (widened(features[0]).unflatten(0, (-1, self.settings.window)) for features in (students, teachers))
         student, teacher = (smoothed(feature.unbind(1)) for feature in windowed)
         if self.settings.distillation == "relation":
             distilled, terms = relation_divergence(student, teacher), student[..., 0].numel()

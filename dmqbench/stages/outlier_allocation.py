@@ -25,7 +25,7 @@ from dmqbench.quant.allocation import (
     row_kurtosis,
     row_order,
 )
-from dmqbench.quant.functional import affine_parameters, fake_quantize
+from dmqbench.quant.functional import affine_parameters, fake_quantize, widened
 from dmqbench.quant.layer import QuantLayer
 from dmqbench.quant.layers import quantization, weight_layers
 from dmqbench.quant.quantizer import along_axis
@@ -132,7 +132,7 @@ class OutlierAllocation(Stage):
 
     def _decide(self, name: str, layer: QuantLayer, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         """Decide on one layer, given its input and its full-precision output; return its quantized output."""
-        x = args[0]
+        x, output = widened(args[0]), widened(output)
         decided = name in self.chosen_from
         tried = self._set_scale(layer, x, output, self.bits[name]) if decided else 0
         weight, given = layer.scaled_weight(), layer.scaled_input(x)
@@ -144,7 +144,7 @@ class OutlierAllocation(Stage):
             needed = range(bits, bits + 1)
         compared = handed_on if self.settings.on_quantized_inputs else given
         weights = {width: self._quantized_weight(layer, weight, width) for width in needed}
-        outputs = {width: layer.apply_weight(compared, weights[width], layer.bias) for width in needed}
+        outputs = {width: layer.apply_widened(compared, weights[width], layer.bias) for width in needed}
         axis = layer.channel_axis
         error_of_bits = {width: _row_squares(quantized - output, axis) for width, quantized in outputs.items()}
         kurtosis = row_kurtosis(weight)
@@ -158,16 +158,16 @@ class OutlierAllocation(Stage):
         layer_forwards = tried + len(needed)
         if not self.settings.on_quantized_inputs:
             mixed = _by_rows(weights, chosen.bits, 0)
-            outputs, layer_forwards = {bits: layer.apply_weight(handed_on, mixed, layer.bias)}, layer_forwards + 1
+            outputs, layer_forwards = {bits: layer.apply_widened(handed_on, mixed, layer.bias)}, layer_forwards + 1
         self.network_forwards += layer_forwards * len(x) * self.share_of_network[name]
-        return _by_rows(outputs, chosen.bits, axis)
+        return _by_rows(outputs, chosen.bits, axis).to(args[0].dtype)
 
     def _set_scale(self, layer: QuantLayer, x: Tensor, output: Tensor, bits: int) -> int:
         """Set the equivalent scale of a layer, given its input and full-precision output; return the outputs tried."""
         if getattr(layer, "groups", 1) != 1 or not self.settings.strengths:
             return 0
         low, high = channel_extremes(x, layer.channel_axis)
-        scale = prescale(torch.maximum(high, -low).amax(0), weight_magnitudes(layer.weight))
+        scale = prescale(torch.maximum(high, -low).amax(0), weight_magnitudes(widened(layer.weight)))
         if len(self.settings.strengths) == 1:
             layer.set_equivalent_scale_(scale ** self.settings.strengths[0])
             return 0
@@ -176,7 +176,7 @@ class OutlierAllocation(Stage):
             layer.set_equivalent_scale_(scale**strength)
             weight = self._quantized_weight(layer, layer.scaled_weight(), bits)
             given = self._quantized_input(layer, layer.scaled_input(x))
-            errors.append(float(layer.apply_weight(given, weight, layer.bias).sub_(output).square().sum()))
+            errors.append(float(layer.apply_widened(given, weight, layer.bias).sub_(output).square().sum()))
         layer.set_equivalent_scale_(scale ** self.settings.strengths[errors.index(min(errors))])
         return len(errors)
 

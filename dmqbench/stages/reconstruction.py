@@ -16,7 +16,7 @@ from dmqbench.calibration.stage import HELD_OUT_POINTS, MIB, Stage, Workbench
 from dmqbench.data.bank import Trajectories
 from dmqbench.data.noise import draw_batch
 from dmqbench.models.hooks import output_tensors
-from dmqbench.quant.functional import rounding_regularizer
+from dmqbench.quant.functional import rounding_regularizer, widened
 from dmqbench.quant.layers import (
     freeze_weight_,
     quant_layers,
@@ -38,7 +38,7 @@ Tensors = tuple[Tensor, ...]
 
 def reconstruction_error(output: Tensor, target: Tensor, exponent: float = 2.0) -> Tensor:
     """Σ over channels (dim 1), mean over the rest, of |output − target|^p."""
-    return (output - target).abs().pow(exponent).sum(1).mean()
+    return (widened(output) - widened(target)).abs().pow(exponent).sum(1).mean()
 
 
 def unit_error(outputs: Tensors, targets: Tensors, index: Tensor, exponent: float = 2.0) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dmqbench.calibration.layer_views import LayerBatch
+from dmqbench.quant.functional import widened
 from dmqbench.quant.layer import QuantLayer
 from dmqbench.quant.scaling import (
     Grid,
@@ -57,8 +58,8 @@ class ScaleLearner:
             layer.set_equivalent_scale_(layer.weight.new_ones(channels))
         weights, activation = layer.weight_quantizer, layer.activation_quantizer
         self.function = ScaledLayer(
-            linear_map=layer.apply_weight,
-            weight=layer.weight.detach(),
+            linear_map=layer.apply_widened,
+            weight=widened(layer.weight.detach()),
             bias=None if layer.bias is None else layer.bias.detach(),
             channel_axis=layer.channel_axis,
             groups=InputGroups(channels, layer.plan.boundaries),
@@ -68,11 +69,11 @@ class ScaleLearner:
             clipping=clipping,
         )
         """The layer as a function of τ."""
-        self.running = layer.weight.new_zeros(bins)
+        self.running = self.scale.new_zeros(bins)
         """Λ."""
         self.low: Tensor | None = None
         self.high: Tensor | None = None
-        self.best = layer.weight.new_ones(channels)
+        self.best = self.scale.new_ones(channels)
         self.best_error = float("inf")
         self.looks_since = 0
         self.stopped = False
@@ -194,7 +195,7 @@ class HeldOutFacts:
         return {key: value if math.isfinite(value) else None for key, value in facts.items()}
 
     def channels(self) -> dict[str, list[float | None]]:
-        scale, weight = self.learner.scale.detach(), weight_magnitudes(self.learner.layer.weight.detach())
+        scale, weight = self.learner.scale.detach(), weight_magnitudes(self.learner.function.weight)
         return {
             "scale": rounded(scale),
             "input_before": rounded(self.magnitude),

@@ -115,6 +115,7 @@ def description(shop: Workshop, last: Artifact) -> Description:
         seed=job.seed,
         ids={"trajectories": shop.ids.trajectories, "stages": dict(shop.ids.stages)},
         match=job.calibration.match,
+        dtype=job.model.dtype,
         reasons=reasons_left_out(topology.layers, shop.scope),
     )
 

@@ -10,7 +10,7 @@ from dmqbench.config.checked_job import Job, scope_of
 from dmqbench.config.names import UNCALIBRATED, UNKNOWN
 from dmqbench.methods import stages_of
 from dmqbench.models.foreign import foreign_facts
-from dmqbench.models.sources import meta_topology
+from dmqbench.models.sources import dtype_of, meta_topology
 from dmqbench.models.topology import LayerInfo
 from dmqbench.quant.cost import Cost, CountedLayer, count_cost
 from dmqbench.quant.plan import PrecisionPlan, uniform_plan
@@ -37,7 +37,8 @@ def _counted(job: Job, reached: PrecisionPlan | None, state: Path | None) -> tup
     packed = packed_size(job, topology, plans.own, scope_of(job), state)
     layers = [CountedLayer(layer.name, layer.weight_shape, layer.macs) for layer in topology.layers]
     cost: Cost = count_cost(
-        layers, plans.own, plans.paper, parameters, topology.attention_macs, plans.everywhere, packed.bytes
+        *(layers, plans.own, plans.paper, parameters, topology.attention_macs, plans.everywhere, packed.bytes),
+        full=8 * dtype_of(job.model.checkpoint).itemsize,
     )
     quantization = quantization_of(job)
     counted = {

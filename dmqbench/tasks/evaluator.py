@@ -11,11 +11,9 @@ from dmqbench.config.names import UNCALIBRATED
 from dmqbench.eval.evaluate import Evaluator, Floors, SampleSet
 from dmqbench.eval.feature_cache import feature_source, floor_source
 from dmqbench.eval.protocol import Protocol
+from dmqbench.models.precision import PERTURBATIONS
 from dmqbench.tasks.sample import samples
 from dmqbench.tasks.workshop import Workshop
-
-PERTURBATION = 1e-7
-"""Relative change of x_T for the numerical floor: less than one unit in the last place of float32."""
 
 
 def make_evaluator(shop: Workshop) -> Evaluator:
@@ -24,9 +22,10 @@ def make_evaluator(shop: Workshop) -> Evaluator:
     # What metrics read where nothing is quantized: once per model, sampler and seed, shared by all jobs.
     draw = partial(samples, shop, model=lambda: shop.full_precision)
     full_precision_samples = draw(fp_id, metrics.samples, "full precision", seed=metrics.seed)
-    perturbed, other_seed = perturbed_id(fp_id, PERTURBATION), other_seed_id(job, shop.weights)
+    perturbation = PERTURBATIONS[job.model.dtype]
+    perturbed, other_seed = perturbed_id(fp_id, perturbation), other_seed_id(job, shop.weights)
     floors = Floors(
-        draw(perturbed, metrics.pairs, "the numerical floor", seed=metrics.seed, perturbation=PERTURBATION),
+        draw(perturbed, metrics.pairs, "the numerical floor", seed=metrics.seed, perturbation=perturbation),
         draw(other_seed, metrics.samples, "the floor of another seed", seed=metrics.seed + 1),
     )
     truth = None  # only where an image was degraded, something says what a sample should be

@@ -19,7 +19,7 @@ from dmqbench.models.families.family import Family
 from dmqbench.models.folders import CONFIG, OWN, decoder_folder, read_config
 from dmqbench.models.live_memory import live_memory, network_bytes, peak_of
 from dmqbench.models.location import locate
-from dmqbench.models.sources import meta_model, meta_network, meta_topology
+from dmqbench.models.sources import dtype_of, meta_model, meta_network, meta_topology
 from dmqbench.models.weight_files import tensor_shapes
 from dmqbench.quant.context import StepContext
 from dmqbench.quant.layers import freeze_weight_, set_quantization_
@@ -33,7 +33,7 @@ LIBRARIES = 0.75 * GIB
 """What Python and the libraries hold before anything is loaded, about."""
 
 FLOAT = 4
-"""Bytes of a value: everything is loaded to float32."""
+"""Bytes of a value in the bank, and in files, which are mostly of float32."""
 
 
 SIZES = ("ema_batch", "batch", "samples", "capture_mib", "memory_mib")
@@ -82,7 +82,7 @@ class _Planner:
             yield Phase("prompts", self._encoders(), 0)
         weights = bench.network_bytes
         # What is read lies beside what it is copied into.
-        yield Phase("loading", 2 * weights, decoder)
+        yield Phase("loading", weights + weights * FLOAT // bench.dtype.itemsize, decoder)
         if job.method.stages:
             calls = bench.points.calls
             yield Phase("trajectories", weights + self._following(bench, calls), decoder, ("sampler.chunk",))
@@ -116,6 +116,7 @@ class _Planner:
             branches=self._branches(sampler),
             points=PointCounts(job.budget.trajectories * calls, job.budget.validation * calls, calls),
             rows=step_groups(job.bits.ranges, calls).rows,
+            dtype=dtype_of(job.model.checkpoint),
         )
 
     def _branches(self, sampler: SamplerConfig) -> int:

@@ -4,11 +4,12 @@ from dmqbench.config.checked_job import Job
 from dmqbench.config.ids import job_ids, needs_match, perturbed_id, reference_id
 from dmqbench.config.method_checks import WHOSE_PARAMETERS
 from dmqbench.config.model_facts import timesteps, weights_hash
+from dmqbench.models.precision import PERTURBATIONS
 from dmqbench.models.rollout import chunk_names
 from dmqbench.results.result import Result
 from dmqbench.store.artifacts import Store
 from dmqbench.tasks import cost, memory_plan
-from dmqbench.tasks.evaluator import PERTURBATION, other_seed_id
+from dmqbench.tasks.evaluator import other_seed_id
 
 
 def carry_out(job: Job) -> None:
@@ -25,7 +26,7 @@ def carry_out(job: Job) -> None:
     ids, fp = job_ids(job, hash), reference_id(job, hash)
     rows = [
         ("samples", "full precision", fp, job.metrics.samples),
-        ("samples", "numerical floor", perturbed_id(fp, PERTURBATION), job.metrics.pairs),
+        ("samples", "numerical floor", perturbed_id(fp, PERTURBATIONS[job.model.dtype]), job.metrics.pairs),
         ("samples", "floor of another seed", other_seed_id(job, hash), job.metrics.samples),
     ]
     if job.method.stages:

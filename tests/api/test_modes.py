@@ -107,7 +107,14 @@ def read(path):
 
 def observed():
     """Every mode that can be read, and the state of the random numbers."""
-    paths = ("cudnn.benchmark", "cudnn.deterministic", "cudnn.allow_tf32", "cuda.matmul.allow_tf32", "fp32_precision")
+    paths = (
+        "cudnn.benchmark",
+        "cudnn.deterministic",
+        "cudnn.allow_tf32",
+        "cuda.matmul.allow_tf32",
+        "fp32_precision",
+        "cuda.matmul.allow_bf16_reduced_precision_reduction",
+    )
     more = ("cuda.matmul", "cudnn", "cudnn.conv", "cudnn.rnn", "mkldnn", "mkldnn.matmul", "mkldnn.conv", "mkldnn.rnn")
     return {
         "autocast": (torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")),

@@ -58,6 +58,20 @@ def test_full_precision_is_the_published_network():
     assert found["bops"] / 1e12 == pytest.approx(102.16, abs=0.005)
 
 
+def test_a_network_in_bfloat16_is_half_as_large_but_for_its_codes():
+    """What is not quantized has 16 bits, activations among it, and the file holds it so."""
+    jobs = [("method=fp",), ("method=rtn", "bits=w4a8"), ("method=rtn", "bits=w4a32")]
+    usual, narrow = (
+        [describe_cost(make_job(compose(["model=ladder_1", "task=cost", dtype, *job]))) for job in jobs]
+        for dtype in ("model.dtype=float32", "model.dtype=bfloat16")
+    )
+    assert narrow[0]["size_mib"]["all_layers"] == pytest.approx(usual[0]["size_mib"]["all_layers"] / 2, abs=1e-4)
+    assert narrow[0]["bops"] == usual[0]["bops"] / 4
+    saved, of_file = (usual[1]["size_mib"][rule] - narrow[1]["size_mib"][rule] for rule in ("all_layers", "packed"))
+    assert of_file > saved > 0  # some layers are in full precision
+    assert 0.4 * usual[2]["bops"] < narrow[2]["bops"] < 0.51 * usual[2]["bops"]
+
+
 @pytest.mark.parametrize(
     ("bits", "all_layers", "paper_code"),
     [("w8a8", 383.30, 423.06), ("w4a4", 192.29, 239.03), ("w3a4", 144.53, 193.03), ("w2a4", 96.78, 147.02)],

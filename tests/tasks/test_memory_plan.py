@@ -70,6 +70,16 @@ def test_what_is_computed_together_decides():
     assert fewer["loading"] == usual["loading"]
 
 
+def test_a_network_in_bfloat16_takes_half_and_its_quantizers_as_much():
+    job = (SMALLEST, "method=dmq", "bits=w4a6")
+    usual, narrow = phases(*job), phases(*job, "model.dtype=bfloat16")
+    assert list(narrow) == list(usual)
+    # Files of float32 lie beside half as much.
+    assert narrow["loading"].computing == 0.75 * usual["loading"].computing
+    half, share = (narrow[part].computing / usual[part].computing for part in ("trajectories", "activation_range"))
+    assert 0.45 < half < 0.75 and 0.5 < share < 1
+
+
 def test_a_larger_batch_of_samples_takes_as_much_more():
     part = "samples of full precision"
     sizes = [phases(SMALLEST, "method=fp", f"sampler.chunk={chunk}")[part].computing for chunk in (10, 20, 30)]
