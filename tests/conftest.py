@@ -33,8 +33,16 @@ def pytest_collection() -> Iterator[None]:
     return found
 
 
+BEGIN_WITH = ("e2e", "notebooks", "tracking")
+"""Folders whose files take longest: a worker that had one of them last would leave the others idle."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip the tests marked ``gpu`` where there is none; torch is imported only if one was selected."""
+    """Begin with what takes longest, and skip the tests marked ``gpu`` where there is none.
+
+    Torch is imported only if one of these was selected.
+    """
+    items.sort(key=lambda item: item.path.parent.name not in BEGIN_WITH)
     on_gpu = [item for item in items if item.get_closest_marker("gpu")]
     if not on_gpu:
         return

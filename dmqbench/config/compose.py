@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hydra import compose as hydra_compose
 from hydra.core.config_search_path import ConfigSearchPath
@@ -30,7 +30,7 @@ from dmqbench.config.plugin_code import require_module
 from dmqbench.config.plugins import Plugin, conf_folders, left_out_with, usable
 from dmqbench.config.schema import GROUPS, OPTION_GROUPS, RootConfig
 from dmqbench.config.texts import quoted
-from dmqbench.config.values import copy_of, leaves, refuse_resolvers, set_values
+from dmqbench.config.values import copy_of, leaves, refuse_resolvers, set_values, settable
 
 ROOT = "config"
 
@@ -98,27 +98,48 @@ def compose(overrides: Sequence[str]) -> DictConfig:
     own = [override for override in parsed if not override.is_hydra_override()]
     for override in own:
         check_form(override)
-    choices = [override for override in own if override.key_or_group in OPTION_GROUPS]
-    texts = tuple(choice.input_line or "" for choice in choices)
+    texts = tuple(override.input_line or "" for override in own if override.key_or_group in OPTION_GROUPS)
     others = hydra_own or usable()  # YAMLs of others may change while the process lives
-    config = _composed(tuple(hydra_own), texts) if others else copy_of(_of_package(texts))
-    check_method_yaml(dict(OmegaConf.to_container(config.method, resolve=False)))  # type: ignore[arg-type]
+    chosen = _chosen(_composed(tuple(hydra_own), texts)) if others else _chosen_of_package(texts)
+    config = copy_of(chosen.config)
     values = [
         (key, value)
         for override in own
-        if override not in choices
+        if override.key_or_group not in OPTION_GROUPS
         for key, value in leaves(override.key_or_group, override.value())
     ]
-    OmegaConf.update(config, "method.variant", config.method.get("variant", ""), force_add=True)
     of_method = [(key, value) for key, value in values if key.startswith("method.")]
-    set_values(config, [pair for pair in values if pair not in of_method] + _preset(config.method, values))
+    rest = [pair for pair in values if pair not in of_method] + _preset(config.method, values)
+    set_values(config, rest, chosen.names)
+    for key, value in values:
+        refuse_resolvers(value, key)
     if of_method:
         given = _settings(config)
-        set_values(config, of_method)
+        set_values(config, of_method, chosen.names)
         config.method.variant = config.method.variant or variant_text(given, _settings(config))
-    else:
-        refuse_resolvers(OmegaConf.to_container(config, resolve=False), "")
     return config
+
+
+class _Chosen(NamedTuple):
+    """What YAMLs say before values of a command line are set; ``names``: of the values that can be."""
+
+    config: DictConfig
+    names: tuple[str, ...]
+
+
+def _chosen(config: DictConfig) -> _Chosen:
+    """Check what was composed; ConfigError."""
+    check_method_yaml(dict(OmegaConf.to_container(config.method, resolve=False)))  # type: ignore[arg-type]
+    OmegaConf.update(config, "method.variant", config.method.get("variant", ""), force_add=True)
+    plain = OmegaConf.to_container(config, resolve=False)
+    refuse_resolvers(plain, "")
+    return _Chosen(config, settable(plain))
+
+
+@lru_cache(maxsize=256)
+def _chosen_of_package(texts: tuple[str, ...]) -> _Chosen:
+    """Compose and check choices among the package's own YAMLs, each once a process."""
+    return _chosen(_of_package(texts))
 
 
 def _composed(hydra_own: tuple[str, ...], choices: tuple[str, ...], alone: bool = False) -> DictConfig:
@@ -142,9 +163,8 @@ TOGETHER = ("model", "sampler")
 _composed_once = lru_cache(maxsize=256)(partial(_composed, ()))
 
 
-@lru_cache(maxsize=256)
 def _of_package(texts: tuple[str, ...]) -> DictConfig:
-    """Compose choices among the package's own YAMLs, each once a process: all take Hydra a quarter of a second."""
+    """Compose choices among the package's own YAMLs one by one: all together take Hydra a quarter of a second."""
     choices = {choice.key_or_group: choice for choice in parse(texts)}
     if len(choices) < len(texts) or any(choice.type is not OverrideType.CHANGE for choice in choices.values()):
         return _composed((), texts)
@@ -177,12 +197,7 @@ def _preset(method: DictConfig, values: Sequence[tuple[str, Any]]) -> list[tuple
 
 
 def _settings(config: DictConfig) -> dict[str, Any]:
-    """Return every value of the method by its dotted name, references resolved where they lead somewhere.
-
-    Raises:
-        ConfigError: a value anywhere in the configuration calls a resolver.
-    """
-    refuse_resolvers(OmegaConf.to_container(config, resolve=False), "")
+    """Return every value of the method by its dotted name, references resolved where they lead somewhere."""
     try:
         return dict(leaves("", OmegaConf.to_container(config.method, resolve=True)))
     except OmegaConfBaseException:  # make_job says which reference leads nowhere

@@ -45,10 +45,13 @@ def leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:
         yield key, value
 
 
-def set_values(config: DictConfig, pairs: Sequence[tuple[str, Any]]) -> None:
-    """Give existing keys values of their types."""
-    named = leaves("", OmegaConf.to_container(config, resolve=False)) if pairs else ()
-    known = [name for name, _ in named if not {*SET_IN_YAML_ONLY} & {*name.split(".")}]
+def settable(plain: Any) -> tuple[str, ...]:
+    """Return the dotted names of the values that a command line may set."""
+    return tuple(name for name, _ in leaves("", plain) if not {*SET_IN_YAML_ONLY} & {*name.split(".")})
+
+
+def set_values(config: DictConfig, pairs: Sequence[tuple[str, Any]], known: Sequence[str]) -> None:
+    """Give the ``known`` keys values of their types."""
     for key, value in pairs:
         _set_value(config, known, key, value)
 
