@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -54,10 +55,15 @@ WITHOUT_TORCH = (
 """What answers without computing."""
 
 
+tree_of = cache(lambda module: ast.parse(module.read_text()))
+"""The source of a module, which many rules look at."""
+
+
+@cache
 def imported(module: Path) -> set[str]:
     """Dotted names of all imports, those inside functions included."""
     names: set[str] = set()
-    for node in ast.walk(ast.parse(module.read_text())):
+    for node in ast.walk(tree_of(module)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -68,7 +74,7 @@ def imported(module: Path) -> set[str]:
 
 def needed(module: Path) -> set[str]:
     """Dotted names of all imports but those under ``if TYPE_CHECKING``."""
-    tree = ast.parse(module.read_text())
+    tree = tree_of(module)
     typing = [node for node in ast.walk(tree) if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
     hidden = {id(child) for node in typing for child in ast.walk(node)}
     return {
@@ -154,7 +160,7 @@ def test_no_pickle_and_no_code_from_data():
     for module in MODULES:
         names = {name.partition(".")[0] for name in imported(module)}
         assert not names & {"pickle", "dill", "cloudpickle", "marshal", "shelve"}, module
-        for node in ast.walk(ast.parse(module.read_text())):
+        for node in ast.walk(tree_of(module)):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
                 assert node.func.id not in ("eval", "exec"), module
             if isinstance(node, ast.keyword) and node.arg in ("shell", "weights_only"):

@@ -41,7 +41,9 @@ def test_a_part_on_the_cpu_says_nothing_of_another_device():
 
 
 def test_what_lies_between_blocks_in_use_is_given_back(memory):
-    blocks = [bytes([number % 256]) * 100_000 for number in range(2000)]  # too small to be taken from the system one by one
+    blocks = [
+        bytes([number % 256]) * 100_000 for number in range(2000)
+    ]  # too small to be taken from the system one by one
     before = memory_facts("cpu")["peak_memory_mib"]
     del blocks[:-1]
     give_back_freed_memory()
