@@ -116,3 +116,85 @@ def method_package(place: Path, package: str, formula: str, where: str = "stages
         f"{where.replace('.', '/')}.py": STAGE.format(formula=formula),
     }
     return install(place, package, files)
+
+
+FAMILY = """
+from dataclasses import dataclass
+
+from dmqbench.models.config_values import COUNT
+from dmqbench.models.families.family import Family
+
+
+@dataclass(frozen=True)
+class Tiles(Family):
+    network = "TileNet"
+    timestep = "when"
+    blocks = ("Tile",)
+    kinds = {"in_channels": COUNT, "sample_size": COUNT, "width": COUNT, "labels": COUNT}
+
+    @classmethod
+    def network_class(cls):
+        from PACKAGE.networks import TileNet
+
+        return TileNet
+
+    @property
+    def label_entries(self):
+        return self.required("labels") + 1
+
+    @property
+    def classes(self):
+        return self.required("labels")
+
+    def arguments(self, x, timestep, cond):
+        return (x, timestep), {"whose": cond["class_labels"]}
+
+    def prediction(self, output, x):
+        return output.sample
+"""
+"""Of a package that is called PACKAGE."""
+
+NETWORK = """
+from types import SimpleNamespace
+
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from torch import nn
+
+
+class Tile(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(width, width, 3, padding=1), nn.Conv2d(width, width, 1)
+
+    def forward(self, x, told):
+        return x + self.second(torch.relu(self.first(x) + told[:, :, None, None]))
+
+
+class TileNet(ModelMixin, ConfigMixin):
+    @register_to_config
+    def __init__(self, in_channels=1, sample_size=8, width=8, labels=3):
+        super().__init__()
+        self.enter, self.leave = nn.Conv2d(in_channels, width, 1), nn.Conv2d(width, in_channels, 1)
+        self.table, self.tiles = nn.Embedding(labels + 1, width), nn.ModuleList([Tile(width), Tile(width)])
+
+    def forward(self, picture, when, whose=None):
+        when = torch.as_tensor(when).reshape(-1).expand(len(picture))
+        whose = torch.zeros_like(when, dtype=torch.long) if whose is None else whose
+        told, x = self.table(whose) + when[:, None].to(picture) / 1000, self.enter(picture)
+        for tile in self.tiles:
+            x = tile(x, told)
+        return SimpleNamespace(sample=self.leave(x))
+"""
+"""Of a class of its own, with its own words for time and label, and blocks that nobody knows."""
+
+
+def family_package(place: Path, package: str, version: str = "1.0") -> Path:
+    """A plug-in with a family of networks of its own, ``TileNet``."""
+    files = {
+        "conf/bits/w5a7.yaml": "defaults: [base_bits, _self_]\nweight: 5\nactivation: 7\n",
+        "families/tiles.py": FAMILY.replace("PACKAGE", package),
+        "networks.py": NETWORK,
+    }
+    return install(place, package, files, version)

@@ -8,7 +8,7 @@ from typing import Any
 from dmqbench.config.checked_job import FURTHER_SCOPE, Job, StageConfig, full_precision
 from dmqbench.config.inputs import EvaluateConfig
 from dmqbench.config.model_facts import encoder_hash, image_shape, network_config, prompts_of, timesteps
-from dmqbench.config.plugin_code import stage_origin
+from dmqbench.config.plugin_code import family_origin, stage_origin
 from dmqbench.config.schema import ModelConfig, SamplerConfig
 from dmqbench.data.archives import stored_hash
 from dmqbench.data.own_images import OWN_IMAGES_VERSION
@@ -39,7 +39,7 @@ def job_ids(job: Job, weights: str) -> JobIds:
     """Return the ids of a job on a model whose ``weights_hash`` is ``weights``."""
     if job.evaluate.samples is not None:
         return foreign_ids(job, weights)
-    model = {"name": job.model.name, "weights": weights, "classes": job.model.classes or 0}
+    model = {"name": job.model.name, "weights": weights, "classes": job.model.classes or 0, **_code_facts(job.model)}
     if job.model.dtype != FLOAT32:
         model["dtype"] = job.model.dtype
     task = _task_facts(job)
@@ -128,7 +128,8 @@ def unguided_id(job: Job) -> str:
 
 def _encoding(job: Job) -> dict[str, Any]:
     image = image_shape(job.model)[1:]
-    return {"encoder": encoder_hash(job.model), "image": image, "dtype": FLOAT32, "device": job.device_type}
+    encoding = {"encoder": encoder_hash(job.model), "image": image, "dtype": FLOAT32, "device": job.device_type}
+    return encoding | _code_facts(job.model)
 
 
 def inputs_id(job: Job) -> str:
@@ -161,6 +162,12 @@ def _stage_id(job: Job, stage: StageConfig, parent: str) -> str:
         facts |= {"activation": job.bits.activation, "ranges": job.bits.ranges}
         facts |= {key: value for key, value in job.bits.facts.items() if key == "granularity"}
     return _id("quantized", **facts)
+
+
+def _code_facts(model: ModelConfig) -> dict[str, Any]:
+    """Return whose code calls the model's network, where it is not ours."""
+    origin = None if model.source == OWN else family_origin(kind_of(network_config(model)))
+    return {} if origin is None else {"family": origin}
 
 
 def _layers_facts(model: ModelConfig) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""Where the code of a method or a metric is, and which code computes a stage from outside. Imports none of it."""
+"""Where the code of a method, a metric or a family is, and which computes a stage from outside. Imports none of it."""
 
 import ast
 import hashlib
@@ -10,6 +10,7 @@ from typing import Any
 
 from dmqbench.config.errors import ConfigError
 from dmqbench.config.plugins import Plugin, own_names, plugin_with, usable
+from dmqbench.models.families.family import Family
 from dmqbench.store.files import short_hash
 
 
@@ -48,11 +49,29 @@ def stage_origin(method: str, stage: str) -> dict[str, Any] | None:
     alone = f"{plugin.package}.stages.{stage}"
     module = alone if plugin.module_file(alone) else f"{plugin.package}.methods.{method}"
     try:
-        modules = dict(plugin_sources(plugin, module))
+        return _origin(plugin, module)
     except (SyntaxError, OSError) as error:
         problem = f"cannot be used: plug-in {plugin.name}: {module} cannot be read ({error})"
         raise ConfigError("method", method, problem=problem) from None
-    return {"distribution": plugin.distribution, "version": plugin.version, "modules": modules}
+
+
+def family_origin(family: type[Family]) -> dict[str, Any] | None:
+    """Return what ids of a family's models name besides, where its code is a plug-in's; None where it is ours.
+
+    Raises:
+        ConfigError: a module that it imports is no Python.
+    """
+    plugin = next((plugin for plugin in usable() if family in plugin.families), None)
+    try:
+        return None if plugin is None else _origin(plugin, family.__module__)
+    except (SyntaxError, OSError) as error:
+        problem = f"cannot be used: its code cannot be read ({error})"
+        raise ConfigError("model", family.network, problem=problem) from None
+
+
+def _origin(plugin: Plugin, module: str) -> dict[str, Any]:
+    sources = dict(plugin_sources(plugin, module))
+    return {"distribution": plugin.distribution, "version": plugin.version, "modules": sources}
 
 
 def metric_origin(metric: str) -> str | None:

@@ -2,8 +2,9 @@
 
 A plug-in is a package that a distribution names in the entry-point group ``dmqbench.plugins``. It is laid out as this
 project is: ``conf/GROUP/NAME.yaml`` and ``sweeps/NAME.yaml``, and beside them ``methods/NAME.py``, ``stages/``,
-``metrics/NAME.py``, ``models/NAME/`` (a diffusers folder) and ``images/NAME/`` (of a dataset). One of which something
-is wrong is left out as a whole, and its ``problem`` says why: nothing else may fail because of it.
+``metrics/NAME.py``, ``families/NAME.py``, ``models/NAME/`` (a diffusers folder) and ``images/NAME/`` (of a dataset).
+One of which something is wrong is left out as a whole, and its ``problem`` says why: nothing else may fail because of
+it.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,12 +21,15 @@ from dmqbench.config.errors import closest
 from dmqbench.config.metric_facts import OWN_METRICS, MetricFacts, read_metric
 from dmqbench.config.places import CONF, PACKAGE, SWEEPS, yaml_names
 from dmqbench.config.schema import GROUPS as SCHEMAS
+from dmqbench.models.families import also_from, families_in, own_families
+from dmqbench.models.families.family import Family
+from dmqbench.models.folders import NETWORK_FOLDERS
 
 ENTRY_POINTS = "dmqbench.plugins"
 FOLDERS = ("method", "stage", "metric", *SCHEMAS)
 """What a plug-in may have in ``conf/``."""
 
-GROUPS = (*FOLDERS, "sweeps")
+GROUPS = (*FOLDERS, "family", "sweeps")
 """What a plug-in may bring."""
 
 
@@ -71,7 +75,14 @@ class Plugin:
     def names(self, group: str) -> tuple[str, ...]:
         if self.folder is None:
             return ()
+        if group == "family":
+            return tuple(sorted(path.stem for path in (self.folder / "families").glob("[!_]*.py")))
         return yaml_names(self.folder / "sweeps" if group == "sweeps" else self.conf / group)
+
+    @property
+    def families(self) -> tuple[type[Family], ...]:
+        """Those of its modules ``families/``; PluginError, one line, if one of these cannot be imported."""
+        return tuple(family for name in self.names("family") for family in _families(self.package, name))
 
     def module_file(self, module: str) -> Path | None:
         """Return the file of a module of its package, by its full name; None if there is none. Imports nothing."""
@@ -98,11 +109,13 @@ def _metric(path: Path) -> MetricFacts:
 def plugins() -> tuple[Plugin, ...]:
     """Return every declared plug-in, in the order of their distributions' names, of which the first keeps a name."""
     owners = {(group, name): "dmqbench" for group in GROUPS for name in own_names(group)}
+    owners |= {(_NETWORK, name): "dmqbench" for family in own_families() for name in _networks(family)}
     declared = []
     for point in sorted(entry_points(group=ENTRY_POINTS), key=_order):
         plugin = _examined(point, owners)
         if plugin.problem is None:
             owners |= {(group, name): plugin.name for group, names in plugin.brings.items() for name in names}
+            owners |= {(_NETWORK, name): plugin.name for family in plugin.families for name in _networks(family)}
         declared.append(plugin)
     return tuple(declared)
 
@@ -117,6 +130,8 @@ def own_names(group: str) -> tuple[str, ...]:
     """Return what this project itself has in a group."""
     if group == "metric":
         return tuple(OWN_METRICS)
+    if group == "family":
+        return tuple(dict.fromkeys(family.__module__.rpartition(".")[2] for family in own_families()))
     return yaml_names(SWEEPS if group == "sweeps" else CONF / group)
 
 
@@ -172,6 +187,7 @@ def _examined(point: EntryPoint, owners: Mapping[tuple[str, str], str]) -> Plugi
         _check_names(plugin, owners)
         _check_yamls([*plugin.conf.rglob("*.yaml"), *(plugin.conf.parent / "sweeps").glob("*.yaml")], plugin)
         _check_metrics(plugin)
+        _check_families(plugin, owners)
     except PluginError as error:
         return replace(plugin, problem=str(error))
     except Exception as error:  # metadata of any kind
@@ -231,7 +247,41 @@ def _check_yamls(paths: Iterable[Path], plugin: Plugin) -> None:
             raise PluginError(f"{place} holds no keys")
 
 
+_NETWORK = "network"
+"""What stands in the place of a group where classes of networks have their owners."""
+
+
+def _networks(family: type[Family]) -> tuple[str, ...]:
+    """What the networks of a family are called in files."""
+    return family.network, *(f"{alias} of norm_type={family.norm_type}" for alias in family.aliases)
+
+
+def _families(package: str, name: str) -> tuple[type[Family], ...]:
+    try:
+        found = families_in(import_module(f"{package}.families.{name}"))
+    except (Exception, SystemExit) as error:
+        raise PluginError(f"families/{name}.py cannot be imported ({_told(error)})") from None
+    if not found:
+        raise PluginError(f"families/{name}.py has no class that is a Family")
+    return found
+
+
+def _check_families(plugin: Plugin, owners: Mapping[tuple[str, str], str]) -> None:
+    for family in plugin.families:
+        place = f"{family.__module__.removeprefix(f'{plugin.package}.')}.{family.__name__}"
+        if not isinstance(getattr(family, "network", None), str):
+            raise PluginError(f"{place} names no network")
+        if family.part not in NETWORK_FOLDERS:
+            raise PluginError(f"{place}.part={family.part} is not known (allowed: {', '.join(NETWORK_FOLDERS)})")
+        for name in _networks(family):
+            if (_NETWORK, name) in owners:
+                raise PluginError(f"{place}: network {name} is taken, by {owners[_NETWORK, name]}")
+
+
 def _check_metrics(plugin: Plugin) -> None:
     for name in plugin.metrics:
         if plugin.module_file(f"{plugin.package}.metrics.{name}") is None:
             raise PluginError(f"conf/metric/{name}.yaml has no module metrics/{name}.py")
+
+
+also_from(lambda: (family for plugin in usable() for family in plugin.families))

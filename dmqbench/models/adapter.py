@@ -22,7 +22,7 @@ from dmqbench.models.conditioning import (
 from dmqbench.models.families.family import GUIDANCE, Calling
 from dmqbench.models.folders import SCHEDULER_CONFIG, ModelError, ModelSource, read_config
 from dmqbench.models.own import Denoiser, OwnCalling, OwnConditioner, blocks_of, copied, lent_denoiser
-from dmqbench.models.sources import LoadedModel, dtype_of, load_decoder_network, load_model
+from dmqbench.models.sources import LoadedModel, blocks_of_family, dtype_of, load_decoder_network, load_model
 from dmqbench.models.topology import Topology, trace
 from dmqbench.quant.context import StepContext
 from dmqbench.samplers.schedule import Schedule, read_schedule
@@ -176,6 +176,7 @@ def load_adapter(
         conditioner=conditioner or _conditioner_of(model),
         calling=model.family,
         decoder=PixelDecoder() if decoder is None else _latent_decoder(decoder),
+        blocks=blocks_of_family(model.network, type(model.family)),
         dtype=dtype_of(source),
     )
 

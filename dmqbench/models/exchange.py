@@ -116,7 +116,7 @@ def _places(network: Any) -> tuple[Place, Place]:
     """Where a network of diffusers has the sample and the timestep."""
     names = list(signature(type(network).forward).parameters)[1:]
     family = kind_of({**network.config, "_class_name": type(network).__name__})
-    return Place(0, names[0]), Place(names.index("timestep"), "timestep", family.time_unit)
+    return Place(0, names[0]), Place(names.index(family.timestep), family.timestep, family.time_unit)
 
 
 def _refuse_to_save(*_: Any, **__: Any) -> NoReturn:

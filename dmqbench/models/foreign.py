@@ -191,18 +191,17 @@ _BITS = {"quanto": _quanto_bits, "torchao": _torchao_bits, "bitsandbytes": _bits
 
 def _load(folder: Path, dtype: str) -> "nn.Module":
     """Load through diffusers, and find out whether every weight was there."""
-    import diffusers
     import torch
     from safetensors import SafetensorError
 
     from dmqbench.models.attention import set_heads_
-    from dmqbench.models.sources import only_errors_logged
+    from dmqbench.models.sources import network_class, only_errors_logged
 
     config = read_config(folder / CONFIG)
     quantized = _quantization(folder) is not None
     try:
         with only_errors_logged():
-            network, loading = getattr(diffusers, kind_of(config).network).from_pretrained(
+            network, loading = network_class(kind_of(config)).from_pretrained(
                 folder,
                 torch_dtype=getattr(torch, dtype),
                 use_safetensors=True,

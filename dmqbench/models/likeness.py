@@ -62,7 +62,8 @@ def require_same_outputs(network: Any, rebuilt: Adapter, title: str) -> None:
             reason = " ".join(str(error).split())[:200]
             raise ModelError(f"{title}: a call of it fails: {type(error).__name__}: {reason}") from error
         if not all(outputs):
-            raise ModelError(f"{title}: a call of it returns no tensor, and no tuple that begins with one: {_ADVICE}")
+            problem = "a call of it returns no tensor, no tuple that begins with one, and no sample"
+            raise ModelError(f"{title}: {problem}: {_ADVICE}")
         (_, found), (_, expected) = (each[-1] for each in outputs)
         if not expected.isfinite().all():
             raise ModelError(f"{title}: what it predicts is not finite")
@@ -99,7 +100,7 @@ def _outputs(network: nn.Module, modules: Mapping[str, nn.Module], probe: tuple[
     found: list[tuple[str, Tensor]] = []
 
     def see(name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        output = output[0] if isinstance(output, tuple) else output
+        output = output[0] if isinstance(output, tuple) else getattr(output, "sample", output)
         if isinstance(output, Tensor):
             found.append((name, output.detach().clone()))
 

@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from dmqbench.models.attention import set_heads_
 from dmqbench.models.exchange import Description, exchange_, network_name
 from dmqbench.models.export import dtype_name, untied, without_origin
-from dmqbench.models.families import kind_of
+from dmqbench.models.families import families, kind_of, own_families
 from dmqbench.models.folders import CONFIG, ModelError, only_one, read_config
 from dmqbench.models.own import Denoiser
 from dmqbench.models.precision import FLOAT32
 from dmqbench.models.quantized_file import packed, unpacked
-from dmqbench.models.sources import only_errors_logged
+from dmqbench.models.sources import network_class, only_errors_logged
 from dmqbench.quant.modes import own_modes, undisturbed
 from dmqbench.quant.plan import PrecisionPlan
 from dmqbench.store.files import TEMPORARY_PREFIX, save_atomic, save_json, short_hash, sync
@@ -212,9 +212,12 @@ def _read_description(folder: Path) -> tuple[Description, dict[str, Any]]:
 
 def _pipeline_class(folder: Path, index: Mapping[str, Any], given: type[Any] | None) -> type[Any]:
     """The class of the pipeline, of diffusers or ``given``; parts may come from known libraries only."""
+    # Those that bring families are installed, declared as plug-ins, and have been imported by now.
+    packages = {family.__module__.partition(".")[0] for family in families() if family not in own_families()}
     for name, part in index.items():
-        if isinstance(part, list) and part[0] not in (*_LIBRARIES, None):
-            raise ModelError(f"{folder}: {name} is of {part[0]} (allowed: {', '.join(_LIBRARIES)})")
+        if not isinstance(part, list) or part[0] in (*_LIBRARIES, None) or part[0].partition(".")[0] in packages:
+            continue
+        raise ModelError(f"{folder}: {name} is of {part[0]} (allowed: {', '.join((*_LIBRARIES, *sorted(packages)))})")
     name = str(index.get("_class_name"))
     kind = getattr(diffusers, name, None) if given is None else given
     if not (isinstance(kind, type) and issubclass(kind, DiffusionPipeline) and kind.__name__ == name):
@@ -228,7 +231,7 @@ def _rebuilt(folder: Path, description: Description, facts: Mapping[str, Any]) -
     """The quantized network from its configuration, its codes and its other parameters."""
     config = read_config(folder / CONFIG)
     with only_errors_logged():
-        network: Any = getattr(diffusers, kind_of(config).network).from_config(dict(config))
+        network: Any = network_class(kind_of(config)).from_config(dict(config))
     set_heads_(network)
     _cast_(network, description.dtype, facts.get("float32_tables", ()))
     tensors = load_file(folder / WEIGHTS)

@@ -75,7 +75,7 @@ def load_model(source: ModelSource) -> LoadedModel:
     folder = locate(source)
     part = network_folder(folder, source.advice)
     family = family_of(network_config_of(folder, source.advice), source.condition_channels)
-    network = _load_weights(part, family.network, source.advice, dtype_of(source))
+    network = _load_weights(part, network_class(type(family)), source.advice, dtype_of(source))
     scheduler = locate_scheduler(source)
     return LoadedModel(
         network=network,
@@ -98,10 +98,23 @@ def load_decoder_network(folder: Path) -> Any:
     return None if part is None else _load_weights(part, _decoder_class(read_config(part / CONFIG)))
 
 
+def network_class(family: type[Family]) -> Any:
+    """Return the class of the networks of a family; ModelError if diffusers is asked for it and has none."""
+    found = family.network_class() or getattr(diffusers, family.network, None)
+    if found is None:
+        raise ModelError(f"diffusers {diffusers.__version__} has no {family.network}")
+    return found
+
+
+def blocks_of_family(network: nn.Module, family: type[Family]) -> frozenset[str]:
+    """Return the names of what is a block of a network by its family alone."""
+    return frozenset(name for name, module in network.named_modules() if type(module).__name__ in family.blocks)
+
+
 def meta_model(config: Mapping[str, Any]) -> nn.Module:
     """Build the network or decoder of ``config`` (with ``_class_name``) on the meta device: shapes without weights."""
     name = config.get("_class_name")
-    cls = getattr(diffusers, name if name in DECODERS else kind_of(config).network)
+    cls = getattr(diffusers, name) if name in DECODERS else network_class(kind_of(config))
     with torch.device("meta"), only_errors_logged():
         network = cls.from_config(dict(config))
     set_heads_(network)
@@ -144,18 +157,18 @@ def _classes(family: Family, source: ModelSource) -> int | None:
     return source.classes
 
 
-def _decoder_class(config: Mapping[str, Any]) -> str:
+def _decoder_class(config: Mapping[str, Any]) -> Any:
     name = config.get("_class_name")
     if name not in DECODERS:
         raise ModelError(f"model class {name} cannot be loaded (allowed: {', '.join(DECODERS)})")
-    return name
+    return getattr(diffusers, name)
 
 
-def _load_weights(folder: Path, cls: str, advice: str = "", dtype: torch.dtype = torch.float32) -> nn.Module:
+def _load_weights(folder: Path, cls: Any, advice: str = "", dtype: torch.dtype = torch.float32) -> nn.Module:
     weight_files(folder, advice)
     try:
         with only_errors_logged():
-            network, loading = getattr(diffusers, cls).from_pretrained(
+            network, loading = cls.from_pretrained(
                 folder,
                 torch_dtype=dtype,
                 use_safetensors=True,
@@ -204,6 +217,7 @@ def meta_topology(source: ModelSource) -> tuple[Topology, int]:
 def _meta_topology(config: str, condition_channels: int) -> tuple[Topology, int]:
     """Trace a network once a process: the jobs of a sweep share a few."""
     known = json.loads(config)
-    network = meta_model(known)
-    args, kwargs = example_inputs(family_of(known, condition_channels), device="meta")
-    return trace(network, args, kwargs), sum(parameter.numel() for parameter in network.parameters())
+    network, family = meta_model(known), family_of(known, condition_channels)
+    args, kwargs = example_inputs(family, device="meta")
+    topology = trace(network, args, kwargs, family.output, blocks_of_family(network, type(family)))
+    return topology, sum(parameter.numel() for parameter in network.parameters())

@@ -8,16 +8,17 @@ from pathlib import Path
 import pytest
 from e2e.commands import environment
 from PIL import Image
-from plugin_packages import METHOD_YAML, install, method_package, the_one
+from plugin_packages import FAMILY, METHOD_YAML, NETWORK, family_package, install, method_package, the_one
 
 from dmqbench.config import plugins
 from dmqbench.config.compose import compose, search_path, wrong_options
 from dmqbench.config.errors import ConfigError
 from dmqbench.config.ids import job_ids
 from dmqbench.config.job import make_job
-from dmqbench.config.plugin_code import metric_origin, plugin_sources, stage_origin
+from dmqbench.config.plugin_code import family_origin, metric_origin, plugin_sources, stage_origin
 from dmqbench.launch.sweeps import sweep_jobs
-from dmqbench.models.folders import EMBEDDED
+from dmqbench.models.families import kind_of
+from dmqbench.models.folders import EMBEDDED, ModelError
 
 BITS = "defaults: [base_bits, _self_]\nweight: 5\nactivation: 7\n"
 CONTRAST = "version: 1\nover: pairs\n"
@@ -99,6 +100,21 @@ def test_a_folder_of_ones_own_and_plug_ins_go_together(site, tmp_path):
         ({"conf/metric/contrast.yaml": CONTRAST + "ovr: x"}, "conf/metric/contrast.yaml: ovr=x is not known"),
         ({"conf/metric/contrast.yaml": "over: pairs"}, "version=0 is no whole number"),
         ({"conf/metric/contrast.yaml": "version: 1\nover: samples"}, "over=samples and features=None do not fit"),
+        ({"families/dit.py": FAMILY}, "family=dit is taken, by dmqbench"),
+        (
+            {"families/x.py": "raise RuntimeError('no\\nluck')"},
+            "families/x.py cannot be imported (RuntimeError: no luck)",
+        ),
+        ({"families/x.py": "from math import pi"}, "families/x.py has no class that is a Family"),
+        (
+            {"families/x.py": FAMILY.replace('"TileNet"', '"UNet2DModel"', 1)},
+            "families.x.Tiles: network UNet2DModel is taken, by dmqbench",
+        ),
+        ({"families/x.py": FAMILY.replace("network =", "net =", 1)}, "families.x.Tiles names no network"),
+        (
+            {"families/x.py": FAMILY.replace("timestep =", "part = 'net'; timestep =", 1)},
+            "families.x.Tiles.part=net is not known (allowed: unet, transformer)",
+        ),
     ],
 )
 def test_one_that_is_broken_is_left_out_and_says_why_in_one_line(site, files, reason):
@@ -126,6 +142,24 @@ def test_the_first_of_two_keeps_a_name(site):
     assert first.problem is None
     assert second.problem == "bits=w5a7 is taken, by a_first"
     assert compose(["bits=w5a7"]).bits.weight == 5
+
+
+def test_a_family_is_known_where_models_are_and_its_code_enters_their_ids(site, tmp_path):
+    config = {"_class_name": "TileNet", "in_channels": 1, "sample_size": 8, "width": 8, "labels": 3}
+    with pytest.raises(ModelError, match="TileNet cannot be loaded"):
+        kind_of(config)
+    folder = family_package(site, "mine")
+    plugin = the_one()
+    assert plugin.problem is None and plugin.summary == "bits w5a7; family tiles"
+    kind = kind_of(config)
+    assert kind.__module__ == "mine.families.tiles" and kind(config).sample_shape == (1, 8, 8)
+    assert kind_of({"_class_name": "UNet2DModel"}).__module__ == "dmqbench.models.families.unet2d"
+    origin = family_origin(kind)
+    assert (origin["distribution"], origin["version"]) == ("mine", "1.0")
+    assert set(origin["modules"]) == {"mine.families.tiles", "mine.networks"}
+    (folder / "networks.py").write_text(NETWORK + "# other\n")
+    the_one()
+    assert family_origin(kind) != origin and family_origin(kind_of({"_class_name": "UNet2DModel"})) is None
 
 
 def test_a_typo_in_a_yaml_spoils_that_option_alone(site):

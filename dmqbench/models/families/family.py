@@ -86,7 +86,11 @@ class Family(Calling):
     norm_type: ClassVar[str | None] = None
     """What tells it from others that had the same older name."""
     part: ClassVar[str] = "unet"
-    """What pipelines call the network: their attribute and its folder."""
+    """What pipelines call the network: their attribute and its folder, ``unet`` or ``transformer``."""
+    timestep: ClassVar[str] = "timestep"
+    """The name of that argument of the network's ``forward``, of which the first is the sample."""
+    blocks: ClassVar[tuple[str, ...]] = ()
+    """Classes of what is reconstructed as one unit, by name, where they are not diffusers' usual ones."""
     layers_version: ClassVar[int] = 1
     """Raised when a scope takes in other layers of these networks than before; enters ids from 2 on."""
     time_unit: ClassVar[float] = 1.0
@@ -121,6 +125,12 @@ class Family(Calling):
     @classmethod
     def problem(cls, config: Mapping[str, Any]) -> Problem | None:
         """Return what does not fit within a ``config.json`` whose values are each possible."""
+        return None
+
+    @classmethod
+    def network_class(cls) -> type | None:
+        """Return the class of the network, which is built, loaded and saved as diffusers' are (``ModelMixin``,
+        ``ConfigMixin``); None: diffusers has one of that name."""
         return None
 
     @property
