@@ -112,8 +112,7 @@ def quantize_(
             *overrides,
         ]
     )
-    if config.model.dtype != dtype_name(network):
-        raise ConfigError("model.dtype", config.model.dtype, [dtype_name(network)], "is the pipeline's own here")
+    _require_own_dtype(config, network)
     run_store = _store_of(config, store)
     own, area = pipe if isinstance(pipe, Denoiser) else None, run_store.work_area
     with undisturbed(_device(network)), described(own, area) if own else exported(pipe, area) as folder:
@@ -171,9 +170,11 @@ def evaluate(
         [
             *("task=run", "model=local", "tracker=disabled", f"method={method}", f"bits={bits}"),
             *sampler_overrides(scheduler, sampler),
-            *(f"sampler.steps={steps}", f"trainer={_trainer(network)}", *overrides),
+            *(f"sampler.steps={steps}", f"trainer={_trainer(network)}"),
+            *(f"model.dtype={dtype_name(network)}", *overrides),
         ]
     )
+    _require_own_dtype(config, network)
     run_store = _store_of(config, store)
     with undisturbed(_device(network)), described(denoiser, run_store.work_area) as folder:
         for key, value, fixed in (("task", config.task, "run"), ("evaluate.samples", config.evaluate.samples, None)):
@@ -210,6 +211,12 @@ def _store_of(config: DictConfig, named: str | os.PathLike[str] | None) -> Store
     store = Store(config.store.root)
     store.check_writable()
     return store
+
+
+def _require_own_dtype(config: DictConfig, network: nn.Module) -> None:
+    """Refuse another precision than that of the network in hand."""
+    if config.model.dtype != (own := dtype_name(network)):
+        raise ConfigError("model.dtype", config.model.dtype, [own], "is that of the network itself here")
 
 
 def _prompt_file(prompts: str | os.PathLike[str] | Sequence[str] | None, folder: Path) -> str | None:

@@ -9,7 +9,6 @@ from dmqbench.config.model_file_checks import IMAGE_CHANNELS, check_schedule
 from dmqbench.config.schema import ModelConfig
 from dmqbench.models.folders import OWN_MARK
 from dmqbench.models.location import locate_scheduler
-from dmqbench.models.precision import FLOAT32
 
 OF_FILES = ("revision", "classes", "condition", "condition_channels", "condition_factor", "scheduler")
 """Keys of models that are files."""
@@ -24,10 +23,6 @@ def checked_own_model(model: ModelConfig, guidances: Mapping[str, float | None])
     for key in OF_FILES:
         if (value := getattr(model, key)) is not None:
             raise ConfigError(f"model.{key}", value, [None], f"is for models in files, and {model.name} is an object")
-    if model.dtype != FLOAT32:
-        raise ConfigError(
-            "model.dtype", model.dtype, [FLOAT32], f"is for models in files, and {model.name} is an object"
-        )
     check_schedule(scheduler)
     for key, guidance in guidances.items():
         if guidance not in (None, 1) and not config[OWN_MARK]["guided"]:

@@ -192,6 +192,7 @@ def _own_adapter(denoiser: Denoiser, scheduler: Mapping[str, Any], device: torch
         calling=OwnCalling(denoiser.call),
         decoder=PixelDecoder(),
         blocks=blocks_of(denoiser, network),
+        dtype=denoiser.dtype,
     )
 
 

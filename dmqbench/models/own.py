@@ -49,10 +49,11 @@ class Denoiser:
 
     Args:
         name: how it is called in the run store, where it is told from others by the hash of its weights too.
-        network: any module, in float32. Its convolutions and linear layers are quantized.
+        network: any module, in float32 or bfloat16. Its convolutions and linear layers are quantized.
         sample_shape: (C, H, W) of the sampler's state.
         scheduler: a diffusers scheduler, which states the noise schedule and the kind of prediction.
-        call: calls the network that it is given, a copy of yours: (network, x, timestep, conditions) → prediction.
+        call: calls the network that it is given, a copy of yours: (network, x, timestep, conditions) → prediction; all
+            of these are of the network's precision, but for whole numbers and timesteps.
         conditions: what it is conditioned on.
     """
 
@@ -62,6 +63,11 @@ class Denoiser:
     scheduler: Any
     call: Call = call_by_names
     conditions: Conditions = field(default_factory=Conditions)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That the network is in."""
+        return next(tensor.dtype for tensor in self.network.parameters() if tensor.is_floating_point())
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,9 +156,10 @@ def example_call(
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return (args, kwargs) of a call at random states, from the first timestep on, by default where the network is."""
     device = next(denoiser.network.parameters()).device if device is None else device
-    x = torch.randn(batch, *denoiser.sample_shape, generator=torch.Generator().manual_seed(0)).to(device)
-    timestep = torch.arange(batch, device=device)
+    own, timestep = denoiser.dtype, torch.arange(batch, device=device)
+    x = torch.randn(batch, *denoiser.sample_shape, generator=torch.Generator().manual_seed(0)).to(device, own)
     cond = OwnConditioner(denoiser.conditions).example(batch, device)
+    cond = {name: value.to(own) if value.dtype == torch.float32 else value for name, value in cond.items()}
     return OwnCalling(denoiser.call).arguments(x, timestep, cond)
 
 

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from dmqbench.models.adapter import IMAGE
+from dmqbench.models.export import dtype_name
 from dmqbench.models.folders import ModelError
 from dmqbench.models.hooks import hooked
 from dmqbench.models.own import Conditions, Denoiser, OwnCalling, copied, example_call
+from dmqbench.models.precision import DTYPES
 from dmqbench.models.sources import require_finite
 from dmqbench.models.topology import is_layer
 from dmqbench.quant.layers import QUANTIZABLE
@@ -50,10 +52,8 @@ def _check_network(network: Any, title: str) -> None:
         raise ModelError(f"{title}: its network is quantized already; make the full-precision one again")
     if hasattr(network, "_orig_mod"):
         raise ModelError(f"{title}: its network is compiled; give the module that was compiled, network._orig_mod")
-    dtypes = {tensor.dtype for tensor in network.parameters() if tensor.is_floating_point()}
-    if dtypes != {torch.float32}:
-        names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes)) or "no float at all"
-        raise ModelError(f"{title}: its network is in {names}; quantization computes in float32: load it in that")
+    if (dtype := dtype_name(network) or "no float at all") not in DTYPES:
+        raise ModelError(f"{title}: its network is in {dtype} (allowed: {', '.join(DTYPES)}): load it in one of these")
     if len({tensor.device for tensor in network.parameters()}) > 1:
         raise ModelError(f"{title}: its network lies on several devices; quantization takes one")
     for name, value in network.state_dict().items():
@@ -123,9 +123,10 @@ def _predicted(denoiser: Denoiser, network: nn.Module, title: str) -> Tensor:
     allowed = [[PROBES, count, *size] for count in (channels, 2 * channels)]  # with a learned variance
     if not isinstance(found, Tensor):
         raise ModelError(f"{title}: a call of it returns a {type(found).__name__}; let call return the prediction")
-    if list(found.shape) not in allowed or found.dtype != torch.float32:
-        shown = f"{str(found.dtype).removeprefix('torch.')} {list(found.shape)}"
-        raise ModelError(f"{title}: a call of it returns {shown}; allowed is float32 {allowed[0]} or {allowed[1]}")
+    if list(found.shape) not in allowed or found.dtype != denoiser.dtype:
+        given, own = (str(dtype).removeprefix("torch.") for dtype in (found.dtype, denoiser.dtype))
+        shown = f"{given} {list(found.shape)}"
+        raise ModelError(f"{title}: a call of it returns {shown}; allowed is {own} {allowed[0]} or {allowed[1]}")
     if not found.isfinite().all():
         raise ModelError(f"{title}: what it predicts is not finite")
     return found

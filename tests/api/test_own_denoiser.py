@@ -168,6 +168,22 @@ def test_its_network_is_quantized_in_place_and_told_its_timestep(store):
         quantize_(denoiser, "rtn", "w4a6", store=store)
 
 
+def test_a_network_in_bfloat16_is_measured_and_quantized_in_it(store):
+    call = lambda network, x, timestep, cond: network(x, (timestep / 1000).to(x))  # noqa: E731
+    narrow = conv(made(ConvNet).to(torch.bfloat16), call=call)
+    usual, own = (measured(denoiser, store, "q_diffusion") for denoiser in (conv(), narrow))
+    assert own["config"]["model"]["dtype"] == "bfloat16"
+    assert abs(own["metrics"]["psnr"]["value"] - usual["metrics"]["psnr"]["value"]) < 3
+    with pytest.raises(ConfigError, match=r"model\.dtype=float32 is that of the network itself"):
+        measured(narrow, store, "rtn", "w8a8", "model.dtype=float32")
+    x, timestep = torch.randn(2, 1, 8, 8).to(torch.bfloat16), torch.tensor([750, 0])
+    with torch.no_grad():
+        before = narrow.call(narrow.network.eval(), x, timestep, {})
+        quantize_(narrow, "rtn", "w8a8", steps=4, store=store, overrides=TINY)
+        after = narrow.call(narrow.network, x, timestep, {})
+    assert after.dtype == torch.bfloat16 and 0 < (after - before).abs().max() < 0.1
+
+
 def test_vectors_of_the_sample_are_no_embedding_and_flows_are_followed(store):
     denoiser = Denoiser("vectors", made(VectorNet), (1, 8, 8), FlowMatchEulerDiscreteScheduler())
     result = measured(denoiser, store)
@@ -261,7 +277,7 @@ REFUSED = {
     "in place": ({"network": InPlace()}, "what layer reads or puts out is changed in place after it: write x = x"),
     "noisy": ({"network": Noisy()}, "predicts something else the second time"),
     "another": ({"call": lambda n, x, t, c: made(ConvNet)(x, t / 1000)}, "runs no nn.Conv1d, nn.Conv2d, nn.Linear of"),
-    "half": ({"network": made(ConvNet).half()}, "its network is in float16"),
+    "half": ({"network": made(ConvNet).half()}, r"its network is in float16 \(allowed: float32, bfloat16\)"),
     "a layer": ({"network": nn.Linear(8, 8)}, "give a module that has layers within"),
     "no module": ({"network": "net"}, "its network is a str"),
     "no float": ({"network": nn.Sequential(nn.ReLU())}, "no float at all"),

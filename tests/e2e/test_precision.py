@@ -119,7 +119,7 @@ def test_a_pipeline_in_bfloat16_is_quantized_saved_and_loaded(tmp_path):
 
     full, parameters = images(pipe), pipe.transformer.num_parameters()
     asked = {"steps": 2, "guidance": 4.0, "ranges": "step", "store": tmp_path / "runs"}
-    with pytest.raises(api.ConfigError, match=r"model\.dtype=float32 is the pipeline's own here"):
+    with pytest.raises(api.ConfigError, match=r"model\.dtype=float32 is that of the network itself"):
         api.quantize_(pipe, "rtn", "w8a8", overrides=[*BUDGET, USUAL], **asked)
     api.quantize_(pipe, "rtn", "w8a8", overrides=BUDGET, **asked)
     quantized = images(pipe)
