@@ -20,6 +20,7 @@ from dmqbench.data.bank import TrajectoryBank
 from dmqbench.models.adapter import Adapter
 from dmqbench.models.conditioning import ClassConditioner, PixelDecoder, TextConditioner
 from dmqbench.models.families import family_of
+from dmqbench.models.portions import Portions
 from dmqbench.models.rollout import Denoising
 from dmqbench.models.topology import Topology
 from dmqbench.quant.functional import affine_parameters
@@ -102,6 +103,12 @@ def topology_of(adapter: Adapter) -> Topology:
     if architecture not in _traced:
         _traced[architecture] = adapter.topology()
     return _traced[architecture]
+
+
+def recompute_blocks_(adapter: Adapter) -> Portions:
+    """Let all units be computed again in backward passes."""
+    adapter.portions = Portions(recomputed=tuple(unit.name for unit in topology_of(adapter).units))
+    return adapter.portions
 
 
 _followed: dict[tuple, TrajectoryBank] = {}

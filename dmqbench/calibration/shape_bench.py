@@ -1,7 +1,7 @@
 """A network of shapes alone, and how many bytes its calls, blocks and layers would hold: nothing is computed."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -13,6 +13,7 @@ from dmqbench.calibration.capture import SHARED
 from dmqbench.models.families.family import Family
 from dmqbench.models.hooks import hooked, output_tensors
 from dmqbench.models.live_memory import held_by, live_memory, network_bytes, peak_of
+from dmqbench.models.portions import WHOLE, Portions, recomputed
 from dmqbench.models.sources import example_inputs
 from dmqbench.models.topology import Topology
 from dmqbench.quant.context import StepContext
@@ -77,7 +78,10 @@ class ShapeBench:
     """Rows of activation parameters."""
     dtype: torch.dtype = torch.float32
     """Of the network."""
-    _calls: dict[tuple[Any, ...], int] = field(default_factory=dict)
+    portions: Portions = WHOLE
+    """What is done to hold less."""
+    elsewhere: int = 0
+    """Bytes that the last stage keeps elsewhere, if its portions are moved."""
 
     @property
     def network_bytes(self) -> int:
@@ -96,18 +100,40 @@ class ShapeBench:
         """How many of them it computes together."""
         return min(settings.batch, self.points_of(settings))
 
-    def run(self, points: int) -> Tensor:
-        """Call the network on bank points."""
-        samples = points * self.branches
+    def portion_of(self, samples: int) -> int:
+        """How many of a batch of samples are computed at once."""
+        return min(samples, self.portions.samples or samples)
+
+    def kept(self, size: int) -> int:
+        """Return what of ``size`` bytes that a stage keeps lies here."""
+        self.elsewhere = max(self.elsewhere, size * self.portions.moved)
+        return size * (not self.portions.moved)
+
+    def run(self, points: int, portions: Portions | None = None) -> Tensor:
+        """Call the network on bank points; of many portions the first two alone, as the others hold no more."""
+        samples, portions = points * self.branches, self.portions if portions is None else portions
+        outputs: list[Tensor] = []
+        for part in [*torch.arange(samples).split(portions.samples or samples)][:2]:
+
+            def portion(size: int = len(part)) -> Tensor:
+                with recomputed(self.network, portions.recomputed, self.context):
+                    return self._portion(size)
+
+            again = len(part) < samples and torch.is_grad_enabled()
+            outputs.append(self.context.checkpoint(portion) if again else portion())
+        rest = samples - sum(map(len, outputs))
+        return torch.cat([*outputs, outputs[0].new_empty(rest, *outputs[0].shape[1:])]) if rest else torch.cat(outputs)
+
+    def _portion(self, samples: int) -> Tensor:
         args, kwargs = example_inputs(self.family, samples, "meta", dtype=self.dtype)
         with self.context.at(torch.zeros(samples, dtype=torch.long, device="meta")):
             output = self.family.output(self.network, args, kwargs)
             return self.family.prediction(output, torch.empty(samples, *self.family.input_shape, device="meta"))
 
-    def call(self, points: int, weight: bool, activation: bool) -> int:
-        """Return what a network call without gradients holds beside the network."""
+    def call(self, points: int, weight: bool, activation: bool, portions: Portions | None = None) -> int:
+        """Return what a network call without gradients holds beside the network, computed in ``portions`` or as all."""
         with torch.no_grad(), quantization(self.network, weight=weight, activation=activation):
-            return peak_of(lambda: self.run(points))
+            return peak_of(lambda: self.run(points, portions))
 
     def watched_call(self, points: int, names: Iterable[str], weight: bool, activation: bool) -> dict[str, int]:
         """Return what the call has held at most when each of the modules is reached."""
@@ -122,13 +148,13 @@ class ShapeBench:
         return reached
 
     def hooked_call(self, points: int, hook: Callable[..., Any], weight: bool = False, activation: bool = False) -> int:
-        """Return what a call without gradients holds while ``hook`` sees every quantizable layer."""
+        """Return what a call of the whole batch without gradients holds while ``hook`` sees every quantizable layer."""
         with (
             hooked(quant_layers(self.network), hook),
             torch.no_grad(),
             quantization(self.network, weight=weight, activation=activation),
         ):
-            return peak_of(lambda: self.run(points))
+            return peak_of(lambda: self.run(points, WHOLE))
 
     def training(self, points: int, leaves: Sequence[Tensor]) -> int:
         """Return what a quantized call and its backward pass hold, the gradients of ``leaves`` included."""

@@ -9,6 +9,7 @@ import time
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
 import pytorch_lightning as pl
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
+from dmqbench.calibration.rows import Shelf
 from dmqbench.config.errors import ConfigError
 from dmqbench.config.limits import limits_of
 from dmqbench.data.bank import TrajectoryBank
@@ -74,6 +76,8 @@ class Workbench:
     """Which network calls share a row of activation parameters."""
     seed: int
     record: Record
+    scratch: Path | None = None
+    """A folder for files that are needed while a stage runs; None: the system's own."""
 
     @property
     def adapter(self) -> Adapter:
@@ -94,6 +98,11 @@ class Workbench:
     @property
     def device(self) -> torch.device:
         return self.denoising.device
+
+    @property
+    def shelf(self) -> Shelf:
+        """Where what is kept of units lies."""
+        return Shelf(self.adapter.portions.moved, self.scratch)
 
 
 AnyStage = TypeVar("AnyStage", bound="Stage")

@@ -59,7 +59,7 @@ ONE_OF: Mapping[str, Sequence[Any]] = {
 
 AT_LEAST: Mapping[str, int] = {
     **{"seed": 0, "metrics.seed": 0, "metrics.samples": 1, "metrics.pairs": 1},
-    **{f"budget.{item.name}": 1 for item in fields(schema.BudgetConfig) if item.name != "name"},
+    **{f"budget.{item.name}": 1 for item in fields(schema.BudgetConfig) if item.type is int},
 }
 """Key → its smallest value."""
 
@@ -138,6 +138,7 @@ def _recorded(job: Job, plain: Mapping[str, Any]) -> dict[str, Any]:
         "model": job.model.facts,
         "sampler": job.sampler.facts,
         "bits": job.bits.facts,
+        "budget": job.budget.facts,
         "inputs": inputs,
         "method": method_checks.without_limits(plain["method"]),
     }
@@ -232,6 +233,7 @@ CHECKS_OF_CALIBRATION: tuple[Check, ...] = (
     method_checks.check_plans,
     method_checks.check_trained,
     method_checks.check_granularity,
+    method_checks.check_memory,
 )
 """What a job that calibrates must fulfil besides."""
 

@@ -1,5 +1,6 @@
 """Whether a method's settings, order of stages and calibration can work, before anything runs."""
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -22,6 +23,7 @@ from dmqbench.config.limits import LIMITS, Limits, stage_values
 from dmqbench.config.model_facts import timesteps
 from dmqbench.config.names import CALIBRATIONS, FOREIGN, RANGES, UNCALIBRATED
 from dmqbench.config.schema import CalibrationConfig, SamplerConfig
+from dmqbench.models.folders import OWN
 from dmqbench.quant.spec import ENGINE_NAMES, FULL_PRECISION, GRANULARITIES, group_size
 
 WHOSE_PARAMETERS = {
@@ -108,6 +110,18 @@ def check_granularity(job: Job) -> None:
         if stage.limits.whole_tensors:
             problem = f"does not fit method={job.method.name}: its stage {stage.name} works on ranges of whole tensors"
             raise ConfigError(key, granularity, [usual], problem)
+
+
+def check_memory(job: Job) -> None:
+    """Refuse a bound on memory that is none, or that cannot be planned for."""
+    key, allowed = "budget.memory_gib", job.budget.memory_gib
+    if allowed is None:
+        return
+    if not 0 < allowed < math.inf:
+        raise ConfigError(key, allowed, ["more than 0"], "is no size", nearest=None)
+    if job.model.source == OWN:
+        problem = "is kept by a plan, and there is none for a network of one's own"
+        raise ConfigError(key, allowed, [None], problem)
 
 
 def check_method_yaml(method: Mapping[str, Any]) -> None:

@@ -179,7 +179,10 @@ class MetricsConfig:
 
 @dataclass(frozen=True)
 class BudgetConfig:
-    """Calibration sizes and iteration counts, never clocks."""
+    """Calibration sizes and iteration counts, never clocks.
+
+    ``memory_gib``: a stage of calibration holds no more, of a GPU's memory or else of the host's; null: what it takes.
+    """
 
     name: str = REQUIRED
     trajectories: int = REQUIRED
@@ -191,6 +194,12 @@ class BudgetConfig:
     trajectory_iterations: int = REQUIRED
     tuning_iterations: int = REQUIRED
     batch: int = REQUIRED
+    memory_gib: Optional[float] = None
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """All values that are given."""
+        return {key: value for key, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True)

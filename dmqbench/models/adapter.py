@@ -1,6 +1,7 @@
 """One way to call any denoiser: conditions, guidance, learned variance and the step that quantizers read."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from dmqbench.models.conditioning import (
 from dmqbench.models.families.family import GUIDANCE, Calling
 from dmqbench.models.folders import SCHEDULER_CONFIG, ModelError, ModelSource, read_config
 from dmqbench.models.own import Denoiser, OwnCalling, OwnConditioner, blocks_of, copied, lent_denoiser
+from dmqbench.models.portions import WHOLE, Portions, in_portions
 from dmqbench.models.sources import LoadedModel, blocks_of_family, dtype_of, load_decoder_network, load_model
 from dmqbench.models.topology import Topology, trace
 from dmqbench.quant.context import StepContext
@@ -54,6 +56,8 @@ class Adapter:
     """How the network is called; a condition image lies behind x."""
     start: Start | None = None
     """Of editing; None: trajectories start from noise alone."""
+    portions: Portions = WHOLE
+    """How much of a network call is computed at once."""
     blocks: frozenset[str] = frozenset()
     """What is reconstructed as a block beside the blocks of diffusers."""
     dtype: torch.dtype = torch.float32
@@ -98,6 +102,10 @@ class Adapter:
     def _call(self, x: Tensor, timestep: Tensor, cond: Mapping[str, Tensor], step: Tensor) -> Tensor:
         if step.shape != (len(x),):
             raise ValueError(f"step must have shape [{len(x)}], one call index per sample, not {list(step.shape)}")
+        batched = (x, timestep, dict(cond), step)
+        return in_portions(self.portions, self.context, self.network, lambda part: self._portion(*part), batched)
+
+    def _portion(self, x: Tensor, timestep: Tensor, cond: Mapping[str, Tensor], step: Tensor) -> Tensor:
         inputs, named = self._inputs(x, cond)
         args, kwargs = self.calling.arguments(inputs, timestep, named)
         with self.context.at(step):
@@ -136,15 +144,14 @@ class Adapter:
         with self.context.at(torch.zeros(1, dtype=torch.long, device=self.device)):
             return trace(self.network, args, kwargs, self.calling.output, self.blocks)
 
-    def enable_checkpointing(self) -> None:
-        """Recompute blocks in the backward pass, each at the step at which it first ran."""
-        network: Any = self.network
-        network.enable_gradient_checkpointing(gradient_checkpointing_func=self.context.checkpoint)
-
-    def disable_checkpointing(self) -> None:
-        """Keep all activations for the backward pass again."""
-        network: Any = self.network
-        network.disable_gradient_checkpointing()
+    @contextmanager
+    def computing(self, portions: Portions) -> Iterator[None]:
+        """Compute network calls in ``portions`` for a while."""
+        before, self.portions = self.portions, portions
+        try:
+            yield
+        finally:
+            self.portions = before
 
 
 def load_adapter(

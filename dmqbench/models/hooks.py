@@ -9,6 +9,10 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 
+class Reached(Exception):
+    """Raised by a hook: the rest of the forward pass is not needed."""
+
+
 @contextmanager
 def hooked(
     modules: Mapping[str, nn.Module], hook: Callable[..., Any], *, pre: bool = False, with_kwargs: bool = False

@@ -184,9 +184,10 @@ def feature_module(network: nn.Module, topology: Topology) -> nn.Module:
 
 
 @contextmanager
-def last_features(network: nn.Module, topology: Topology) -> Iterator[deque[Tensor]]:
-    """Receive the feature before the last projection of the last network call, [branches · samples, …]."""
-    features: deque[Tensor] = deque(maxlen=1)
+def last_features(network: nn.Module, topology: Topology, calls: int | None = 1) -> Iterator[deque[Tensor]]:
+    """Receive the features before the last projection of the last ``calls`` network calls (None: of all), each
+    [branches · samples, …]."""
+    features: deque[Tensor] = deque(maxlen=calls)
     module = feature_module(network, topology)
     with hooked({"": module}, lambda _name, _module, args: features.append(args[0]), pre=True):
         yield features

@@ -62,20 +62,20 @@ class StepContext(threading.local):
         finally:
             self._step, self._toward = before
 
-    def checkpoint(self, function: Callable[..., Any], *args: Any) -> Any:
-        """Run ``function(*args)`` under gradient checkpointing, at the same step when it is run again.
+    def checkpoint(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Run ``function(*args, **kwargs)`` under gradient checkpointing, at the same step when it is run again.
 
         A rollout runs one block at many steps before the backward pass runs it again: without the capture, every
         recomputation would see the step that was set last.
         """
         captured = self._step, self._toward
 
-        def at_captured_step(*inner: Any) -> Any:
+        def at_captured_step(*inner: Any, **named: Any) -> Any:
             before = self._step, self._toward
             self._step, self._toward = captured
             try:
-                return function(*inner)
+                return function(*inner, **named)
             finally:
                 self._step, self._toward = before
 
-        return recompute(at_captured_step, *args, use_reentrant=False)
+        return recompute(at_captured_step, *args, use_reentrant=False, **kwargs)

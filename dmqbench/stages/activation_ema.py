@@ -8,6 +8,7 @@ from torch import Tensor
 from dmqbench.calibration.capture import without_points
 from dmqbench.calibration.stage import Workbench
 from dmqbench.models.hooks import hooked
+from dmqbench.models.portions import WHOLE
 from dmqbench.quant.functional import affine_parameters
 from dmqbench.quant.observers import MovingRange
 from dmqbench.quant.quantizer import ActivationQuantizer
@@ -88,7 +89,8 @@ class ActivationEma(ActivationPass):
         if row != self.row and not (self.settings.carry and self.row >= 0):
             self.ranges = {name: self._fresh(quantizer) for name, quantizer in self.quantizers.items()}
         self.row = row
-        with hooked(self.quantizers, self._update, pre=True):
+        # A range moves on by what a whole batch holds.
+        with hooked(self.quantizers, self._update, pre=True), self.bench.adapter.computing(WHOLE):
             self.run(points)
 
     def _fresh(self, quantizer: ActivationQuantizer) -> list[MovingRange]:

@@ -18,6 +18,7 @@ from dmqbench.calibration.layer_views import LayerBatch, LayerViews
 from dmqbench.calibration.stage import HELD_OUT_POINTS, CalibrationDiverged, Stage, Workbench
 from dmqbench.calibration.variable_optimizer import moments_of, set_moments_
 from dmqbench.data.noise import draw_batch
+from dmqbench.models.portions import WHOLE
 from dmqbench.quant.layer import QuantLayer
 from dmqbench.quant.layers import quant_layers
 from dmqbench.quant.scaling import SMALLEST_EQUIVALENT_SCALE
@@ -146,7 +147,8 @@ class EquivalentScaling(Stage):
             for name in learning:
                 learn(name, self.views.kept_samples(name, "cal", chosen))
         elif learning:
-            self._count(self.views.show(learn, "cal", self.points[chosen], learning))
+            with self.bench.adapter.computing(WHOLE):  # a step is learned from a whole batch
+                self._count(self.views.show(learn, "cal", self.points[chosen], learning))
         self._step(learning, at)
         if (at + 1) % SLICE == 0 or at + 1 == self.settings.iterations:
             self._look(learning)

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from dmqbench.calibration.shape_bench import ShapeBench
+from dmqbench.models.portions import WHOLE
 from dmqbench.quant.functional import is_narrow, widened
 from dmqbench.quant.layer import QuantLayer
 from dmqbench.quant.layers import quant_layers, weight_layers
@@ -61,7 +62,7 @@ def activation_range(bench: ShapeBench, settings: Any) -> int:
 def activation_ema(bench: ShapeBench, settings: Any) -> int:
     """Rows are passed one by one; a batch has points of one row only."""
     largest = max(settings.ema_batch, settings.later_batch if settings.later_passes else 0)
-    call = bench.call(min(largest, -(-bench.points_of(settings) // bench.rows)), True, True)
+    call = bench.call(min(largest, -(-bench.points_of(settings) // bench.rows)), True, True, WHOLE)
     return bench.network_bytes + max(call, bench.saved_bytes)
 
 
@@ -95,7 +96,8 @@ def outlier_allocation(bench: ShapeBench, settings: Any) -> int:
             return output
         given = [widened(args[0]).clone() for _ in range(3)]
         weights = [widened(layer.weight).clone() for _ in range(4)]
-        outputs = [widened(output).clone() for _ in range(4)]
+        portion = output[: bench.portion_of(len(output))]
+        outputs = [widened(output).clone(), *(widened(portion).clone() for _ in range(3))]
         return (given, weights, outputs)[2][0].to(output.dtype)
 
     return bench.network_bytes + max(bench.hooked_call(bench.points_of(settings), decide), bench.saved_bytes)

@@ -65,18 +65,17 @@ def _reconstruction(
     plain, peak = bench.call(bench.batch_of(settings), False, False), 0
     for group in memory_groups({name: size * cal for name, size in made.items()}, settings.capture_mib * MIB):
         targets = sum(made[name] for name in group)
-        peak = max(peak, bench.network_bytes + _captured(0, targets, cal, val, plain))
+        streams = cal + val
+        peak = max(peak, bench.network_bytes + bench.kept(targets * streams) + plain)
         for name in group:
-            held = targets * (cal + val)
-            capturing = _captured(held, given[name], cal, val, reached[name])
+            held = bench.kept((targets + given[name]) * streams)
             shapes = _shapes(modules[name], bench.seen[name])
             if shapes not in steps:
                 steps[shapes] = _unit_step(bench, name, units[name].read, settings, trainable)
-            training = held + given[name] * (cal + val) + steps[shapes]
-            peak = max(peak, bench.network_bytes + max(capturing, training))
+            peak = max(peak, bench.network_bytes + held + max(reached[name], steps[shapes]))
             settle(modules[name])
             targets -= made[name]
-            peak = max(peak, bench.network_bytes + targets * (cal + val) + bench.saved_bytes)
+            peak = max(peak, bench.network_bytes + bench.kept(targets * streams) + bench.saved_bytes)
     return peak
 
 
@@ -87,27 +86,21 @@ def _shapes(module: nn.Module, seen: Seen) -> Any:
     return type(module), inputs, tuple(name for name in parameters if not name[0].endswith("alpha"))
 
 
-def _captured(held: int, size: int, cal: int, val: int, call: int) -> int:
-    """Bytes while ``size`` a point is captured from two streams: batches are kept, and then joined."""
-    first = max(size * cal + call, 2 * size * cal)
-    second = size * cal + max(size * val + call, 2 * size * val)
-    return held + max(first, second)
-
-
 def _unit_step(
     bench: ShapeBench, name: str, read: tuple[bool, ...], settings: Any, trainable: Callable[..., list[Tensor]]
 ) -> int:
     """What an iteration of a unit holds, and Adam's state with it."""
     module, seen = bench.network.get_submodule(name), bench.seen[name]
     batch = min(settings.batch, bench.points_of(settings) * bench.branches)
-    index = torch.zeros(batch, dtype=torch.long, device="meta")
-    targets = tuple(output.new_empty(batch, *output.shape[1:]) for output in compress(seen.outputs, read))
+    portion = bench.portion_of(batch)
+    index = torch.zeros(portion, dtype=torch.long, device="meta")
+    targets = tuple(output.new_empty(portion, *output.shape[1:]) for output in compress(seen.outputs, read))
     penalized = hasattr(settings, "regularization")
     parameters = trainable(module)
     trained = held_by(parameters)
 
     def step() -> object:
-        args, kwargs = seen.inputs(batch)
+        args, kwargs = seen.inputs(portion)
         with bench.context.at(index):
             outputs = output_tensors(module(*args, **kwargs))
         loss = unit_error(tuple(compress(outputs, read)), targets, index)
@@ -119,4 +112,5 @@ def _unit_step(
     with torch.enable_grad():
         peak = peak_of(step)
     set_quantization_(module, weight=False, activation=False)
-    return (trained if penalized else 0) + ADAM * trained + peak
+    summed = trained if portion < batch else 0
+    return (trained if penalized else 0) + ADAM * trained + summed + peak

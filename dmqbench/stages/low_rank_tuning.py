@@ -147,13 +147,13 @@ class LowRankTuning(Stage):
         at, bench = self.slices[unit].start + iteration, self.bench
         count = max(1, self.settings.batch // self.settings.window)
         windows = draw_windows(bench.seed, self.name, "all", at, bench.bank.cal, self.settings.window, count)
-        errors = self._errors("cal", windows)
+        with quantization(bench.network, weight=True, activation=True):  # what is computed again is as it was
+            parts = self._parts(self._errors("cal", windows), windows)
+            loss = parts["noise"]
+            if "distilled" in parts:
+                loss = loss + self.settings.distillation_weight * parts["distilled"]
+            loss.backward()
         self.network_forwards += windows.samples * bench.branches * FORWARDS_OF_A_STEP
-        parts = self._parts(errors, windows)
-        loss = parts["noise"]
-        if "distilled" in parts:
-            loss = loss + self.settings.distillation_weight * parts["distilled"]
-        loss.backward()
         for trained in self.scales.values():
             trained.gather_()
         require_finite(self._variables(), f"stage {self.name}", f"iteration {at}")
@@ -221,7 +221,7 @@ class LowRankTuning(Stage):
         target = windows.outputs(of_stream).to(device)
 
         def run(on: bool) -> tuple[Tensor, Sequence[Tensor]]:
-            looking = last_features(bench.network, bench.topology) if self.settings.distils else nullcontext(())
+            looking = last_features(bench.network, bench.topology, None) if self.settings.distils else nullcontext(())
             with quantization(bench.network, weight=on, activation=on), looking as features:
                 return bench.denoising.predict(inputs), features
 
@@ -232,7 +232,8 @@ class LowRankTuning(Stage):
         with torch.no_grad():
             _, teachers = run(False)
         self.network_forwards += windows.samples * bench.branches
-        windowed = (widened(features[0]).unflatten(0, (-1, self.settings.window)) for features in (students, teachers))
+        joined = (widened(torch.cat(list(features))) for features in (students, teachers))
+        windowed = (features.unflatten(0, (-1, self.settings.window)) for features in joined)
         student, teacher = (smoothed(feature.unbind(1)) for feature in windowed)
         if self.settings.distillation == "relation":
             distilled, terms = relation_divergence(student, teacher), student[..., 0].numel()

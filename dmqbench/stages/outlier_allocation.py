@@ -5,7 +5,6 @@ more as of the last a bit less; how many is chosen by the layer's output error. 
 layers: each is decided when it is reached, and what it hands on is quantized as it was decided.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from dmqbench.calibration.capture import run_points
 from dmqbench.calibration.stage import Stage, Workbench
 from dmqbench.data.noise import generator
 from dmqbench.models.hooks import hooked
+from dmqbench.models.portions import WHOLE, Portions
 from dmqbench.quant.allocation import (
     Allocation,
     allocate,
@@ -32,42 +32,11 @@ from dmqbench.quant.quantizer import along_axis
 from dmqbench.quant.scaling import channel_extremes, spread, weight_magnitudes
 from dmqbench.quant.spec import StepGroups
 from dmqbench.quant.state import load_calibration_state_
-from dmqbench.stages.ranges import ActivationSample, RangeSettings, sampled_ends
+from dmqbench.stages.outlier_settings import Settings
+from dmqbench.stages.ranges import ActivationSample, sampled_ends
 
 VALUES = 1 << 16
 """So many values of an activation are kept at most, evenly spread over the points, to find its range."""
-
-
-STRENGTHS: dict[str, tuple[float, ...]] = {"none": (), "always": (1.0,), "searched": (0.0, 0.5, 1.0)}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings(RangeSettings):
-    """How rows are ordered and how many get other bits; ranges are those of weights and activations during the pass."""
-
-    samples: int
-    """Bank points in the pass, all in one batch: about five copies of the largest layer's input are live."""
-    largest_tenths: int
-    """At most so many tenths of the rows are promoted, and as many demoted: 0 to 5."""
-    inputs: str
-    """On what output errors are compared: the layer's inputs ``quantized``, or as the quantized layers before it hand
-    them on (``fp``, the published form); what it hands on is made of quantized ones in both cases."""
-    rows: str
-    """The order of the rows: see ``row_order``; ``error`` is that of their outputs at the plain bits."""
-    prescale: str
-    """The equivalent scale: ``always`` the published τ; ``searched``: of τ, √τ and 1 that with the least output error
-    at the plain bits; ``none``. A grouped convolution never has one."""
-    plus: bool
-    """Whether a tenth of the rows gets a bit more and none a bit less, without a search (MPQ-DM[+])."""
-
-    @property
-    def strengths(self) -> tuple[float, ...]:
-        """Exponents of τ that are considered."""
-        return STRENGTHS[self.prescale]
-
-    @property
-    def on_quantized_inputs(self) -> bool:
-        return self.inputs == "quantized"
 
 
 TOLD = ("samples", "observer", "largest_tenths", "inputs", "rows", "prescale", "plus")
@@ -100,6 +69,7 @@ class OutlierAllocation(Stage):
         self.allocations: dict[str, Allocation] = {}
         self.kurtosis: dict[str, Tensor] = {}
         """Of the rows, [R], by layer."""
+        self.portions: Portions = WHOLE
 
     @classmethod
     def outline_(cls, network: nn.Module, settings: Settings) -> str | None:
@@ -126,7 +96,14 @@ class OutlierAllocation(Stage):
     @torch.no_grad()
     def iterate(self, unit: str, iteration: int) -> None:
         bench, everything = self.bench, len(self.points)
-        with hooked(self.layers, self._decide), quantization(bench.network, weight=False, activation=False):
+        network, adapter = bench.network, bench.adapter
+        # A layer is decided on by the whole batch: only what it is decided by is computed in portions.
+        self.portions = adapter.portions
+        with (
+            adapter.computing(WHOLE),
+            hooked(self.layers, self._decide),
+            quantization(network, weight=False, activation=False),
+        ):
             for size in run_points(bench.denoising, bench.bank.cal, self.points, everything):
                 self.network_forwards += size * bench.branches
 
@@ -144,9 +121,8 @@ class OutlierAllocation(Stage):
             needed = range(bits, bits + 1)
         compared = handed_on if self.settings.on_quantized_inputs else given
         weights = {width: self._quantized_weight(layer, weight, width) for width in needed}
-        outputs = {width: layer.apply_widened(compared, weights[width], layer.bias) for width in needed}
         axis = layer.channel_axis
-        error_of_bits = {width: _row_squares(quantized - output, axis) for width, quantized in outputs.items()}
+        outputs, error_of_bits = self._compared(layer, compared, output, weights)
         kurtosis = row_kurtosis(weight)
         measure = error_of_bits[bits] if self.settings.rows == "error" else kurtosis
         order = row_order(self.settings.rows, measure, generator("rows", self.bench.seed, self.name, name))
@@ -156,11 +132,40 @@ class OutlierAllocation(Stage):
         self.allocations[name], self.kurtosis[name] = chosen, kurtosis
         layer.set_weight_bits_(chosen.bits)
         layer_forwards = tried + len(needed)
-        if not self.settings.on_quantized_inputs:
+        if outputs and self.settings.on_quantized_inputs:
+            handed_on = _by_rows(outputs, chosen.bits, axis)
+        else:
             mixed = _by_rows(weights, chosen.bits, 0)
-            outputs, layer_forwards = {bits: layer.apply_widened(handed_on, mixed, layer.bias)}, layer_forwards + 1
+            handed_on, layer_forwards = self._output(layer, handed_on, mixed, output), layer_forwards + 1
         self.network_forwards += layer_forwards * len(x) * self.share_of_network[name]
-        return _by_rows(outputs, chosen.bits, axis).to(args[0].dtype)
+        return handed_on.to(args[0].dtype)
+
+    def _parts(self, x: Tensor) -> list[slice]:
+        """Of the samples, the portions that are computed together."""
+        size = self.portions.samples or len(x)
+        return [slice(start, start + size) for start in range(0, len(x), size)]
+
+    def _output(self, layer: QuantLayer, x: Tensor, weight: Tensor, like: Tensor) -> Tensor:
+        """The output, of the shape of ``like``."""
+        made = torch.empty_like(like)
+        for part in self._parts(x):
+            made[part] = layer.apply_widened(x[part], weight, layer.bias)
+        return made
+
+    def _compared(
+        self, layer: QuantLayer, x: Tensor, output: Tensor, weights: dict[int, Tensor]
+    ) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
+        """Outputs under the weights of every width, unless they are computed in portions, and the squared errors of
+        their rows."""
+        parts, outputs = self._parts(x), dict[int, Tensor]()
+        errors = {width: output.new_zeros(len(weight)) for width, weight in weights.items()}
+        for width, weight in weights.items():
+            for part in parts:
+                made = layer.apply_widened(x[part], weight, layer.bias)
+                errors[width] += _row_squares(made - output[part], layer.channel_axis)
+                if len(parts) == 1:
+                    outputs[width] = made
+        return outputs, errors
 
     def _set_scale(self, layer: QuantLayer, x: Tensor, output: Tensor, bits: int) -> int:
         """Set the equivalent scale of a layer, given its input and full-precision output; return the outputs tried."""
@@ -176,7 +181,11 @@ class OutlierAllocation(Stage):
             layer.set_equivalent_scale_(scale**strength)
             weight = self._quantized_weight(layer, layer.scaled_weight(), bits)
             given = self._quantized_input(layer, layer.scaled_input(x))
-            errors.append(float(layer.apply_widened(given, weight, layer.bias).sub_(output).square().sum()))
+            squares = [
+                layer.apply_widened(given[part], weight, layer.bias).sub_(output[part]).square().sum()
+                for part in self._parts(x)
+            ]
+            errors.append(float(torch.stack(squares).sum()))
         layer.set_equivalent_scale_(scale ** self.settings.strengths[errors.index(min(errors))])
         return len(errors)
 

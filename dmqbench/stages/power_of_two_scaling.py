@@ -141,8 +141,8 @@ class PowerOfTwoScaling(Stage):
         self.network_forwards += len(points) * bench.branches / 2
         with quantization(bench.network, weight=True, activation=True):
             seen = capture_inputs(bench.denoising, layer, trajectories, points, self.settings.batch)
-        (x, *_), _ = seen.arguments
-        return x, seen.step
+        (x, *_), _, step = seen.select(slice(None))
+        return x, step
 
     @torch.no_grad()
     def finish_unit(self, unit: str) -> dict[str, float]:

@@ -6,12 +6,14 @@ the errors of those before it. Two stages use it: learned rounding of the weight
 
 import math
 from abc import abstractmethod
+from collections.abc import Sequence
 from itertools import compress
 
 import torch
 from torch import Tensor, nn
 
 from dmqbench.calibration.capture import ModuleInputs, capture_inputs, capture_outputs, memory_groups
+from dmqbench.calibration.rows import Rows
 from dmqbench.calibration.stage import HELD_OUT_POINTS, MIB, Stage, Workbench
 from dmqbench.data.bank import Trajectories
 from dmqbench.data.noise import draw_batch
@@ -33,7 +35,7 @@ from dmqbench.stages.reconstruction_settings import (
 
 EVERY_CHANNEL = slice(None)
 
-Tensors = tuple[Tensor, ...]
+Kept = tuple[Rows, ...]
 
 
 def reconstruction_error(output: Tensor, target: Tensor, exponent: float = 2.0) -> Tensor:
@@ -41,7 +43,9 @@ def reconstruction_error(output: Tensor, target: Tensor, exponent: float = 2.0) 
     return (widened(output) - widened(target)).abs().pow(exponent).sum(1).mean()
 
 
-def unit_error(outputs: Tensors, targets: Tensors, index: Tensor, exponent: float = 2.0) -> Tensor:
+def unit_error(
+    outputs: Sequence[Tensor], targets: Sequence[Tensor | Rows], index: Tensor, exponent: float = 2.0
+) -> Tensor:
     """The error of samples ``index`` of what a unit puts out: blocks of two streams, an image and a text."""
     pairs = zip(outputs, targets, strict=True)
     return torch.stack([reconstruction_error(output, target[index], exponent) for output, target in pairs]).sum()
@@ -66,7 +70,7 @@ class BlockReconstruction(Stage):
             unit.name: sum(macs[name] for name in unit.layers) / total for unit in bench.topology.units
         }
         self.read = {unit.name: unit.read for unit in bench.topology.units}
-        self.targets: dict[str, tuple[Tensors, Tensors]] = {}
+        self.targets: dict[str, tuple[Kept, Kept]] = {}
         """What units put out in full precision, on calibration and on held-out points."""
         self.inputs: tuple[ModuleInputs, ModuleInputs] | None = None
 
@@ -131,17 +135,19 @@ class BlockReconstruction(Stage):
         bench = self.bench
         # On average the forward passes end half-way through the network.
         self.network_forwards += len(points) * bench.branches / 2
-        return capture_inputs(bench.denoising, self.module(unit), trajectories, points, self.settings.batch)
+        return capture_inputs(
+            bench.denoising, self.module(unit), trajectories, points, self.settings.batch, bench.shelf
+        )
 
-    def _capture_targets(self, first: str) -> dict[str, tuple[Tensors, Tensors]]:
+    def _capture_targets(self, first: str) -> dict[str, tuple[Kept, Kept]]:
         """Full-precision outputs of as many units from ``first`` on as the memory setting allows, from one pass."""
         bench = self.bench
         units = self.units()
         remaining = {name: self.module(name) for name in units[units.index(first) :]}
 
-        def outputs(modules: dict[str, nn.Module], trajectories: Trajectories, points: Tensor) -> dict[str, Tensors]:
+        def outputs(modules: dict[str, nn.Module], trajectories: Trajectories, points: Tensor) -> dict[str, Kept]:
             self.network_forwards += len(points) * bench.branches
-            found = capture_outputs(bench.denoising, modules, trajectories, points, self.settings.batch)
+            found = capture_outputs(bench.denoising, modules, trajectories, points, self.settings.batch, bench.shelf)
             return {name: tuple(compress(parts, self.read[name])) for name, parts in found.items()}
 
         with quantization(bench.network, weight=False, activation=False):
@@ -163,26 +169,36 @@ class BlockReconstruction(Stage):
     @torch.no_grad()
     def _held_out_error(self, unit: str) -> float:
         assert self.inputs is not None
-        total = len(self.inputs[True])
+        bench, total = self.bench, len(self.inputs[True])
         errors = [
             self._error(unit, held_out=True, index=index, exponent=2.0) * len(index)
-            for index in torch.arange(total).split(self.settings.batch)
+            for batch in torch.arange(total).split(self.settings.batch)
+            for index in bench.adapter.portions.split(batch)
         ]
         return float(torch.stack(errors).sum() / total)
 
     def iterate(self, unit: str, iteration: int) -> Tensor:
         assert self.inputs is not None
         index = draw_batch(self.bench.seed, self.name, unit, iteration, len(self.inputs[False]), self.settings.batch)
-        loss = self._error(unit, held_out=False, index=index, exponent=self.exponent)
-        total = loss + self.penalty(iteration)
         self.optimizer.zero_grad(set_to_none=True)
-        gradients = torch.autograd.grad(total, self.parameters_in_training)
-        for parameter, gradient in zip(self.parameters_in_training, gradients, strict=True):
-            parameter.grad = gradient
+        loss = self._add_gradients(unit, index, self.penalty(iteration))
         self.optimizer.step()
         self.schedule.step()
         self.network_forwards += 3 * len(index) * self.share_of_network[unit]
         return loss
+
+    def _add_gradients(self, unit: str, index: Tensor, penalty: Tensor | float) -> Tensor:
+        """Give the parameters the gradients of the error of samples ``index`` and of the penalty; return the error."""
+        errors: list[Tensor] = []
+        for part in self.bench.adapter.portions.split(index):
+            error = self._error(unit, held_out=False, index=part, exponent=self.exponent)
+            if len(part) < len(index):
+                error = error * (len(part) / len(index))
+            gradients = torch.autograd.grad(error if errors else error + penalty, self.parameters_in_training)
+            for parameter, gradient in zip(self.parameters_in_training, gradients, strict=True):
+                parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+            errors.append(error.detach())
+        return torch.stack(errors).sum()
 
     def finish_unit(self, unit: str) -> dict[str, float]:
         self.settle(self.module(unit))

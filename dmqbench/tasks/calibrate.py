@@ -16,6 +16,7 @@ from dmqbench.config.names import FINDINGS
 from dmqbench.config.precision_plans import PLAN_FILE
 from dmqbench.methods import stages_of
 from dmqbench.models.exchange import Description, quantized_attentions
+from dmqbench.models.portions import WHOLE
 from dmqbench.models.sources import meta_topology
 from dmqbench.quant.layers import adopt_weight_bits_, plan_of_layers
 from dmqbench.quant.plan import PrecisionPlan, reasons_left_out
@@ -59,26 +60,30 @@ def calibrated(shop: Workshop) -> list[Artifact]:
 def _run_stage(shop: Workshop, config: StageConfig, id: str, parent: Artifact | None) -> dict[str, float]:
     """Run one stage from its parent's state into the work folder; return what it cost."""
     folder = shop.store.work(id)
-    stage = _stage(shop, config, parent)
-    checkpoint = UnitCheckpoint(folder / "checkpoint.safetensors")
-    checkpoint.resume(stage)
-    title = f"{shop.job.method.name} {shop.bits.name}: {config.name}"
-    with Meter(title, len(stage.units()), stage.first_unit, work_of_stage(config)) as meter:
-        run_stage(stage, shop.job.trainer.accelerator, [checkpoint, UnitProgress(meter)])
-    stage.note_memory()
+    stage = _stage(shop, config, parent, folder)
+    portions = shop.portions.get(config.name, WHOLE)
+    if portions != WHOLE:
+        shop.record.log("portions", stage=config.name, **asdict(portions))
+    with stage.bench.adapter.computing(portions):
+        checkpoint = UnitCheckpoint(folder / "checkpoint.safetensors")
+        checkpoint.resume(stage)
+        title = f"{shop.job.method.name} {shop.bits.name}: {config.name}"
+        with Meter(title, len(stage.units()), stage.first_unit, work_of_stage(config)) as meter:
+            run_stage(stage, shop.job.trainer.accelerator, [checkpoint, UnitProgress(meter)])
+        stage.note_memory()
+        cost = {**stage.watch.facts, "network_forwards": stage.network_forwards, **stage.peaks}
+        findings = stage.findings()  # it runs the network as well, which is no calibration
     save_atomic(folder / OUTCOME / STATE, save(stage.state()))
     # A weight-only stage is shared by all activation bit-widths: its plan must not name the first comer's.
     reached = plan_of_layers(shop.quantized.network, shop.precision_plan)
     plan = reached.with_activation_bits(FULL_PRECISION) if stage.weights_only else reached
     save_json(folder / OUTCOME / PLAN_FILE, plan.to_json())
-    cost = {**stage.watch.facts, "network_forwards": stage.network_forwards, **stage.peaks}
-    findings = stage.findings()  # it runs the network as well, which is no calibration
     if findings:
         save_json(folder / OUTCOME / FINDINGS, findings)
     return cost
 
 
-def _stage(shop: Workshop, config: StageConfig, parent: Artifact | None) -> Stage:
+def _stage(shop: Workshop, config: StageConfig, parent: Artifact | None, scratch: Path) -> Stage:
     """Return the stage at its bench, the layers in the state that its parent left."""
     job, bank = shop.job, bank_of(shop)
     adapter = shop.quantized
@@ -92,6 +97,7 @@ def _stage(shop: Workshop, config: StageConfig, parent: Artifact | None) -> Stag
         step_groups=shop.step_groups,
         seed=job.seed,
         record=shop.record,
+        scratch=scratch,
     )
     stage = stages_of(job.method.name)[config.name].of(bench, **config.settings)
     if stage.weights_only == ("activation" in config.uses):
@@ -111,7 +117,7 @@ def description(shop: Workshop, last: Artifact) -> Description:
         timesteps=timesteps(job.calibration_sampler, job.model),
         engine=job.engine,
         sampler=job.calibration_sampler.facts,
-        budget=asdict(job.budget),
+        budget=job.budget.facts,
         seed=job.seed,
         ids={"trajectories": shop.ids.trajectories, "stages": dict(shop.ids.stages)},
         match=job.calibration.match,

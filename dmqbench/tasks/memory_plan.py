@@ -1,8 +1,8 @@
 """The most memory that every part of a job would hold, told before anything starts; no weights are read."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from math import prod
+from dataclasses import dataclass, replace
+from math import ceil, prod
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 
 from dmqbench.calibration.shape_bench import SAVED_COPIES, PointCounts, ShapeBench
 from dmqbench.config.checked_job import Job, scope_of
+from dmqbench.config.errors import ConfigError
 from dmqbench.config.model_facts import embeds_guidance, network_family, reads_text, timesteps
 from dmqbench.config.schema import SamplerConfig
 from dmqbench.engines import lower_
@@ -19,6 +20,7 @@ from dmqbench.models.families.family import Family
 from dmqbench.models.folders import CONFIG, OWN, decoder_folder, read_config
 from dmqbench.models.live_memory import live_memory, network_bytes, peak_of
 from dmqbench.models.location import locate
+from dmqbench.models.portions import WHOLE, Portions
 from dmqbench.models.sources import dtype_of, meta_model, meta_network, meta_topology
 from dmqbench.models.weight_files import tensor_shapes
 from dmqbench.quant.context import StepContext
@@ -26,6 +28,7 @@ from dmqbench.quant.layers import freeze_weight_, set_quantization_
 from dmqbench.quant.plan import uniform_plan
 from dmqbench.quant.spec import ENGINE_NAMES, BitWidth, step_groups
 from dmqbench.stages.footprints import FOOTPRINTS
+from dmqbench.tasks.memory_budget import fitted
 
 GIB = 2**30
 
@@ -48,18 +51,40 @@ class Phase:
         computing: of the network and all that is computed with it; on a GPU, if there is one.
         keeping: what lies in the host's memory at any rate: the bank, the decoder.
         keys: make it smaller.
+        portions: of a stage, in which it fits into ``budget.memory_gib``.
+        elsewhere: of a stage, what it keeps out of the memory that is bounded: on a GPU in the host's.
     """
 
     name: str
     computing: int
     keeping: int
     keys: tuple[str, ...] = ()
+    portions: Portions = WHOLE
+    elsewhere: int = 0
 
 
 def planned_phases(job: Job) -> list[Phase]:
     """Return the parts of a job that can be planned, in their order; none for a network of the user's own or another
     program's."""
     return [] if job.model.source == OWN or job.foreign else list(_Planner(job).phases())
+
+
+def stage_portions(job: Job) -> dict[str, Portions]:
+    """Return the portions in which the stages of a job fit into ``budget.memory_gib``, by their names; stages of other
+    packages are not among them.
+
+    Raises:
+        ConfigError: one needs more, whatever is done.
+    """
+    key, allowed = "budget.memory_gib", job.budget.memory_gib
+    phases = list(_Planner(job).stages()) if allowed is not None else []
+    for phase in phases:
+        needed = host_and_device(phase, job.device_type == "cuda")[job.device_type == "cuda"] / GIB
+        if allowed is not None and needed > allowed:
+            least = ceil(10 * needed) / 10
+            problem = f"is too little for {phase.name}, which takes {needed:.2f} GiB in the smallest portions"
+            raise ConfigError(key, allowed, [f"{least} or more"], problem, least)
+    return {phase.name: phase.portions for phase in phases}
 
 
 class _Planner:
@@ -74,6 +99,8 @@ class _Planner:
         part = decoder_folder(self.folder)
         self.decoder = None if part is None else meta_model(read_config(part / CONFIG))
         self.decoder_bytes = 0 if self.decoder is None else network_bytes(self.decoder)
+        self.left: ShapeBench | None = None
+        """As the stages leave it; None where that is not known."""
 
     def phases(self) -> Iterator[Phase]:
         job = self.job
@@ -88,21 +115,37 @@ class _Planner:
             yield Phase("trajectories", weights + self._following(bench, calls), decoder, ("sampler.chunk",))
         yield self._sampling(bench, "samples of full precision", quantized=False)
         if job.method.stages:
-            self._quantize_(bench)
-            yield from self._stages(bench)
+            yield from self.stages(bench)
+            if self.left is not None and job.engine == ENGINE_NAMES[0]:  # the other looks at values
+                freeze_weight_(self.left.network)
+                yield self._sampling(self.left, "samples", quantized=True, bank=self._bank(bench))
 
-    def _stages(self, bench: ShapeBench) -> Iterator[Phase]:
-        job, footprints = self.job, [FOOTPRINTS.get(config.name) for config in self.job.method.stages]
-        bank = (job.budget.trajectories + job.budget.validation) * self._trajectory(bench.points.calls)
-        for config, footprint in zip(job.method.stages, footprints, strict=True):
+    def stages(self, bench: ShapeBench | None = None) -> Iterator[Phase]:
+        """The stages of the method, each in the portions in which it fits into ``budget.memory_gib``."""
+        bench = bench or self._bench()
+        self._quantize_(bench)
+        keeping = self._bank(bench) + self.decoder_bytes
+        for config in self.job.method.stages:
+            footprint = FOOTPRINTS.get(config.name)
             if footprint is None:  # of another package: what it leaves is not known either
+                self.left = None
                 return
-            settings = stages_of(job.method.name)[config.name].settings_of(config.settings)
+            settings = stages_of(self.job.method.name)[config.name].settings_of(config.settings)
             keys = tuple(f"method.{config.name}.{size}" for size in SIZES if hasattr(settings, size))
-            yield Phase(config.name, footprint(bench, settings), bank + self.decoder_bytes, keys)
-        freeze_weight_(bench.network)
-        if job.engine == ENGINE_NAMES[0]:  # the other looks at values
-            yield self._sampling(bench, "samples", quantized=True, bank=bank)
+            fit = fitted(bench, footprint, settings, self._limit(keeping))
+            yield Phase(config.name, fit.computing, keeping, keys, fit.portions, fit.bench.elsewhere)
+            bench = self.left = replace(fit.bench, portions=WHOLE)
+
+    def _bank(self, bench: ShapeBench) -> int:
+        budget = self.job.budget
+        return (budget.trajectories + budget.validation) * self._trajectory(bench.points.calls)
+
+    def _limit(self, keeping: int) -> float | None:
+        """Bytes that a stage may hold beside what is kept at any rate; None: as many as it takes."""
+        allowed = self.job.budget.memory_gib
+        if allowed is None:
+            return None
+        return allowed * GIB if self.job.device_type == "cuda" else allowed * GIB - LIBRARIES - keeping
 
     def _bench(self) -> ShapeBench:
         job, sampler = self.job, self.job.calibration_sampler
@@ -181,9 +224,14 @@ def print_plan(job: Job) -> None:
     on_gpu = job.device_type == "cuda"
     table = Table("phase", *(Column(f"{place}, GiB", justify="right") for place in ("host", "device")[: 1 + on_gpu]))
     table.title = "Peak memory"
+    bounded = any(phase.portions != WHOLE for phase in phases)
+    if bounded:
+        table.title += f" under budget.memory_gib={job.budget.memory_gib:g}"
+        table.add_column("how")
     for phase in phases:
         host, device = host_and_device(phase, on_gpu)
-        table.add_row(phase.name, f"{host / GIB:.2f}", *([f"{device / GIB:.2f}"] if on_gpu else []))
+        numbers = [f"{host / GIB:.2f}", *([f"{device / GIB:.2f}"] if on_gpu else [])]
+        table.add_row(phase.name, *numbers, *([phase.portions.text(on_gpu)] if bounded else []))
     Console().print(table)
     if (warning := too_large(phases, on_gpu, free_memory(), free_device_memory() if on_gpu else None)) is not None:
         print(warning)
@@ -192,7 +240,7 @@ def print_plan(job: Job) -> None:
 def host_and_device(phase: Phase, on_gpu: bool) -> tuple[float, int]:
     """Bytes of a phase in the host's memory, what Python and its libraries take included, and on the GPU."""
     if on_gpu:
-        return LIBRARIES + phase.keeping, phase.computing
+        return LIBRARIES + phase.keeping + phase.elsewhere, phase.computing
     return LIBRARIES + phase.keeping + phase.computing, 0
 
 

@@ -16,6 +16,7 @@ from dmqbench.models.conditioning import (
     Unconditional,
 )
 from dmqbench.models.folders import ModelError, ModelSource
+from dmqbench.models.portions import Portions
 from dmqbench.quant.context import StepContext
 from dmqbench.samplers.schedule import NoiseSchedule
 
@@ -198,13 +199,14 @@ def test_checkpointing_recomputes_every_block_at_its_own_step(build, guidance):
     assert all(gradient.abs().max() > 1e-4 for gradient in expected)
     forwards = []
     wrapper.register_forward_hook(lambda *_: forwards.append(adapter.context.step.tolist()))
-    adapter.enable_checkpointing()
-    gradients = rollout_gradients(adapter, wrapper, guidance)
+    names = tuple(unit.name for unit in adapter.topology().units)
+    forwards.clear()
+    with adapter.computing(Portions(recomputed=names)):
+        gradients = rollout_gradients(adapter, wrapper, guidance)
     first, second = ([0, 2], [3, 1]) if guidance == 1.0 else ([0, 2, 0, 2], [3, 1, 3, 1])
     assert forwards == [first, second, second, first]
     for gradient, reference in zip(gradients, expected, strict=True):
         torch.testing.assert_close(gradient, reference, rtol=1e-5, atol=1e-6)
-    adapter.disable_checkpointing()
     forwards.clear()
     rollout_gradients(adapter, wrapper, guidance)
     assert forwards == [first, second]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from saved_bytes import peak_bytes
 from tiny import smallest_unet
-from workbench import adapter_of, sampler, set_min_max_ranges_, topology_of
+from workbench import adapter_of, recompute_blocks_, sampler, set_min_max_ranges_, topology_of
 
 from dmqbench.quant.layers import freeze_weight_, quant_layers, quantization, quantize_layers_, set_quantization_
 from dmqbench.quant.plan import uniform_plan
@@ -146,7 +146,7 @@ def test_replay_equals_full_backpropagation_with_and_without_gradient_checkpoint
     assert all(gradient.isfinite().all() for gradient in expected)
     assert all(gradient.any() for gradient in expected)
     assert_same(latent_checkpointed_replay(rollout), expected)
-    rollout.adapter.enable_checkpointing()
+    recompute_blocks_(rollout.adapter)
     assert_same(full_backpropagation(rollout), expected)
     assert_same(latent_checkpointed_replay(rollout), expected)
 
@@ -156,7 +156,7 @@ def test_guidance_changes_nothing_of_that(kind):
     rollout = Rollout(kind, (1, 3), guidance=2.0)
     expected = full_backpropagation(rollout)
     assert_same(latent_checkpointed_replay(rollout), expected)
-    rollout.adapter.enable_checkpointing()
+    recompute_blocks_(rollout.adapter)
     assert_same(full_backpropagation(rollout), expected)
 
 
@@ -204,7 +204,7 @@ def test_the_identity_approximation_of_two_calls_is_a_sum_of_products_of_one_net
         products = torch.autograd.grad(output, rollout.parameters, residual, allow_unused=True)
         expected += rollout.plan.gains[index] * flat(zeros_for_none(products, rollout.parameters))
     if checkpointing:
-        rollout.adapter.enable_checkpointing()
+        recompute_blocks_(rollout.adapter)
     gradient = flat(identity_approximation(rollout))
     assert (gradient - expected).norm() <= 1e-4 * expected.norm()
 

@@ -195,7 +195,7 @@ def test_deployed_ranges_are_those_of_all_calibration_points(steps):
     stage = learned(bench, ranges="deployed", iterations=2)
     learner = stage.learners[SKIP]
     inputs = capture_inputs(bench.denoising, learner.layer, bench.bank.cal, stage.points, 8)
-    x, step = inputs.arguments[0][0], inputs.step
+    x, step = inputs.arguments[0][0][:], inputs.step
     assert len(x) == 24
     for row in range(steps.rows):
         of_row = x[step == row] if steps.rows > 1 else x
@@ -265,7 +265,7 @@ def test_magnitudes_and_disparity_are_those_of_the_validation_points(joint):
     inputs = capture_inputs(
         joint.bench.denoising, joint.learners[SKIP].layer, joint.bench.bank.val, joint.views.points["val"], 8
     )
-    largest = inputs.arguments[0][0].abs().amax((0, 2, 3)).tolist()
+    largest = inputs.arguments[0][0][:].abs().amax((0, 2, 3)).tolist()
     expected = max(largest) / statistics.median(largest)
     assert joint.findings()["layers"][SKIP]["disparity"] == pytest.approx(expected, rel=1e-5)
 

@@ -7,7 +7,7 @@ import torch
 from saved_bytes import peak_bytes
 from stages.test_trajectory_gradients import ALL, assert_close, gradients
 from tiny import smallest_unet
-from workbench import adapter_of, sampler, set_min_max_ranges_, topology_of
+from workbench import adapter_of, recompute_blocks_, sampler, set_min_max_ranges_, topology_of
 
 from dmqbench.data.noise import step_noise
 from dmqbench.models.rollout import Denoising
@@ -104,7 +104,7 @@ def test_recomputing_blocks_keeps_the_step_and_guidance_changes_nothing(guidance
     names = ("exact", "replayed", "identity", "online")
     expected = {name: group.gradients(name) for name in names}
     assert_close(expected["replayed"], expected["exact"], FP32)
-    group.adapter.enable_checkpointing()
+    recompute_blocks_(group.adapter)
     for name in names:
         assert_close(group.gradients(name), expected[name], FP32)
     for gradient in expected["exact"]:

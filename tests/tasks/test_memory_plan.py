@@ -12,9 +12,19 @@ from tiny import save_pipeline, smallest_unet
 from twins import PIPELINES
 
 from dmqbench.config.compose import compose
+from dmqbench.config.errors import ConfigError
 from dmqbench.config.job import make_job
+from dmqbench.models.portions import WHOLE
 from dmqbench.tasks import memory_plan
-from dmqbench.tasks.memory_plan import GIB, LIBRARIES, Phase, host_and_device, planned_phases, too_large
+from dmqbench.tasks.memory_plan import (
+    GIB,
+    LIBRARIES,
+    Phase,
+    host_and_device,
+    planned_phases,
+    stage_portions,
+    too_large,
+)
 
 MEASURED = Path(__file__).with_name("memory_of_job.py")
 
@@ -110,6 +120,44 @@ def test_what_does_not_fit_is_said_with_the_keys_that_make_it_smaller():
     assert too_large(listed, True, 2 * GIB, 4 * GIB) is None
     assert "3.0 GiB of the GPU's memory, of which 1.0" in str(too_large(listed, True, 2 * GIB, GIB))
     assert too_large(listed, True, None, None) is None
+
+
+def bounded(method, share):
+    """A job on the smallest model whose largest stage may hold so much of what it would take, and its phases without
+    the bound."""
+    job = [SMALLEST, f"method={method}", "bits=w4a8", *FEW[3:]]
+    stages = [phase for phase in phases(*job).values() if phase.keys and "method" in phase.keys[0]]
+    largest = max(stages, key=lambda phase: phase.computing)
+    allowed = (LIBRARIES + largest.keeping + share * largest.computing) / GIB
+    return [*job, f"budget.memory_gib={allowed}"], allowed * GIB, {phase.name: phase for phase in stages}
+
+
+@pytest.mark.parametrize(
+    ("method", "share"),
+    [("efficient_dm", 0.5), *(pytest.param(name, 0.4, marks=pytest.mark.slow) for name in ("dmq", "mpq_dm"))],
+)
+def test_stages_fit_into_what_they_may_hold(method, share):
+    job, allowed, free = bounded(method, share)
+    found = phases(*job)
+    for name in free:
+        assert host_and_device(found[name], False)[0] <= allowed
+        fitted_before = host_and_device(free[name], False)[0] <= allowed
+        assert (found[name].portions == WHOLE) == fitted_before
+        assert found[name].computing == free[name].computing or not fitted_before
+    assert any(phase.portions.samples for phase in found.values())
+
+
+def test_what_fits_in_no_portions_is_refused_before_it_starts():
+    job = [SMALLEST, "method=rtn", "bits=w4a8", *FEW[3:], "budget.memory_gib=0.01"]
+    with pytest.raises(ConfigError, match=r"budget.memory_gib=.* is too little for \w+, which takes .* GiB") as refused:
+        stage_portions(make_job(compose(job)))
+    assert "or more" in str(refused.value)
+
+
+@pytest.mark.parametrize(("value", "problem"), [("0", "is no size"), ("-1", "is no size"), ("much", "is not a number")])
+def test_a_bound_on_memory_is_a_size(value, problem):
+    with pytest.raises(ConfigError, match=f"budget.memory_gib={value}.*{problem}"):
+        make_job(compose([SMALLEST, "method=rtn", f"budget.memory_gib={value}"]))
 
 
 def test_an_estimate_that_fails_does_not_keep_a_plan_from_being_told(monkeypatch, capsys):
