@@ -12,13 +12,14 @@ from torch.utils._pytree import tree_leaves, tree_map
 from dmqbench.calibration.capture import SHARED
 from dmqbench.models.families.family import Family
 from dmqbench.models.hooks import hooked, output_tensors
-from dmqbench.models.live_memory import held_by, live_memory, network_bytes, peak_of
+from dmqbench.models.live_memory import live_memory, network_bytes, peak_of
 from dmqbench.models.portions import WHOLE, Portions, recomputed
+from dmqbench.models.shape_memo import ShapeMemo
 from dmqbench.models.sources import example_inputs
 from dmqbench.models.topology import Topology
 from dmqbench.quant.context import StepContext
 from dmqbench.quant.layers import quant_layers, quantization
-from dmqbench.quant.state import calibration_state
+from dmqbench.quant.state import calibration_bytes
 
 PROBED = 3
 """Samples of the call that shapes are taken from: a size that is hardly another dimension's."""
@@ -90,7 +91,7 @@ class ShapeBench:
     @property
     def saved_bytes(self) -> int:
         """What writing a checkpoint takes."""
-        return SAVED_COPIES * held_by(calibration_state(self.network).values())
+        return saved_bytes(self.network)
 
     def points_of(self, settings: Any) -> int:
         """How many points of calibration a stage takes."""
@@ -178,9 +179,20 @@ class ShapeBench:
         modules = {name: self.network.get_submodule(name) for name in names}
         args, kwargs = example_inputs(self.family, PROBED, "meta", dtype=self.dtype)
         step = torch.zeros(PROBED, dtype=torch.long, device="meta")
-        with torch.no_grad(), hooked(modules, note, with_kwargs=True), self.context.at(step):
+        with ShapeMemo(), torch.no_grad(), hooked(modules, note, with_kwargs=True), self.context.at(step):
             self.family.output(self.network, args, kwargs)
         return found
+
+    def example(self, layer: str, points: int) -> tuple[Tensor, Tensor]:
+        """Return what a layer reads and puts out of so many points."""
+        seen, samples = self.seen[layer], points * self.branches
+        (x, *_), _ = seen.inputs(samples)
+        return x, seen.outputs[0].new_empty(samples, *seen.outputs[0].shape[1:])
+
+
+def saved_bytes(network: nn.Module) -> int:
+    """Return what writing a checkpoint takes."""
+    return SAVED_COPIES * calibration_bytes(network)
 
 
 def sample_bytes(tree: Any) -> int:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+
+from dmqbench.models.shape_memo import compute, storage_of, tensors
 
 
 class LiveMemory(TorchDispatchMode):
@@ -28,11 +29,13 @@ class LiveMemory(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        given = {_key(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
-        result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor) and _key(leaf) not in given:
-                self._add(leaf.untyped_storage())
+        result, memory = compute(func, args, kwargs or {})
+        if memory != "given":
+            found = tensors((args, tuple((kwargs or {}).values()))) if memory == "unknown" else ()
+            given = {storage_of(tensor) for tensor in found}
+            for tensor in tensors(result):
+                if storage_of(tensor) not in given:
+                    self._add(tensor.untyped_storage())
         return result
 
     def _add(self, storage: torch.UntypedStorage) -> None:
@@ -54,7 +57,7 @@ class _FusedAttention(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        kwargs = dict(kwargs or {})
+        kwargs = kwargs or {}
         if func is not nn.functional.scaled_dot_product_attention:
             return func(*args, **kwargs)
         query, key, value, *others = args or (kwargs["query"], kwargs["key"], kwargs["value"])
@@ -79,14 +82,10 @@ def peak_of(compute: Callable[[], Any]) -> int:
 
 def held_by(tensors: Iterable[Tensor | None]) -> int:
     """Return the bytes that tensors hold together; what several share is counted once."""
-    storages = {_key(tensor): tensor.untyped_storage().nbytes() for tensor in tensors if tensor is not None}
+    storages = {storage_of(tensor): tensor.untyped_storage().nbytes() for tensor in tensors if tensor is not None}
     return sum(storages.values())
 
 
 def network_bytes(network: nn.Module) -> int:
     """Return the bytes of the parameters and buffers of a network."""
     return held_by([*network.parameters(), *network.buffers()])
-
-
-def _key(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata

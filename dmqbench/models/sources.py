@@ -28,6 +28,7 @@ from dmqbench.models.folders import (
 )
 from dmqbench.models.location import locate, locate_scheduler
 from dmqbench.models.own import copied, lent_denoiser, own_topology
+from dmqbench.models.shape_memo import ShapeMemo
 from dmqbench.models.topology import Topology, trace
 from dmqbench.models.weight_files import refuse_misfits, weight_files, weight_variant
 
@@ -219,5 +220,6 @@ def _meta_topology(config: str, condition_channels: int) -> tuple[Topology, int]
     known = json.loads(config)
     network, family = meta_model(known), family_of(known, condition_channels)
     args, kwargs = example_inputs(family, device="meta")
-    topology = trace(network, args, kwargs, family.output, blocks_of_family(network, type(family)))
+    with ShapeMemo():
+        topology = trace(network, args, kwargs, family.output, blocks_of_family(network, type(family)))
     return topology, sum(parameter.numel() for parameter in network.parameters())

@@ -61,7 +61,7 @@ class QuantLayer(nn.Module):
     def _weight_quantizer(self, plan: LayerPlan) -> WeightQuantizer | None:
         if not plan.quantizes_weight:
             return None
-        levels = torch.tensor([2**bits for bits in plan.bits_of_rows(len(self.weight))])
+        levels = 2 ** torch.tensor(plan.bits_of_rows(1)).expand(len(self.weight))
         groups = InputGroups(self.weight.shape[1], plan.boundaries)
         return WeightQuantizer(levels, groups, self.weight.ndim).to(self.weight.device)
 

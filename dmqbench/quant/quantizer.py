@@ -45,6 +45,12 @@ def uncast(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     return moved
 
 
+def group_of_channel(groups: InputGroups) -> Tensor:
+    """For every channel, the group that it belongs to, int64 [C]."""
+    sizes = torch.tensor([part.stop - part.start for part in groups.slices])
+    return torch.arange(groups.count).repeat_interleave(sizes)
+
+
 class WeightQuantizer(nn.Module):
     """Quantizes a weight [R, C, …] with one scale and zero-point per (row, group of input channels).
 
@@ -69,7 +75,7 @@ class WeightQuantizer(nn.Module):
         self.alpha: nn.Parameter | None = None
         self.register_buffer("levels", levels.to(torch.int32))
         self.register_buffer("codes", None)
-        self.register_buffer("group_of_channel", torch.tensor(groups.group_of_channel), persistent=False)
+        self.register_buffer("group_of_channel", group_of_channel(groups), persistent=False)
 
     def spread(self, parameter: Tensor) -> Tensor:
         """[R, G] → broadcastable to the weight."""
@@ -168,7 +174,7 @@ class ActivationQuantizer(nn.Module):
         self.zero_point = frozen_parameter(torch.zeros(steps.rows, groups.count))
         self.register_buffer("exponent", None)
         self.register_buffer("row_of_call", torch.tensor(steps.row_of_call, dtype=torch.long))
-        self.register_buffer("group_of_channel", torch.tensor(groups.group_of_channel), persistent=False)
+        self.register_buffer("group_of_channel", group_of_channel(groups), persistent=False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ActivationQuantizer":
         return super()._apply(uncast(fn), recurse)

@@ -1,6 +1,6 @@
 """The state of calibration of a network, as plain tensors: what a stage hands to the next, and what is stored."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -136,12 +136,19 @@ def calibration_state(network: nn.Module, activations: bool = True) -> dict[str,
     Without ``activations`` the state holds nothing of activation quantizers, so that weights calibrated once serve
     every activation bit-width.
     """
-    return {
-        f"{name}.{attribute}": value.detach().clone().contiguous()
-        for name, module in _owners(network).items()
-        if activations or not isinstance(module, ActivationQuantizer)
-        for attribute, value in _own_tensors(module).items()
-    }
+    return {name: value.detach().clone().contiguous() for name, value in _calibration_tensors(network, activations)}
+
+
+def calibration_bytes(network: nn.Module) -> int:
+    """Return what ``calibration_state`` would take."""
+    return sum(value.nbytes for _, value in _calibration_tensors(network))
+
+
+def _calibration_tensors(network: nn.Module, activations: bool = True) -> Iterator[tuple[str, Tensor]]:
+    for name, module in _owners(network).items():
+        if activations or not isinstance(module, ActivationQuantizer):
+            for attribute, value in _own_tensors(module).items():
+                yield f"{name}.{attribute}", value
 
 
 @torch.no_grad()

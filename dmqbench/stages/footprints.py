@@ -20,6 +20,7 @@ from dmqbench.quant.state import activation_quantizers
 from dmqbench.stages.footprints_of_scales import equivalent_scaling
 from dmqbench.stages.footprints_of_training import low_rank_tuning, trajectory_reconstruction
 from dmqbench.stages.footprints_of_units import activation_reconstruction, weight_reconstruction
+from dmqbench.stages.outlier_allocation import OutlierAllocation
 
 Footprint = Callable[[ShapeBench, Any], int]
 """(bench, settings) → bytes."""
@@ -100,7 +101,9 @@ def outlier_allocation(bench: ShapeBench, settings: Any) -> int:
         outputs = [widened(output).clone(), *(widened(portion).clone() for _ in range(3))]
         return (given, weights, outputs)[2][0].to(output.dtype)
 
-    return bench.network_bytes + max(bench.hooked_call(bench.points_of(settings), decide), bench.saved_bytes)
+    call = bench.hooked_call(bench.points_of(settings), decide)
+    OutlierAllocation.outline_(bench.network, settings)
+    return bench.network_bytes + max(call, bench.saved_bytes)
 
 
 FOOTPRINTS: Mapping[str, Footprint] = {

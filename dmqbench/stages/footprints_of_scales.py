@@ -47,6 +47,8 @@ def equivalent_scaling(bench: ShapeBench, settings: Any) -> int:
         return _learned_from_memory(bench, settings, learners, kept, groups, 1 + val / points)
 
     known: dict[Any, int] = {}
+    for name, learner in learners.items():  # outside the call, in which every tensor would be counted twice
+        _learning(learner, *map(widened, bench.example(name, bench.batch_of(settings))), known)
 
     def learn(name: str, _: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
         if name in learners:
@@ -74,9 +76,7 @@ def _learned_from_memory(
             max(group, key=kept.__getitem__),
             max(group, key=lambda name: learners[name].layer.weight.numel()),
         }:
-            seen, count = bench.seen[name], bench.batch_of(settings) * bench.branches
-            (x, *_), _ = seen.inputs(count)
-            x, output = widened(x), widened(seen.outputs[0].new_empty(count, *seen.outputs[0].shape[1:]))
+            x, output = map(widened, bench.example(name, bench.batch_of(settings)))
             steps.append(x.nbytes + output.nbytes + _learning(learners[name], x, output, known))
         peak = max(peak, held + max(call, largest, *steps))
     return bench.network_bytes + peak

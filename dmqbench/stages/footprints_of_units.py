@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from dmqbench.calibration.capture import memory_groups
-from dmqbench.calibration.shape_bench import Seen, ShapeBench, sample_bytes
+from dmqbench.calibration.shape_bench import Seen, ShapeBench, sample_bytes, saved_bytes
 from dmqbench.calibration.stage import HELD_OUT_POINTS, MIB
 from dmqbench.models.hooks import output_tensors
-from dmqbench.models.live_memory import held_by, peak_of
+from dmqbench.models.live_memory import held_by, network_bytes, peak_of
+from dmqbench.models.shape_memo import ShapeMemo
 from dmqbench.quant.functional import rounding_regularizer
 from dmqbench.quant.layers import freeze_weight_, set_quantization_, weight_layers
 from dmqbench.quant.state import activation_quantizers
@@ -63,19 +64,24 @@ def _reconstruction(
     steps: dict[Any, int] = {}
     reached = bench.watched_call(bench.batch_of(settings), units, True, activations)
     plain, peak = bench.call(bench.batch_of(settings), False, False), 0
+    network, saved = bench.network_bytes, bench.saved_bytes
     for group in memory_groups({name: size * cal for name, size in made.items()}, settings.capture_mib * MIB):
         targets = sum(made[name] for name in group)
         streams = cal + val
-        peak = max(peak, bench.network_bytes + bench.kept(targets * streams) + plain)
+        peak = max(peak, network + bench.kept(targets * streams) + plain)
         for name in group:
             held = bench.kept((targets + given[name]) * streams)
+            own, own_saved = network_bytes(modules[name]), saved_bytes(modules[name])
             shapes = _shapes(modules[name], bench.seen[name])
             if shapes not in steps:
                 steps[shapes] = _unit_step(bench, name, units[name].read, settings, trainable)
-            peak = max(peak, bench.network_bytes + held + max(reached[name], steps[shapes]))
-            settle(modules[name])
+            peak = max(peak, network + held + max(reached[name], steps[shapes]))
+            with ShapeMemo():
+                settle(modules[name])
+            network += network_bytes(modules[name]) - own
+            saved += saved_bytes(modules[name]) - own_saved
             targets -= made[name]
-            peak = max(peak, bench.network_bytes + bench.kept(targets * streams) + bench.saved_bytes)
+            peak = max(peak, network + bench.kept(targets * streams) + saved)
     return peak
 
 

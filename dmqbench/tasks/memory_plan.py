@@ -21,6 +21,7 @@ from dmqbench.models.folders import CONFIG, OWN, decoder_folder, read_config
 from dmqbench.models.live_memory import live_memory, network_bytes, peak_of
 from dmqbench.models.location import locate
 from dmqbench.models.portions import WHOLE, Portions
+from dmqbench.models.shape_memo import ShapeMemo
 from dmqbench.models.sources import dtype_of, meta_model, meta_network, meta_topology
 from dmqbench.models.weight_files import tensor_shapes
 from dmqbench.quant.context import StepContext
@@ -110,15 +111,15 @@ class _Planner:
         weights = bench.network_bytes
         # What is read lies beside what it is copied into.
         yield Phase("loading", weights + weights * FLOAT // bench.dtype.itemsize, decoder)
+        plain = bench.call(job.sampler.chunk, False, False)
         if job.method.stages:
-            calls = bench.points.calls
-            yield Phase("trajectories", weights + self._following(bench, calls), decoder, ("sampler.chunk",))
-        yield self._sampling(bench, "samples of full precision", quantized=False)
+            following = self._following(plain, bench.points.calls)
+            yield Phase("trajectories", weights + following, decoder, ("sampler.chunk",))
+        yield self._sampling(bench, "samples of full precision", plain)
         if job.method.stages:
             yield from self.stages(bench)
             if self.left is not None and job.engine == ENGINE_NAMES[0]:  # the other looks at values
-                freeze_weight_(self.left.network)
-                yield self._sampling(self.left, "samples", quantized=True, bank=self._bank(bench))
+                yield self._quantized_samples(self.left)
 
     def stages(self, bench: ShapeBench | None = None) -> Iterator[Phase]:
         """The stages of the method, each in the portions in which it fits into ``budget.memory_gib``."""
@@ -135,6 +136,15 @@ class _Planner:
             fit = fitted(bench, footprint, settings, self._limit(keeping))
             yield Phase(config.name, fit.computing, keeping, keys, fit.portions, fit.bench.elsewhere)
             bench = self.left = replace(fit.bench, portions=WHOLE)
+
+    def _quantized_samples(self, bench: ShapeBench) -> Phase:
+        with ShapeMemo():
+            freeze_weight_(bench.network)
+        with live_memory() as live:
+            lower_(bench.network, self.job.engine)
+            set_quantization_(bench.network, weight=True, activation=True)
+        call = bench.call(self.job.sampler.chunk, True, True)
+        return self._sampling(bench, "samples", call, live.now, self._bank(bench))
 
     def _bank(self, bench: ShapeBench) -> int:
         budget = self.job.budget
@@ -183,21 +193,14 @@ class _Planner:
         """Bytes of one trajectory: states, predictions and conditions."""
         return (2 * calls + 1) * self.state + self.cond
 
-    def _following(self, bench: ShapeBench, calls: int) -> int:
-        """A batch of trajectories: its last call, and how it is written."""
+    def _following(self, call: int, calls: int) -> int:
+        """A batch of trajectories: its last ``call``, and how it is written."""
         batch = self.job.sampler.chunk
-        return batch * self._trajectory(calls) + max(
-            bench.call(batch, False, False), (SAVED_COPIES - 1) * batch * self._trajectory(calls)
-        )
+        return batch * self._trajectory(calls) + max(call, (SAVED_COPIES - 1) * batch * self._trajectory(calls))
 
-    def _sampling(self, bench: ShapeBench, name: str, *, quantized: bool, bank: int = 0) -> Phase:
-        chunk = self.job.sampler.chunk
-        with live_memory() as live:
-            if quantized:
-                lower_(bench.network, self.job.engine)
-                set_quantization_(bench.network, weight=True, activation=True)
-        call = bench.call(chunk, quantized, quantized)
-        computing = bench.network_bytes + live.now + max(call, self._decoding(chunk))
+    def _sampling(self, bench: ShapeBench, name: str, call: int, lowered: int = 0, bank: int = 0) -> Phase:
+        """``lowered``: what layers hold beside the network."""
+        computing = bench.network_bytes + lowered + max(call, self._decoding(self.job.sampler.chunk))
         return Phase(name, computing, self.decoder_bytes + bank, ("sampler.chunk",))
 
     def _decoding(self, chunk: int) -> int:
