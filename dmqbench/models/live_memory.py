@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dmqbench.models.shape_memo import compute, storage_of, tensors
@@ -51,26 +50,31 @@ class LiveMemory(TorchDispatchMode):
         self.now -= size
 
 
-class _FusedAttention(TorchFunctionMode):
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    *_: Any,
+    scale: float | None = None,
+    **__: Any,
+) -> Tensor:
     """On the meta device torch computes attention in steps, where processors and GPUs keep no table of scores."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func is not nn.functional.scaled_dot_product_attention:
-            return func(*args, **kwargs)
-        query, key, value, *others = args or (kwargs["query"], kwargs["key"], kwargs["value"])
-        mask = others[0] if others else kwargs.get("attn_mask")
-        fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-        return fused(query, key, value, attn_mask=mask, scale=kwargs.get("scale"))[0]
+    fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    return fused(query, key, value, attn_mask=attn_mask, scale=scale)[0]
 
 
 @contextmanager
 def live_memory() -> Iterator[LiveMemory]:
     """Watch what is computed on the meta device, attention as it is computed elsewhere."""
-    with _FusedAttention(), LiveMemory() as live:
-        yield live
+    plain = nn.functional.scaled_dot_product_attention
+    # No mode of torch's: those are not in force in what a backward pass computes again.
+    nn.functional.scaled_dot_product_attention = _attention
+    try:
+        with LiveMemory() as live:
+            yield live
+    finally:
+        nn.functional.scaled_dot_product_attention = plain
 
 
 def peak_of(compute: Callable[[], Any]) -> int:

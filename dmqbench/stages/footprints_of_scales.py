@@ -48,7 +48,8 @@ def equivalent_scaling(bench: ShapeBench, settings: Any) -> int:
 
     known: dict[Any, int] = {}
     for name, learner in learners.items():  # outside the call, in which every tensor would be counted twice
-        _learning(learner, *map(widened, bench.example(name, bench.batch_of(settings))), known)
+        x, output = bench.example(name, bench.batch_of(settings))
+        _learning(learner, widened(x), widened(output), known)
 
     def learn(name: str, _: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
         if name in learners:

@@ -3,9 +3,10 @@
 import pytest
 import torch
 from tiny import dit, text_unet, unet
+from torch.utils.checkpoint import checkpoint
 
 from dmqbench.models.families import family_of
-from dmqbench.models.live_memory import LiveMemory, held_by, live_memory
+from dmqbench.models.live_memory import LiveMemory, held_by, live_memory, peak_of
 from dmqbench.models.sources import example_inputs, meta_model
 
 
@@ -47,3 +48,16 @@ def test_shapes_hold_what_values_do(network, trained):
     with live_memory() as planned:
         step(of_shapes, "meta")
     assert planned.peak == computed.peak > 1000
+
+
+def test_attention_that_is_computed_again_keeps_no_scores():
+    x = torch.empty(1, 2, 256, 8, device="meta", requires_grad=True)
+
+    def attention(x):
+        return torch.nn.functional.scaled_dot_product_attention(x, x, x)
+
+    def again():
+        output = checkpoint(attention, x, use_reentrant=False)
+        torch.autograd.grad(output.sum(), x)
+
+    assert x.nbytes < peak_of(again) < 12 * x.nbytes < 2 * 256 * 256 * 4
