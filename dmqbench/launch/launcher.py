@@ -214,7 +214,8 @@ def _advice(job: "Job", error: Exception) -> str:
         return ""
     return (
         f"sampler.chunk={job.sampler.chunk} samples, in calibration budget.batch={job.budget.batch}, are computed at "
-        "once: smaller ones take less memory, and are results of their own; with more memory the same command goes on"
+        "once: smaller ones take less memory, and are results of their own; with more memory the same command goes on, "
+        "as calibration does with budget.memory_gib=N"
     )
 
 

@@ -53,6 +53,7 @@ class Phase:
         keeping: what lies in the host's memory at any rate: the bank, the decoder.
         keys: make it smaller.
         portions: of a stage, in which it fits into ``budget.memory_gib``.
+        is_stage: whether ``budget.memory_gib`` bounds it.
         elsewhere: of a stage, what it keeps out of the memory that is bounded: on a GPU in the host's.
     """
 
@@ -60,6 +61,7 @@ class Phase:
     computing: int
     keeping: int
     keys: tuple[str, ...] = ()
+    is_stage: bool = False
     portions: Portions = WHOLE
     elsewhere: int = 0
 
@@ -134,7 +136,7 @@ class _Planner:
             settings = stages_of(self.job.method.name)[config.name].settings_of(config.settings)
             keys = tuple(f"method.{config.name}.{size}" for size in SIZES if hasattr(settings, size))
             fit = fitted(bench, footprint, settings, self._limit(keeping))
-            yield Phase(config.name, fit.computing, keeping, keys, fit.portions, fit.bench.elsewhere)
+            yield Phase(config.name, fit.computing, keeping, keys, True, fit.portions, fit.bench.elsewhere)
             bench = self.left = replace(fit.bench, portions=WHOLE)
 
     def _quantized_samples(self, bench: ShapeBench) -> Phase:
@@ -254,6 +256,8 @@ def too_large(phases: list[Phase], on_gpu: bool, host: int | None, device: int |
         for place, needed, free in zip(("host", "GPU"), host_and_device(phase, on_gpu), (host, device), strict=True):
             if free is not None and needed > free:
                 advice = f"; a smaller {' or '.join(phase.keys)} takes less" if phase.keys else ""
+                if phase.is_stage:
+                    advice = f"; budget.memory_gib={free / GIB:.0f} cuts it into portions{advice}"
                 needs = f"{phase.name} takes about {needed / GIB:.1f} GiB of the {place}'s memory"
                 over.append((needed - free, f"warning: {needs}, of which {free / GIB:.1f} are free{advice}"))
     return max(over)[1] if over else None
