@@ -9,7 +9,7 @@ from dmqbench.models.folders import FUSING, LORAS, read_config
 from dmqbench.models.location import locate, locate_scheduler
 
 OF_USERS = ("local", "hub")
-"""Sources of models whose sampler no YAML decides."""
+"""Where checkpoints of users lie, whose schedulers a YAML may not follow."""
 
 
 def notices(jobs: Iterable[Job]) -> list[str]:
@@ -21,7 +21,7 @@ def _of_job(job: Job) -> Iterator[str]:
     guidances = {job.sampler.guidance, job.calibration_sampler.guidance}
     if job.inputs.negative_prompt is not None and guidances == {1.0}:
         yield "inputs.negative_prompt changes nothing with sampler.guidance=1"
-    if job.model.source in OF_USERS:
+    if job.model.checkpoint.kind in OF_USERS:
         yield from _of_scheduler(job)
         for path in sorted(locate(job.model.checkpoint).glob(LORAS)):
             yield f"{job.model.label}: {path.name} changes nothing, as LoRA is not loaded; {FUSING}"

@@ -16,6 +16,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from dmqbench.config.compose import compose
 from dmqbench.config.job import make_job
+from dmqbench.config.notices import notices
 from dmqbench.models import folders
 from dmqbench.models.adapter import load_adapter
 from dmqbench.models.attention import attention_modules, set_explicit_attention_, set_heads_
@@ -198,6 +199,8 @@ def test_a_network_of_a_known_name_needs_no_yaml_and_runs_under_it(tmp_path, mon
     sizes = ("model.sample_shape=[3,8,8]", "model.classes=10")
     job = make_job(compose(["model=ldm4_imagenet", *sizes, f"model.path={first}", "method=rtn", "bits=w8a8"]))
     assert (job.model.checkpoint.kind, job.model.classes, job.sampler.guidance) == ("local", 10, 3.0)
+    [said] = notices([job])
+    assert said.startswith("ldm4_imagenet: its DDIMScheduler has other settings than this job: sampler.steps_offset=1")
 
 
 def test_heads_that_diffusers_does_not_know_are_those_of_every_attention(tmp_path):
