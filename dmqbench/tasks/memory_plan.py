@@ -33,7 +33,7 @@ from dmqbench.tasks.memory_budget import fitted
 
 GIB = 2**30
 
-LIBRARIES = 0.75 * GIB
+LIBRARIES = 1.1 * GIB
 """What Python and the libraries hold before anything is loaded, about."""
 
 FLOAT = 4
