@@ -114,7 +114,7 @@ def models() -> Iterator[Finding]:
         else:
             mib = sum(path.stat().st_size for path in files) / 2**20
             yield Finding("models", name, OK, f"embedded, whole, {mib:.1f} MiB", brief="embedded, whole")
-    classes = ", ".join(family.network for family in families())
+    classes = ", ".join(dict.fromkeys(family.network for family in families()))
     yield Finding("models", "your own", OK, f"{classes} with model=local or model=hub; other classes are refused")
     count = len(list(Path(HF_HUB_CACHE).glob("models--*")))
     detail = f"{HF_HUB_CACHE}, {count} repositories{', offline (HF_HUB_OFFLINE)' if HF_HUB_OFFLINE else ''}"

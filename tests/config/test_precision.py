@@ -1,7 +1,7 @@
 """What a network computes in: what it changes in a job, and with what it does not fit."""
 
 import pytest
-from config.test_compose import ids_of, job, refused
+from config.asked import ids_of, job, refused
 
 BFLOAT16 = "model.dtype=bfloat16"
 

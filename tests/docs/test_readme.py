@@ -167,7 +167,7 @@ def names_in(module: str) -> set[str]:
             names |= {alias.asname or alias.name for alias in node.names}
         elif isinstance(node, ast.Assign | ast.AnnAssign):
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            names |= {target.id for target in targets if isinstance(target, ast.Name)}
+            names |= {node.id for target in targets for node in ast.walk(target) if isinstance(node, ast.Name)}
     return names
 
 

@@ -119,8 +119,8 @@ def test_what_does_not_fit_is_said_with_the_keys_that_make_it_smaller():
     stage = replace(large, is_stage=True)
     assert "; budget.memory_gib=2 cuts it into portions; a smaller" in str(too_large([stage], False, 2 * GIB, None))
     assert host_and_device(large, True) == (GIB + LIBRARIES, 3 * GIB)
-    assert too_large(listed, True, 2 * GIB, 4 * GIB) is None
-    assert "3.0 GiB of the GPU's memory, of which 1.0" in str(too_large(listed, True, 2 * GIB, GIB))
+    assert too_large(listed, True, 3 * GIB, 4 * GIB) is None
+    assert "3.0 GiB of the GPU's memory, of which 1.0" in str(too_large(listed, True, 3 * GIB, GIB))
     assert too_large(listed, True, None, None) is None
 
 
