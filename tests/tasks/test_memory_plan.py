@@ -38,8 +38,6 @@ FEW = (
 SMALLEST = "model=ladder_1"
 
 WITHIN = 0.15
-WIDER = {("mpq_dm", "activation_range"): 0.3}
-"""Where more is needed than planned, measured: 69 MiB planned and 92 needed, for a reason that is not known."""
 BESIDE = 6.0
 """MiB that a process grows by of itself: pages of libraries that are touched first, what the allocator keeps."""
 
@@ -63,8 +61,7 @@ def test_the_plan_is_what_a_process_needs(tmp_path, method):
     found = json.loads(done.stdout.splitlines()[-1])
     assert len(found) > 3
     for part, (planned, measured) in found.items():
-        within = WIDER.get((method, part), WITHIN)
-        assert abs(planned - measured) < within * measured + BESIDE, f"{part}: {found}"
+        assert abs(planned - measured) < WITHIN * measured + BESIDE, f"{part}: {found}"
 
 
 def phases(*overrides):
