@@ -106,7 +106,7 @@ def _store() -> Iterator[Finding]:
 
 
 def _display() -> Iterator[Finding]:
-    yield Finding("display", "none needed", OK, "pictures and pages are files; any browser shows a page")
+    yield Finding("display", "none needed", OK, "pictures and pages are files for a browser")
 
 
 def _print(findings: Sequence[Finding], console: Console) -> None:

@@ -44,7 +44,7 @@ def _split(reason: str) -> tuple[str, str]:
 def _measured_with(name: str, settings: MetricsConfig) -> str:
     """Return what ``name`` is computed with; MetricUnavailable if that is not here."""
     if known_metrics()[name].features == "digits":
-        return f"classifier {_classifier()}"
+        return _classifier()
     if name == "clip":
         from dmqbench.eval.clip import locate_clip
 

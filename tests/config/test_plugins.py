@@ -294,9 +294,9 @@ def test_a_stage_within_the_module_of_its_method(site):
 
 
 def test_a_method_without_a_module_is_refused(site):
-    install(site, "mine", {"conf/method/mine.yaml": METHOD})
+    install(site, "bare", {"conf/method/mine.yaml": METHOD})  # a name that no package imported before has
     assert "has no module" in wrong_options(the_one())[0]
-    with pytest.raises(ConfigError, match=r"method=mine has no module methods/mine\.py \(in: dmqbench, mine\)"):
+    with pytest.raises(ConfigError, match=r"method=mine has no module methods/mine\.py \(in: dmqbench, bare\)"):
         make_job(compose(["method=mine"]))
 
 
