@@ -80,18 +80,18 @@ def in_portions(
 def recomputed(network: nn.Module, names: tuple[str, ...], context: StepContext) -> Iterator[None]:
     """Let the modules ``names`` be computed again in the backward passes of what is computed within, each at the step
     at which it first ran; their hooks see the first time alone."""
-    modules = [vars(network.get_submodule(name)) for name in names] if torch.is_grad_enabled() else []
-    before = [module.get("forward") for module in modules]
-    for name, module in zip(names, modules, strict=False):
-        module["forward"] = _again(network.get_submodule(name).forward, context)
+    modules = [network.get_submodule(name) for name in names] if torch.is_grad_enabled() else []
+    before = [(vars(module), vars(module).get("forward")) for module in modules]
+    for module in modules:
+        vars(module)["forward"] = _again(module.forward, context)
     try:
         yield
     finally:
-        for module, forward in zip(modules, before, strict=True):
+        for own, forward in before:
             if forward is None:  # its class has it again
-                del module["forward"]
+                del own["forward"]
             else:
-                module["forward"] = forward
+                own["forward"] = forward
 
 
 def _again(forward: Callable[..., Any], context: StepContext) -> Callable[..., Any]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from dmqbench.quant.functional import CLIPPINGS, SMALLEST_SCALE, affine_parameters, fake_quantize
-from dmqbench.quant.quantizer import along_axis
+from dmqbench.quant.quantizer import along_axis, group_of_channel
 from dmqbench.quant.spec import InputGroups
 
 SMALLEST_EQUIVALENT_SCALE = 1e-4
@@ -63,7 +63,7 @@ def min_max_parameters(low: Tensor, high: Tensor, levels: Tensor | int, with_zer
 
 def spread(table: Tensor, groups: InputGroups) -> Tensor:
     """[…, G] → […, C], or […, 1] with a single group, which broadcasts alike."""
-    return table if groups.count == 1 else table[..., torch.tensor(groups.group_of_channel, device=table.device)]
+    return table if groups.count == 1 else table[..., group_of_channel(groups).to(table.device)]
 
 
 def scaled_fake_quantized_weight(

@@ -89,11 +89,6 @@ class InputGroups:
         cuts = (0, *self.boundaries, self.channels)
         return tuple(slice(left, right) for left, right in itertools.pairwise(cuts))
 
-    @property
-    def group_of_channel(self) -> tuple[int, ...]:
-        """For every channel, the group that it belongs to."""
-        return tuple(index for index, part in enumerate(self.slices) for _ in range(part.start, part.stop))
-
 
 @dataclass(frozen=True)
 class StepGroups:

@@ -1,7 +1,8 @@
 """``task=calibrate``: the stages of a job's method, each once and in order."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 from safetensors.torch import load_file, save
@@ -16,7 +17,7 @@ from dmqbench.config.names import FINDINGS
 from dmqbench.config.precision_plans import PLAN_FILE
 from dmqbench.methods import stages_of
 from dmqbench.models.exchange import Description, quantized_attentions
-from dmqbench.models.portions import WHOLE
+from dmqbench.models.portions import WHOLE, Portions
 from dmqbench.models.sources import meta_topology
 from dmqbench.quant.layers import adopt_weight_bits_, plan_of_layers
 from dmqbench.quant.plan import PrecisionPlan, reasons_left_out
@@ -24,6 +25,7 @@ from dmqbench.quant.spec import FULL_PRECISION
 from dmqbench.quant.state import load_calibration_state_
 from dmqbench.store.artifact import Artifact
 from dmqbench.store.files import load_json, save_atomic, save_json
+from dmqbench.tasks.memory_plan import stage_portions
 from dmqbench.tasks.mirror import facts_of, tell_job, tracker
 from dmqbench.tasks.trajectories import bank_of
 from dmqbench.tasks.workshop import OUTCOME, STATE, Workshop, open_workshop
@@ -51,17 +53,24 @@ def calibrate_and_tell(shop: Workshop) -> list[Artifact]:
 def calibrated(shop: Workshop) -> list[Artifact]:
     """Return the artifacts of the method's stages in order; none for full precision."""
     artifacts: list[Artifact] = []
+    portions = cache(lambda: stage_portions(shop.job))  # found when the first stage is to be run
     for config, (_, id) in zip(shop.job.method.stages, shop.ids.stages, strict=True):
         parent = artifacts[-1] if artifacts else None
-        artifacts.append(shop.made_once("quantized", id, partial(_run_stage, shop, config, id, parent)))
+        artifacts.append(shop.made_once("quantized", id, partial(_run_stage, shop, config, id, parent, portions)))
     return artifacts
 
 
-def _run_stage(shop: Workshop, config: StageConfig, id: str, parent: Artifact | None) -> dict[str, float]:
+def _run_stage(
+    shop: Workshop,
+    config: StageConfig,
+    id: str,
+    parent: Artifact | None,
+    portions_of: Callable[[], Mapping[str, Portions]],
+) -> dict[str, float]:
     """Run one stage from its parent's state into the work folder; return what it cost."""
     folder = shop.store.work(id)
     stage = _stage(shop, config, parent, folder)
-    portions = shop.portions.get(config.name, WHOLE)
+    portions = portions_of().get(config.name, WHOLE)
     if portions != WHOLE:
         shop.record.log("portions", stage=config.name, **asdict(portions))
     with stage.bench.adapter.computing(portions):

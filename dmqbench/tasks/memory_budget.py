@@ -47,21 +47,25 @@ def fitted(bench: ShapeBench, footprint: Footprint, settings: Any, limit: float 
     plain = tried(WHOLE)
     if plain.computing <= limit:
         return plain
-    best = moved = tried(Portions(moved=True))
-    if moved.computing > limit:
-        again = tried(replace(moved.portions, recomputed=tuple(unit.name for unit in bench.topology.units)))
-        best = again if again.computing < moved.computing else moved
+    best = min(plain, tried(Portions(moved=True)), key=_computing)
+    if best.computing > limit:
+        units = tuple(unit.name for unit in bench.topology.units)
+        best = min(best, tried(replace(best.portions, recomputed=units)), key=_computing)
     if best.computing <= limit:
         return best
     batch = getattr(settings, "batch", None) or getattr(settings, "samples", 1)
     return _cut(lambda samples: tried(replace(best.portions, samples=samples)), best, batch * bench.branches, limit)
 
 
+def _computing(fit: Fit) -> int:
+    return fit.computing
+
+
 def _cut(tried: Callable[[int], Fit], whole: Fit, batch: int, limit: float) -> Fit:
     """The fit of the most samples at once, of a batch of about so many, or the one that holds least."""
     least = tried(1)
     if least.computing > limit:
-        return min(whole, least, key=lambda fit: fit.computing)
+        return min(whole, least, key=_computing)
     # What is held is convex in the samples: not above the line between one and all.
     share = (limit - least.computing) / (whole.computing - least.computing)
     samples = int(1 + share * (batch - 1))

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from math import ceil, prod
 from pathlib import Path
 from typing import Any
@@ -79,15 +80,24 @@ def stage_portions(job: Job) -> dict[str, Portions]:
     Raises:
         ConfigError: one needs more, whatever is done.
     """
-    key, allowed = "budget.memory_gib", job.budget.memory_gib
-    phases = list(_Planner(job).stages()) if allowed is not None else []
-    for phase in phases:
-        needed = host_and_device(phase, job.device_type == "cuda")[job.device_type == "cuda"] / GIB
-        if allowed is not None and needed > allowed:
-            least = ceil(10 * needed) / 10
-            problem = f"is too little for {phase.name}, which takes {needed:.2f} GiB in the smallest portions"
-            raise ConfigError(key, allowed, [f"{least} or more"], problem, least)
+    phases = [] if job.budget.memory_gib is None else list(_Planner(job).stages())
+    if (error := too_little(job, phases)) is not None:
+        raise error
     return {phase.name: phase.portions for phase in phases}
+
+
+def too_little(job: Job, phases: list[Phase]) -> ConfigError | None:
+    """The error of the first stage that needs more than ``budget.memory_gib``; None without one."""
+    allowed, on_gpu = job.budget.memory_gib, job.device_type == "cuda"
+    if allowed is None:
+        return None
+    for phase in phases:
+        needed = host_and_device(phase, on_gpu)[on_gpu] / GIB
+        if phase.is_stage and needed > allowed:
+            least = ceil(100 * needed) / 100
+            problem = f"is too little for {phase.name}, which takes {needed:.2f} GiB in the smallest portions"
+            return ConfigError("budget.memory_gib", allowed, [f"{least} or more"], problem, least)
+    return None
 
 
 class _Planner:
@@ -202,15 +212,18 @@ class _Planner:
 
     def _sampling(self, bench: ShapeBench, name: str, call: int, lowered: int = 0, bank: int = 0) -> Phase:
         """``lowered``: what layers hold beside the network."""
-        computing = bench.network_bytes + lowered + max(call, self._decoding(self.job.sampler.chunk))
+        computing = bench.network_bytes + lowered + max(call, self._decoding)
         return Phase(name, computing, self.decoder_bytes + bank, ("sampler.chunk",))
 
-    def _decoding(self, chunk: int) -> int:
+    @cached_property
+    def _decoding(self) -> int:
+        """What a chunk of samples holds while it is decoded."""
         network: Any = self.decoder
         if network is None:
             return 0
+        shape = (self.job.sampler.chunk, *self.family.sample_shape)
         with torch.no_grad():
-            return peak_of(lambda: network.decode(torch.empty(chunk, *self.family.sample_shape, device="meta")))
+            return peak_of(lambda: network.decode(torch.empty(shape, device="meta")))
 
 
 def print_plan(job: Job) -> None:
@@ -229,7 +242,7 @@ def print_plan(job: Job) -> None:
     on_gpu = job.device_type == "cuda"
     table = Table("phase", *(Column(f"{place}, GiB", justify="right") for place in ("host", "device")[: 1 + on_gpu]))
     table.title = "Peak memory"
-    bounded = any(phase.portions != WHOLE for phase in phases)
+    bounded = job.budget.memory_gib is not None
     if bounded:
         table.title += f" under budget.memory_gib={job.budget.memory_gib:g}"
         table.add_column("how")
@@ -238,6 +251,8 @@ def print_plan(job: Job) -> None:
         numbers = [f"{host / GIB:.2f}", *([f"{device / GIB:.2f}"] if on_gpu else [])]
         table.add_row(phase.name, *numbers, *([phase.portions.text(on_gpu)] if bounded else []))
     Console().print(table)
+    if (error := too_little(job, phases)) is not None:
+        print(f"warning: {error}")
     if (warning := too_large(phases, on_gpu, free_memory(), free_device_memory() if on_gpu else None)) is not None:
         print(warning)
 

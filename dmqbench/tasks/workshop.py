@@ -16,7 +16,6 @@ from dmqbench.models.conditioning import ClassConditioner, TextConditioner
 from dmqbench.models.exchange import quantize_network_, quantized_attentions
 from dmqbench.models.foreign import load_foreign_adapter
 from dmqbench.models.image_tasks import edit_images_, restore_images_
-from dmqbench.models.portions import Portions
 from dmqbench.models.rollout import Denoising
 from dmqbench.models.topology import Topology
 from dmqbench.quant.layers import adopt_weight_bits_
@@ -26,7 +25,6 @@ from dmqbench.samplers.plan import SamplerPlan, build_plan
 from dmqbench.store.artifact import Artifact
 from dmqbench.store.artifacts import Store
 from dmqbench.tasks.embeddings import PromptEmbeddings
-from dmqbench.tasks.memory_plan import stage_portions
 from dmqbench.tracking.environment import PeakMemory
 from dmqbench.tracking.record import Record
 from dmqbench.tracking.stopwatch import Stopwatch
@@ -153,11 +151,6 @@ class Workshop:
         if self.job.plan is not None:
             adopt_weight_bits_(adapter.network, self.job.plan.plan)
         return adapter
-
-    @cached_property
-    def portions(self) -> Mapping[str, Portions]:
-        """How much of a batch every stage computes at once, by its name, where ``budget.memory_gib`` bounds it."""
-        return {} if self.job.budget.memory_gib is None else stage_portions(self.job)
 
     @cached_property
     def foreign(self) -> Adapter:

@@ -86,7 +86,7 @@ def written_out_input(layer, x, step) -> np.ndarray:
     activation, axis = layer.activation, layer.channel_axis
     values = np.moveaxis(x.numpy(), axis, 1)
     integers = np.zeros(values.shape, dtype=np.int64)
-    group_of = activation.groups.group_of_channel
+    group_of = activation.group_of_channel.tolist()
     for sample, channel in itertools.product(range(len(x)), range(values.shape[1])):
         row = row_of(layer, int(step[sample]))
         scale = activation.scale[row, group_of[channel]].numpy()

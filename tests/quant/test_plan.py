@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dmqbench.quant.plan import LayerPlan, PrecisionPlan, uniform_plan
+from dmqbench.quant.quantizer import group_of_channel
 from dmqbench.quant.spec import BitWidth, InputGroups, Scope, StepGroups
 
 
@@ -173,7 +174,7 @@ def test_input_groups_partition_the_channels(channels, data):
     covered = [channel for part in groups.slices for channel in range(part.start, part.stop)]
     assert covered == list(range(channels))
     assert len(groups.slices) == groups.count == len(cuts) + 1
-    for channel, group in enumerate(groups.group_of_channel):
+    for channel, group in enumerate(group_of_channel(groups).tolist()):
         assert groups.slices[group].start <= channel < groups.slices[group].stop
 
 

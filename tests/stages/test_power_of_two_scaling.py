@@ -76,7 +76,7 @@ def by_hand(layer, x, step, steps, threshold, depth=3):
     for row in range(steps.rows):
         members = x[row_of == row]
         for channel in range(x.shape[1]):
-            group = quantizer.groups.group_of_channel[channel]
+            group = int(quantizer.group_of_channel[channel])
             s, z = quantizer.scale[row, group], quantizer.zero_point[row, group]
             errors = []
             divisor = 1.0 if layer.equivalent_scale is None else layer.equivalent_scale[channel]
