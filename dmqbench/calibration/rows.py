@@ -24,14 +24,14 @@ class Shelf:
     def rows(self, count: int, like: Tensor) -> "Rows":
         """Return room for ``count`` rows of the shape, type and device of those of ``like`` [B, …]."""
         shape, file = (count, *like.shape[1:]), None
-        if not self.moved:
+        if not self.moved or like.is_meta:
             values = like.new_empty(shape)
         elif like.device.type != "cpu":
             values = torch.empty(shape, dtype=like.dtype)
         else:
             file = self._file(prod(shape) * like.element_size())
             values = torch.frombuffer(file, dtype=like.dtype, count=prod(shape)).view(shape)
-        return Rows(values, like.device, file)
+        return Rows(values, like.device, file, copied=self.moved)
 
     def _file(self, size: int) -> mmap.mmap:
         with tempfile.TemporaryFile(dir=self.folder) as file:
@@ -45,10 +45,13 @@ class Rows:
     Args:
         device: where rows are given.
         file: what ``values`` lie in, if that is a file: what of it is not being read then takes no memory.
+        copied: whether what is read takes memory of its own.
     """
 
-    def __init__(self, values: Tensor, device: torch.device, file: mmap.mmap | None = None) -> None:
-        self._values, self._device, self._file = values, device, file
+    def __init__(
+        self, values: Tensor, device: torch.device, file: mmap.mmap | None = None, copied: bool = False
+    ) -> None:
+        self._values, self._device, self._file, self._copied = values, device, file, copied
         self._filled = 0
 
     def append(self, rows: Tensor) -> None:
@@ -65,10 +68,7 @@ class Rows:
         return len(self._values)
 
     def __getitem__(self, index: Tensor | slice) -> Tensor:
-        chosen = self._values[index]
-        if self._file is None:
-            return chosen.to(self._device)
-        chosen = chosen.clone()
+        chosen = self._values[index].to(self._device, copy=self._copied)
         self._let_go()
         return chosen
 

@@ -23,11 +23,14 @@ class Portions:
     """Modules that are computed again in a backward pass through the network, instead of keeping what it needs."""
     moved: bool = False
     """Whether what is kept of units lies elsewhere: of a GPU in the host's memory, of a CPU in a file."""
+    offloaded: bool = False
+    """Whether the weights of layers lie there too, but while a layer computes."""
 
     def text(self, on_gpu: bool) -> str:
         """What is done, in words; "" if nothing is."""
         where = "the host's memory" if on_gpu else "a file"
         said = {
+            f"weights kept in {where}": self.offloaded,
             f"inputs kept in {where}": self.moved,
             "blocks computed again": bool(self.recomputed),
             f"{self.samples} samples at once": self.samples is not None,

@@ -30,6 +30,8 @@ class QuantLayer(nn.Module):
     bias: nn.Parameter | None
     channel_axis: int = 1
     kind: str
+    weight_elsewhere: Callable[[], Tensor] | None
+    """While set, ``weight`` has no values, and this brings them: see ``calibration.offloading``."""
 
     def attach_quantizers_(self, plan: LayerPlan, context: StepContext, steps: StepGroups) -> None:
         """Add quantizers for ``plan`` beside the weight; both switches start off.
@@ -43,6 +45,7 @@ class QuantLayer(nn.Module):
         self.weight_on = False
         self.activation_on = False
         self.lowered: Callable[[Tensor], Tensor] | None = None
+        self.weight_elsewhere: Callable[[], Tensor] | None = None
         self.equivalent_scale: nn.Parameter | None = None
         self.adapter_down: nn.Parameter | None = None
         self.adapter_up: nn.Parameter | None = None
@@ -138,9 +141,13 @@ class QuantLayer(nn.Module):
         if self.weight_quantizer is not None:
             self.weight_quantizer.codes, self.weight_quantizer.alpha = None, None
 
+    def unscaled_weight(self) -> Tensor:
+        """W0."""
+        return self.weight if self.weight_elsewhere is None else self.weight_elsewhere()
+
     def scaled_weight(self) -> Tensor:
         """s ⊙ (W0 + ΔW): what the weight quantizer sees."""
-        weight = widened(self.weight)
+        weight = widened(self.unscaled_weight())
         if self.adapter_down is not None and self.adapter_up is not None:
             weight = weight + low_rank_product(self.adapter_up, self.adapter_down).view_as(weight)
         if self.equivalent_scale is not None:
@@ -153,6 +160,8 @@ class QuantLayer(nn.Module):
             return self.scaled_weight()
         if self.fixed_weight is not None:
             return self.fixed_weight
+        if self.weight_quantizer.codes is not None:
+            return self.weight_quantizer.reconstruct()
         return self.weight_quantizer(self.scaled_weight())
 
     def weight_step(self) -> Tensor:
@@ -171,7 +180,7 @@ class QuantLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if not (self.weight_on or self.activation_on):
-            return self.apply_weight(x, self.weight, self.bias)
+            return self.apply_weight(x, self.unscaled_weight(), self.bias)
         if self.lowered is not None and self.weight_on and self.activation_on:
             return self.lowered(x)
         given = self.scaled_input(x)
@@ -187,9 +196,10 @@ class QuantLayer(nn.Module):
             self.show_codes_()
 
     def show_codes_(self) -> None:
-        """Let the layer compute with the weight that its fixed codes stand for."""
+        """Let the layer compute with the weight that its fixed codes stand for, kept if its own weight is."""
         assert self.weight_quantizer is not None
-        self.fixed_weight = self.weight_quantizer.reconstruct().to(self.weight.dtype)
+        kept = self.weight_elsewhere is None
+        self.fixed_weight = self.weight_quantizer.reconstruct().to(self.weight.dtype) if kept else None
 
     @torch.no_grad()
     def freeze_(self) -> None:

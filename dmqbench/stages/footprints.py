@@ -27,11 +27,12 @@ Footprint = Callable[[ShapeBench, Any], int]
 
 
 def weight_range(bench: ShapeBench, settings: Any) -> int:
-    """Layers are looked at one after another: a scaled copy of a weight is all there is beside it."""
+    """Layers are looked at one after another: a scaled copy of a weight, or one that was brought with what it is read
+    from, is all there is beside it."""
     copies = [
-        widened(layer.weight).nbytes
+        widened(layer.weight).nbytes * (1 + (layer.weight_elsewhere is not None))
         for layer in weight_layers(bench.network).values()
-        if layer.equivalent_scale is not None or is_narrow(layer.weight)
+        if layer.equivalent_scale is not None or is_narrow(layer.weight) or layer.weight_elsewhere is not None
     ]
     return bench.network_bytes + max([bench.saved_bytes, *copies])
 

@@ -172,7 +172,7 @@ class OutlierAllocation(Stage):
         if getattr(layer, "groups", 1) != 1 or not self.settings.strengths:
             return 0
         low, high = channel_extremes(x, layer.channel_axis)
-        scale = prescale(torch.maximum(high, -low).amax(0), weight_magnitudes(widened(layer.weight)))
+        scale = prescale(torch.maximum(high, -low).amax(0), weight_magnitudes(widened(layer.unscaled_weight())))
         if len(self.settings.strengths) == 1:
             layer.set_equivalent_scale_(scale ** self.settings.strengths[0])
             return 0

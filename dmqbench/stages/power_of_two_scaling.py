@@ -167,7 +167,7 @@ class PowerOfTwoScaling(Stage):
         sums = torch.zeros(2, dtype=torch.float64)
         for part in self.held_out.split(self.settings.batch):
             x, step = self._inputs(unit, self.bench.bank.val, part)
-            target = layer.apply_weight(x, layer.weight, layer.bias)
+            target = layer.apply_weight(x, layer.unscaled_weight(), layer.bias)
             with self.bench.adapter.context.at(step), quantization(layer, weight=True, activation=True):
                 for place, exponent in enumerate((None, election.exponent)):
                     quantizer.exponent = exponent

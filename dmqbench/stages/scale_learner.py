@@ -56,19 +56,7 @@ class ScaleLearner:
         channels = layer.weight.shape[1]
         if layer.equivalent_scale is None:
             layer.set_equivalent_scale_(layer.weight.new_ones(channels))
-        weights, activation = layer.weight_quantizer, layer.activation_quantizer
-        self.function = ScaledLayer(
-            linear_map=layer.apply_widened,
-            weight=widened(layer.weight.detach()),
-            bias=None if layer.bias is None else layer.bias.detach(),
-            channel_axis=layer.channel_axis,
-            groups=InputGroups(channels, layer.plan.boundaries),
-            weight_levels=None if weights is None else weights.levels,
-            activation_levels=None if activation is None else activation.levels,
-            zero_in_range=zero_in_range,
-            clipping=clipping,
-        )
-        """The layer as a function of τ."""
+        self.zero_in_range, self.clipping = zero_in_range, clipping
         self.running = self.scale.new_zeros(bins)
         """Λ."""
         self.low: Tensor | None = None
@@ -83,6 +71,22 @@ class ScaleLearner:
         assert self.layer.equivalent_scale is not None
         return self.layer.equivalent_scale
 
+    @property
+    def function(self) -> ScaledLayer:
+        """The layer as a function of τ; its weight may be brought for it."""
+        layer, weights, activation = self.layer, self.layer.weight_quantizer, self.layer.activation_quantizer
+        return ScaledLayer(
+            linear_map=layer.apply_widened,
+            weight=widened(layer.unscaled_weight().detach()),
+            bias=None if layer.bias is None else layer.bias.detach(),
+            channel_axis=layer.channel_axis,
+            groups=InputGroups(layer.weight.shape[1], layer.plan.boundaries),
+            weight_levels=None if weights is None else weights.levels,
+            activation_levels=None if activation is None else activation.levels,
+            zero_in_range=self.zero_in_range,
+            clipping=self.clipping,
+        )
+
     def span(self, batch: LayerBatch, rows: int) -> None:
         """Widen the known extremes [rows, C] of the layer's channels by those of a batch."""
         low, high = channel_extremes(batch.x, self.layer.channel_axis)
@@ -93,9 +97,9 @@ class ScaleLearner:
         self.low = self.low.scatter_reduce(0, index, low, "amin")
         self.high = self.high.scatter_reduce(0, index, high, "amax")
 
-    def _grid_of(self, batch: LayerBatch) -> Callable[[Tensor], Grid | None]:
+    def _grid_of(self, function: ScaledLayer, batch: LayerBatch) -> Callable[[Tensor], Grid | None]:
         """Return τ → the input's grid under the ranges that τ learns under."""
-        if self.function.activation_levels is None:
+        if function.activation_levels is None:
             return lambda scale: None
         if self.deployed:
             assert self.low is not None and self.high is not None, "span() has seen nothing"
@@ -104,7 +108,7 @@ class ScaleLearner:
         else:
             lows, highs = channel_extremes(batch.x, self.layer.channel_axis)
             low, high = lows.amin(0, keepdim=True), highs.amax(0, keepdim=True)
-        return lambda scale: self.function.input_grid(low, high, scale)
+        return lambda scale: function.input_grid(low, high, scale)
 
     def learn(self, batch: LayerBatch) -> Tensor:
         """Set τ's gradient from one batch; return the batch's weighted error over the energy of its output."""
@@ -120,7 +124,7 @@ class ScaleLearner:
             self.scale,
             batch.x,
             batch.output,
-            self._grid_of(batch),
+            self._grid_of(function, batch),
             weights_of,
             part=max(1, self.part_bytes // per_sample),
         )
@@ -163,8 +167,9 @@ class ScaleLearner:
     def errors(self, batch: LayerBatch, scale: Tensor | None = None) -> Tensor:
         """Squared output error of every sample [B] under τ, or under ``scale``."""
         scale = self.scale if scale is None else scale
-        grid = self._grid_of(batch)(scale)
-        return self.function.errors(batch.x, batch.output, grid, self.function.quantized_weight(scale))
+        function = self.function
+        grid = self._grid_of(function, batch)(scale)
+        return function.errors(batch.x, batch.output, grid, function.quantized_weight(scale))
 
 
 SHOWN_LAYERS = 6
@@ -195,7 +200,7 @@ class HeldOutFacts:
         return {key: value if math.isfinite(value) else None for key, value in facts.items()}
 
     def channels(self) -> dict[str, list[float | None]]:
-        scale, weight = self.learner.scale.detach(), weight_magnitudes(self.learner.function.weight)
+        scale, weight = self.learner.scale.detach(), weight_magnitudes(widened(self.learner.layer.unscaled_weight()))
         return {
             "scale": rounded(scale),
             "input_before": rounded(self.magnitude),

@@ -1,6 +1,7 @@
 """``task=calibrate``: the stages of a job's method, each once and in order."""
 
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict
 from functools import cache, partial
 from pathlib import Path
@@ -8,6 +9,8 @@ from pathlib import Path
 from safetensors.torch import load_file, save
 
 from dmqbench.calibration.checkpoint import UnitCheckpoint
+from dmqbench.calibration.offloading import weights_elsewhere
+from dmqbench.calibration.rows import Shelf
 from dmqbench.calibration.run import UnitProgress, run_stage
 from dmqbench.calibration.stage import Stage, Workbench
 from dmqbench.config.checked_job import Job, StageConfig
@@ -53,11 +56,22 @@ def calibrate_and_tell(shop: Workshop) -> list[Artifact]:
 def calibrated(shop: Workshop) -> list[Artifact]:
     """Return the artifacts of the method's stages in order; none for full precision."""
     artifacts: list[Artifact] = []
-    portions = cache(lambda: stage_portions(shop.job))  # found when the first stage is to be run
-    for config, (_, id) in zip(shop.job.method.stages, shop.ids.stages, strict=True):
-        parent = artifacts[-1] if artifacts else None
-        artifacts.append(shop.made_once("quantized", id, partial(_run_stage, shop, config, id, parent, portions)))
+    with ExitStack() as until_the_last:
+        portions = cache(lambda: _portions(shop, until_the_last))  # found when the first stage is to be run
+        for config, (_, id) in zip(shop.job.method.stages, shop.ids.stages, strict=True):
+            parent = artifacts[-1] if artifacts else None
+            artifacts.append(shop.made_once("quantized", id, partial(_run_stage, shop, config, id, parent, portions)))
     return artifacts
+
+
+def _portions(shop: Workshop, until_the_last: ExitStack) -> Mapping[str, Portions]:
+    """The portions of the stages, by their names; weights that are to lie elsewhere do so from now on."""
+    found = stage_portions(shop.job)
+    if any(portions.offloaded for portions in found.values()):
+        bank_of(shop)  # followed by the network as it was loaded
+        shelf = Shelf(moved=True, folder=shop.store.root)
+        until_the_last.enter_context(weights_elsewhere(shop.quantized.network, shelf))
+    return found
 
 
 def _run_stage(
@@ -69,8 +83,8 @@ def _run_stage(
 ) -> dict[str, float]:
     """Run one stage from its parent's state into the work folder; return what it cost."""
     folder = shop.store.work(id)
-    stage = _stage(shop, config, parent, folder)
     portions = portions_of().get(config.name, WHOLE)
+    stage = _stage(shop, config, parent, folder)
     if portions != WHOLE:
         shop.record.log("portions", stage=config.name, **asdict(portions))
     with stage.bench.adapter.computing(portions):

@@ -5,8 +5,11 @@ from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
 
+from dmqbench.calibration.offloading import offloaded_bytes, weights_elsewhere
+from dmqbench.calibration.rows import Shelf
 from dmqbench.calibration.shape_bench import ShapeBench
 from dmqbench.models.portions import WHOLE, Portions
+from dmqbench.models.shape_memo import ShapeMemo
 from dmqbench.stages.footprints import Footprint
 
 
@@ -27,27 +30,27 @@ class Fit:
         return self.bench.portions
 
 
-def fitted(bench: ShapeBench, footprint: Footprint, settings: Any, limit: float | None) -> Fit:
+def fitted(bench: ShapeBench, footprint: Footprint, settings: Any, limit: float | None, first: Portions = WHOLE) -> Fit:
     """Return a stage in the portions that hold at most ``limit`` bytes at the least cost, or, where there are none, in
     those that hold least.
 
     What is kept is moved first, which costs copies; then blocks are computed again, which costs a forward pass; then
     batches are cut.
-    """
 
+    Args:
+        first: what is done at any rate.
+    """
     if limit is None:
         return Fit(bench, footprint(bench, settings))
     _ = bench.seen  # found once for all trials
 
     def tried(portions: Portions) -> Fit:
-        trial = deepcopy(bench)
-        trial.portions, trial.elsewhere = portions, 0
-        return Fit(trial, footprint(trial, settings))
+        return _tried(deepcopy(bench), footprint, settings, portions)
 
-    plain = tried(WHOLE)
+    plain = tried(first)
     if plain.computing <= limit:
         return plain
-    best = min(plain, tried(Portions(moved=True)), key=_computing)
+    best = min(plain, tried(replace(first, moved=True)), key=_computing)
     if best.computing > limit:
         units = tuple(unit.name for unit in bench.topology.units)
         best = min(best, tried(replace(best.portions, recomputed=units)), key=_computing)
@@ -55,6 +58,17 @@ def fitted(bench: ShapeBench, footprint: Footprint, settings: Any, limit: float 
         return best
     batch = getattr(settings, "batch", None) or getattr(settings, "samples", 1)
     return _cut(lambda samples: tried(replace(best.portions, samples=samples)), best, batch * bench.branches, limit)
+
+
+def _tried(bench: ShapeBench, footprint: Footprint, settings: Any, portions: Portions) -> Fit:
+    bench.portions, bench.elsewhere = portions, 0
+    if not portions.offloaded:
+        return Fit(bench, footprint(bench, settings))
+    weights = offloaded_bytes(bench.network)
+    with ShapeMemo(), weights_elsewhere(bench.network, Shelf(moved=True)):
+        computing = footprint(bench, settings)
+    bench.elsewhere += weights
+    return Fit(bench, computing)
 
 
 def _computing(fit: Fit) -> int:

@@ -1,6 +1,7 @@
 """The most memory that every part of a job would hold, told before anything starts; no weights are read."""
 
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import ceil, prod
@@ -80,7 +81,7 @@ def stage_portions(job: Job) -> dict[str, Portions]:
     Raises:
         ConfigError: one needs more, whatever is done.
     """
-    phases = [] if job.budget.memory_gib is None else list(_Planner(job).stages())
+    phases = [] if job.budget.memory_gib is None else _Planner(job).stages()
     if (error := too_little(job, phases)) is not None:
         raise error
     return {phase.name: phase.portions for phase in phases}
@@ -98,6 +99,10 @@ def too_little(job: Job, phases: list[Phase]) -> ConfigError | None:
             problem = f"is too little for {phase.name}, which takes {needed:.2f} GiB in the smallest portions"
             return ConfigError("budget.memory_gib", allowed, [f"{least} or more"], problem, least)
     return None
+
+
+def _largest(phases: list[Phase]) -> int:
+    return max((phase.computing for phase in phases), default=0)
 
 
 class _Planner:
@@ -133,21 +138,36 @@ class _Planner:
             if self.left is not None and job.engine == ENGINE_NAMES[0]:  # the other looks at values
                 yield self._quantized_samples(self.left)
 
-    def stages(self, bench: ShapeBench | None = None) -> Iterator[Phase]:
-        """The stages of the method, each in the portions in which it fits into ``budget.memory_gib``."""
+    def stages(self, bench: ShapeBench | None = None) -> list[Phase]:
+        """The stages of the method, each in the portions in which it fits into ``budget.memory_gib``; if one fits in
+        none, all with their weights elsewhere, where that takes less."""
         bench = bench or self._bench()
         self._quantize_(bench)
         keeping = self._bank(bench) + self.decoder_bytes
+        limit, again = self._limit(keeping), deepcopy(bench)
+        phases, left = self._fitted(bench, keeping, limit, WHOLE)
+        if limit is not None and _largest(phases) > limit:
+            elsewhere, left_so = self._fitted(again, keeping, limit, Portions(offloaded=True))
+            if _largest(elsewhere) < _largest(phases):
+                phases, left = elsewhere, left_so
+        self.left = left
+        return phases
+
+    def _fitted(
+        self, bench: ShapeBench, keeping: int, limit: float | None, first: Portions
+    ) -> tuple[list[Phase], ShapeBench | None]:
+        """The stages, and what they leave behind; None where that is not known."""
+        phases: list[Phase] = []
         for config in self.job.method.stages:
             footprint = FOOTPRINTS.get(config.name)
             if footprint is None:  # of another package: what it leaves is not known either
-                self.left = None
-                return
+                return phases, None
             settings = stages_of(self.job.method.name)[config.name].settings_of(config.settings)
             keys = tuple(f"method.{config.name}.{size}" for size in SIZES if hasattr(settings, size))
-            fit = fitted(bench, footprint, settings, self._limit(keeping))
-            yield Phase(config.name, fit.computing, keeping, keys, True, fit.portions, fit.bench.elsewhere)
-            bench = self.left = replace(fit.bench, portions=WHOLE)
+            fit = fitted(bench, footprint, settings, limit, first)
+            phases.append(Phase(config.name, fit.computing, keeping, keys, True, fit.portions, fit.bench.elsewhere))
+            bench = replace(fit.bench, portions=WHOLE)
+        return phases, bench if phases else None
 
     def _quantized_samples(self, bench: ShapeBench) -> Phase:
         with ShapeMemo():

@@ -1,5 +1,6 @@
 """What is computed in portions, with blocks computed again and inputs in files, is what is computed at once."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -20,6 +21,8 @@ from workbench import (
     workbench,
 )
 
+from dmqbench.calibration.offloading import weights_elsewhere
+from dmqbench.calibration.rows import Shelf
 from dmqbench.calibration.run import run_stage
 from dmqbench.models.portions import Portions
 from dmqbench.quant.spec import BitWidth, StepGroups
@@ -56,6 +59,12 @@ STAGES: dict[str, tuple[Any, dict[str, Any], bool]] = {
 def outcome(stage_type, settings, portions, seen):
     """The state that a stage leaves and what it records, behind ranges that are the same for all."""
     bench = workbench(BitWidth(3, 6), steps=StepGroups.per_step(4), guidance=2.0)
+    elsewhere = weights_elsewhere(bench.network, Shelf(moved=True)) if portions.offloaded else nullcontext()
+    with elsewhere:
+        return of_stage(bench, stage_type, settings, portions, seen)
+
+
+def of_stage(bench, stage_type, settings, portions, seen):
     run_stage(WeightRange.of(bench, **MSE), "cpu", [])
     if stage_type is not OutlierAllocation:
         run_stage(ActivationRange.of(bench, **ACTIVATION_RANGE), "cpu", [])
@@ -74,7 +83,7 @@ def test_a_stage_leaves_the_same_behind(stage_type, settings, divisible):
     batches: list[int] = []
     parts: list[int] = []
     state, numbers, forwards, found = outcome(stage_type, settings, Portions(), batches)
-    portions = Portions(samples=AT_ONCE, recomputed=blocks, moved=True)
+    portions = Portions(samples=AT_ONCE, recomputed=blocks, moved=True, offloaded=True)
     again, numbers_again, forwards_again, found_again = outcome(stage_type, settings, portions, parts)
     assert forwards == pytest.approx(forwards_again) or (stage_type is OutlierAllocation and forwards < forwards_again)
     torch.testing.assert_close(numbers, numbers_again, rtol=1e-2, atol=1e-4)

@@ -8,14 +8,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from tiny import save_pipeline, smallest_unet
 from twins import PIPELINES
 
 from dmqbench.config.compose import compose
 from dmqbench.config.errors import ConfigError
 from dmqbench.config.job import make_job
-from dmqbench.models.portions import WHOLE
-from dmqbench.tasks import memory_plan
+from dmqbench.models.portions import WHOLE, Portions
+from dmqbench.tasks import calibrate, memory_plan
 from dmqbench.tasks.memory_plan import (
     GIB,
     LIBRARIES,
@@ -25,6 +27,7 @@ from dmqbench.tasks.memory_plan import (
     stage_portions,
     too_large,
 )
+from dmqbench.tasks.workshop import STATE, open_workshop
 
 MEASURED = Path(__file__).with_name("memory_of_job.py")
 
@@ -151,6 +154,33 @@ def test_what_fits_in_no_portions_is_refused_before_it_starts():
     with pytest.raises(ConfigError, match=r"budget.memory_gib=.* is too little for \w+, which takes .* GiB") as refused:
         stage_portions(make_job(compose(job)))
     assert "or more" in str(refused.value)
+
+
+def test_weights_lie_elsewhere_where_no_portions_are_small_enough():
+    job = ["model=ddpm_cifar10", "task=plan", "method=rtn", "bits=w4a8", *FEW[1:]]
+    usual, found = phases(*job), phases(*job, "budget.memory_gib=1.2")
+    for name in ("weight_range", "activation_range"):
+        assert found[name].portions.offloaded and not usual[name].portions.offloaded
+        assert found[name].computing < 0.3 * usual[name].computing
+        assert found[name].elsewhere > 130 * 2**20  # 35.7 million weights
+    assert found["samples"] == usual["samples"]
+
+
+def test_a_job_with_weights_elsewhere_leaves_the_same_bits(tmp_path, monkeypatch):
+    folder = save_pipeline(tmp_path / "model", smallest_unet(class_entries=None))
+    job = [*FEW, f"model.path={folder}", "method=efficient_dm"]
+    states = []
+    for name in ("usual", "elsewhere"):
+        shop = open_workshop(make_job(compose([*job, f"store.root={tmp_path / name}"])))
+        states.append([load_file(stage.path / STATE) for stage in calibrate.calibrated(shop)])
+        weights = [parameter for parameter in shop.quantized.network.parameters() if parameter.ndim > 1]
+        assert all(weight.isfinite().all() for weight in weights)
+        elsewhere = {stage.name: Portions(offloaded=True) for stage in shop.job.method.stages}
+        monkeypatch.setattr(calibrate, "stage_portions", lambda _, elsewhere=elsewhere: elsewhere)
+    records = [line for path in (tmp_path / "elsewhere").rglob("*.jsonl") for line in path.read_text().splitlines()]
+    assert sum('"offloaded": true' in line for line in records) == len(states[1])
+    for usual, same in zip(*states, strict=True):
+        assert usual.keys() == same.keys() and all(torch.equal(usual[key], same[key]) for key in usual)
 
 
 @pytest.mark.parametrize(("value", "problem"), [("0", "is no size"), ("-1", "is no size"), ("much", "is not a number")])
