@@ -161,7 +161,7 @@ def test_weights_lie_elsewhere_where_no_portions_are_small_enough():
     usual, found = phases(*job), phases(*job, "budget.memory_gib=1.2")
     for name in ("weight_range", "activation_range"):
         assert found[name].portions.offloaded and not usual[name].portions.offloaded
-        assert found[name].computing < 0.3 * usual[name].computing
+        assert found[name].computing < 0.4 * usual[name].computing
         assert found[name].elsewhere > 120 * 2**20  # of 35.7 million weights, but for the scope's exceptions
     assert found["samples"] == usual["samples"]
 
