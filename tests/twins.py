@@ -130,7 +130,8 @@ def pixart_sigma(seed: int = 0) -> PixArtSigmaPipeline:
     return PixArtSigmaPipeline(t5_tokenizer(), t5_encoder(), autoencoder(), network, DPMSolverMultistepScheduler())
 
 
-def stable_diffusion_3(seed: int = 0) -> StableDiffusion3Pipeline:
+def stable_diffusion_3(seed: int = 0, t5: bool = True) -> StableDiffusion3Pipeline:
+    """With its third encoder, or without, as it is deployed where memory is short."""
     return StableDiffusion3Pipeline(
         transformer=sd3(seed, joint_attention_dim=24, pooled_projection_dim=24),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
@@ -139,8 +140,8 @@ def stable_diffusion_3(seed: int = 0) -> StableDiffusion3Pipeline:
         tokenizer=clip_tokenizer(),
         text_encoder_2=clip_encoder(1, CLIPTextModelWithProjection),
         tokenizer_2=clip_tokenizer(),
-        text_encoder_3=t5_encoder(width=24),
-        tokenizer_3=t5_tokenizer(),
+        text_encoder_3=t5_encoder(width=24) if t5 else None,
+        tokenizer_3=t5_tokenizer() if t5 else None,
     )
 
 

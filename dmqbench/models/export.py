@@ -100,12 +100,15 @@ def _export_text(pipe: Any, family: type[Family], folder: Path) -> None:
     """Write what reads prompts, and what the pipeline says of how."""
     if not family.text_parts:
         return
-    for name in (name for part in family.text_parts for name in (part.encoder, part.tokenizer)):
+    lacking = [part for part in family.text_parts if part.optional and getattr(pipe, part.encoder, None) is None]
+    present = [part for part in family.text_parts if part not in lacking]
+    for name in (name for part in present for name in (part.encoder, part.tokenizer)):
         if getattr(pipe, name, None) is None:
             raise ModelError(f"{type(pipe).__name__}: it has no {name}, and its network is conditioned on text")
         getattr(pipe, name).save_pretrained(folder / name)
-    switches = {key: value for key, value in pipe.config.items() if isinstance(value, bool)}
-    save_json(folder / INDEX, {"_class_name": type(pipe).__name__, **switches})
+    stated = {key: value for key, value in pipe.config.items() if isinstance(value, bool)}
+    stated |= {part.encoder: None for part in lacking}
+    save_json(folder / INDEX, {"_class_name": type(pipe).__name__, **stated})
 
 
 def untied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -172,10 +172,13 @@ def load(
     folder = Path(folder).expanduser().absolute()
     try:
         description, facts = _read_description(folder)
-        kind = _pipeline_class(folder, read_config(folder / _INDEX), pipeline)
+        index = read_config(folder / _INDEX)
+        kind = _pipeline_class(folder, index, pipeline)
         part = only_one(folder, [path.parent for path in sorted(folder.glob(f"*/{WEIGHTS}"))])
         network = _rebuilt(part, description, facts)
-        given: dict[str, Any] = {part.name: network}
+        # diffusers takes a part that the index states to be none for missing, unless it is told so.
+        given: dict[str, Any] = {name: None for name, value in index.items() if value == [None, None]}
+        given[part.name] = network
         if "parts" in facts:
             given["torch_dtype"] = {name: getattr(torch, dtype) for name, dtype in facts["parts"].items()}
         with warnings.catch_warnings(action="ignore", category=FutureWarning):  # of diffusers 0.42: called dtype, too

@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import diffusers
@@ -14,7 +15,7 @@ from dmqbench.models.families.family import Family
 from dmqbench.models.families.text import TextPart
 from dmqbench.models.folders import ModelError
 from dmqbench.models.sources import only_errors_logged, require_finite
-from dmqbench.models.text_files import pipeline_name, pipeline_settings
+from dmqbench.models.text_files import pipeline_name, pipeline_settings, present_parts
 from dmqbench.models.weight_files import refuse_misfits, weight_variant
 
 
@@ -31,11 +32,15 @@ class PromptEncoder:
 
     def __init__(self, folder: Path, family: Family, image_scale: int, device: torch.device | str = "cpu") -> None:
         self._family = family
-        parts = {name: value for part in family.text_parts for name, value in _loaded(folder, part, device).items()}
+        self._parts = present_parts(folder, family)
+        parts = {name: value for part in self._parts for name, value in _loaded(folder, part, device).items()}
         kind: Any = getattr(diffusers, pipeline_name(folder, family))
         given = {**_NOT_NEEDED, **pipeline_settings(folder), **parts}
         with _quiet():
             self._pipe = kind(**{name: given.get(name) for name in _asked(kind, given)})
+        if len(self._parts) < len(family.text_parts):
+            # The pipeline asks its network how wide the zeros are that stand for what it lacks.
+            setattr(self._pipe, family.part, SimpleNamespace(config=SimpleNamespace(**family.config)))
         self._pipe.vae_scale_factor = image_scale
 
     @torch.no_grad()
@@ -55,7 +60,7 @@ class PromptEncoder:
 
     def cuts(self, prompt: str) -> bool:
         """Whether the prompt is longer than what the encoder that reads most of it reads."""
-        return all(self._is_cut(part, prompt) for part in self._family.text_parts)
+        return all(self._is_cut(part, prompt) for part in self._parts)
 
     def _is_cut(self, part: TextPart, prompt: str) -> bool:
         tokenizer = getattr(self._pipe, part.tokenizer)

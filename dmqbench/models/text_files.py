@@ -1,7 +1,8 @@
 """The files of the parts that read text in a model's folder. Needs no torch."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from dmqbench.models.families.family import Family
 from dmqbench.models.families.text import TextPart
@@ -20,7 +21,20 @@ def text_files(folder: Path, family: Family, advice: str = "") -> tuple[Path, ..
     Raises:
         ModelError: a part is missing, or a file of one is missing or not whole.
     """
-    return tuple(path for part in family.text_parts for path in _files_of(folder, part, advice))
+    return tuple(path for part in present_parts(folder, family) for path in _files_of(folder, part, advice))
+
+
+def present_parts(folder: Path, family: Family) -> tuple[TextPart, ...]:
+    """Return the parts that read prompts, but for optional ones that the pipeline's folder says it does without."""
+    index = _index(folder)
+    return tuple(part for part in family.text_parts if not (part.optional and _is_left_out(folder, part, index)))
+
+
+def _is_left_out(folder: Path, part: TextPart, index: Mapping[str, Any]) -> bool:
+    """Whether the index of a pipeline states no class of a part, or says nothing of one whose folder is not there."""
+    if part.encoder in index:
+        return not any(index[part.encoder] or ())
+    return bool(index) and not (folder / part.encoder).exists()
 
 
 def _files_of(folder: Path, part: TextPart, advice: str) -> Iterator[Path]:
@@ -43,13 +57,15 @@ _ADVICE = "; give the folder of the whole pipeline, as save_pretrained writes it
 
 def pipeline_name(folder: Path, family: Family) -> str:
     """Return diffusers' pipeline that reads the prompts of a family: the one that the folder names, or the usual."""
-    path = folder / INDEX
-    named = read_config(path).get("_class_name") if path.is_file() else None
+    named = _index(folder).get("_class_name")
     return named if named in family.pipelines else family.pipelines[0]
 
 
 def pipeline_settings(folder: Path) -> dict[str, bool]:
     """Return the switches that a pipeline's folder states, such as ``force_zeros_for_empty_prompt``."""
+    return {key: value for key, value in _index(folder).items() if isinstance(value, bool)}
+
+
+def _index(folder: Path) -> dict[str, Any]:
     path = folder / INDEX
-    index = read_config(path) if path.is_file() else {}
-    return {key: value for key, value in index.items() if isinstance(value, bool)}
+    return read_config(path) if path.is_file() else {}

@@ -25,6 +25,7 @@ from dmqbench.models.location import locate
 from dmqbench.models.portions import WHOLE, Portions
 from dmqbench.models.shape_memo import ShapeMemo
 from dmqbench.models.sources import dtype_of, meta_model, meta_network, meta_topology
+from dmqbench.models.text_files import present_parts
 from dmqbench.models.weight_files import tensor_shapes
 from dmqbench.quant.context import StepContext
 from dmqbench.quant.layers import freeze_weight_, set_quantization_
@@ -218,7 +219,7 @@ class _Planner:
 
     def _encoders(self) -> int:
         """What reads prompts, which is loaded for that alone."""
-        folders = [self.folder / part.encoder for part in self.family.text_parts]
+        folders = [self.folder / part.encoder for part in present_parts(self.folder, self.family)]
         return 2 * sum(prod(shape) for folder in folders for shape in tensor_shapes(folder).values()) * FLOAT
 
     def _trajectory(self, calls: int) -> int:

@@ -1,14 +1,21 @@
 """Models of text of every family: prompts, and samples as their pipelines draw them."""
 
+from functools import partial
+
 import pytest
 import torch
 from e2e.commands import FEW, dmqbench, result_folder
 from safetensors.torch import load_file
-from twins import PIPELINES, SAMPLED, asked_of
+from twins import PIPELINES, SAMPLED, asked_of, stable_diffusion_3
 
+from dmqbench import api
 from dmqbench.data.noise import initial_noise
 
 SIZES = (*FEW, "sampler.chunk=4", "metrics.samples=4", "metrics.pairs=4", "metrics.names=[psnr,mse]", "model=local")
+
+WITHOUT_T5 = "sd3_without_t5"
+MODELS = {**PIPELINES, WITHOUT_T5: partial(stable_diffusion_3, t5=False)}
+DRAWN = {**SAMPLED, WITHOUT_T5: SAMPLED["sd3"]}
 
 LONG = "a " * 500
 PROMPTS = ["a red fox", "two foxes 🦊", "", "A red  fox", "snow", LONG, "rain", "fog", "a lake", "sun"]
@@ -21,8 +28,8 @@ HELD_OUT = ["a red fox", "", LONG, "fog"]
 def places(tmp_path_factory):
     """A run store, and beside it the folders of the models and their prompts."""
     root = tmp_path_factory.mktemp("families")
-    for name in PIPELINES:
-        PIPELINES[name]().save_pretrained(root / name)
+    for name, build in MODELS.items():
+        build().save_pretrained(root / name)
     (root / "prompts.txt").write_text("\n".join(PROMPTS) + "\n", encoding="utf-8")
     return root
 
@@ -32,7 +39,7 @@ def run(places, model, *overrides, runs=None):
     return dmqbench(runs or places / "runs", *SIZES, f"model.path={places / model}", prompts, *overrides)
 
 
-@pytest.mark.parametrize(("model", "overrides"), SAMPLED.items())
+@pytest.mark.parametrize(("model", "overrides"), DRAWN.items())
 def test_samples_are_those_of_the_pipeline(places, tmp_path, model, overrides):
     """Under guidance, with a negative prompt, from the same noise; diffusers' own pipeline is the oracle."""
     settings = ("sampler.guidance=3", "sampler.steps=4", "inputs.negative_prompt=rain", "task=sample", "method=fp")
@@ -40,7 +47,7 @@ def test_samples_are_those_of_the_pipeline(places, tmp_path, model, overrides):
     assert status == 0, errors
     assert "1 prompt is longer" in errors
     drawn = load_file(result_folder(output) / "chunk_00000.safetensors")["images"]
-    pipe = PIPELINES[model]()
+    pipe = MODELS[model]()
     pipe.set_progress_bar_config(disable=True)
     noise = initial_noise("eval", 0, range(4), (4, 8, 8))
     asked = asked_of(model, steps=4, guidance=3.0)
@@ -52,6 +59,22 @@ def test_samples_are_those_of_the_pipeline(places, tmp_path, model, overrides):
     difference = (drawn.permute(0, 2, 3, 1) - torch.from_numpy(expected * 255)).abs()
     assert difference.max() <= 1
     assert drawn.float().std() > 5
+
+
+def test_a_script_quantizes_a_pipeline_without_its_third_encoder(tmp_path):
+    pipe = MODELS[WITHOUT_T5]()
+
+    def drawn(pipe):
+        pipe.set_progress_bar_config(disable=True)
+        generator = torch.Generator().manual_seed(0)
+        return torch.from_numpy(pipe("fog", generator=generator, **asked_of("sd3", steps=2, guidance=3.0)).images)
+
+    before, few = drawn(pipe), [item for item in FEW if item.startswith("budget.")]
+    asked = {"steps": 2, "prompts": ["rain", "fog"], "store": tmp_path / "runs", "overrides": few}
+    api.quantize_(pipe, "rtn", "w4a6", **asked)
+    quantized = drawn(pipe)
+    assert 0 < (quantized - before).abs().max() < 0.5
+    assert torch.equal(drawn(api.load(api.save(pipe, tmp_path / "saved"))), quantized)
 
 
 def test_prompts_are_read_once(places):

@@ -8,12 +8,12 @@ import sentencepiece
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import T5Config, T5EncoderModel
-from twins import stable_diffusion
+from twins import stable_diffusion, stable_diffusion_3
 
 from dmqbench.models.families import family_of
 from dmqbench.models.folders import ModelError
 from dmqbench.models.text import PromptEncoder
-from dmqbench.models.text_files import text_files
+from dmqbench.models.text_files import INDEX, text_files
 
 SD = family_of({"_class_name": "UNet2DConditionModel", "in_channels": 4, "sample_size": 8, "cross_attention_dim": 12})
 PIXART = family_of(
@@ -63,6 +63,25 @@ def test_a_vocabulary_of_sentencepiece_alone_is_read(tmp_path):
     mask = (torch.arange(300) < len(ids)).float()[None]
     assert torch.equal(read["encoder_attention_mask"], mask[0])
     assert torch.allclose(read["encoder_hidden_states"], encoder(padded, mask)[0][0], atol=1e-6)
+
+
+def test_the_third_encoder_may_lack_where_the_folder_says_so(tmp_path):
+    """The network's condition keeps its shape: zeros of T5's length follow what CLIP read."""
+    stable_diffusion_3(t5=False).save_pretrained(tmp_path)
+    family = family_of(json.loads((tmp_path / "transformer" / "config.json").read_text()))
+    assert {path.parent.name for path in text_files(tmp_path, family)} == {
+        *("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
+    }
+    encoder = PromptEncoder(tmp_path, family, 2)
+    read = encoder.encoded("a fox")["encoder_hidden_states"]
+    assert read[:-256].any() and not read[-256:].any() and len(read) > 256
+    assert [encoder.cuts(prompt) for prompt in ("a fox", "a fox that jumps over")] == [False, True]
+    index = json.loads((tmp_path / INDEX).read_text())
+    assert index["text_encoder_3"] == [None, None]
+    (tmp_path / INDEX).write_text(json.dumps(index | {"text_encoder_3": ["transformers", "T5EncoderModel"]}))
+    with pytest.raises(ModelError, match="no text_encoder_3/config.json") as refused:
+        text_files(tmp_path, family)
+    assert "\n" not in str(refused.value)
 
 
 def without_a_weight(folder):

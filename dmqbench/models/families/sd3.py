@@ -21,7 +21,7 @@ class SD3(Family):
     network = "SD3Transformer2DModel"
     part = "transformer"
     pipelines = ("StableDiffusion3Pipeline",)
-    text_parts = (pooling_clip(FIRST), pooling_clip(SECOND), t5(THIRD))
+    text_parts = (pooling_clip(FIRST), pooling_clip(SECOND), t5(THIRD, optional=True))
     kinds: ClassVar[Mapping[str, Kind]] = {
         **{key: COUNT for key in ("sample_size", "patch_size", "in_channels", "num_layers", "out_channels")},
         **{key: COUNT for key in ("attention_head_dim", "num_attention_heads", "joint_attention_dim")},

@@ -14,6 +14,8 @@ class TextPart(NamedTuple):
     """Of transformers."""
     cut_by_pipeline: bool = False
     """Whether the pipeline says how many tokens it reads (``max_sequence_length``), and not its tokenizer."""
+    optional: bool = False
+    """Whether the pipeline puts zeros in the place of what it reads where it has none."""
 
     @property
     def tokenizer(self) -> str:
@@ -26,9 +28,9 @@ CLIP_TOKENS = 77
 """Length of a prompt in CLIP."""
 
 
-def t5(encoder: str) -> TextPart:
+def t5(encoder: str, optional: bool = False) -> TextPart:
     """T5 in the folder ``encoder``."""
-    return TextPart(encoder, "T5EncoderModel", cut_by_pipeline=True)
+    return TextPart(encoder, "T5EncoderModel", cut_by_pipeline=True, optional=optional)
 
 
 def pooling_clip(encoder: str) -> TextPart:
