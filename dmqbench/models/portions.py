@@ -67,15 +67,15 @@ def in_portions(
     if size <= step:
         return portion(batched)
     outputs: list[Tensor] = []
-    ended: Reached | None = None
+    ended = False
     for start in range(0, size, step):
         part = tree_map(lambda tensor, start=start: tensor[start : start + step], batched)
         try:
             outputs.append(context.checkpoint(portion, part) if torch.is_grad_enabled() else portion(part))
-        except Reached as error:
-            ended = error
-    if ended is not None:
-        raise ended
+        except Reached:  # kept itself, it would keep the frames of the call, and with them all that is computed there
+            ended = True
+    if ended:
+        raise Reached
     return torch.cat(outputs)
 
 

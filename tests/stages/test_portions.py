@@ -1,5 +1,7 @@
 """What is computed in portions, with blocks computed again and inputs in files, is what is computed at once."""
 
+import gc
+import weakref
 from contextlib import nullcontext
 from typing import Any
 
@@ -21,6 +23,7 @@ from workbench import (
     workbench,
 )
 
+from dmqbench.calibration.capture import capture_inputs
 from dmqbench.calibration.offloading import weights_elsewhere
 from dmqbench.calibration.rows import Shelf
 from dmqbench.calibration.run import run_stage
@@ -119,3 +122,17 @@ def test_gradients_of_portions_and_of_blocks_computed_again_add_up(guidance):
             if reference is not None:
                 torch.testing.assert_close(gradient, reference, rtol=1e-4, atol=1e-6)
     assert not any("forward" in vars(module) for module in bench.network.modules())
+
+
+def test_nothing_is_left_of_calls_that_hooks_end():
+    bench, kept = workbench(), list[weakref.ref[torch.Tensor]]()
+    bench.adapter.portions = Portions(AT_ONCE)
+    middle, block = map(bench.network.get_submodule, ("mid_block", "mid_block.resnets.1"))
+    middle.register_forward_pre_hook(lambda _, args: kept.append(weakref.ref(args[0])))
+    points = bench.bank.cal.spread(2 * AT_ONCE)
+    gc.disable()
+    try:
+        capture_inputs(bench.denoising, block, bench.bank.cal, points, len(points))
+        assert [each() for each in kept] == [None, None]
+    finally:
+        gc.enable()
