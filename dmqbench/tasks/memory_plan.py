@@ -102,10 +102,6 @@ def too_little(job: Job, phases: list[Phase]) -> ConfigError | None:
     return None
 
 
-def _largest(phases: list[Phase]) -> int:
-    return max((phase.computing for phase in phases), default=0)
-
-
 class _Planner:
     """Takes a network of shapes through the parts of a job."""
 
@@ -141,34 +137,31 @@ class _Planner:
 
     def stages(self, bench: ShapeBench | None = None) -> list[Phase]:
         """The stages of the method, each in the portions in which it fits into ``budget.memory_gib``; if one fits in
-        none, all with their weights elsewhere, where that takes less."""
+        none, all with their weights elsewhere."""
         bench = bench or self._bench()
         self._quantize_(bench)
         keeping = self._bank(bench) + self.decoder_bytes
         limit, again = self._limit(keeping), deepcopy(bench)
-        phases, left = self._fitted(bench, keeping, limit, WHOLE)
-        if limit is not None and _largest(phases) > limit:
-            elsewhere, left_so = self._fitted(again, keeping, limit, Portions(offloaded=True))
-            if _largest(elsewhere) < _largest(phases):
-                phases, left = elsewhere, left_so
-        self.left = left
+        phases: list[Phase] = []
+        for phase in self._fitted(bench, keeping, limit, WHOLE):
+            if limit is not None and phase.computing > limit:
+                return list(self._fitted(again, keeping, limit, Portions(offloaded=True)))
+            phases.append(phase)
         return phases
 
-    def _fitted(
-        self, bench: ShapeBench, keeping: int, limit: float | None, first: Portions
-    ) -> tuple[list[Phase], ShapeBench | None]:
-        """The stages, and what they leave behind; None where that is not known."""
-        phases: list[Phase] = []
+    def _fitted(self, bench: ShapeBench, keeping: int, limit: float | None, first: Portions) -> Iterator[Phase]:
+        """The stages in their order; ``left`` is what they leave behind."""
+        self.left = None
         for config in self.job.method.stages:
             footprint = FOOTPRINTS.get(config.name)
             if footprint is None:  # of another package: what it leaves is not known either
-                return phases, None
+                self.left = None
+                return
             settings = stages_of(self.job.method.name)[config.name].settings_of(config.settings)
             keys = tuple(f"method.{config.name}.{size}" for size in SIZES if hasattr(settings, size))
             fit = fitted(bench, footprint, settings, limit, first)
-            phases.append(Phase(config.name, fit.computing, keeping, keys, True, fit.portions, fit.bench.elsewhere))
-            bench = replace(fit.bench, portions=WHOLE)
-        return phases, bench if phases else None
+            yield Phase(config.name, fit.computing, keeping, keys, True, fit.portions, fit.bench.elsewhere)
+            bench = self.left = replace(fit.bench, portions=WHOLE)
 
     def _quantized_samples(self, bench: ShapeBench) -> Phase:
         with ShapeMemo():
