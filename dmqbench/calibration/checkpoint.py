@@ -5,13 +5,14 @@ import json
 from pathlib import Path
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.callbacks import Checkpoint
 from safetensors import safe_open
-from safetensors.torch import load, save
+from safetensors.torch import load_file
 from torch import Tensor
 
 from dmqbench.calibration.stage import Stage
-from dmqbench.store.files import save_atomic
+from dmqbench.data.tensor_files import save_tensors
 from dmqbench.tracking.stopwatch import Stopwatch
 
 DIGEST = "sha256"
@@ -40,7 +41,7 @@ class UnitCheckpoint(Checkpoint):
         }
         carried = {PROGRESS + name: value for name, value in stage.progress().items()}
         state = stage.state() | carried
-        save_atomic(self.path, save(state, {**progress, DIGEST: _digest(state, progress)}))
+        save_tensors(self.path, state, {**progress, DIGEST: _digest(state, progress)})
 
     def resume(self, stage: Stage) -> None:
         """Set the network and the stage to where a killed run left them, if it left anything."""
@@ -49,7 +50,7 @@ class UnitCheckpoint(Checkpoint):
         try:
             with safe_open(self.path, framework="pt") as file:
                 progress = file.metadata() or {}
-            state = load(self.path.read_bytes())
+            state = load_file(self.path)
             if progress.pop(DIGEST, None) != _digest(state, progress):
                 raise ValueError("its digest differs")
             carried = {name: state.pop(name) for name in list(state) if name.startswith(PROGRESS)}
@@ -67,5 +68,7 @@ class UnitCheckpoint(Checkpoint):
 def _digest(state: dict[str, Tensor], progress: dict[str, str]) -> str:
     """The file format has no checksum of its own: a flipped bit would only show in the samples, or never."""
     digest = hashlib.sha256(json.dumps(progress, sort_keys=True).encode())
-    digest.update(save(state))
+    for name, value in sorted(state.items()):
+        digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

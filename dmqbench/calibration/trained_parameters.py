@@ -39,8 +39,12 @@ class Trained(Protocol):
         """Set the variables' gradients from the leaves', and clear those."""
         ...
 
-    def settle_(self) -> None:
-        """Leave nothing to train: write the values into the calibration state."""
+    def outcome(self) -> dict[str, Tensor]:
+        """Copies of what the present values come to, by name."""
+        ...
+
+    def settle_(self, outcome: Mapping[str, Tensor]) -> None:
+        """Leave nothing to train: write an outcome into the calibration state."""
         ...
 
 
@@ -71,7 +75,12 @@ class TrainedScales:
     def gather_(self) -> None:
         self.logs.grad = torch.cat([_taken(scale).mul_(scale).flatten() for scale in self.scales] or [self.logs])
 
-    def settle_(self) -> None:
+    def outcome(self) -> dict[str, Tensor]:
+        return {self.name: self.logs.detach().clone()}
+
+    @torch.no_grad()
+    def settle_(self, outcome: Mapping[str, Tensor]) -> None:
+        self.logs.copy_(outcome[self.name])
         self.show_()
         for scale in self.scales:
             scale.requires_grad_(False)
@@ -122,13 +131,18 @@ class TrainedWeights:
             part.gain.grad = part.per_scale(of_weight * part.leaf)
 
     @torch.no_grad()
-    def settle_(self) -> None:
-        for part in self.parts.values():
-            quantizer = part.quantizer
-            codes = part.integers() + quantizer.grid()[1]
-            quantizer.scale.copy_(part.first_scale * part.gain.exp())
-            quantizer.codes = codes.to(torch.uint8)
-            part.layer.fixed_weight = quantizer.reconstruct()
+    def outcome(self) -> dict[str, Tensor]:
+        return {
+            **{f"{name}.codes": part.codes() for name, part in self.parts.items()},
+            **{f"{name}.gain": part.gain.detach().clone() for name, part in self.parts.items()},
+        }
+
+    @torch.no_grad()
+    def settle_(self, outcome: Mapping[str, Tensor]) -> None:
+        for name, part in self.parts.items():
+            part.quantizer.scale.copy_(part.first_scale * outcome[f"{name}.gain"].exp())
+            part.quantizer.codes = outcome[f"{name}.codes"]
+            part.layer.show_codes_()
 
 
 NEAR = 0.02
@@ -144,7 +158,7 @@ class _Rounding:
     first_scale: Tensor
     """The scales that the grid was rounded on, [R, G]."""
     lower: Tensor
-    """The lower of the two integers that each weight may become."""
+    """The lower of the two codes that each weight may get, uint8."""
     latent: Tensor
     gain: Tensor
     """Logarithm of what multiplies the scales, [R, G]."""
@@ -169,14 +183,17 @@ class _Rounding:
             layer=layer,
             quantizer=quantizer,
             first_scale=quantizer.scale.detach().clone(),
-            lower=lower,
+            lower=(lower + zero_point).to(torch.uint8),
             latent=latent,
             gain=torch.zeros_like(quantizer.scale),
             leaf=torch.zeros_like(weight).requires_grad_(True),
         )
 
-    def integers(self) -> Tensor:
+    def codes(self) -> Tensor:
         return self.lower + (self.latent >= 0.5)
+
+    def integers(self) -> Tensor:
+        return self.codes() - self.quantizer.spread(self.quantizer.zero_point)
 
     def scale(self) -> Tensor:
         return self.quantizer.spread(self.first_scale * self.gain.exp())
@@ -204,5 +221,9 @@ def set_(variables: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
 
 def agreement(own: Sequence[Tensor], exact: Sequence[Tensor]) -> tuple[float, float]:
     """Return (cosine, ratio of norms) of two gradients, each a list of tensors; NaN where one is zero."""
-    left, right = (torch.cat([tensor.flatten().double() for tensor in side]) for side in (own, exact))
-    return float(left @ right / (left.norm() * right.norm())), float(left.norm() / right.norm())
+    products = torch.zeros(3, dtype=torch.float64)
+    for left, right in zip(own, exact, strict=True):  # one pair at a time: they are as large as the network
+        sides = left.flatten().double(), right.flatten().double()
+        products += torch.stack([sides[0] @ sides[1], *(side @ side for side in sides)]).cpu()
+    dot, own_square, exact_square = products
+    return float(dot / (own_square * exact_square).sqrt()), float((own_square / exact_square).sqrt())

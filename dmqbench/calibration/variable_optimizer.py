@@ -94,8 +94,8 @@ class VariableOptimizer:
 
 
 def moments_of(adam: torch.optim.Adam, variable: Tensor) -> dict[str, Tensor]:
-    """Return copies of what Adam keeps of a variable: nothing before its first step."""
-    return {key: value.detach().clone() for key, value in adam.state.get(variable, {}).items() if key in MOMENTS}
+    """Return what Adam keeps of a variable, which its next step changes; nothing before its first."""
+    return {key: value.detach() for key, value in adam.state.get(variable, {}).items() if key in MOMENTS}
 
 
 def set_moments_(adam: torch.optim.Adam, variable: Tensor, moments: Mapping[str, Tensor]) -> None:

@@ -2,9 +2,11 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from dmqbench.calibration.shape_bench import ShapeBench
+from dmqbench.models.shape_memo import ShapeMemo
 from dmqbench.quant.functional import widened
 from dmqbench.quant.layers import freeze_weight_, weight_layers
 from dmqbench.quant.state import activation_quantizers
@@ -37,8 +39,9 @@ def low_rank_tuning(bench: ShapeBench, settings: Any) -> int:
     return max(training, bench.network_bytes + states + bench.saved_bytes)
 
 
-TRAINED_COPIES = 7
-"""Of a weight whose rounding is trained: lower code, latent, its gradient and best, Adam's two, the leaf's gradient."""
+TRAINED_BYTES = 18
+"""Of a weight whose rounding is trained: its lower code and its best, one each; its latent, Adam's two moments of that,
+and a gradient, four each."""
 
 
 def trajectory_reconstruction(bench: ShapeBench, settings: Any) -> int:
@@ -48,15 +51,18 @@ def trajectory_reconstruction(bench: ShapeBench, settings: Any) -> int:
     leaves: list[Tensor] = [quantizer.scale for quantizer in activation_quantizers(bench.network).values()]
     if settings.joint:
         for layer in layers.values():
-            layer.fixed_weight = None if layer.fixed_weight is None else widened(layer.fixed_weight)
-        leaves += [layer.fixed_weight for layer in layers.values() if layer.fixed_weight is not None]
-        trained = TRAINED_COPIES * sum(widened(layer.weight).nbytes for layer in layers.values())
+            layer.fixed_weight = torch.empty(layer.weight.shape, device=layer.weight.device)
+            leaves.append(layer.fixed_weight)
+        trained = TRAINED_BYTES * sum(layer.weight.numel() for layer in layers.values())
+        bench.elsewhere = max(bench.elsewhere, trained)  # as a checkpoint writes it
     for leaf in leaves:
         leaf.requires_grad_(True)
     graphs = min(settings.horizon, bench.points.calls) if settings.gradient == "exact" else 1
     step = bench.training(min(settings.batch, bench.points.trajectories) * graphs, leaves)
     bench.network.requires_grad_(False)
-    for layer in layers.values():
-        if layer.fixed_weight is not None:
-            layer.fixed_weight.requires_grad_(False)
-    return bench.network_bytes + trained + max(step, bench.saved_bytes)
+    training = bench.network_bytes + trained + max(step, bench.saved_bytes)
+    if settings.joint:
+        with ShapeMemo(), torch.no_grad():
+            for layer in layers.values():
+                layer.show_codes_()
+    return training

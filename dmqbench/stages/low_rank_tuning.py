@@ -207,7 +207,7 @@ class LowRankTuning(Stage):
     def _merge(self) -> None:
         """Fix the codes of the weights that adapters have changed; nothing else remains of them."""
         for trained in self.scales.values():
-            trained.settle_()
+            trained.settle_(trained.outcome())
         for layer in self.layers.values():
             layer.freeze_weight_()
             layer.adapter_down, layer.adapter_up = None, None

@@ -23,7 +23,7 @@ from dmqbench.calibration.best_state import (
     training_progress,
 )
 from dmqbench.calibration.stage import Stage, Workbench
-from dmqbench.calibration.trained_parameters import Trained, TrainedScales, TrainedWeights, agreement, copies, set_
+from dmqbench.calibration.trained_parameters import Trained, TrainedScales, TrainedWeights, agreement, set_
 from dmqbench.calibration.variable_optimizer import VariableOptimizer
 from dmqbench.calibration.windows import Span, spans_of
 from dmqbench.data.bank import Trajectories
@@ -104,6 +104,9 @@ class TrajectoryReconstruction(Stage):
     def _variables(self) -> dict[str, Tensor]:
         return {name: value for part in self.trained for name, value in part.variables().items()}
 
+    def _outcome(self) -> dict[str, Tensor]:
+        return {name: value for part in self.trained for name, value in part.outcome().items()}
+
     def _leaves(self) -> list[Tensor]:
         return [leaf for part in self.trained for leaf in part.leaves()]
 
@@ -119,7 +122,7 @@ class TrajectoryReconstruction(Stage):
         self._prepare(span)
         if part.start == 0:
             errors = self._held_out_errors(span)
-            self.best, self.best_error = copies(self._variables()), sum(errors)
+            self.best, self.best_error = self._outcome(), sum(errors)
             self.facts[span.name] = SpanFacts(0.0, *self._agreement(span), before=errors, after=errors)
             self.optimizer = self._optimizer(span)
 
@@ -146,12 +149,11 @@ class TrajectoryReconstruction(Stage):
             self.starts["val"] = self._prefix("val", span)
         errors, groups = self._held_out_errors(span), len(span.groups)
         if sum(errors) < self.best_error:
-            self.best, self.best_error = copies(self._variables()), sum(errors)
+            self.best, self.best_error = self._outcome(), sum(errors)
             self.facts[span.name] = replace(self.facts[span.name], best_iteration=float(part.stop), after=errors)
-        if part.stop == self._total(span):
-            set_(self._variables(), self.best)
+        outcome = self.best if part.stop == self._total(span) else self._outcome()
         for trained in self.trained:
-            trained.settle_()
+            trained.settle_(outcome)
         self.states, self.starts = {}, {}
         return {"held_out_error": sum(errors) / groups, "best_held_out_error": self.best_error / groups}
 
@@ -261,7 +263,7 @@ class TrajectoryReconstruction(Stage):
         return {
             **facts,
             "best_error": torch.tensor(self.best_error, dtype=torch.float64),
-            **training_progress(copies(self._variables() | constants), self.best, self.optimizer),
+            **training_progress(self._variables() | constants, self.best, self.optimizer),
         }
 
     def load_progress_(self, progress: dict[str, Tensor]) -> None:

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from functools import cache, partial
 from pathlib import Path
 
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 
 from dmqbench.calibration.checkpoint import UnitCheckpoint
 from dmqbench.calibration.offloading import weights_elsewhere
@@ -18,6 +18,7 @@ from dmqbench.config.effort import work_of_stage
 from dmqbench.config.model_facts import timesteps
 from dmqbench.config.names import FINDINGS
 from dmqbench.config.precision_plans import PLAN_FILE
+from dmqbench.data.tensor_files import save_tensors
 from dmqbench.methods import stages_of
 from dmqbench.models.exchange import Description, quantized_attentions
 from dmqbench.models.portions import WHOLE, Portions
@@ -27,7 +28,7 @@ from dmqbench.quant.plan import PrecisionPlan, reasons_left_out
 from dmqbench.quant.spec import FULL_PRECISION
 from dmqbench.quant.state import load_calibration_state_
 from dmqbench.store.artifact import Artifact
-from dmqbench.store.files import load_json, save_atomic, save_json
+from dmqbench.store.files import load_json, save_json
 from dmqbench.tasks.memory_plan import stage_portions
 from dmqbench.tasks.mirror import facts_of, tell_job, tracker
 from dmqbench.tasks.trajectories import bank_of
@@ -96,7 +97,7 @@ def _run_stage(
         stage.note_memory()
         cost = {**stage.watch.facts, "network_forwards": stage.network_forwards, **stage.peaks}
         findings = stage.findings()  # it runs the network as well, which is no calibration
-    save_atomic(folder / OUTCOME / STATE, save(stage.state()))
+    save_tensors(folder / OUTCOME / STATE, stage.state())
     # A weight-only stage is shared by all activation bit-widths: its plan must not name the first comer's.
     reached = plan_of_layers(shop.quantized.network, shop.precision_plan)
     plan = reached.with_activation_bits(FULL_PRECISION) if stage.weights_only else reached

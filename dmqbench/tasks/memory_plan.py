@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from dmqbench.calibration.shape_bench import SAVED_COPIES, PointCounts, ShapeBench
+from dmqbench.calibration.shape_bench import PointCounts, ShapeBench
 from dmqbench.config.checked_job import Job, scope_of
 from dmqbench.config.errors import ConfigError
 from dmqbench.config.model_facts import embeds_guidance, network_family, reads_text, timesteps
@@ -220,9 +220,9 @@ class _Planner:
         return (2 * calls + 1) * self.state + self.cond
 
     def _following(self, call: int, calls: int) -> int:
-        """A batch of trajectories: its last ``call``, and how it is written."""
+        """A batch of trajectories with its last ``call``."""
         batch = self.job.sampler.chunk
-        return batch * self._trajectory(calls) + max(call, (SAVED_COPIES - 1) * batch * self._trajectory(calls))
+        return batch * self._trajectory(calls) + call
 
     def _sampling(self, bench: ShapeBench, name: str, call: int, lowered: int = 0, bank: int = 0) -> Phase:
         """``lowered``: what layers hold beside the network."""

@@ -3,14 +3,14 @@
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 
 from dmqbench.config.checked_job import Job
 from dmqbench.config.effort import work_of_trajectories
 from dmqbench.data.bank import Trajectories, TrajectoryBank, join
 from dmqbench.data.noise import Stream
+from dmqbench.data.tensor_files import save_tensors
 from dmqbench.store.artifact import StoreError
-from dmqbench.store.files import save_atomic
 from dmqbench.tasks.workshop import OUTCOME, Workshop, open_workshop
 from dmqbench.tracking.environment import memory_facts
 from dmqbench.tracking.progress import Meter
@@ -56,7 +56,7 @@ def _follow_all(shop: Workshop) -> dict[str, float]:
             if not path.exists():
                 indices = range(start, min(start + batch, counts[stream]))
                 part = denoising.follow(stream=stream, seed=job.seed, indices=indices, move=meter.move)
-                save_atomic(path, save(part.to_tensors()))
+                save_tensors(path, part.to_tensors())
             meter.advance()
     return {
         **watch.facts,

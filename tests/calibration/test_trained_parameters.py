@@ -83,7 +83,7 @@ def test_at_first_the_layer_computes_with_the_codes_that_it_has(layer):
     trained.show_()
     assert torch.equal(layer.effective_weight(), weight)
     assert layer.effective_weight().requires_grad
-    trained.settle_()
+    trained.settle_(trained.outcome())
     assert torch.equal(layer.weight_quantizer.codes, codes)
     assert torch.equal(layer.weight_quantizer.scale, scale)
     assert torch.equal(layer.effective_weight(), weight)
@@ -96,7 +96,7 @@ def test_what_is_settled_is_what_was_shown_to_the_bit(layer, key):
     moved(trained, key)
     trained.show_()
     shown = layer.effective_weight().detach().clone()
-    trained.settle_()
+    trained.settle_(trained.outcome())
     assert torch.equal(layer.effective_weight(), shown)
     assert not layer.effective_weight().requires_grad
     layer.freeze_()  # as a job that samples does
@@ -111,7 +111,7 @@ def test_codes_stay_on_the_grid_and_move_by_one_at_most(layer, key):
     trained = TrainedWeights({"one": layer})
     moved(trained, key)
     trained.show_()
-    trained.settle_()
+    trained.settle_(trained.outcome())
     levels = quantizer.levels.reshape(-1, *[1] * (before.ndim - 1))
     assert (quantizer.codes.int() < levels).all()
     assert (quantizer.codes.int() - before).abs().max() <= 1
@@ -123,7 +123,8 @@ def test_a_latent_is_where_its_weight_lies_if_that_agrees_with_the_code(learned,
     layer = fixed_layer([4] * ROWS, boundaries=(3,), convolution=convolution, learned=learned)
     quantizer = layer.weight_quantizer
     trained = TrainedWeights({"one": layer})
-    latent, lower = trained.variables()["one.latent"], trained.constants()["one.lower"]
+    latent, lower = trained.variables()["one.latent"], trained.constants()["one.lower"].float()
+    lower = lower - quantizer.spread(quantizer.zero_point)
     fraction = (layer.weight / quantizer.spread(quantizer.scale) - lower).clamp(0, 1)
     up = quantizer.codes - quantizer.spread(quantizer.zero_point) > lower
     agrees = ((fraction > 0.5) == up) & ((fraction - 0.5).abs() > 0.02)
@@ -147,7 +148,7 @@ def test_a_weight_half_way_between_two_codes_turns_first_and_one_on_a_grid_point
     for _ in range(100):
         latent[0, :3] += 0.01
         trained.show_()
-        trained.settle_()
+        trained.settle_(trained.outcome())
         turned = (quantizer.codes != before)[0, :3].nonzero().flatten().tolist()
         order += [index for index in turned if index not in order]
     assert order == [1, 2, 0]
@@ -237,7 +238,7 @@ def test_scales_are_shown_to_the_last_digits_and_settled_as_shown():
     moved(trained)
     trained.show_()
     shown = [quantizer.scale.detach().clone() for quantizer in made]
-    trained.settle_()
+    trained.settle_(trained.outcome())
     for quantizer, value, old in zip(made, shown, before, strict=True):
         assert torch.equal(quantizer.scale, value)
         assert not torch.equal(value, old)
@@ -264,7 +265,7 @@ def test_a_network_without_activation_quantizers_has_nothing_to_train():
     trained = TrainedScales([])
     trained.show_()
     trained.gather_()
-    trained.settle_()
+    trained.settle_(trained.outcome())
     assert trained.variables()["scales"].numel() == 0
     assert trained.leaves() == []
 
@@ -292,7 +293,7 @@ def test_scales_of_weights_are_trained_as_those_of_activations(layer, key):
     of_log = upstream * scale * torch.where(inside, integers - ratio, integers)
     expected = torch.stack([part.sum(1) for part in quantizer.rows(of_log)], 1).flatten().float()
     torch.testing.assert_close(trained.logs.grad, expected, rtol=1e-3, atol=1e-3)
-    trained.settle_()
+    trained.settle_(trained.outcome())
     assert torch.equal(layer.effective_weight(), weight)
     assert not layer.effective_weight().requires_grad
 
