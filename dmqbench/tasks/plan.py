@@ -8,8 +8,9 @@ from dmqbench.models.precision import PERTURBATIONS
 from dmqbench.models.rollout import chunk_names
 from dmqbench.results.result import Result
 from dmqbench.store.artifacts import Store
-from dmqbench.tasks import cost, memory_plan
+from dmqbench.tasks import cost
 from dmqbench.tasks.evaluator import other_seed_id
+from dmqbench.tasks.memory_table import print_plan
 
 
 def carry_out(job: Job) -> None:
@@ -19,7 +20,7 @@ def carry_out(job: Job) -> None:
 
     if job.model.shapes_only:
         print(f"{job.title}: nothing can be made, as the weights of {job.model.name} are not shipped")
-        memory_plan.print_plan(job)
+        print_plan(job)
         cost.carry_out(job)
         return
     store, hash = Store(job.store_root), weights_hash(job.model)
@@ -51,7 +52,7 @@ def carry_out(job: Job) -> None:
         print("calibrated on {}; sampled with {}".format(*plans))
     if needs_match(job):
         print(f"every sampled call has {WHOSE_PARAMETERS[job.calibration.match]}")
-    memory_plan.print_plan(job)
+    print_plan(job)
     cost.carry_out(job)
 
 

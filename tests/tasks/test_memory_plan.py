@@ -17,7 +17,7 @@ from dmqbench.config.compose import compose
 from dmqbench.config.errors import ConfigError
 from dmqbench.config.job import make_job
 from dmqbench.models.portions import WHOLE, Portions
-from dmqbench.tasks import calibrate, memory_plan
+from dmqbench.tasks import calibrate, memory_table
 from dmqbench.tasks.memory_plan import (
     GIB,
     LIBRARIES,
@@ -25,8 +25,8 @@ from dmqbench.tasks.memory_plan import (
     host_and_device,
     planned_phases,
     stage_portions,
-    too_large,
 )
+from dmqbench.tasks.memory_table import too_large
 from dmqbench.tasks.workshop import STATE, open_workshop
 
 MEASURED = Path(__file__).with_name("memory_of_job.py")
@@ -193,6 +193,6 @@ def test_an_estimate_that_fails_does_not_keep_a_plan_from_being_told(monkeypatch
     def failing(job):
         raise RuntimeError("no such\nlayer")
 
-    monkeypatch.setattr(memory_plan, "planned_phases", failing)
-    memory_plan.print_plan(make_job(compose([])))
+    monkeypatch.setattr(memory_table, "planned_phases", failing)
+    memory_table.print_plan(make_job(compose([])))
     assert capsys.readouterr().out == "memory: not planned (RuntimeError: no such layer)\n"
