@@ -68,6 +68,7 @@ def quantize_(
     ranges: str = "method",
     match: str = "refuse",
     prompts: str | os.PathLike[str] | Sequence[str] | None = None,
+    size: int | tuple[int, int] | None = None,
     store: str | os.PathLike[str] | None = None,
     overrides: Sequence[str] = (),
 ) -> None:
@@ -92,6 +93,8 @@ def quantize_(
         match: what a call at a timestep that was not calibrated does: ``"refuse"`` raises ``ServingError``,
             ``"nearest"`` takes the ranges of the nearest one, ``"interpolate"`` those between the two around it.
         prompts: that a pipeline of text is calibrated on, two or more, or a file of them.
+        size: (height, width) of the images that it is calibrated on, in pixels, or one number for both; None: as the
+            network's configuration says. Ranges do not depend on the size of later calls.
         store: folder of the run store; None: ``DMQBENCH_RUNS``, else ``runs``.
         overrides: further ``key=value``, as on the command line.
 
@@ -109,13 +112,15 @@ def quantize_(
             *(f"bits.scope={scope}", f"bits.ranges={ranges}", f"calibration.match={match}"),
             f"trainer={_trainer(network)}",
             f"model.dtype={dtype_name(network)}",
+            *([] if size is None else [f"model.size={size if isinstance(size, int) else [*size]}"]),
             *overrides,
         ]
     )
     _require_own_dtype(config, network)
     run_store = _store_of(config, store)
     own, area = pipe if isinstance(pipe, Denoiser) else None, run_store.work_area
-    with undisturbed(_device(network)), described(own, area) if own else exported(pipe, area) as folder:
+    sized = config.model.size is not None
+    with undisturbed(_device(network)), described(own, area) if own else exported(pipe, area, sized) as folder:
         config.inputs.calibration_prompts = _prompt_file(prompts, folder) or config.inputs.calibration_prompts
         with _named_as_given(prompts):
             job = _job(config, folder, own.name if own else None)

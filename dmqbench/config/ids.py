@@ -42,6 +42,8 @@ def job_ids(job: Job, weights: str) -> JobIds:
     model = {"name": job.model.name, "weights": weights, "classes": job.model.classes or 0, **_code_facts(job.model)}
     if job.model.dtype != FLOAT32:
         model["dtype"] = job.model.dtype
+    if job.model.size is not None:
+        model["size"] = job.model.size
     task = _task_facts(job)
     trajectories = _id(
         "trajectories",

@@ -15,7 +15,9 @@ from dmqbench.config.names import CONDITIONS, COUNTING_TASKS, FOREIGN, IMAGELESS
 from dmqbench.config.own_model import check_own_images, checked_own_model
 from dmqbench.config.plugins import shipped_with
 from dmqbench.config.schema import ModelConfig
+from dmqbench.config.sizes import at_size
 from dmqbench.models.families import families, family_of, kind_of
+from dmqbench.models.families.family import SIZE
 from dmqbench.models.folders import (
     OWN,
     SCHEDULER_CONFIG,
@@ -63,7 +65,7 @@ def check_condition(model: ModelConfig, network: Mapping[str, Any]) -> None:
     if model.condition_channels != state:
         problem = "does not fit: the image to restore has as many channels as the state"
         raise ConfigError("model.condition_channels", model.condition_channels, [(read or 0) // 2], problem)
-    factor, size = model.condition_factor, network["sample_size"]
+    factor, size = model.condition_factor, network.get(SIZE) or network["sample_size"]
     sides = tuple(size) if isinstance(size, (list, tuple)) else (size,)
     if factor is None or factor < 2 or any(side % factor for side in sides):
         problem = f"must be 2 or more and divide the size {'×'.join(map(str, sides))}"
@@ -159,6 +161,14 @@ def checked_model(model: ModelConfig, guidances: Mapping[str, float | None]) -> 
     """Fill in from the model's folder what its YAML leaves open; it must know what ``guidances``, by key, need."""
     if model.source == OWN and model.path is not None:
         return checked_own_model(model, guidances)
+    sized = at_size(_as_stated(replace(model, size=None), guidances), model.size)
+    if sized.size is not None:
+        check_condition(sized, network_config(sized))
+    return sized
+
+
+def _as_stated(model: ModelConfig, guidances: Mapping[str, float | None]) -> ModelConfig:
+    """The model at the size that its network's file states."""
     require_one_of("model.source", model.source, tuple(_NEEDED))
     folder = shipped_with("models", model.name) if model.source == "embedded" else None
     if folder is not None:  # a plug-in's, which ships it

@@ -10,7 +10,7 @@ from dmqbench.config.inputs import EvaluateConfig, InputsConfig
 from dmqbench.config.schema import ModelConfig, SamplerConfig
 from dmqbench.data.archives import inspect
 from dmqbench.data.prompts import PromptStreams, read_streams
-from dmqbench.models.class_table import class_table_folder, network_config_of
+from dmqbench.models.class_table import class_table_folder
 from dmqbench.models.families import family_of
 from dmqbench.models.families.family import Family
 from dmqbench.models.folders import (
@@ -22,6 +22,7 @@ from dmqbench.models.folders import (
     read_config,
 )
 from dmqbench.models.location import locate, locate_scheduler
+from dmqbench.models.sizes import image_scale, sized_config
 from dmqbench.models.text_files import pipeline_name, pipeline_settings, text_files
 from dmqbench.models.weight_files import tensor_shapes, weight_files
 from dmqbench.samplers.processes import OF_SAMPLER, Process, process_timesteps
@@ -37,14 +38,12 @@ def is_of_model(evaluate: EvaluateConfig, model: ModelConfig) -> bool:
 
 def image_shape(model: ModelConfig) -> tuple[int, int, int]:
     """Return (C, H, W) of the images of ``model``: its sampler's state, or what its decoder makes of that."""
-    folder = decoder_folder(locate(model.checkpoint))
-    if folder is None:
-        channels, height, width = model.sample_shape or _state_shape(model)
-        return channels, height, width
-    decoder = read_config(folder / CONFIG)
-    scale = 2 ** (len(decoder["block_out_channels"]) - 1)
-    _, height, width = model.sample_shape or _state_shape(model)
-    return decoder["out_channels"], height * scale, width * scale
+    folder = locate(model.checkpoint)
+    decoder, scale = decoder_folder(folder), image_scale(folder)
+    channels, height, width = model.sample_shape or _state_shape(model)
+    if decoder is not None:
+        channels = read_config(decoder / CONFIG)["out_channels"]
+    return channels, height * scale, width * scale
 
 
 def _state_shape(model: ModelConfig) -> tuple[int, int, int]:
@@ -109,7 +108,7 @@ def _hashes(files: Mapping[str, Path]) -> dict[str, str]:
 
 def network_config(model: ModelConfig) -> dict[str, Any]:
     """The ``config.json`` of a model's denoiser; ModelError if there is none."""
-    return network_config_of(locate(model.checkpoint), model.checkpoint.advice)
+    return sized_config(model.checkpoint)
 
 
 def timesteps(sampler: SamplerConfig, model: ModelConfig, strength: float = 1.0) -> tuple[float, ...]:

@@ -10,13 +10,13 @@ from dmqbench.config.schema import ModelConfig
 from dmqbench.models.folders import OWN_MARK
 from dmqbench.models.location import locate_scheduler
 
-OF_FILES = ("revision", "classes", "condition", "condition_channels", "condition_factor", "scheduler")
+OF_FILES = ("revision", "classes", "condition", "condition_channels", "condition_factor", "scheduler", "size")
 """Keys of models that are files."""
 
 
 def checked_own_model(model: ModelConfig, guidances: Mapping[str, float | None]) -> ModelConfig:
     """Fill in what the denoiser itself says; it must know what ``guidances``, by key, need; ConfigError otherwise."""
-    config = network_config(model)
+    config = network_config(replace(model, size=None))
     scheduler = locate_scheduler(model.checkpoint)
     if OWN_MARK not in config or scheduler is None:
         raise ConfigError("model.source", model.source, problem="is for a script, where dmqbench.api takes a Denoiser")

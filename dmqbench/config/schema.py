@@ -3,6 +3,7 @@
 The same dataclasses are Hydra's schemas and what the code below ``run.py`` is given. Standard library only.
 """
 
+from collections.abc import Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Optional
@@ -15,13 +16,13 @@ from dmqbench.quant.spec import GRANULARITIES
 from dmqbench.samplers.spec import SAMPLER_VERSION, SamplerSpec
 
 
-def model_label(name: str, path: str | None, dtype: str = FLOAT32) -> str:
+def model_label(name: str, path: str | None, dtype: str = FLOAT32, size: Sequence[int] | None = None) -> str:
     """How a model is called: a folder or repository of one's own by its own name, others by that of their YAML; with
-    what it computes in, unless that is float32."""
-    precision = "" if dtype == FLOAT32 else f", {dtype}"
-    if path is None or name not in ("local", "hub"):
-        return f"{name}{precision}"
-    return ((Path(path).name if name == "local" else path) or name) + precision
+    the size of its images and what it computes in, unless these are the file's and float32."""
+    if path is not None and name in ("local", "hub"):
+        name = (Path(path).name if name == "local" else path) or name
+    shown = "" if size is None else f", {'×'.join(map(str, size))}"
+    return f"{name}{shown}" if dtype == FLOAT32 else f"{name}{shown}, {dtype}"
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class ModelConfig:
     ``scheduler``: the file that states the noise schedule, or a folder that holds it; null: the model's own.
     ``dtype``: one of ``DTYPES``, of the network's weights and activations; all that quantizers hold, compute and learn,
     samplers, decoders and text encoders are float32 always.
+    ``size``: of images, in pixels: (height, width), or in a job one number for both; null: as the network's file says.
     ``condition``: one of ``CONDITIONS``, for a network that reads ``condition_channels`` more channels than the C of
     its state; ``condition_factor``: how many times a low-resolution image is smaller.
     """
@@ -47,18 +49,19 @@ class ModelConfig:
     condition_factor: Optional[int] = None
     scheduler: Optional[str] = None
     dtype: str = FLOAT32
+    size: Any = None
 
     @property
     def facts(self) -> dict[str, Any]:
-        """All values, as a result keeps them; a scheduler that is not given is none, nor is the usual precision, and
-        what lives in a script lies nowhere."""
-        usual = {"scheduler": None, "dtype": FLOAT32}
+        """All values, as a result keeps them; a scheduler or a size that is not given is none, nor is the usual
+        precision, and what lives in a script lies nowhere."""
+        usual = {"scheduler": None, "dtype": FLOAT32, "size": None}
         found = {key: value for key, value in asdict(self).items() if key not in usual or value != usual[key]}
         return found | ({"path": None} if self.source == OWN else {})
 
     @property
     def label(self) -> str:
-        return model_label(self.name, self.path, self.dtype)
+        return model_label(self.name, self.path, self.dtype, self.size)
 
     @property
     def shapes_only(self) -> bool:
@@ -74,8 +77,8 @@ class ModelConfig:
         location = self.name if kind in SHIPPED else self.path
         if location is None:
             raise ValueError(f"model.path=null is not allowed with model.source={self.source}")
-        channels = self.condition_channels or 0
-        return ModelSource(kind, location, self.revision, self.classes or None, channels, self.scheduler, self.dtype)
+        channels, classes = self.condition_channels or 0, self.classes or None
+        return ModelSource(kind, location, self.revision, classes, channels, self.scheduler, self.dtype, self.size)
 
 
 @dataclass(frozen=True)

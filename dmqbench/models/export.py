@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from dmqbench.models.exchange import network_name
 from dmqbench.models.families import kind_of
 from dmqbench.models.families.family import Family
-from dmqbench.models.folders import CONFIG, NETWORK_FOLDERS, SCHEDULER_CONFIG, WEIGHTS, ModelError
+from dmqbench.models.folders import CONFIG, DECODER_FOLDERS, NETWORK_FOLDERS, SCHEDULER_CONFIG, WEIGHTS, ModelError
 from dmqbench.models.likeness import require_as_configured
 from dmqbench.models.precision import DTYPES
-from dmqbench.models.text_files import INDEX
+from dmqbench.models.text_files import IMAGE_SCALE, INDEX
 from dmqbench.quant.serving import is_quantized
 from dmqbench.samplers.schedule import read_schedule, stated
 from dmqbench.samplers.spec import PREDICTIONS
@@ -65,10 +65,13 @@ def _refuse_adapters(pipe: Any) -> None:
 
 
 @contextmanager
-def exported(pipe: Any, place: Path) -> Iterator[Path]:
+def exported(pipe: Any, place: Path, sized: bool = False) -> Iterator[Path]:
     """The network and its noise schedule as a folder inside ``place``, for as long as it is needed.
 
     Only what calibration depends on is written, so that the same pipeline from another place has the same ids.
+
+    Args:
+        sized: whether the size of images is asked for, and so how many pixels a latent is wide.
     """
     scheduler = stated_by(pipe.scheduler, type(pipe).__name__)
     with tempfile.TemporaryDirectory(prefix=f"{TEMPORARY_PREFIX}pipeline-", dir=place) as temporary:
@@ -79,8 +82,20 @@ def exported(pipe: Any, place: Path) -> Iterator[Path]:
         without_origin(part / CONFIG)
         save_file(untied(network.state_dict()), part / WEIGHTS, {"format": "pt"})
         save_json(folder / SCHEDULER_CONFIG, scheduler)
-        _export_text(pipe, kind_of(load_json(part / CONFIG)), folder)
+        config = load_json(part / CONFIG)
+        family = kind_of(config)
+        index = _export_text(pipe, family, folder)
+        if sized or family.is_told_sizes(config):
+            index[IMAGE_SCALE] = _image_scale(pipe)
+        if index:
+            save_json(folder / INDEX, index)
         yield folder
+
+
+def _image_scale(pipe: Any) -> int:
+    """How many pixels of an image a latent is wide, which is the image itself where nothing decodes it."""
+    decoder = next((part for name in DECODER_FOLDERS if (part := getattr(pipe, name, None)) is not None), None)
+    return 1 if decoder is None else 2 ** (len(decoder.config.block_out_channels) - 1)
 
 
 def stated_by(scheduler: Any, title: str) -> dict[str, Any]:
@@ -96,10 +111,10 @@ def stated_by(scheduler: Any, title: str) -> dict[str, Any]:
     return {**stated(schedule), "prediction_type": prediction}
 
 
-def _export_text(pipe: Any, family: type[Family], folder: Path) -> None:
-    """Write what reads prompts, and what the pipeline says of how."""
+def _export_text(pipe: Any, family: type[Family], folder: Path) -> dict[str, Any]:
+    """Write what reads prompts, and return what the pipeline says of how."""
     if not family.text_parts:
-        return
+        return {}
     lacking = [part for part in family.text_parts if part.optional and getattr(pipe, part.encoder, None) is None]
     present = [part for part in family.text_parts if part not in lacking]
     for name in (name for part in present for name in (part.encoder, part.tokenizer)):
@@ -107,8 +122,7 @@ def _export_text(pipe: Any, family: type[Family], folder: Path) -> None:
             raise ModelError(f"{type(pipe).__name__}: it has no {name}, and its network is conditioned on text")
         getattr(pipe, name).save_pretrained(folder / name)
     stated = {key: value for key, value in pipe.config.items() if isinstance(value, bool)}
-    stated |= {part.encoder: None for part in lacking}
-    save_json(folder / INDEX, {"_class_name": type(pipe).__name__, **stated})
+    return {"_class_name": type(pipe).__name__, **stated, **{part.encoder: None for part in lacking}}
 
 
 def untied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -58,6 +58,7 @@ class ModelSource:
         condition_channels: of an image that the network reads beside its state.
         scheduler: the file that states the noise schedule, or a folder that holds it; None: the model's own.
         dtype: of the network's weights and activations, by torch's name.
+        size: height and width of images, in pixels; None: as the network's file says.
     """
 
     kind: Literal["embedded", "local", "hub", "architecture", "own"]
@@ -67,6 +68,7 @@ class ModelSource:
     condition_channels: int = 0
     scheduler: str | None = None
     dtype: str = FLOAT32
+    size: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in (*SHIPPED, "local", "hub", OWN):

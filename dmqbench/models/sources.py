@@ -15,7 +15,6 @@ from safetensors import SafetensorError
 from torch import nn
 
 from dmqbench.models.attention import set_heads_
-from dmqbench.models.class_table import network_config_of
 from dmqbench.models.families import family_of, kind_of
 from dmqbench.models.families.family import GUIDANCE, Conditioning, Family
 from dmqbench.models.folders import (
@@ -29,6 +28,7 @@ from dmqbench.models.folders import (
 from dmqbench.models.location import locate, locate_scheduler
 from dmqbench.models.own import copied, lent_denoiser, own_topology
 from dmqbench.models.shape_memo import ShapeMemo
+from dmqbench.models.sizes import sized_config
 from dmqbench.models.topology import Topology, trace
 from dmqbench.models.weight_files import refuse_misfits, weight_files, weight_variant
 
@@ -75,7 +75,7 @@ def load_model(source: ModelSource) -> LoadedModel:
     """
     folder = locate(source)
     part = network_folder(folder, source.advice)
-    family = family_of(network_config_of(folder, source.advice), source.condition_channels)
+    family = family_of(sized_config(source), source.condition_channels)
     network = _load_weights(part, network_class(type(family)), source.advice, dtype_of(source))
     scheduler = locate_scheduler(source)
     return LoadedModel(
@@ -127,7 +127,7 @@ def meta_network(source: ModelSource) -> nn.Module:
     if (denoiser := lent_denoiser(source)) is not None:
         return copied(denoiser.network).to("meta")
     with only_errors_logged():
-        return meta_model(network_config_of(locate(source), source.advice)).to(dtype_of(source))
+        return meta_model(sized_config(source)).to(dtype_of(source))
 
 
 def example_inputs(
@@ -210,7 +210,7 @@ def meta_topology(source: ModelSource) -> tuple[Topology, int]:
     """Return the topology and the number of parameters of a model from its configuration alone, no weights read."""
     if (denoiser := lent_denoiser(source)) is not None:
         return own_topology(denoiser)
-    config = network_config_of(locate(source), source.advice)
+    config = sized_config(source)
     return _meta_topology(json.dumps(config), source.condition_channels)
 
 

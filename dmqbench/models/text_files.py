@@ -10,6 +10,8 @@ from dmqbench.models.folders import CONFIG, ModelError, read_config, renamed
 from dmqbench.models.weight_files import weight_files
 
 INDEX = "model_index.json"
+IMAGE_SCALE = "_image_scale"
+"""Key of an index of ours: how many pixels of an image a latent is wide, where there is no decoder to ask."""
 TOKENIZER_SUFFIXES = (".json", ".txt", ".model")
 VOCABULARIES = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model")
 """Of which a tokenizer has one, or transformers makes one that knows no word."""
@@ -26,7 +28,7 @@ def text_files(folder: Path, family: Family, advice: str = "") -> tuple[Path, ..
 
 def present_parts(folder: Path, family: Family) -> tuple[TextPart, ...]:
     """Return the parts that read prompts, but for optional ones that the pipeline's folder says it does without."""
-    index = _index(folder)
+    index = pipeline_index(folder)
     return tuple(part for part in family.text_parts if not (part.optional and _is_left_out(folder, part, index)))
 
 
@@ -57,15 +59,18 @@ _ADVICE = "; give the folder of the whole pipeline, as save_pretrained writes it
 
 def pipeline_name(folder: Path, family: Family) -> str:
     """Return diffusers' pipeline that reads the prompts of a family: the one that the folder names, or the usual."""
-    named = _index(folder).get("_class_name")
+    named = pipeline_index(folder).get("_class_name")
     return named if named in family.pipelines else family.pipelines[0]
 
 
-def pipeline_settings(folder: Path) -> dict[str, bool]:
-    """Return the switches that a pipeline's folder states, such as ``force_zeros_for_empty_prompt``."""
-    return {key: value for key, value in _index(folder).items() if isinstance(value, bool)}
+def pipeline_settings(folder: Path) -> dict[str, Any]:
+    """Return the switches that a pipeline's folder states, such as ``force_zeros_for_empty_prompt``, and the scale of
+    its images where no decoder says it."""
+    index = pipeline_index(folder)
+    return {key: value for key, value in index.items() if isinstance(value, bool) or key == IMAGE_SCALE}
 
 
-def _index(folder: Path) -> dict[str, Any]:
+def pipeline_index(folder: Path) -> dict[str, Any]:
+    """Return what a folder says of its pipeline; nothing where it is none."""
     path = folder / INDEX
     return read_config(path) if path.is_file() else {}

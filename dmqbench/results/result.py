@@ -151,7 +151,7 @@ class Result:
     def model(self) -> str:
         """How the model is called: of folders and repositories of one's own, each by its own name."""
         model = self.settings("model")
-        return model_label(self.model_name, model.get("path"), model.get("dtype", FLOAT32))
+        return model_label(self.model_name, model.get("path"), model.get("dtype", FLOAT32), model.get("size"))
 
     @property
     def task(self) -> str | None:

@@ -12,11 +12,12 @@ from torch import Tensor
 
 from dmqbench.config.checked_job import Job
 from dmqbench.config.ids import embeddings_id, unguided_id
-from dmqbench.config.model_facts import image_shape, network_family, prompts_of
+from dmqbench.config.model_facts import network_family, prompts_of
 from dmqbench.data.noise import Stream
 from dmqbench.data.prompts import Prompt
 from dmqbench.models.folders import ModelError
 from dmqbench.models.location import locate
+from dmqbench.models.sizes import image_scale
 from dmqbench.models.text import PromptEncoder
 from dmqbench.store.artifacts import Store
 from dmqbench.store.files import json_text
@@ -101,8 +102,8 @@ class PromptEmbeddings:
 
     def _encoder(self) -> PromptEncoder:
         model = self.job.model
-        scale = image_shape(model)[-1] // model.sample_shape[-1]
-        return PromptEncoder(locate(model.checkpoint), network_family(model), scale, self.job.device_type)
+        folder = locate(model.checkpoint)
+        return PromptEncoder(folder, network_family(model), image_scale(folder), self.job.device_type)
 
     def _require_fit(self, conditions: Mapping[str, Tensor]) -> None:
         """Refuse tokens of another width than the network reads."""

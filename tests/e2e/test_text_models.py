@@ -39,23 +39,27 @@ def run(places, model, *overrides, runs=None):
     return dmqbench(runs or places / "runs", *SIZES, f"model.path={places / model}", prompts, *overrides)
 
 
-@pytest.mark.parametrize(("model", "overrides"), DRAWN.items())
-def test_samples_are_those_of_the_pipeline(places, tmp_path, model, overrides):
+@pytest.mark.parametrize("model", DRAWN)
+@pytest.mark.parametrize("size", [(16, 16), (24, 16)], ids=["its size", "another size"])
+def test_samples_are_those_of_the_pipeline(places, tmp_path, model, size):
     """Under guidance, with a negative prompt, from the same noise; diffusers' own pipeline is the oracle."""
+    height, width = size
     settings = ("sampler.guidance=3", "sampler.steps=4", "inputs.negative_prompt=rain", "task=sample", "method=fp")
-    status, output, errors = run(places, model, *settings, *overrides.split(), runs=tmp_path)
+    settings += (f"model.size=[{height},{width}]", *DRAWN[model].split())
+    status, output, errors = run(places, model, *settings, runs=tmp_path)
     assert status == 0, errors
     assert "1 prompt is longer" in errors
     drawn = load_file(result_folder(output) / "chunk_00000.safetensors")["images"]
     pipe = MODELS[model]()
     pipe.set_progress_bar_config(disable=True)
-    noise = initial_noise("eval", 0, range(4), (4, 8, 8))
-    asked = asked_of(model, steps=4, guidance=3.0)
+    noise = initial_noise("eval", 0, range(4), (4, height // 2, width // 2))
+    asked = asked_of(model, steps=4, guidance=3.0) | {"height": height, "width": width}
     if model == "flux":  # takes the noise as tokens, and embeds guidance instead of leading away from a prompt
-        asked["latents"] = pipe._pack_latents(noise, 4, 4, 8, 8)
+        asked["latents"] = pipe._pack_latents(noise, 4, *noise.shape[1:])
     else:
         asked |= {"latents": noise, "negative_prompt": ["rain"] * 4}
     expected = pipe(HELD_OUT, **asked).images
+    assert drawn.shape == (4, 3, height, width)
     difference = (drawn.permute(0, 2, 3, 1) - torch.from_numpy(expected * 255)).abs()
     assert difference.max() <= 1
     assert drawn.float().std() > 5
@@ -75,6 +79,26 @@ def test_a_script_quantizes_a_pipeline_without_its_third_encoder(tmp_path):
     quantized = drawn(pipe)
     assert 0 < (quantized - before).abs().max() < 0.5
     assert torch.equal(drawn(api.load(api.save(pipe, tmp_path / "saved"))), quantized)
+
+
+def sizes_told(store, asked):
+    """The conditions of SDXL that are sizes, as the only embeddings of a store of ``quantize_`` have them."""
+    pipe = MODELS["sdxl"]()
+    few = [item for item in FEW if item.startswith("budget.")]
+    api.quantize_(pipe, "rtn", "w4a6", steps=2, prompts=["rain", "fog"], store=store, overrides=few, **asked)
+    pipe.set_progress_bar_config(disable=True)
+    drawn = pipe("fog", **asked_of("sdxl", steps=2, guidance=3.0) | {"height": 8, "width": 32}).images
+    assert drawn.shape == (1, 8, 32, 3)
+    files = [load_file(path) for path in (store / "embeddings").rglob("*.safetensors")]
+    return {tuple(row) for file in files for row in file["time_ids"].reshape(-1, 6).tolist()}
+
+
+def test_a_script_calibrates_at_a_size_and_calls_at_any(tmp_path):
+    """Sizes are told in pixels, though no decoder is exported."""
+    assert sizes_told(tmp_path / "own", {}) == {(16, 16, 0, 0, 16, 16)}
+    assert sizes_told(tmp_path / "other", {"size": (24, 16)}) == {(24, 16, 0, 0, 24, 16)}
+    with pytest.raises(api.ConfigError, match=r"model\.size=\[25,16\] must be multiples of 2 .* nearest: \[26,16\]"):
+        sizes_told(tmp_path / "none", {"size": (25, 16)})
 
 
 def test_prompts_are_read_once(places):

@@ -79,7 +79,7 @@ def test_the_third_encoder_may_lack_where_the_folder_says_so(tmp_path):
     index = json.loads((tmp_path / INDEX).read_text())
     assert index["text_encoder_3"] == [None, None]
     (tmp_path / INDEX).write_text(json.dumps(index | {"text_encoder_3": ["transformers", "T5EncoderModel"]}))
-    with pytest.raises(ModelError, match="no text_encoder_3/config.json") as refused:
+    with pytest.raises(ModelError, match=r"no text_encoder_3/config\.json") as refused:
         text_files(tmp_path, family)
     assert "\n" not in str(refused.value)
 

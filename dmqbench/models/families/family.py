@@ -25,6 +25,9 @@ class Condition(NamedTuple):
     whole: bool = False
 
 
+SIZE = "_size"
+"""Height and width of the state, where a job asks for others than the file's: what is added to a ``config.json``."""
+
 GUIDANCE = "guidance"
 """The condition, [B], of networks that embed the scale of guidance and need no second branch."""
 
@@ -128,6 +131,11 @@ class Family(Calling):
         return None
 
     @classmethod
+    def is_told_sizes(cls, config: Mapping[str, Any]) -> bool:
+        """Whether sizes of the image are conditions of a network, which are made where prompts are read."""
+        return False
+
+    @classmethod
     def network_class(cls) -> type | None:
         """Return the class of the network, which is built, loaded and saved as diffusers' are (``ModelMixin``,
         ``ConfigMixin``); None: diffusers has one of that name."""
@@ -159,9 +167,29 @@ class Family(Calling):
     @property
     def sample_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of the sampler's state."""
-        channels, size = self.required("in_channels") - self.condition_channels, self.required("sample_size")
+        return (self.required("in_channels") - self.condition_channels, *self.sides)
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """(H, W) of the sampler's state."""
+        size = self.config.get(SIZE) or self.stated_size
         height, width = size if isinstance(size, (list, tuple)) else (size, size)
-        return channels, height, width
+        return height, width
+
+    @property
+    def stated_size(self) -> Any:
+        """Both sides, or the one number for both, that the file states."""
+        return self.required("sample_size")
+
+    @property
+    def size_step(self) -> int | None:
+        """What sides of the state must be divisible by, where the network takes others than its file's; else None."""
+        return None
+
+    @property
+    def largest_side(self) -> int | None:
+        """The largest side of the state, if there is one."""
+        return None
 
     @property
     def input_shape(self) -> tuple[int, int, int]:

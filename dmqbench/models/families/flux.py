@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 _TOKENS = 512
 _SIDE = 128
 """Of latents, where the file states none, as diffusers' never does: pictures of 1024 by 1024."""
-_PACKED = 4
+_NEIGHBOURS = 2
+_PACKED = _NEIGHBOURS**2
 """Two by two neighbours are one token."""
 
 
@@ -45,9 +46,15 @@ class Flux(Family):
 
     @property
     def sample_shape(self) -> tuple[int, int, int]:
-        size = self.config.get("sample_size", _SIDE)
-        height, width = size if isinstance(size, (list, tuple)) else (size, size)
-        return self.required("in_channels") // _PACKED, height, width
+        return (self.required("in_channels") // _PACKED, *self.sides)
+
+    @property
+    def stated_size(self) -> Any:
+        return self.config.get("sample_size", _SIDE)
+
+    @property
+    def size_step(self) -> int:
+        return _NEIGHBOURS
 
     @property
     def output_channels(self) -> int:

@@ -38,10 +38,14 @@ class PixArt(Family):
         return patch_problem(config, _TOLD_SIZES_AT)
 
     @property
-    def told_sizes(self) -> bool:
+    def size_step(self) -> int:
+        return self.config.get("patch_size", 2)
+
+    @classmethod
+    def is_told_sizes(cls, config: Mapping[str, Any]) -> bool:
         """Whether the height, the width and their ratio are conditions too."""
-        stated = self.config.get("use_additional_conditions")
-        return self.required("sample_size") == _TOLD_SIZES_AT if stated is None else stated
+        stated = config.get("use_additional_conditions")
+        return config.get("sample_size") == _TOLD_SIZES_AT if stated is None else stated
 
     @property
     def conditions(self) -> Mapping[str, Condition]:
@@ -51,12 +55,12 @@ class PixArt(Family):
             "encoder_attention_mask": Condition((tokens,)),
         }
         sizes = {"resolution": Condition((2,)), "aspect_ratio": Condition((1,))}
-        return {**text, **sizes} if self.told_sizes else text
+        return {**text, **sizes} if self.is_told_sizes(self.config) else text
 
     def encoded(self, pipe: Any, prompt: str) -> dict[str, "Tensor"]:
         text, mask, *_ = pipe.encode_prompt(prompt, do_classifier_free_guidance=False, device=pipe.device)
         cond = {"encoder_hidden_states": text, "encoder_attention_mask": mask.to(text.dtype)}
-        if self.told_sizes:
+        if self.is_told_sizes(self.config):
             _, height, width = (side * pipe.vae_scale_factor for side in self.sample_shape)
             cond |= {
                 "resolution": text.new_tensor([[height, width]]),

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _T5_TOKENS = 256
+_POSITIONS = 96
+"""Of patches along a side, where the file states none."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,14 @@ class SD3(Family):
     @classmethod
     def problem(cls, config: Mapping[str, Any]) -> Problem | None:
         return patch_problem(config, 128)
+
+    @property
+    def size_step(self) -> int:
+        return self.required("patch_size")
+
+    @property
+    def largest_side(self) -> int:
+        return self.config.get("pos_embed_max_size", _POSITIONS) * self.required("patch_size")
 
     @property
     def image_tokens(self) -> int:

@@ -34,6 +34,10 @@ class SDXL(UNet2DCondition):
     def is_of(cls, config: Mapping[str, Any]) -> bool:
         return config.get("_class_name") == cls.network and config.get("addition_embed_type") == _ADDED
 
+    @classmethod
+    def is_told_sizes(cls, config: Mapping[str, Any]) -> bool:
+        return True
+
     @property
     def conditions(self) -> Mapping[str, Condition]:
         sines = _SIZES * self.required("addition_time_embed_dim")

@@ -26,6 +26,11 @@ def _blocks(middle: str, codec: str, sampling: str) -> Kind:
     return Kind(names, lambda value: isinstance(value, str) and value.removeprefix("UNetRes") in names)
 
 
+def halvings(config: Mapping[str, Any]) -> int:
+    """Return how many times smaller the smallest maps of a U-Net are; diffusers makes four blocks of it unless told."""
+    return 2 ** max(0, len(config.get("block_out_channels", range(4))) - 1)
+
+
 _STYLES = words("conv", "resnet")
 
 
@@ -59,6 +64,10 @@ class UNet2D(Family):
     @property
     def label_entries(self) -> int | None:
         return self.config.get("num_class_embeds")
+
+    @property
+    def size_step(self) -> int:
+        return halvings(self.config)
 
     @classmethod
     def problem(cls, config: Mapping[str, Any]) -> Problem | None:

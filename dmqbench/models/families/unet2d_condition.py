@@ -8,6 +8,7 @@ from dmqbench.models.class_table import ENTRIES
 from dmqbench.models.config_values import COUNT, NULL, SIDES, Kind, either, list_of, words
 from dmqbench.models.families.family import Condition, Conditioning, Family
 from dmqbench.models.families.text import CLIP, CLIP_TOKENS, TextPart
+from dmqbench.models.families.unet2d import halvings
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,6 +38,10 @@ class UNet2DCondition(Family):
     @property
     def label_entries(self) -> int | None:
         return self.config.get(ENTRIES)
+
+    @property
+    def size_step(self) -> int:
+        return halvings(self.config)
 
     @property
     def conditioning(self) -> Conditioning:
