@@ -2,6 +2,9 @@
 
 import pytest
 from config.asked import ids_of, job, refused
+from tiny import save_pipeline, unet
+
+from dmqbench.tasks.memory_plan import planned_phases
 
 COUNTED = ("task=cost", "method=rtn", "bits=w4a8")
 SIZED = {
@@ -31,14 +34,15 @@ def test_the_size_of_the_file_is_no_other_size(size):
 
 
 def test_another_size_is_another_job(tmp_path):
-    from tiny import save_pipeline, unet
-
     folder = save_pipeline(tmp_path / "mine", unet(class_entries=None))
     asked = ("model=local", f"model.path={folder}", "method=rtn", "bits=w4a8")
     usual, own, other = (ids_of(*asked, f"model.size={size}") for size in ("null", "8", "[8,16]"))
     assert usual == own
     for kind in ("trajectories", "quantized", "samples", "result"):
         assert getattr(other, kind) != getattr(usual, kind)
+    small, large = (planned_phases(job(*asked, f"model.size={size}")) for size in (8, 32))
+    grown = {after.name: after.computing / before.computing for before, after in zip(small, large, strict=True)}
+    assert grown["trajectories"] > 4 and grown["samples"] > 2 and grown["loading"] == 1
 
 
 REFUSED = {

@@ -1,5 +1,6 @@
 """Models of text of every family: prompts, and samples as their pipelines draw them."""
 
+import json
 from functools import partial
 
 import pytest
@@ -79,6 +80,15 @@ def test_a_script_quantizes_a_pipeline_without_its_third_encoder(tmp_path):
     quantized = drawn(pipe)
     assert 0 < (quantized - before).abs().max() < 0.5
     assert torch.equal(drawn(api.load(api.save(pipe, tmp_path / "saved"))), quantized)
+
+
+@pytest.mark.parametrize("size", [(16, 16), (32, 16)])
+def test_cost_is_counted_at_the_size(places, size):
+    """The products of attention in the middle, of width 8, where both sides of the latents are halved."""
+    status, output, errors = run(places, "sd", "task=cost", "method=rtn", f"model.size=[{size[0]},{size[1]}]")
+    assert status == 0, errors
+    tokens, words = (size[0] // 4) * (size[1] // 4), 77
+    assert json.loads(output.splitlines()[-1])["attention_macs"] == 2 * 8 * tokens * (tokens + words)
 
 
 def sizes_told(store, asked):
