@@ -16,7 +16,7 @@ Output = Literal["pool", "spatial", "logits"]
 Features = Mapping[str, Tensor]
 """Output → float32 [N, ...] on the CPU."""
 
-_IMAGES_AT_ONCE = 64
+IMAGES_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def require_comparable(features: Tensor, reference: Tensor, paired: bool) -> Non
 
 
 @torch.no_grad()
-def extract(extractor: Extractor, images: Tensor, images_at_once: int = _IMAGES_AT_ONCE) -> dict[str, Tensor]:
+def extract(extractor: Extractor, images: Tensor, images_at_once: int = IMAGES_AT_ONCE) -> dict[str, Tensor]:
     """Return all outputs of the network for uint8 images [N, C, H, W], float32 on the CPU."""
     require_images(images)
     parts = [extractor.network(part) for part in images.split(images_at_once)]

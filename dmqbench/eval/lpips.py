@@ -4,6 +4,7 @@ import hashlib
 import re
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,7 @@ from dmqbench.eval.weights import LPIPS_BACKBONE_FILES, Located, locate
 LEAST_SIDE = {"alex": 31, "vgg": 16, "squeeze": 17}
 """Backbone → the shorter side, in pixels, below which its last layer has nothing to look at."""
 
-_IMAGES_AT_ONCE = 16
+IMAGES_AT_ONCE = 16
 _SLICE = re.compile(r"(slice\d+|slices\.\d+)\.")
 
 
@@ -55,10 +56,15 @@ def lpips(images: Tensor, reference: Tensor, network: nn.Module, least_side: int
     """Return the distance, ≥ 0, of each pair of uint8 images [N, C, H, W]."""
     require_pair(images, reference)
     values: list[float | None] = []
-    for start in range(0, len(images), _IMAGES_AT_ONCE):
-        pair = (batch[start : start + _IMAGES_AT_ONCE].to(device) for batch in (images, reference))
-        values += network(*(enlarged(as_rgb(to_signed(batch)), least_side) for batch in pair)).flatten().tolist()
+    for start in range(0, len(images), IMAGES_AT_ONCE):
+        some, others = (batch[start : start + IMAGES_AT_ONCE].to(device) for batch in (images, reference))
+        values += distances(network, some, others, least_side).tolist()
     return values
+
+
+def distances(network: nn.Module, images: Tensor, reference: Tensor, least_side: int) -> Tensor:
+    """Return the same of a few pairs, on the device of the network."""
+    return network(*(enlarged(as_rgb(to_signed(batch)), least_side) for batch in (images, reference))).flatten()
 
 
 def enlarged(images: Tensor, least_side: int) -> Tensor:
@@ -73,14 +79,19 @@ def enlarged(images: Tensor, least_side: int) -> Tensor:
 
 def load_network(backbone: str, path: Path) -> nn.Module:
     """Return torchmetrics' network, its backbone from torchvision's file at ``path``."""
-    from torchmetrics.functional.image.lpips import _NoTrainLpips
-
-    # Its public class downloads the backbone by itself, without a check of what is in the cache.
-    network = _NoTrainLpips(net=backbone, pnet_rand=True)  # type: ignore[arg-type]
+    network = empty_network(backbone)
     published = torch.load(path, map_location="cpu", weights_only=True)
     state = {name: published[_SLICE.sub("features.", name, count=1)] for name in network.net.state_dict()}
     network.net.load_state_dict(state)
     return network
+
+
+def empty_network(backbone: str) -> Any:
+    """Return torchmetrics' network without the weights of its backbone."""
+    from torchmetrics.functional.image.lpips import _NoTrainLpips
+
+    # Its public class downloads the backbone by itself, without a check of what is in the cache.
+    return _NoTrainLpips(net=backbone, pnet_rand=True)  # type: ignore[arg-type]
 
 
 def _hash(backbone: str, network: nn.Module) -> str:

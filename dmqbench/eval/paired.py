@@ -22,7 +22,10 @@ PerImage = list[float | None]
 
 _SSIM_WINDOW = 11
 _SSIM_SIGMA = 1.5
-_IMAGES_AT_ONCE = 32
+IMAGES_AT_ONCE = 32
+"""Whose means are taken together: those of an image alone are added in another order by several threads."""
+SIMILARITIES_AT_ONCE = 2**21
+"""Values of images whose structural similarity is found together, where no number depends on it."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +58,9 @@ class PairedMetric:
 def psnr(images: Tensor, reference: Tensor) -> PerImage:
     """Return 10 log10(255² / MSE) in dB of each pair of uint8 images [N, C, H, W], ``None`` if identical."""
     require_pair(images, reference)
-    squared = (images.to(torch.int32) - reference.to(torch.int32)).square()
-    errors = squared.flatten(1).double().mean(dim=1)
+    pairs = zip(images.split(IMAGES_AT_ONCE), reference.split(IMAGES_AT_ONCE), strict=True)
+    squared = ((some.to(torch.int32) - others.to(torch.int32)).square() for some, others in pairs)
+    errors = torch.cat([part.flatten(1).double().mean(dim=1) for part in squared])  # of integers: exact
     decibels = 10 * torch.log10(255.0**2 / errors)
     return [None if math.isinf(value) else value for value in decibels.tolist()]
 
@@ -69,27 +73,40 @@ def ssim(images: Tensor, reference: Tensor) -> PerImage:
     it reflects, which is another number on small images. ``MetricUnavailable`` for images smaller than the
     window.
     """
-    from torchmetrics.functional.image import structural_similarity_index_measure
-
     require_pair(images, reference)
     height, width = images.shape[-2:]
     if min(height, width) < _SSIM_WINDOW:
         raise MetricUnavailable(f"ssim needs images of {_SSIM_WINDOW}×{_SSIM_WINDOW} or more, got {height}×{width}")
-    border = _SSIM_WINDOW // 2
+    step = ssim_step(images[0].numel())
     values: list[float | None] = []
-    for start in range(0, len(images), _IMAGES_AT_ONCE):
-        pair = (batch[start : start + _IMAGES_AT_ONCE] for batch in (images, reference))
-        _, similarity = structural_similarity_index_measure(
-            *(to_float01(batch, torch.float64) for batch in pair),
-            gaussian_kernel=True,
-            sigma=_SSIM_SIGMA,
-            kernel_size=_SSIM_WINDOW,
-            data_range=1.0,
-            reduction="none",
-            return_full_image=True,
-        )
-        values += similarity[..., border:-border, border:-border].flatten(1).mean(dim=1).tolist()
+    for together in zip(images.split(IMAGES_AT_ONCE), reference.split(IMAGES_AT_ONCE), strict=True):
+        portions = zip(*(batch.split(step) for batch in together), strict=True)
+        similarity = torch.cat([_similarity(*portion) for portion in portions])
+        values += similarity.flatten(1).mean(dim=1).tolist()
     return values
+
+
+def ssim_step(values: int) -> int:
+    """Return how many images of so many values are compared at once."""
+    return min(IMAGES_AT_ONCE, max(1, SIMILARITIES_AT_ONCE // values))
+
+
+def _similarity(images: Tensor, reference: Tensor) -> Tensor:
+    """The map of structural similarity, where the window lies inside the image."""
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    _, similarity = structural_similarity_index_measure(
+        to_float01(images, torch.float64),
+        to_float01(reference, torch.float64),
+        gaussian_kernel=True,
+        sigma=_SSIM_SIGMA,
+        kernel_size=_SSIM_WINDOW,
+        data_range=1.0,
+        reduction="none",
+        return_full_image=True,
+    )
+    border = _SSIM_WINDOW // 2
+    return similarity[..., border:-border, border:-border]
 
 
 def mse(states: Tensor, reference: Tensor) -> PerImage:

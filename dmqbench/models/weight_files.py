@@ -4,7 +4,8 @@ import fnmatch
 import json
 import re
 import struct
-from collections.abc import Collection, Iterable
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -137,6 +138,19 @@ def tensor_shapes(folder: Path, advice: str = "") -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+def stored_bytes(folder: Path) -> dict[str, int]:
+    """Return the bytes of all tensors of one component by their type, as safetensors calls it (``F32``), from headers
+    alone.
+
+    Raises:
+        ModelError: a file is absent or truncated, or there are only pickles.
+    """
+    total: Counter[str] = Counter()
+    for path in weight_files(folder):
+        total.update(_read_header(path).sizes)
+    return dict(total)
+
+
 _MODERN = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 _PROJECTION = re.compile(rf"(?<=\.)({'|'.join(_MODERN)})(?=\.(weight|bias)$)")
 """Projections of attentions in old checkpoints, whose names diffusers changes when it loads them."""
@@ -147,10 +161,12 @@ def _modern(found: re.Match[str]) -> str:
 
 
 class _Header(NamedTuple):
-    """Of a safetensors file: how long the file should be, and the shapes of its tensors by name."""
+    """Of a safetensors file: how long the file should be, the shapes of its tensors by name, and the bytes of all of
+    them by type."""
 
     length: int
     shapes: dict[str, tuple[int, ...]]
+    sizes: Mapping[str, int]
 
 
 @once_per_state
@@ -163,7 +179,11 @@ def _read_header(path: Path) -> _Header:
         header = json.loads(file.read(header_size))
     entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
     end = max((entry["data_offsets"][1] for entry in entries.values()), default=0)
-    return _Header(8 + header_size + end, {name: tuple(entry["shape"]) for name, entry in entries.items()})
+    sizes: Counter[str] = Counter()
+    for entry in entries.values():
+        start, stop = entry["data_offsets"]
+        sizes[entry["dtype"]] += stop - start
+    return _Header(8 + header_size + end, {name: tuple(entry["shape"]) for name, entry in entries.items()}, sizes)
 
 
 def _require_whole(path: Path, hint: str) -> Collection[str]:

@@ -12,20 +12,20 @@ import torch
 from dmqbench.calibration.shape_bench import PointCounts, ShapeBench
 from dmqbench.config.checked_job import Job, scope_of
 from dmqbench.config.errors import ConfigError
-from dmqbench.config.model_facts import embeds_guidance, network_family, reads_text, timesteps
+from dmqbench.config.model_facts import embeds_guidance, image_shape, network_family, reads_text, timesteps
 from dmqbench.config.schema import SamplerConfig
 from dmqbench.engines import lower_
+from dmqbench.eval.memory import Sizes, networks_bytes, statistics_bytes
 from dmqbench.methods import stages_of
 from dmqbench.models.exchange import quantize_network_, quantized_attentions
 from dmqbench.models.families.family import Family
-from dmqbench.models.folders import CONFIG, OWN, decoder_folder, read_config
+from dmqbench.models.folders import CONFIG, OWN, decoder_folder, network_folder, read_config
 from dmqbench.models.live_memory import live_memory, network_bytes, peak_of
 from dmqbench.models.location import locate
 from dmqbench.models.portions import WHOLE, Portions
+from dmqbench.models.reading_memory import converted_bytes, encoders_bytes
 from dmqbench.models.shape_memo import ShapeMemo
 from dmqbench.models.sources import dtype_of, meta_model, meta_network, meta_topology
-from dmqbench.models.text_files import present_parts
-from dmqbench.models.weight_files import tensor_shapes
 from dmqbench.quant.context import StepContext
 from dmqbench.quant.layers import freeze_weight_, set_quantization_
 from dmqbench.quant.plan import uniform_plan
@@ -120,10 +120,9 @@ class _Planner:
         job = self.job
         bench, decoder = self._bench(), self.decoder_bytes
         if reads_text(job.model) and not job.model.shapes_only:
-            yield Phase("prompts", self._encoders(), 0)
+            yield Phase("prompts", encoders_bytes(self.folder, self.family), 0)
         weights = bench.network_bytes
-        # What is read lies beside what it is copied into.
-        yield Phase("loading", weights + weights * FLOAT // bench.dtype.itemsize, decoder)
+        yield self._loading(weights, bench.dtype)
         plain = bench.call(job.sampler.chunk, False, False)
         if job.method.stages:
             following = self._following(plain, bench.points.calls)
@@ -133,6 +132,7 @@ class _Planner:
             yield from self.stages(bench)
             if self.left is not None and job.engine == ENGINE_NAMES[0]:  # the other looks at values
                 yield self._quantized_samples(self.left)
+        yield self._evaluation(weights)
 
     def stages(self, bench: ShapeBench | None = None) -> list[Phase]:
         """The stages of the method, each in the portions in which it fits into ``budget.memory_gib``; if one fits in
@@ -209,10 +209,24 @@ class _Planner:
         quantize_network_(bench.network, plan, bench.context, steps, attentions=attentions, bits=bits)
         bench.network.to("meta")  # where the quantizers of attentions are not made
 
-    def _encoders(self) -> int:
-        """What reads prompts, which is loaded for that alone."""
-        folders = [self.folder / part.encoder for part in present_parts(self.folder, self.family)]
-        return 2 * sum(prod(shape) for folder in folders for shape in tensor_shapes(folder).values()) * FLOAT
+    def _loading(self, weights: int, dtype: torch.dtype) -> Phase:
+        """Of files that are not known, those of a YAML alone, float32 is thought."""
+        files = weights * FLOAT // dtype.itemsize * (dtype != torch.float32)
+        if not self.job.model.shapes_only:
+            files = converted_bytes(network_folder(self.folder), dtype)
+        on_host = files + weights * (self.job.device_type == "cuda")  # where it is read before it is sent
+        return Phase("loading", weights + files - on_host, self.decoder_bytes + on_host)
+
+    def _evaluation(self, weights: int) -> Phase:
+        """Beside the network and the decoder, which drew what is measured."""
+        job, metrics = self.job, self.job.metrics
+        sizes = Sizes(metrics.samples, metrics.pairs, image_shape(job.model), self.family.sample_shape)
+        networks, working = networks_bytes(metrics, sizes)
+        statistics = statistics_bytes(metrics.names, sizes)
+        if job.device_type == "cpu":  # one after another
+            working, statistics = max(working, statistics), 0
+        computing = weights + self.decoder_bytes + networks + working
+        return Phase("evaluation", computing, sizes.sets + statistics, ("metrics.samples", "metrics.pairs"))
 
     def _trajectory(self, calls: int) -> int:
         """Bytes of one trajectory: states, predictions and conditions."""
@@ -224,9 +238,9 @@ class _Planner:
         return batch * self._trajectory(calls) + call
 
     def _sampling(self, bench: ShapeBench, name: str, call: int, lowered: int = 0, bank: int = 0) -> Phase:
-        """``lowered``: what layers hold beside the network."""
-        computing = bench.network_bytes + lowered + max(call, self._decoding)
-        return Phase(name, computing, self.decoder_bytes + bank, ("sampler.chunk",))
+        """``lowered``: what layers hold beside the network. The decoder is where it decodes."""
+        computing = bench.network_bytes + self.decoder_bytes + lowered + max(call, self._decoding)
+        return Phase(name, computing, bank, ("sampler.chunk",))
 
     @cached_property
     def _decoding(self) -> int:
