@@ -1,5 +1,6 @@
 """Loading networks from diffusers folders: one allow-list, one loader, one error."""
 
+import gc
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -185,6 +186,8 @@ def _load_weights(folder: Path, cls: Any, advice: str = "", dtype: torch.dtype =
     refuse_misfits(folder, loading["missing_keys"], loading["unexpected_keys"], loading["mismatched_keys"], advice)
     require_finite(network, str(folder))
     set_heads_(network)
+    if dtype != torch.float32 or weight_variant(folder) is not None:
+        gc.collect()  # a cycle of the loader holds the file that these are copies of
     return network.eval().requires_grad_(False)
 
 
