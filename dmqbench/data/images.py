@@ -5,6 +5,9 @@ import math
 import torch
 from torch import Tensor
 
+IMAGE_CHANNELS = (1, 3)
+"""Of grey images, and of those in colour."""
+
 
 class ImageError(ValueError):
     """The tensor is not a batch of images; the message says in one line what it is instead."""
@@ -54,7 +57,7 @@ def to_signed(images: Tensor) -> Tensor:
 
 
 def _require_shape(images: Tensor, what: str) -> None:
-    if images.ndim != 4 or images.shape[1] not in (1, 3):
+    if images.ndim != 4 or images.shape[1] not in IMAGE_CHANNELS:
         raise ImageError(f"{what}: expected N×C×H×W with C = 1 or 3, got {_shape(images)}")
     if images.numel() == 0:
         raise ImageError(f"{what}: no images ({_shape(images)})")

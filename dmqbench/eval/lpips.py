@@ -86,12 +86,13 @@ def load_network(backbone: str, path: Path) -> nn.Module:
     return network
 
 
-def empty_network(backbone: str) -> Any:
-    """Return torchmetrics' network without the weights of its backbone."""
+def empty_network(backbone: str, heads: bool = True) -> Any:
+    """Return torchmetrics' network without the weights of its backbone, and perhaps without those of its linear heads,
+    which come with it."""
     from torchmetrics.functional.image.lpips import _NoTrainLpips
 
     # Its public class downloads the backbone by itself, without a check of what is in the cache.
-    return _NoTrainLpips(net=backbone, pnet_rand=True)  # type: ignore[arg-type]
+    return _NoTrainLpips(pretrained=heads, net=backbone, pnet_rand=True)  # type: ignore[arg-type]
 
 
 def _hash(backbone: str, network: nn.Module) -> str:

@@ -84,7 +84,7 @@ def networks_bytes(settings: MetricsConfig, sizes: Sizes) -> tuple[int, int]:
     computing = OF_INCEPTION * min(sizes.samples, FEATURES_AT_ONCE) if protocols else 0
     if "lpips" in settings.names:
         with torch.device("meta"):
-            network = empty_network(settings.lpips).to("meta")
+            network = empty_network(settings.lpips, heads=False).to("meta")
         held += network_bytes(network)
         pairs = torch.empty(min(sizes.pairs, DISTANCES_AT_ONCE), *sizes.image, dtype=torch.uint8, device="meta")
         with torch.no_grad():

@@ -14,6 +14,7 @@ from dmqbench.config.checked_job import Job, scope_of
 from dmqbench.config.errors import ConfigError
 from dmqbench.config.model_facts import embeds_guidance, image_shape, network_family, reads_text, timesteps
 from dmqbench.config.schema import SamplerConfig
+from dmqbench.data.images import IMAGE_CHANNELS
 from dmqbench.engines import lower_
 from dmqbench.eval.memory import Sizes, networks_bytes, statistics_bytes
 from dmqbench.methods import stages_of
@@ -132,7 +133,8 @@ class _Planner:
             yield from self.stages(bench)
             if self.left is not None and job.engine == ENGINE_NAMES[0]:  # the other looks at values
                 yield self._quantized_samples(self.left)
-        yield self._evaluation(weights)
+        if (image := image_shape(job.model))[0] in IMAGE_CHANNELS:  # those of latents without a decoder are not known
+            yield self._evaluation(weights, image)
 
     def stages(self, bench: ShapeBench | None = None) -> list[Phase]:
         """The stages of the method, each in the portions in which it fits into ``budget.memory_gib``; if one fits in
@@ -217,10 +219,10 @@ class _Planner:
         on_host = files + weights * (self.job.device_type == "cuda")  # where it is read before it is sent
         return Phase("loading", weights + files - on_host, self.decoder_bytes + on_host)
 
-    def _evaluation(self, weights: int) -> Phase:
+    def _evaluation(self, weights: int, image: tuple[int, ...]) -> Phase:
         """Beside the network and the decoder, which drew what is measured."""
         job, metrics = self.job, self.job.metrics
-        sizes = Sizes(metrics.samples, metrics.pairs, image_shape(job.model), self.family.sample_shape)
+        sizes = Sizes(metrics.samples, metrics.pairs, image, self.family.sample_shape)
         networks, working = networks_bytes(metrics, sizes)
         statistics = statistics_bytes(metrics.names, sizes)
         if job.device_type == "cpu":  # one after another

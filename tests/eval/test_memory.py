@@ -6,14 +6,16 @@ import pytest
 import torch
 import torchvision
 
+from dmqbench.config.schema import MetricsConfig
 from dmqbench.eval import memory
 from dmqbench.eval.frechet import frechet_estimate
 from dmqbench.eval.inception import INPUT_SIZE
 from dmqbench.eval.kid import kid_estimate
+from dmqbench.eval.lpips import LEAST_SIDE, empty_network, lpips
 from dmqbench.eval.memory import Sizes, statistics_bytes
 from dmqbench.eval.paired import SIMILARITIES_AT_ONCE, mse, psnr, ssim
 from dmqbench.eval.precision_recall import precision_recall_estimates
-from dmqbench.models.live_memory import peak_of
+from dmqbench.models.live_memory import network_bytes, peak_of
 
 CLOSE = 0.03
 
@@ -63,3 +65,14 @@ def test_an_image_in_inception():
     with torch.no_grad():
         found = peak_of(lambda: network(images)) + images.nbytes
     assert pytest.approx(found, rel=CLOSE) == 8 * memory.OF_INCEPTION
+
+
+@pytest.mark.filterwarnings("ignore:The parameter 'pretrained'", "ignore:Arguments other than a weight enum")
+def test_pairs_in_lpips():
+    settings = MetricsConfig(names=("lpips", "psnr"), pairs=3, samples=3, lpips="squeeze")
+    network, images = empty_network("squeeze"), torch.randint(0, 256, (3, 3, 72, 64), dtype=torch.uint8)
+    with torch.no_grad():
+        found = peak_of(lambda: lpips(images, images, network, LEAST_SIDE["squeeze"], "cpu"))
+    held, computing = memory.networks_bytes(settings, Sizes(3, 3, images.shape[1:], (3, 8, 8)))
+    assert held == network_bytes(network)
+    assert computing == pytest.approx(found, rel=CLOSE)
