@@ -103,18 +103,18 @@ def dit(seed: int = 0, classes: int = CLASSES, layers: int = 2) -> DiTTransforme
     )
 
 
-def pixart(seed: int = 0, layers: int = 2) -> PixArtTransformer2DModel:
+def pixart(seed: int = 0, layers: int = 2, heads: int = 2, size: int = 8) -> PixArtTransformer2DModel:
     """PixArt, which predicts a variance, over 4 × 4 patches."""
     return build(
         PixArtTransformer2DModel,
         seed,
-        num_attention_heads=2,
+        num_attention_heads=heads,
         attention_head_dim=8,
         in_channels=4,
         out_channels=8,
         num_layers=layers,
-        cross_attention_dim=16,
-        sample_size=8,
+        cross_attention_dim=8 * heads,
+        sample_size=size,
         caption_channels=CONTEXT,
     )
 

@@ -14,6 +14,7 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
     LDMPipeline,
+    PixArtAlphaPipeline,
     PixArtSigmaPipeline,
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
@@ -130,6 +131,12 @@ def pixart_sigma(seed: int = 0) -> PixArtSigmaPipeline:
     return PixArtSigmaPipeline(t5_tokenizer(), t5_encoder(), autoencoder(), network, DPMSolverMultistepScheduler())
 
 
+def pixart_alpha(seed: int = 0) -> PixArtAlphaPipeline:
+    """Of latents of 128 by 128, at which its network is told the sizes of pictures."""
+    network = pixart(seed, layers=1, heads=3, size=128)
+    return PixArtAlphaPipeline(t5_tokenizer(), t5_encoder(), autoencoder(), network, DPMSolverMultistepScheduler())
+
+
 def stable_diffusion_3(seed: int = 0, t5: bool = True) -> StableDiffusion3Pipeline:
     """With its third encoder, or without, as it is deployed where memory is short."""
     return StableDiffusion3Pipeline(
@@ -214,4 +221,4 @@ def save_twin(name: str, folder: Path) -> Path:
 def asked_of(model: str, steps: int, guidance: float) -> dict[str, Any]:
     """What a pipeline of text is called with for pictures of 16 by 16."""
     asked = {"num_inference_steps": steps, "guidance_scale": guidance, "height": 16, "width": 16, "output_type": "np"}
-    return asked | ({"use_resolution_binning": False, "clean_caption": False} if model == "pixart" else {})
+    return asked | ({"use_resolution_binning": False, "clean_caption": False} if model.startswith("pixart") else {})

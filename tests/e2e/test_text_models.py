@@ -7,7 +7,7 @@ import pytest
 import torch
 from e2e.commands import FEW, dmqbench, result_folder
 from safetensors.torch import load_file
-from twins import PIPELINES, SAMPLED, asked_of, stable_diffusion_3
+from twins import PIPELINES, SAMPLED, asked_of, pixart_alpha, stable_diffusion_3
 
 from dmqbench import api
 from dmqbench.data.noise import initial_noise
@@ -15,8 +15,8 @@ from dmqbench.data.noise import initial_noise
 SIZES = (*FEW, "sampler.chunk=4", "metrics.samples=4", "metrics.pairs=4", "metrics.names=[psnr,mse]", "model=local")
 
 WITHOUT_T5 = "sd3_without_t5"
-MODELS = {**PIPELINES, WITHOUT_T5: partial(stable_diffusion_3, t5=False)}
-DRAWN = {**SAMPLED, WITHOUT_T5: SAMPLED["sd3"]}
+MODELS = {**PIPELINES, "pixart_alpha": pixart_alpha, WITHOUT_T5: partial(stable_diffusion_3, t5=False)}
+DRAWN = {**SAMPLED, "pixart_alpha": SAMPLED["pixart"], WITHOUT_T5: SAMPLED["sd3"]}
 
 LONG = "a " * 500
 PROMPTS = ["a red fox", "two foxes 🦊", "", "A red  fox", "snow", LONG, "rain", "fog", "a lake", "sun"]
