@@ -9,7 +9,7 @@ from pathlib import Path
 
 import yaml
 
-FEATURES = ("inception", "adm", "digits")
+FEATURES = ("inception", "adm", "digits", "effnet")
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class MetricFacts:
 
     over: ``metrics.pairs`` pairs of images; or all ``metrics.samples`` images, with their captions or as a set.
     features: the network that a set is compared in: ``inception`` as ``metrics.inception`` says, that of the ``adm``
-        suite whatever it says, or the classifier of ``digits``, which is shipped.
+        suite whatever it says, the classifier of ``digits``, which is shipped, or ``effnet``, from a package.
     """
 
     version: int
@@ -42,6 +42,8 @@ OWN_METRICS: Mapping[str, MetricFacts] = {
     "clip": MetricFacts(1, "captions"),
     "fd_digits": MetricFacts(2, "samples", "digits"),
     "fd2fp32_digits": MetricFacts(2, "samples", "digits"),
+    "fd_effnet": MetricFacts(1, "samples", "effnet"),
+    "fd2fp32_effnet": MetricFacts(1, "samples", "effnet"),
 }
 """Metrics of this project, in the order of a table's columns."""
 

@@ -15,9 +15,9 @@ from torch import Tensor
 from dmqbench.config.names import STAND_IN
 from dmqbench.config.schema import MetricsConfig
 from dmqbench.data.images import require_images
-from dmqbench.eval.inception import as_rgb
 from dmqbench.eval.paired import PairedMetric, PerImage
 from dmqbench.eval.protocol import FeatureNetwork, WeightsMissing
+from dmqbench.eval.resizing import as_rgb
 from dmqbench.eval.weights import STAND_IN_MARKER, digest, download_forbidden, is_stand_in
 from dmqbench.store.downloads import in_one_line, unanswered
 

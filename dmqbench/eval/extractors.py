@@ -10,6 +10,7 @@ from dmqbench.config.plugins import metrics
 from dmqbench.config.schema import MetricsConfig
 from dmqbench.data.images import to_signed
 from dmqbench.eval.digit_classifier import CLASSIFIER, digit_classifier
+from dmqbench.eval.effnet import effnet_extractor
 from dmqbench.eval.features import Extractor, Features
 from dmqbench.eval.inception import ADM, inception_extractor
 from dmqbench.eval.protocol import MetricUnavailable
@@ -31,8 +32,8 @@ def _digits(device: str) -> Extractor:
 
 DIGIT_SHAPE = (1, 16, 16)
 
-EMBEDDED: dict[str, Callable[[str], Extractor]] = {"digits": _digits}
-"""Name of a classifier that is shipped with the package → its loader, given a device."""
+NETWORKS: dict[str, Callable[[str], Extractor]] = {"digits": _digits, "effnet": effnet_extractor}
+"""Name of a network that no setting changes → its loader, given a device."""
 
 
 def extractor_for(metric: str, settings: MetricsConfig, device: str | torch.device) -> Extractor:
@@ -43,6 +44,6 @@ def extractor_for(metric: str, settings: MetricsConfig, device: str | torch.devi
         KeyError: no network of this name is shipped.
     """
     features = metrics()[metric].features
-    if features in EMBEDDED:
-        return EMBEDDED[features](str(device))
+    if features in NETWORKS:
+        return NETWORKS[features](str(device))
     return inception_extractor(settings, str(device), ADM if features == "adm" else settings.inception)

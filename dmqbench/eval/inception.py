@@ -8,19 +8,18 @@ TensorFlow network. Values of different modes are different quantities.
 import io
 import warnings
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from dmqbench.config.names import STAND_IN
 from dmqbench.config.schema import MetricsConfig
 from dmqbench.eval.features import Extractor, Features
+from dmqbench.eval.resizing import as_rgb, each_resized
 from dmqbench.eval.weights import Located, inception_file, locate
 
 ADM = "adm"
@@ -67,11 +66,6 @@ def _extractor(protocol: str, located: Located, device: str) -> Extractor:
         outputs=("pool", "spatial", "logits") if protocol == ADM else ("pool",),
         resize=f"{_RESIZE[protocol]}-{size}+grey-to-rgb",
     )
-
-
-def as_rgb(images: Tensor) -> Tensor:
-    """Return images of one channel with that channel three times, others as they are."""
-    return images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
 
 
 def clean_fid(mode: str, path: Path, device: str) -> Forward:
@@ -124,16 +118,7 @@ def _clean_fid_resizer(mode: str) -> Callable[[Tensor], Tensor]:
     from cleanfid.resize import build_resizer
 
     with warnings.catch_warnings():  # building one silences the warnings of the whole process
-        resize_one = build_resizer(mode)
-
-    def resized(image: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(resize_one(image).transpose(2, 0, 1)))
-
-    def resize(images: Tensor) -> Tensor:
-        with ThreadPoolExecutor(torch.get_num_threads()) as threads:  # Pillow lets go of the interpreter meanwhile
-            return torch.stack(list(threads.map(resized, images.permute(0, 2, 3, 1).cpu().numpy())))
-
-    return resize
+        return each_resized(build_resizer(mode))
 
 
 def adm_network(path: Path, device: str, input_size: int = INPUT_SIZE) -> Forward:

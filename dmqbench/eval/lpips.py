@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from dmqbench.config.names import STAND_IN
 from dmqbench.config.schema import MetricsConfig
 from dmqbench.data.images import require_pair, to_signed
-from dmqbench.eval.inception import as_rgb
 from dmqbench.eval.paired import PairedMetric, PerImage
 from dmqbench.eval.protocol import FeatureNetwork
+from dmqbench.eval.resizing import as_rgb
 from dmqbench.eval.weights import LPIPS_BACKBONE_FILES, Located, locate
 
 LEAST_SIDE = {"alex": 31, "vgg": 16, "squeeze": 17}

@@ -11,6 +11,7 @@ from dmqbench.config.plugin_code import metric_origin
 from dmqbench.config.plugins import metrics, plugin_with
 from dmqbench.config.schema import MetricsConfig
 from dmqbench.eval.clip import clip_metric
+from dmqbench.eval.effnet import EFFNET_DIMENSION
 from dmqbench.eval.features import Output
 from dmqbench.eval.frechet import Gaussian, frechet_estimate
 from dmqbench.eval.inception import POOL_DIMENSION, SPATIAL_DIMENSION
@@ -91,6 +92,8 @@ SET_METRICS: dict[str, SetMetric] = {
         _frechet("sfid", "spatial", "dataset", 2 * SPATIAL_DIMENSION),
         _frechet("fd_digits", "pool", "dataset"),
         _frechet("fd2fp32_digits", "pool", "fp"),
+        _frechet("fd_effnet", "pool", "dataset", 2 * EFFNET_DIMENSION),
+        _frechet("fd2fp32_effnet", "pool", "fp", 2 * EFFNET_DIMENSION),
         SetMetric("kid", False, "pool", "dataset", "kid", _alone("kid", kid_estimate)),
         SetMetric("is", True, "logits", "nothing", "is", _inception_score, least=LEAST),
         SetMetric("precision", True, "pool", "dataset", "precision_recall", _precision_recall),

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from dmqbench.config.plugins import metrics as known_metrics
 from dmqbench.config.schema import MetricsConfig
+from dmqbench.eval.packaged_weights import effnet_weights
 from dmqbench.eval.protocol import MetricUnavailable
 from dmqbench.eval.weights import (
     LPIPS_BACKBONE_FILES,
@@ -45,6 +46,8 @@ def _measured_with(name: str, settings: MetricsConfig) -> str:
     """Return what ``name`` is computed with; MetricUnavailable if that is not here."""
     if known_metrics()[name].features == "digits":
         return _classifier()
+    if known_metrics()[name].features == "effnet":
+        return effnet_weights().name
     if name == "clip":
         from dmqbench.eval.clip import locate_clip
 

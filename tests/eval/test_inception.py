@@ -16,11 +16,11 @@ from dmqbench.eval.inception import (
     INPUT_SIZE,
     STAND_IN_INPUT_SIZE,
     adm_network,
-    as_rgb,
     clean_fid,
     inception_extractor,
 )
 from dmqbench.eval.protocol import MetricUnavailable
+from dmqbench.eval.resizing import as_rgb
 from dmqbench.eval.weights import INCEPTION_STATE
 
 
