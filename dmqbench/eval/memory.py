@@ -12,7 +12,7 @@ from dmqbench.eval.features import IMAGES_AT_ONCE as FEATURES_AT_ONCE
 from dmqbench.eval.inception import ADM, POOL_DIMENSION, SPATIAL_DIMENSION
 from dmqbench.eval.lpips import IMAGES_AT_ONCE as DISTANCES_AT_ONCE
 from dmqbench.eval.lpips import LEAST_SIDE, distances, empty_network
-from dmqbench.eval.paired import IMAGES_AT_ONCE, ssim_step
+from dmqbench.eval.paired import IMAGES_AT_ONCE, SSIM_WINDOW, ssim_step
 from dmqbench.eval.weights import LPIPS_BACKBONE_FILES, inception_file
 from dmqbench.models.live_memory import network_bytes, peak_of
 
@@ -20,6 +20,8 @@ MIB = 2**20
 
 OF_PSNR, OF_SSIM, OF_MSE = 12, 219, 24
 """Of a value of an image or a state, while those of a batch are compared: copies that are wider, and what they make."""
+OF_WINDOWS = 5 * SSIM_WINDOW**2 * torch.float64.itemsize
+"""Of a pixel, while a channel of the five maps of ``ssim`` is smoothed: torch unfolds every window of doubles."""
 OF_INCEPTION = 14.2 * MIB
 """Of an image in the network: its enlarged copy, and the most that layers hold at once."""
 OF_KERNEL = 100 * MIB
@@ -51,14 +53,15 @@ def statistics_bytes(names: Sequence[str], sizes: Sizes) -> int:
 
 def _statistic(name: str, sizes: Sizes) -> float:
     values, pairs = prod(sizes.image), min(sizes.pairs, IMAGES_AT_ONCE)
-    at_once = min(pairs, ssim_step(values))
+    pixels = prod(sizes.image[1:])
+    at_once = min(pairs, ssim_step(pixels))
     maps = torch.float64.itemsize * values
     dimension = SPATIAL_DIMENSION if name == "sfid" else POOL_DIMENSION
     features = 2 * sizes.samples * dimension * torch.float32.itemsize
     found = {
         "psnr": OF_PSNR * pairs * values,
         "psnr_truth": OF_PSNR * pairs * values,
-        "ssim": max(OF_SSIM * at_once * values + maps * (pairs - at_once), 2 * maps * pairs),
+        "ssim": max((OF_SSIM * values + OF_WINDOWS * pixels) * at_once + maps * (pairs - at_once), 2 * maps * pairs),
         "mse": OF_MSE * sizes.pairs * prod(sizes.state),
         "kid": features + OF_KERNEL,
         "precision": features + OF_NEIGHBOURS,

@@ -20,12 +20,12 @@ from dmqbench.eval.statistics import bootstrap_mean
 
 PerImage = list[float | None]
 
-_SSIM_WINDOW = 11
+SSIM_WINDOW = 11
 _SSIM_SIGMA = 1.5
 IMAGES_AT_ONCE = 32
 """Whose means are taken together: those of an image alone are added in another order by several threads."""
-SIMILARITIES_AT_ONCE = 2**21
-"""Values of images whose structural similarity is found together, where no number depends on it."""
+PIXELS_AT_ONCE = 2**17
+"""Of images whose structural similarity is found together, on which no number depends: torch unfolds every window."""
 
 
 @dataclass(frozen=True)
@@ -75,9 +75,9 @@ def ssim(images: Tensor, reference: Tensor) -> PerImage:
     """
     require_pair(images, reference)
     height, width = images.shape[-2:]
-    if min(height, width) < _SSIM_WINDOW:
-        raise MetricUnavailable(f"ssim needs images of {_SSIM_WINDOW}×{_SSIM_WINDOW} or more, got {height}×{width}")
-    step = ssim_step(images[0].numel())
+    if min(height, width) < SSIM_WINDOW:
+        raise MetricUnavailable(f"ssim needs images of {SSIM_WINDOW}×{SSIM_WINDOW} or more, got {height}×{width}")
+    step = ssim_step(height * width)
     values: list[float | None] = []
     for together in zip(images.split(IMAGES_AT_ONCE), reference.split(IMAGES_AT_ONCE), strict=True):
         portions = zip(*(batch.split(step) for batch in together), strict=True)
@@ -86,9 +86,9 @@ def ssim(images: Tensor, reference: Tensor) -> PerImage:
     return values
 
 
-def ssim_step(values: int) -> int:
-    """Return how many images of so many values are compared at once."""
-    return min(IMAGES_AT_ONCE, max(1, SIMILARITIES_AT_ONCE // values))
+def ssim_step(pixels: int) -> int:
+    """Return how many images of so many pixels are compared at once."""
+    return min(IMAGES_AT_ONCE, max(1, PIXELS_AT_ONCE // pixels))
 
 
 def _similarity(images: Tensor, reference: Tensor) -> Tensor:
@@ -100,12 +100,12 @@ def _similarity(images: Tensor, reference: Tensor) -> Tensor:
         to_float01(reference, torch.float64),
         gaussian_kernel=True,
         sigma=_SSIM_SIGMA,
-        kernel_size=_SSIM_WINDOW,
+        kernel_size=SSIM_WINDOW,
         data_range=1.0,
         reduction="none",
         return_full_image=True,
     )
-    border = _SSIM_WINDOW // 2
+    border = SSIM_WINDOW // 2
     return similarity[..., border:-border, border:-border]
 
 
