@@ -133,7 +133,8 @@ class _Planner:
             yield from self.stages(bench)
             if self.left is not None and job.engine == ENGINE_NAMES[0]:  # the other looks at values
                 yield self._quantized_samples(self.left)
-        if (image := image_shape(job.model))[0] in IMAGE_CHANNELS:  # those of latents without a decoder are not known
+        image = image_shape(job.model)
+        if image[0] in IMAGE_CHANNELS and not job.model.shapes_only:  # what has no decoder may be a latent
             yield self._evaluation(weights, image)
 
     def stages(self, bench: ShapeBench | None = None) -> list[Phase]:
