@@ -137,17 +137,24 @@ def bounded(method, share):
 
 @pytest.mark.parametrize(
     ("method", "share"),
-    [("efficient_dm", 0.5), *(pytest.param(name, 0.4, marks=pytest.mark.slow) for name in ("dmq", "mpq_dm"))],
+    [
+        ("efficient_dm", 0.5),
+        pytest.param("mpq_dm", 0.4, marks=pytest.mark.slow),
+        pytest.param("dmq", 0.95, marks=pytest.mark.slow),  # of powers of two a batch of inputs is all there is
+    ],
 )
 def test_stages_fit_into_what_they_may_hold(method, share):
     job, allowed, free = bounded(method, share)
     found = phases(*job)
+    elsewhere = [name for name in free if found[name].portions.offloaded]
+    assert elsewhere in ([], [*free])  # all or none
     for name in free:
         assert host_and_device(found[name], False)[0] <= allowed
-        fitted_before = host_and_device(free[name], False)[0] <= allowed
-        assert (found[name].portions == WHOLE) == fitted_before
-        assert found[name].computing == free[name].computing or not fitted_before
-    assert any(phase.portions.samples for phase in found.values())
+        if host_and_device(free[name], False)[0] <= allowed and not elsewhere:
+            assert found[name].portions == WHOLE and found[name].computing == free[name].computing
+        else:
+            assert found[name].portions != WHOLE
+    assert any(phase.portions != WHOLE for phase in found.values())
 
 
 def test_what_fits_in_no_portions_is_refused_before_it_starts():
