@@ -15,7 +15,7 @@ from dmqbench.config.compose import compose, search_path, wrong_options
 from dmqbench.config.errors import ConfigError
 from dmqbench.config.ids import job_ids
 from dmqbench.config.job import make_job
-from dmqbench.config.plugin_code import family_origin, metric_origin, plugin_sources, stage_origin
+from dmqbench.config.plugin_code import family_origin, method_module, metric_origin, plugin_sources, stage_origin
 from dmqbench.launch.sweeps import sweep_jobs
 from dmqbench.models.families import kind_of
 from dmqbench.models.folders import EMBEDDED, ModelError
@@ -295,7 +295,9 @@ def test_a_stage_within_the_module_of_its_method(site):
 
 def test_a_method_without_a_module_is_refused(site):
     install(site, "bare", {"conf/method/mine.yaml": METHOD})  # a name that no package imported before has
-    assert "has no module" in wrong_options(the_one())[0]
+    plugin = the_one()
+    assert (plugin.problem, tuple(plugin.names("method")), method_module("mine")) == (None, ("mine",), None)
+    assert "has no module" in wrong_options(plugin)[0]
     with pytest.raises(ConfigError, match=r"method=mine has no module methods/mine\.py \(in: dmqbench, bare\)"):
         make_job(compose(["method=mine"]))
 
