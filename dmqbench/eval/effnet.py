@@ -31,7 +31,7 @@ def effnet_extractor(device: str) -> Extractor:
     network = EfficientNet.from_name("efficientnet-lite0")
     network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     network.eval().requires_grad_(False).to(device)
-    resize = resized("bicubic", INPUT_SIZE)
+    resize = resized(INPUT_SIZE)
 
     def features(images: Tensor) -> Features:
         given = (resize(as_rgb(images)).to(device) - MIDDLE) / UNIT

@@ -17,12 +17,12 @@ def as_rgb(images: Tensor) -> Tensor:
     return images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
 
 
-def resized(filter: str, side: int) -> Resize:
-    """Return clean-fid's resizing by Pillow, in floats, to squares of ``side`` pixels."""
+def resized(side: int) -> Resize:
+    """Return clean-fid's bicubic resizing by Pillow, in floats, to squares of ``side`` pixels."""
     from cleanfid.resize import make_resizer
 
     with warnings.catch_warnings():  # making one silences the warnings of the whole process
-        return each_resized(make_resizer("PIL", False, filter, (side, side)))
+        return each_resized(make_resizer("PIL", False, "bicubic", (side, side)))
 
 
 def each_resized(resize_one: Callable[[np.ndarray], np.ndarray]) -> Resize:

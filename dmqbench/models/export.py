@@ -16,6 +16,7 @@ from dmqbench.models.families.family import Family
 from dmqbench.models.folders import CONFIG, DECODER_FOLDERS, NETWORK_FOLDERS, SCHEDULER_CONFIG, WEIGHTS, ModelError
 from dmqbench.models.likeness import require_as_configured
 from dmqbench.models.precision import DTYPES
+from dmqbench.models.sizes import decoder_scale
 from dmqbench.models.text_files import IMAGE_SCALE, INDEX
 from dmqbench.quant.serving import is_quantized
 from dmqbench.samplers.schedule import read_schedule, stated
@@ -95,7 +96,7 @@ def exported(pipe: Any, place: Path, sized: bool = False) -> Iterator[Path]:
 def _image_scale(pipe: Any) -> int:
     """How many pixels of an image a latent is wide, which is the image itself where nothing decodes it."""
     decoder = next((part for name in DECODER_FOLDERS if (part := getattr(pipe, name, None)) is not None), None)
-    return 1 if decoder is None else 2 ** (len(decoder.config.block_out_channels) - 1)
+    return 1 if decoder is None else decoder_scale(decoder.config.block_out_channels)
 
 
 def stated_by(scheduler: Any, title: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 Needs no torch.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,12 @@ def image_scale(folder: Path) -> int:
     part = decoder_folder(folder)
     if part is None:
         return pipeline_index(folder).get(IMAGE_SCALE, 1)
-    return 2 ** (len(read_config(part / CONFIG)["block_out_channels"]) - 1)
+    return decoder_scale(read_config(part / CONFIG)["block_out_channels"])
+
+
+def decoder_scale(widths: Sequence[int]) -> int:
+    """Return how many times larger a decoder makes images, whose levels have these ``widths``."""
+    return 2 ** (len(widths) - 1)
 
 
 def sized_config(source: ModelSource) -> dict[str, Any]:

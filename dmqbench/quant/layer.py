@@ -45,7 +45,7 @@ class QuantLayer(nn.Module):
         self.weight_on = False
         self.activation_on = False
         self.lowered: Callable[[Tensor], Tensor] | None = None
-        self.weight_elsewhere: Callable[[], Tensor] | None = None
+        self.weight_elsewhere = None
         self.equivalent_scale: nn.Parameter | None = None
         self.adapter_down: nn.Parameter | None = None
         self.adapter_up: nn.Parameter | None = None
@@ -160,7 +160,7 @@ class QuantLayer(nn.Module):
             return self.scaled_weight()
         if self.fixed_weight is not None:
             return self.fixed_weight
-        if self.weight_quantizer.codes is not None:
+        if self.weight_quantizer.codes is not None:  # for which W0 need not be brought
             return self.weight_quantizer.reconstruct()
         return self.weight_quantizer(self.scaled_weight())
 
