@@ -21,6 +21,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 $(READY): $(INSTALLED)
 	$(INSTALL) -e '.[dev]'
+	$(INSTALL) --no-deps adaptive-terrain-diffusion
 	touch $(READY)
 
 demo: $(INSTALLED)

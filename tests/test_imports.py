@@ -14,6 +14,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 TORCH_ONLY = ("quant", "samplers", "engines")
 MAY_IMPORT = {
     "diffusers": ("models/", "api.py", "zoo/"),
+    "onnx": ("models/packaged/",),
     "wandb": ("tracking/",),
     "hydra": ("cli.py", "config/compose.py", "config/overrides.py", "launch/launcher.py"),
 }

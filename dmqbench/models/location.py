@@ -26,6 +26,7 @@ from dmqbench.models.folders import (
     only_one,
     scheduler_file,
 )
+from dmqbench.models.packaged.catalogue import packaged_folder
 from dmqbench.models.text_files import INDEX, TOKENIZER_SUFFIXES
 from dmqbench.models.weight_files import leading_file, shards_of, weight_files
 from dmqbench.store.downloads import unanswered
@@ -39,6 +40,8 @@ def locate(source: ModelSource) -> Path:
     """
     if source.revision is not None:
         return _snapshot(source.location, source.revision, source.advice)
+    if source.kind == "package":
+        return packaged_folder(source.location)
     places = {"embedded": folders.EMBEDDED, "architecture": folders.ARCHITECTURES, "local": Path(), OWN: Path()}
     folder = places[source.kind] / source.location
     if folder.is_file():

@@ -68,7 +68,7 @@ def test_schemas_are_no_options(hidden):
 
 @pytest.mark.parametrize(
     "override",
-    ["method=quest", "model=terrain", "model=emoji"],
+    ["method=quest", "method=eda_dm", "model=emoji"],
 )
 def test_what_is_planned_is_refused_as_not_built_yet(override):
     assert "is not built yet" in str(refused(override))

@@ -1,0 +1,1 @@
+"""Networks that others trained and ship inside Python packages, read from there as diffusers networks."""
