@@ -12,6 +12,7 @@ TINY = (
     "budget.trajectories=4",
     "budget.validation=4",
     "budget.samples=8",
+    "budget.scale_iterations=2",
     "budget.weight_iterations=2",
     "budget.activation_iterations=1",
     "budget.trajectory_iterations=1",

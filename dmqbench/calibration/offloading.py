@@ -35,8 +35,9 @@ def weights_elsewhere(network: nn.Module, shelf: Shelf) -> Iterator[None]:
             layer.weight.data = layer.weight.new_full((1,) * layer.weight.ndim, torch.nan).expand(layer.weight.shape)
         yield
     finally:
-        for weight, source in sources.items():
-            weight.data = source()
+        for weight, brought in {layer.weight: layer.weight_elsewhere for layer in layers}.items():
+            assert brought is not None
+            weight.data = brought()  # not from the shelf alone: it may have been rescaled meanwhile
         for layer in layers:
             layer.weight_elsewhere = None
             if layer.weight_quantizer is not None and layer.weight_quantizer.codes is not None:

@@ -21,13 +21,14 @@ from dmqbench.calibration.rows import Shelf
 from dmqbench.config.errors import ConfigError
 from dmqbench.config.limits import limits_of
 from dmqbench.data.bank import TrajectoryBank
+from dmqbench.models.absorption import load_state_into_
 from dmqbench.models.adapter import Adapter
 from dmqbench.models.rollout import Denoising
 from dmqbench.models.topology import Topology
 from dmqbench.quant.functional import CLIPPINGS
 from dmqbench.quant.layers import set_clipping_
 from dmqbench.quant.spec import StepGroups
-from dmqbench.quant.state import calibration_state, load_calibration_state_
+from dmqbench.quant.state import calibration_state
 from dmqbench.samplers.plan import SamplerPlan
 from dmqbench.tracking.environment import give_back_freed_memory, memory_facts
 from dmqbench.tracking.record import curve
@@ -180,7 +181,7 @@ class Stage(pl.LightningModule):
 
     def load_state_(self, state: dict[str, Tensor]) -> None:
         """Set the network to what ``state`` returned after some unit; ValueError, and no change, if it does not fit."""
-        load_calibration_state_(self.bench.network, state)
+        load_state_into_(self.bench.network, state)
 
     def progress(self) -> dict[str, Tensor]:
         """What the next unit needs beside the calibration state (an optimizer's moments, say); in checkpoints only."""
@@ -208,6 +209,9 @@ class Stage(pl.LightningModule):
     def findings(self) -> dict[str, Any]:
         """Facts for the report, as JSON, of a stage whose units are done; kept beside the state."""
         return {}
+
+    def conclude_(self) -> None:
+        """Bring the network into the state that the next stage finds, once ``findings`` were told; most are there."""
 
     @abstractmethod
     def units(self) -> tuple[str, ...]:

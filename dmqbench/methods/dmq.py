@@ -6,7 +6,8 @@ rounding of the second half of split layers while activations are calibrated; a 
 batch of LES starts and that goes on during the votes; activation grids that are not widened to hold zero; timestep
 bins of 50 training steps (here equal runs of network calls); other trajectories for every step, from weights that are
 not averaged. The slopes of ``linear`` and ``quadratic`` weighting are not stated: ``strength`` is that of ``adaptive``.
-In a diffusers network ``layers: all`` has no attention projections, which are linear layers there.
+In a diffusers network ``layers: all`` has no attention projections, which are linear layers there. Not published:
+``equivalent_scaling.absorb``, with which layers that read the same channels share a scale that nothing divides by.
 """
 
 from dmqbench.calibration.stage import StageFactory

@@ -58,13 +58,18 @@ def set_explicit_attention_(network: nn.Module, quantizers: Mapping[str, Attenti
         attention.set_processor(_explicit_form(name, attention)(operands))
 
 
+def form_of(attention: Any) -> "type[ExplicitAttention] | None":
+    """The processor here that computes what an attention module's own computes; None if there is none."""
+    own = type(attention.processor)
+    return own if issubclass(own, ExplicitAttention) else _EXPLICIT.get(own)
+
+
 def _explicit_form(name: str, attention: Any) -> "type[ExplicitAttention]":
     """The processor here that computes what the module's own computes; ValueError, one line, if there is none."""
-    own = type(attention.processor)
-    form = own if issubclass(own, ExplicitAttention) else _EXPLICIT.get(own)
+    form = form_of(attention)
     if form is None:
         known = ", ".join(kind.__name__ for kind in _EXPLICIT)
-        raise ValueError(f"attention {name}: {own.__name__} is not known here (allowed: {known})")
+        raise ValueError(f"attention {name}: {type(attention.processor).__name__} is not known here (allowed: {known})")
     if form is ExplicitAttention and not _ordinary(attention):
         raise ValueError(f"attention {name}: spatial norms and added or absent projections are not supported")
     return form

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dmqbench.engines import ENGINES
+from dmqbench.models.absorption import load_state_into_
 from dmqbench.models.attention import set_explicit_attention_
 from dmqbench.models.families import kind_of
 from dmqbench.models.folders import NETWORK_FOLDERS, ModelError
@@ -20,7 +21,6 @@ from dmqbench.quant.layers import quantize_layers_
 from dmqbench.quant.plan import PrecisionPlan
 from dmqbench.quant.serving import Place, serve_
 from dmqbench.quant.spec import BitWidth, Scope, StepGroups
-from dmqbench.quant.state import load_calibration_state_
 
 
 def network_name(pipe: Any) -> str:
@@ -98,7 +98,7 @@ def exchange_(
     plan = PrecisionPlan.from_json(description.plan)
     bits = BitWidth(description.bits["weight"], description.bits["activation"])
     quantize_network_(network, plan, context, attentions=description.attentions, bits=bits)
-    load_calibration_state_(network, state)
+    load_state_into_(network, state)
     serve_(
         network,
         ENGINES[description.engine],

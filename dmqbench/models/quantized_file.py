@@ -18,6 +18,8 @@ from dmqbench.quant.plan import LayerPlan, PrecisionPlan
 _CODES, _BITS, _LEVELS = (f"weight_quantizer.{name}" for name in ("codes", "bits", "levels"))
 _ONLY_WHILE_CALIBRATING = ("weight_quantizer.alpha", "adapter_down", "adapter_up")
 """Tensors that end with the weight's rounding: the codes hold what they led to."""
+_ABSORBED = "absorbed_scale"
+"""Likewise of every layer: its parameters and those before it hold it."""
 
 # In the order of the file format: tensors are laid out by type, the last first, then by name.
 _TYPES = {
@@ -96,7 +98,7 @@ def frozen_state(
     """
     coded = [layer.name for layer in _coded(plan)]
     dropped = {f"{name}.{tensor}" for name in coded for tensor in _ONLY_WHILE_CALIBRATING}
-    state = {name: value for name, value in calibration.items() if name not in dropped}
+    state = {name: value for name, value in calibration.items() if name not in dropped and not name.endswith(_ABSORBED)}
     weights = {f"{name}.weight" for name in coded}
     state |= {name: value for name, value in network.items() if name not in weights}
     shapes = {name: torch.empty_like(value, device="meta") for name, value in state.items()}

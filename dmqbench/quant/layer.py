@@ -3,7 +3,8 @@
     y = Q_a(x / s) * Q_w(s ⊙ (W0 + B A)) + bias
 
 with s the equivalent scale per input channel and B A a low-rank adapter, both optional. W0 is never changed: with
-both switches off the same module is the full-precision teacher.
+both switches off the same module is the full-precision teacher. (Where s is absorbed, W0 holds it for good, and what
+writes x was divided by it: ``models.absorption``.)
 
 W0 and what the layer reads may be in fewer bits than float32, and so is the product then; Q_a, Q_w, s, B and A are in
 float32 always.
@@ -30,6 +31,8 @@ class QuantLayer(nn.Module):
     bias: nn.Parameter | None
     channel_axis: int = 1
     kind: str
+    absorbed_scale: Tensor | None
+    """The equivalent scale [C_in] that W0 has been multiplied by for good."""
     weight_elsewhere: Callable[[], Tensor] | None
     """While set, ``weight`` has no values, and this brings them: see ``calibration.offloading``."""
 
@@ -50,6 +53,7 @@ class QuantLayer(nn.Module):
         self.adapter_down: nn.Parameter | None = None
         self.adapter_up: nn.Parameter | None = None
         self.register_buffer("fixed_weight", None, persistent=False)
+        self.register_buffer("absorbed_scale", None)
         self.weight_quantizer = self._weight_quantizer(plan)
         self.activation_quantizer: ActivationQuantizer | None = None
         if plan.activation_levels is not None:

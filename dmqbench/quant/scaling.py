@@ -3,9 +3,9 @@
 In exact arithmetic nothing changes; quantized, τ moves range from activations to weights or back. Everything here is
 differentiable in τ, through the ranges as well.
 
-τ stays inside its layer. Behind a norm with modulation, a gated unit or an attention it could be moved into the rows of
-the layer before, if all that read those channels had the same; nothing would be gained here, where a frozen layer
-divides its input once, by τ and the step together, and every layer learns a τ of its own.
+τ stays inside its layer: a frozen layer divides its input once, by τ and the step together, and every layer learns a τ
+of its own. Where all that read the same channels share one, it can be moved into what writes them
+(``models.absorption``).
 """
 
 from collections.abc import Callable, Sequence

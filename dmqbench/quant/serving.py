@@ -195,6 +195,7 @@ def serve_(
                 layer.lowered, layer.fixed_weight = Lowered(layer, engine), None
             layer.register_parameter("weight", None)
             layer.adapter_down, layer.adapter_up = None, None
+        layer.absorbed_scale = None  # its parameters hold it
     network.eval().requires_grad_(False)
     watch = CallWatch(context, timesteps if per_step else None, match, places, dtype)
     network.register_forward_pre_hook(watch.before, with_kwargs=True)

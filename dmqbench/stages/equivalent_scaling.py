@@ -18,6 +18,7 @@ from dmqbench.calibration.layer_views import LayerBatch, LayerViews
 from dmqbench.calibration.stage import HELD_OUT_POINTS, CalibrationDiverged, Stage, Workbench
 from dmqbench.calibration.variable_optimizer import moments_of, set_moments_
 from dmqbench.data.noise import draw_batch
+from dmqbench.models.absorption import Absorbable, absorb_, absorbable
 from dmqbench.models.portions import WHOLE
 from dmqbench.quant.layer import QuantLayer
 from dmqbench.quant.layers import quant_layers
@@ -40,7 +41,8 @@ def can_be_scaled(layer: QuantLayer) -> bool:
 class EquivalentScaling(Stage):
     """Learn τ of every quantized layer against its full-precision output, inputs being those of full precision.
 
-    A grouped convolution has no equivalent scale here: it stays unscaled, and the record says so.
+    A grouped convolution has no equivalent scale here: it stays unscaled, and the record says so. With ``absorb``
+    layers that read the same norm, values or gated unit share one τ, which these rows have in the end.
     """
 
     name = "equivalent_scaling"
@@ -61,6 +63,12 @@ class EquivalentScaling(Stage):
             raise ValueError(f"{self.name} must come before the weights are rounded, and {rounded[0]} already is")
         self.left_out = [name for name, layer in layers.items() if not can_be_scaled(layer)]
         self.learners = {name: self._learner(layer) for name, layer in layers.items() if can_be_scaled(layer)}
+        self.absorbed = absorbable(bench.network, self.learners) if settings.absorb else Absorbable({}, {})
+        self.leader = {name: name for name in self.learners}
+        """Of every layer, the one whose τ it has: the first of those that share it, or itself."""
+        for members in self.absorbed.shared.values():
+            self.leader |= dict.fromkeys(members, members[0])
+        self._tie_()
         points = {"cal": self.points, "val": bench.bank.val.spread(HELD_OUT_POINTS)}
         self.views = LayerViews(bench, layers, self.bin_of_call, points, settings.batch)
         if settings.deployed:
@@ -80,6 +88,15 @@ class EquivalentScaling(Stage):
             layer, weighting, bins, zero_in_range, settings.deployed, settings.memory, settings.clipping
         )
 
+    def _sharers(self, leader: str) -> list[str]:
+        return [name for name, own in self.leader.items() if own == leader]
+
+    def _tie_(self) -> None:
+        """Let layers that share a τ have the very same parameter."""
+        for name, leader in self.leader.items():
+            self.learners[name].shared = len(self._sharers(leader)) > 1
+            self.learners[name].layer.equivalent_scale = self.learners[leader].scale
+
     # ---- what is done in which order
 
     def _groups(self) -> list[list[str]]:
@@ -90,7 +107,8 @@ class EquivalentScaling(Stage):
         sizes: dict[str, int] = {}
 
         def note(name: str, batch: LayerBatch) -> None:
-            sizes[name] = (batch.x.nbytes + batch.output.nbytes) * points
+            leader = self.leader[name]
+            sizes[leader] = sizes.get(leader, 0) + (batch.x.nbytes + batch.output.nbytes) * points
 
         self._count(self.views.show(note, "cal", self.points[:1], list(self.learners)))
         groups = memory_groups(sizes, self.settings.memory)
@@ -100,7 +118,9 @@ class EquivalentScaling(Stage):
 
     @classmethod
     def outline_(cls, network: nn.Module, settings: Settings) -> str | None:
-        for layer in filter(can_be_scaled, quant_layers(network).values()):
+        layers = {name: layer for name, layer in quant_layers(network).items() if can_be_scaled(layer)}
+        kept = absorbable(network, layers).left_out if settings.absorb else layers
+        for layer in (layers[name] for name in kept):
             layer.set_equivalent_scale_(layer.weight.new_ones(layer.weight.shape[1]))
         return None
 
@@ -117,7 +137,7 @@ class EquivalentScaling(Stage):
         return len(self.slices[unit])
 
     def _members(self, unit: str) -> list[str]:
-        return [unit] if self.groups else list(self.learners)
+        return self._sharers(unit) if self.groups else list(self.learners)
 
     def start_unit(self, unit: str) -> None:
         if self.groups:
@@ -132,12 +152,13 @@ class EquivalentScaling(Stage):
 
     def _optimizer(self, names: Sequence[str]) -> torch.optim.Adam:
         """One for all layers in training: 93 small ones take a tenth of the whole stage."""
-        return torch.optim.Adam([self.learners[name].scale for name in names], lr=self.settings.learning_rate)
+        scales = list(dict.fromkeys(self.learners[name].scale for name in names))
+        return torch.optim.Adam(scales, lr=self.settings.learning_rate)
 
     def iterate(self, unit: str, iteration: int) -> Tensor:
         at = self.slices[unit].start + iteration
         chosen = draw_batch(self.bench.seed, self.name, "all", at, len(self.points), self.settings.batch)
-        learning = [name for name in self._members(unit) if not self.learners[name].stopped]
+        learning = [name for name in self._members(unit) if not self.learners[self.leader[name]].stopped]
         losses: list[Tensor] = []
 
         def learn(name: str, batch: LayerBatch) -> None:
@@ -183,20 +204,22 @@ class EquivalentScaling(Stage):
         errors: dict[str, list[Tensor]] = {name: [] for name in names}
 
         def measure(name: str, batch: LayerBatch) -> None:
-            errors[name].append(self.learners[name].errors(batch))
+            errors[name].append(self.learners[name].held_out_errors(batch))
 
         self._count(self.views.show_all(measure, "val", names))
-        for name, parts in errors.items():
-            self.learners[name].judge(float(torch.cat(parts).mean()), self.settings.patience)
+        found = {name: float(torch.cat(parts).mean()) for name, parts in errors.items()}
+        for leader in dict.fromkeys(self.leader[name] for name in names):
+            self.learners[leader].judge(sum(found[name] for name in self._sharers(leader)), self.settings.patience)
 
     def finish_unit(self, unit: str) -> dict[str, float]:
-        self.views.kept.pop(unit, None)
         members, last = self._members(unit), self.units()[-1] == unit
         if self.settings.patience and (self.groups or last):
-            for name in members:
-                self.learners[name].settle()
+            for leader in {self.leader[name] for name in members}:
+                self.learners[leader].settle()
         if last and self.left_out:
             self.bench.record.log("unscaled", stage=self.name, layers=self.left_out, reason="grouped, or not quantized")
+        for name in members:
+            self.views.kept.pop(name, None)
         spreads = [float(self.learners[name].scale.detach().log().std(correction=0)) for name in members]
         return {"spread_of_log_scale": sum(spreads) / len(spreads)}
 
@@ -205,7 +228,8 @@ class EquivalentScaling(Stage):
         if unit not in self.views.kept:
             group = next(group for group in self.groups if unit in group)
             streams = ("cal", "val") if self.settings.patience else ("cal",)
-            self._count(self.views.keep(streams, group[group.index(unit) :]))
+            names = [name for leader in group[group.index(unit) :] for name in self._sharers(leader)]
+            self._count(self.views.keep(streams, names))
 
     def _span(self, names: Sequence[str]) -> None:
         """Find the extremes of the channels over all calibration points."""
@@ -221,12 +245,13 @@ class EquivalentScaling(Stage):
     def progress(self) -> dict[str, Tensor]:
         carried: dict[str, Tensor] = {}
         for name, learner in self.learners.items():
-            joint = None if self.groups else self.optimizer
+            joint = None if self.groups or self.leader[name] != name else self.optimizer
             moments = {} if joint is None else moments_of(joint, learner.scale)
             carried |= prefixed(f"{name}.", learner.progress() | moments)
         return carried
 
     def load_progress_(self, progress: dict[str, Tensor]) -> None:
+        self._tie_()
         own = {name: part_of(progress, f"{name}.") for name in self.learners}
         for name, learner in self.learners.items():
             learner.load_progress_(own[name])
@@ -237,6 +262,13 @@ class EquivalentScaling(Stage):
         self.optimizer = self._optimizer(list(self.learners))
         for name, learner in self.learners.items():
             set_moments_(self.optimizer, learner.scale, own[name])
+
+    def conclude_(self) -> None:
+        if self.settings.absorb:
+            shared, left_out = self.absorbed
+            scales = {name: self.learners[name].scale.detach() for members in shared.values() for name in members}
+            absorb_(self.bench.network, scales)
+            self.bench.record.log("absorbed", stage=self.name, places=shared, left_out=left_out)
 
     def findings(self) -> dict[str, Any]:
         """λ over the bins, held-out error and disparity of every layer, and the channels of the most uneven ones."""

@@ -47,6 +47,9 @@ class Settings:
     """Bound in MiB on the inputs and outputs that are kept together (a single layer may need more where ``schedule`` is
     ``cached``), and on what one layer's step keeps for its backward pass."""
 
+    absorb: bool = False
+    """Whether τ goes into what writes a layer's input, where that is exact: see ``models.absorption``."""
+
     @property
     def learning_rate(self) -> float:
         return min(self.travel / self.iterations, LARGEST_RATE)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from dmqbench.calibration.capture import run_points
 from dmqbench.calibration.stage import Stage, Workbench
 from dmqbench.data.noise import generator
+from dmqbench.models.absorption import load_state_into_
 from dmqbench.models.hooks import hooked
 from dmqbench.models.portions import WHOLE, Portions
 from dmqbench.quant.allocation import (
@@ -31,7 +32,6 @@ from dmqbench.quant.layers import quantization, weight_layers
 from dmqbench.quant.quantizer import along_axis
 from dmqbench.quant.scaling import channel_extremes, spread, weight_magnitudes
 from dmqbench.quant.spec import StepGroups
-from dmqbench.quant.state import load_calibration_state_
 from dmqbench.stages.outlier_settings import Settings
 from dmqbench.stages.ranges import ActivationSample, sampled_ends
 
@@ -225,7 +225,7 @@ class OutlierAllocation(Stage):
         for name, layer in self.layers.items():
             levels = state[f"{name}.weight_quantizer.levels"].tolist()
             layer.set_weight_bits_(tuple(level.bit_length() - 1 for level in levels))
-        load_calibration_state_(self.bench.network, state)
+        load_state_into_(self.bench.network, state)
 
     def progress(self) -> dict[str, Tensor]:
         carried: dict[str, Tensor] = {}

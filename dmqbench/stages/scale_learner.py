@@ -56,6 +56,8 @@ class ScaleLearner:
         channels = layer.weight.shape[1]
         if layer.equivalent_scale is None:
             layer.set_equivalent_scale_(layer.weight.new_ones(channels))
+        self.shared = False
+        """Whether other layers have the same τ: then errors count as shares of the energy of the layer's output."""
         self.zero_in_range, self.clipping = zero_in_range, clipping
         self.running = self.scale.new_zeros(bins)
         """Λ."""
@@ -111,7 +113,10 @@ class ScaleLearner:
         return lambda scale: function.input_grid(low, high, scale)
 
     def learn(self, batch: LayerBatch) -> Tensor:
-        """Set τ's gradient from one batch; return the batch's weighted error over the energy of its output."""
+        """Set τ's gradient from one batch; return the batch's weighted error over the energy of its output.
+
+        Where τ is shared the gradient is added to what other layers have set.
+        """
         function = self.function
 
         def weights_of(errors: Tensor) -> Tensor:
@@ -119,7 +124,7 @@ class ScaleLearner:
             return self.weighting.weights(self.running)[batch.bin]
 
         per_sample = COPIES * (batch.x[0].nbytes + batch.output[0].nbytes)
-        self.scale.grad, loss = weighted_gradient(
+        gradient, loss = weighted_gradient(
             function,
             self.scale,
             batch.x,
@@ -128,8 +133,21 @@ class ScaleLearner:
             weights_of,
             part=max(1, self.part_bytes // per_sample),
         )
-        energy = batch.output.square().sum() / (len(batch.x) * function.positions(batch.output))
-        return loss / energy.clamp(min=1e-12)
+        energy = self._energy(batch)
+        if self.shared:
+            gradient = gradient / energy
+            gradient = gradient if self.scale.grad is None else gradient + self.scale.grad
+        self.scale.grad = gradient
+        return loss / energy
+
+    def _energy(self, batch: LayerBatch) -> Tensor:
+        """Of the layer's output, as ``errors`` counts it."""
+        energy = batch.output.square().sum() / (len(batch.x) * self.function.positions(batch.output))
+        return energy.clamp(min=1e-12)
+
+    def held_out_errors(self, batch: LayerBatch) -> Tensor:
+        """``errors`` as ``judge`` takes them, which may be added up over the layers that share τ."""
+        return self.errors(batch) / self._energy(batch) if self.shared else self.errors(batch)
 
     @torch.no_grad()
     def judge(self, error: float, patience: int) -> None:

@@ -20,13 +20,13 @@ from dmqbench.config.names import FINDINGS
 from dmqbench.config.precision_plans import PLAN_FILE
 from dmqbench.data.tensor_files import save_tensors
 from dmqbench.methods import stages_of
+from dmqbench.models.absorption import load_state_into_
 from dmqbench.models.exchange import Description, quantized_attentions
 from dmqbench.models.portions import WHOLE, Portions
 from dmqbench.models.sources import meta_topology
 from dmqbench.quant.layers import adopt_weight_bits_, plan_of_layers
 from dmqbench.quant.plan import PrecisionPlan, reasons_left_out
 from dmqbench.quant.spec import FULL_PRECISION
-from dmqbench.quant.state import load_calibration_state_
 from dmqbench.store.artifact import Artifact
 from dmqbench.store.files import load_json, save_json
 from dmqbench.tasks.memory_plan import stage_portions
@@ -97,6 +97,7 @@ def _run_stage(
         stage.note_memory()
         cost = {**stage.watch.facts, "network_forwards": stage.network_forwards, **stage.peaks}
         findings = stage.findings()  # it runs the network as well, which is no calibration
+    stage.conclude_()
     save_tensors(folder / OUTCOME / STATE, stage.state())
     # A weight-only stage is shared by all activation bit-widths: its plan must not name the first comer's.
     reached = plan_of_layers(shop.quantized.network, shop.precision_plan)
@@ -154,4 +155,4 @@ def load_state_(shop: Workshop, stage: Artifact) -> None:
     """Set the layers to what a stage has left, other weight bits included."""
     network = shop.quantized.network
     adopt_weight_bits_(network, PrecisionPlan.from_json(load_json(stage.path / PLAN_FILE)))
-    load_calibration_state_(network, load_file(stage.path / STATE))
+    load_state_into_(network, load_file(stage.path / STATE))

@@ -6,9 +6,11 @@ from diffusers import DDIMScheduler, DiTPipeline
 from e2e.commands import FEW, dmqbench, result_folder
 from safetensors.torch import load_file
 from tiny import CLASSES, autoencoder, dit, save_pipeline, unet, vq_autoencoder
+from twins import PIPELINES, diffusion_transformer
 
 from dmqbench import api
 from dmqbench.data.noise import draw_labels
+from dmqbench.models.exchange import network_name
 
 SIZES = (*FEW, "sampler.chunk=4", "metrics.samples=4", "metrics.pairs=4", "metrics.names=[psnr,mse]", "model=local")
 
@@ -57,6 +59,27 @@ def test_a_transformer_of_the_hub_s_older_form_has_the_same_bits(tmp_path):
     assert status == 0, errors
     first, second = (result_folder(output) / "chunk_00000.safetensors" for output in (new, old))
     assert first != second and first.read_bytes() == second.read_bytes()
+
+
+@pytest.mark.parametrize("twin", ["dit", "sd"])
+def test_absorbed_scales_are_divided_by_no_more_in_a_saved_pipeline(tmp_path, twin):
+    def drawn(pipe):
+        pipe.set_progress_bar_config(disable=True)
+        generator = torch.Generator().manual_seed(0)
+        asked = {"class_labels": [1, 2]} if twin == "dit" else {"prompt": ["a cat"] * 2, "height": 16, "width": 16}
+        pictures = pipe(**asked, num_inference_steps=4, guidance_scale=2.0, generator=generator, output_type="np")
+        return torch.from_numpy(pictures.images)
+
+    pipe = PIPELINES[twin]() if twin in PIPELINES else diffusion_transformer()
+    before = drawn(pipe)
+    overrides = ["method.equivalent_scaling.absorb=true", *(item for item in FEW if item.startswith("budget."))]
+    prompts = {} if twin == "dit" else {"prompts": ["a cat", "a dog"]}
+    api.quantize_(pipe, "dmq", "w8a8", steps=4, guidance=2.0, store=tmp_path, overrides=overrides, **prompts)
+    scaled = [name for name in getattr(pipe, network_name(pipe)).state_dict() if name.endswith("_scale")]
+    assert scaled and not any("attn1.to_q" in name for name in scaled)
+    pictures = drawn(pipe)
+    assert 0 < (pictures - before).abs().max() < 0.2
+    assert torch.equal(drawn(api.load(api.save(pipe, tmp_path / "saved"))), pictures)
 
 
 def test_a_transformer_with_ranges_of_tokens_is_quantized_saved_and_loaded_by_a_script(tmp_path):
