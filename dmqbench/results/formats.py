@@ -16,10 +16,11 @@ from dmqbench.results.differences import Contrast, contrasts, difference_sheet
 from dmqbench.results.latex import PREAMBLE, latex
 from dmqbench.results.markdown import markdown
 from dmqbench.results.result import Result, printable
+from dmqbench.results.seed_sheet import seed_sheet
 from dmqbench.results.sheets import Sheet, sheet_of
 from dmqbench.results.stored import load_store
 from dmqbench.results.tables import Table, comparable_tables, why_apart
-from dmqbench.results.terminal import fitted, rich_table
+from dmqbench.results.terminal import fitted, fitted_seeds, rich_table
 
 _FACTS = ["model", "embedded", "dataset", "task", "method", "label", "bits", "scope", "ranges", "seed", "size_mib"]
 """Of a result, as columns of CSV."""
@@ -45,8 +46,7 @@ def as_markdown(results: Iterable[Result], against: str | None = None) -> str:
     parts = []
     for tables, why in _by_model(results):
         for table in tables:
-            sheets = [sheet_of(table, compact=False), *_further_sheets(table, against)]
-            parts += [markdown(sheet) for sheet in sheets]
+            parts += [markdown(sheet) for sheet in _sheets(table, against)]
         parts += [why] if why else []
     return "\n\n".join(parts) + "\n"
 
@@ -56,8 +56,7 @@ def as_latex(results: Iterable[Result], against: str | None = None) -> str:
     parts = [PREAMBLE]
     for table in comparable_tables(results):
         protocols = [protocol for metric in table.metrics for protocol in table.protocols(metric)]
-        sheets = [sheet_of(table, compact=False), *_further_sheets(table, against)]
-        parts += [latex(sheet, protocols) for sheet in sheets]
+        parts += [latex(sheet, protocols) for sheet in _sheets(table, against)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -102,6 +101,13 @@ def _by_model(results: Iterable[Result]) -> list[tuple[list[Table], str | None]]
     return [(group, why_apart(group)) for group in models]
 
 
+def _sheets(table: Table, against: str | None) -> list[Sheet]:
+    """Return all of a table: methods over seeds where there are several, jobs, and what stands below them."""
+    over_seeds = seed_sheet(table)
+    first = [] if over_seeds is None else [over_seeds]
+    return [*first, sheet_of(table, compact=False), *_further_sheets(table, against)]
+
+
 def _further_sheets(table: Table, against: str | None) -> list[Sheet]:
     """Return what stands below a table: differences, if they are asked for, and what calibration took."""
     sheets = [difference_sheet(table, against) if against else None, cost_sheet(table)]
@@ -112,7 +118,7 @@ def _print(results: Iterable[Result], console: Console, further_sheets: Callable
     for tables, why in _by_model(results):
         for table in tables:
             further = [(sheet, rich_table(sheet)) for sheet in further_sheets(table)]
-            for sheet, drawn in (fitted(table, console), *further):
+            for sheet, drawn in filter(None, (fitted_seeds(table, console), fitted(table, console), *further)):
                 console.print()
                 console.print(drawn)
                 for note in sheet.notes:

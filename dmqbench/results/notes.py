@@ -32,8 +32,8 @@ def notes_of(table: Table, compared: bool) -> Iterable[str]:
     floors = {value.floor.kind for row in table.rows for value in row.measurements.values() if value.floor}
     if "other_seed" in floors:
         yield "other seed floor: two sets of full precision that share no noise; sets that do can lie below it"
-    if seed_groups(table.rows):
-        yield "seeds: mean over the calibration seeds ± half of its 95 % interval (Student's)"
+    if _has_one_seed(table):
+        yield "one calibration seed: another gives other numbers, by more than ± says; claims of order need several"
     if any(row.cost.simulated for row in table.rows if not row.full_precision):
         yield SIMULATED
     yield from _input_notes(table, max(counts, default=0))
@@ -41,6 +41,12 @@ def notes_of(table: Table, compared: bool) -> Iterable[str]:
     yield from _proxy_notes(table)
     reasons = {(name, why) for row in table.rows for name, why in row.unavailable.items()}
     yield from (printable(f"{name} not available: {why}") for name, why in sorted(reasons))
+
+
+def _has_one_seed(table: Table) -> bool:
+    """Whether methods are compared, and each of them was calibrated once."""
+    calibrated = [row for row in table.rows if not row.full_precision and not row.foreign]
+    return len(calibrated) > 1 and not seed_groups(table.rows)
 
 
 def _legend(table: Table) -> Iterator[str]:

@@ -24,11 +24,15 @@ class SeedGroup:
 
     rows: tuple[Result, ...]
 
+    def values(self, metric: str) -> list[float] | None:
+        """Return those of all seeds; ``None`` where one has none."""
+        known = [value for row in self.rows if (value := row.value(metric)) is not None]
+        return known if len(known) == len(self.rows) else None
+
     def spread(self, metric: str) -> Spread | None:
         """Return the mean over the seeds; ``None`` where a seed has no value."""
-        values = [row.value(metric) for row in self.rows]
-        known = [value for value in values if value is not None]
-        return spread(known) if len(known) == len(values) else None
+        values = self.values(metric)
+        return None if values is None else spread(values)
 
 
 def spread(values: Sequence[float]) -> Spread:

@@ -7,10 +7,9 @@ from typing import Any, Literal, NamedTuple
 
 from dmqbench.eval.measurement import Floor
 from dmqbench.results.best import Best, best_of
-from dmqbench.results.cells import bits_text, duration_text, floor_text, size_text, spread_text, value_text, word_text
+from dmqbench.results.cells import bits_text, duration_text, floor_text, size_text, value_text, word_text
 from dmqbench.results.notes import notes_of
 from dmqbench.results.result import Result, printable
-from dmqbench.results.seeds import SeedGroup, seed_groups
 from dmqbench.results.tables import Table
 
 
@@ -34,7 +33,7 @@ class Line(NamedTuple):
 
     @property
     def faint(self) -> bool:
-        return self.kind != "job"
+        return self.kind == "floor"
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,6 @@ def sheet_of(table: Table, compact: bool, best: Best | None = None) -> Sheet:
     extra = varying(table)
     words = ("method", "bits", *extra)
     best = best_of(table) if best is None else best
-    means = {id(group.rows[-1]): group for group in seed_groups(table.rows)}
     lines = []
     for number, row in enumerate(table.rows):
         cells = [
@@ -93,8 +91,6 @@ def sheet_of(table: Table, compact: bool, best: Best | None = None) -> Sheet:
         cells.append(Cell(duration_text(row.calibration_seconds)))
         section = number > 0 and row.bits != table.rows[number - 1].bits
         lines.append(Line(tuple(cells), section, row=row))
-        if id(row) in means:
-            lines.append(_mean_line(means[id(row)], extra, table.metrics, compact))
     lines += _floor_lines(table, len(words), compact)
     return Sheet(
         title=title_of(table),
@@ -127,15 +123,6 @@ def title_of(table: Table) -> str:
     shared = ((name, values[0]) for name, values in _entries(table).items() if len(values) == 1)
     parts += [f"{name} {value}" for name, value in shared if value is not None]
     return printable(" · ".join(parts))
-
-
-def _mean_line(group: SeedGroup, extra: Sequence[str], metrics: Sequence[str], compact: bool) -> Line:
-    """Return the line below the seeds of one method and bits: mean over seeds ± half of its interval."""
-    first, count = group.rows[0], f"{len(group.rows)} seeds"
-    words = [printable(first.label), bits_text(first)]
-    words += [count if name == "seed" else word_text(getattr(first, name)) for name in extra]
-    values = (spread_text(group.spread(metric), compact) for metric in metrics)
-    return Line(tuple(Cell(text) for text in (*words, size_text(first.size_mib, compact), *values, "")), kind="mean")
 
 
 def varying(table: Table) -> tuple[str, ...]:

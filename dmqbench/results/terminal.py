@@ -1,5 +1,6 @@
-"""A sheet on a terminal, as full as it is wide."""
+"""Sheets on a terminal, as full as it is wide."""
 
+from collections.abc import Sequence
 from itertools import chain
 
 from rich import box
@@ -8,6 +9,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from dmqbench.results.best import best_of
+from dmqbench.results.seed_sheet import seed_sheet
 from dmqbench.results.sheets import Cell, Sheet, sheet_of
 from dmqbench.results.tables import Table
 
@@ -15,13 +17,25 @@ _NAME_WIDTH = 11
 
 
 def fitted(table: Table, console: Console) -> tuple[Sheet, RichTable]:
-    """Return the fullest sheet that the console holds: shorter numbers first, then less space, then fewer columns.
-
-    Cutting numbers off would change them, so columns go: calibration time, size, then metrics from the last.
-    """
+    """Return the fullest sheet of jobs that the console holds."""
     best = best_of(table)
     full, compact = (sheet_of(table, short, best) for short in (False, True))
-    expendable = (compact.columns[-1], "MiB", *reversed(table.metrics[1:]))
+    return _fullest(full, compact, (compact.columns[-1], "MiB", *reversed(table.metrics[1:])), console)
+
+
+def fitted_seeds(table: Table, console: Console) -> tuple[Sheet, RichTable] | None:
+    """Return the fullest sheet over seeds that the console holds; None where no method has several."""
+    full, compact = (seed_sheet(table, short) for short in (False, True))
+    if full is None or compact is None:
+        return None
+    return _fullest(full, compact, ("MiB", *reversed(table.metrics[1:])), console)
+
+
+def _fullest(full: Sheet, compact: Sheet, expendable: Sequence[str], console: Console) -> tuple[Sheet, RichTable]:
+    """Take shorter numbers first, then less space, then fewer columns, of the ``expendable`` ones in their order.
+
+    Cutting numbers off would change them, so columns go.
+    """
     shorter = (compact.cut(expendable[:count]) for count in range(1, len(expendable) + 1))
     sheet, drawn = full, rich_table(full)
     for narrower, dense in chain([(compact, False), (compact, True)], ((sheet, True) for sheet in shorter)):

@@ -170,18 +170,6 @@ def test_names_from_a_store_command_neither_terminal_nor_markdown(bench):
     assert "<b>" not in row and "\\|" in row
 
 
-def test_several_seeds_have_a_line_with_their_mean(bench):
-    for seed, psnr in enumerate((30.0, 31.0, 33.5)):
-        bench.job("rtn", "w4a6", psnr, 4.0, seed=seed)
-    bench.job("rtn", "w8a8", 50.0)
-    rows = [line.split("|")[1:-1] for line in formats.as_markdown(bench.results()).splitlines() if "seeds |" in line]
-    [row] = [[cell.strip() for cell in row] for row in rows]
-    assert row[:3] == ["rtn", "w4a6", "3 seeds"]
-    # Mean 31.5, standard deviation 1.8028, and Student's quantile 4.3027 with two degrees of freedom.
-    assert row[4] == f"31.50±{4.3027 * 1.8028 / 3**0.5:.1f}"
-    assert row[5] == "4.000", "equal in every seed"
-
-
 def test_the_mean_is_over_seeds_and_not_over_other_settings(bench):
     bench.job("rtn", "w4a6", 30.0, config={"method": {"candidates": 80}})
     bench.job("rtn", "w4a6", 33.0, seed=1, config={"method": {"candidates": 10}})

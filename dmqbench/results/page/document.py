@@ -30,6 +30,7 @@ from dmqbench.results.page.gallery import LONGEST_SIDE, gallery_of
 from dmqbench.results.page.jobs import figures_of_jobs, job_data
 from dmqbench.results.page.render import Json, render
 from dmqbench.results.result import Result, printable
+from dmqbench.results.seed_sheet import seed_sheet
 from dmqbench.results.sheets import Line, Sheet, sheet_of
 from dmqbench.results.studies import boundaries_of, studies
 from dmqbench.results.studies.findings import FindingsReader
@@ -78,6 +79,7 @@ class Section:
     against: str
     differences: tuple[Differences, ...]
     costs: Sheet | None
+    over_seeds: Sheet | None = None
     figures: Json = field(default_factory=dict)
 
     @property
@@ -188,6 +190,7 @@ class _Content:
             against=printable(baseline or ""),
             differences=_differences(contrasts(table, baseline)) if baseline else (),
             costs=cost_sheet(table),
+            over_seeds=seed_sheet(table),
             figures=self.figures(table),
         )
 
