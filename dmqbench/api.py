@@ -40,6 +40,7 @@ from dmqbench.models.own import Conditions, Denoiser
 from dmqbench.models.own_checks import require_usable
 from dmqbench.models.own_exchange import exchange_own_
 from dmqbench.models.own_folder import described
+from dmqbench.models.planting import plant_
 from dmqbench.models.quantized import load, save
 from dmqbench.models.quantized_report import report
 from dmqbench.quant.modes import undisturbed
@@ -133,6 +134,7 @@ def quantize_(
         with shop.record:
             last = calibrated(shop)[-1]
         facts, state = description(shop, last), load_file(last.path / STATE)
+        plant_(network, shop.job.model.planted)
         if own:
             exchange_own_(own, facts, state, per_step=job.bits.ranges != "shared")
         else:

@@ -1,7 +1,7 @@
 """Ids of artifacts: 16 hexadecimal digits of a hash of what determines them. Computed without torch."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,8 @@ def job_ids(job: Job, weights: str) -> JobIds:
         model["dtype"] = job.model.dtype
     if job.model.size is not None:
         model["size"] = job.model.size
+    if job.model.planted:
+        model["planted"] = asdict(job.model.planted)
     task = _task_facts(job)
     trajectories = _id(
         "trajectories",

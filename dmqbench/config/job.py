@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, fields, is_dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from operator import attrgetter
 from pathlib import Path
@@ -31,6 +31,7 @@ from dmqbench.config.model_checks import (
     checked_model,
 )
 from dmqbench.config.model_facts import timesteps, with_image_tokens
+from dmqbench.config.planted import with_planted
 from dmqbench.config.plugin_code import require_module
 from dmqbench.config.plugins import left_out_with, plugin_with, shipped_with
 from dmqbench.config.plugins import metrics as known_metrics
@@ -90,12 +91,22 @@ def make_job(config: DictConfig) -> Job:
 
 def _asked(plain: Mapping[str, Any], method: MethodConfig) -> Job:
     """Return the job as it is written, nothing of it checked but the method."""
-    groups = {
-        name: kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in plain[name].items()})
-        for name, kind in (schema.GROUPS | schema.NODES).items()
-    }
+    groups = {name: _typed(kind, plain[name]) for name, kind in (schema.GROUPS | schema.NODES).items()}
     words = {key: plain[key] for key in ("task", "seed", "engine", "diagnose", "task_kind")}
     return Job(**words, **groups, method=method, store_root=store_root(plain["store"]["root"]), config={})
+
+
+def _typed(kind: Any, values: Mapping[str, Any]) -> Any:
+    """Return a schema's dataclass, and those inside it, with values as a configuration has them."""
+    made: dict[str, Any] = {item.name: item.default_factory for item in fields(kind)}
+    inner = {name: factory for name, factory in made.items() if is_dataclass(factory)}
+
+    def typed(key: str, value: Any) -> Any:
+        if key in inner:
+            return _typed(inner[key], value)
+        return tuple(value) if isinstance(value, list) else value
+
+    return kind(**{key: typed(key, value) for key, value in values.items()})
 
 
 def _completed(asked: Job, plain: Mapping[str, Any]) -> Job:
@@ -106,7 +117,7 @@ def _completed(asked: Job, plain: Mapping[str, Any]) -> Job:
         dataset = replace(dataset, reference=str(images))
     if accelerator == "auto":
         accelerator = "gpu" if cuda_expected() else "cpu"
-    model = checked_model(asked.model, guidances)
+    model = with_planted(checked_model(asked.model, guidances))
     ranges = asked.method.ranges if asked.bits.ranges == "method" else asked.bits.ranges
     job = replace(
         asked,

@@ -11,18 +11,21 @@ from typing import Any, Optional
 from dmqbench.config.inputs import EditConfig, EvaluateConfig, InputsConfig
 from dmqbench.config.names import REQUIRED
 from dmqbench.models.folders import OWN, SHIPPED, ModelSource
+from dmqbench.models.planted import Planted
 from dmqbench.models.precision import FLOAT32
 from dmqbench.quant.spec import GRANULARITIES
 from dmqbench.samplers.spec import SAMPLER_VERSION, SamplerSpec
 
 
-def model_label(name: str, path: str | None, dtype: str = FLOAT32, size: Sequence[int] | None = None) -> str:
+def model_label(
+    name: str, path: str | None, dtype: str = FLOAT32, size: Sequence[int] | None = None, planted: str = ""
+) -> str:
     """How a model is called: a folder or repository of one's own by its own name, others by that of their YAML; with
-    the size of its images and what it computes in, unless these are the file's and float32."""
+    the size of its images and what it computes in, unless these are the file's and float32, and what was planted."""
     if path is not None and name in ("local", "hub"):
         name = (Path(path).name if name == "local" else path) or name
-    shown = "" if size is None else f", {'×'.join(map(str, size))}"
-    return f"{name}{shown}" if dtype == FLOAT32 else f"{name}{shown}, {dtype}"
+    further = ("×".join(map(str, size or ())), dtype if dtype != FLOAT32 else "", planted)
+    return ", ".join([name, *filter(None, further)])
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,7 @@ class ModelConfig:
     ``dtype``: one of ``DTYPES``, of the network's weights and activations; all that quantizers hold, compute and learn,
     samplers, decoders and text encoders are float32 always.
     ``size``: of images, in pixels: (height, width), or in a job one number for both; null: as the network's file says.
+    ``planted``: outliers that change no picture of full precision.
     ``condition``: one of ``CONDITIONS``, for a network that reads ``condition_channels`` more channels than the C of
     its state; ``condition_factor``: how many times a low-resolution image is smaller.
     """
@@ -50,18 +54,19 @@ class ModelConfig:
     scheduler: Optional[str] = None
     dtype: str = FLOAT32
     size: Any = None
+    planted: Planted = field(default_factory=Planted)
 
     @property
     def facts(self) -> dict[str, Any]:
         """All values, as a result keeps them; a scheduler or a size that is not given is none, nor is the usual
-        precision, and what lives in a script lies nowhere."""
-        usual = {"scheduler": None, "dtype": FLOAT32, "size": None}
+        precision, or nothing planted, and what lives in a script lies nowhere."""
+        usual = {"scheduler": None, "dtype": FLOAT32, "size": None, "planted": asdict(Planted())}
         found = {key: value for key, value in asdict(self).items() if key not in usual or value != usual[key]}
         return found | ({"path": None} if self.source == OWN else {})
 
     @property
     def label(self) -> str:
-        return model_label(self.name, self.path, self.dtype, self.size)
+        return model_label(self.name, self.path, self.dtype, self.size, self.planted.text)
 
     @property
     def shapes_only(self) -> bool:
@@ -78,7 +83,8 @@ class ModelConfig:
         if location is None:
             raise ValueError(f"model.path=null is not allowed with model.source={self.source}")
         channels, classes = self.condition_channels or 0, self.classes or None
-        return ModelSource(kind, location, self.revision, classes, channels, self.scheduler, self.dtype, self.size)
+        further = self.scheduler, self.dtype, self.size, self.planted
+        return ModelSource(kind, location, self.revision, classes, channels, *further)
 
 
 @dataclass(frozen=True)

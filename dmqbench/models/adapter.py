@@ -23,6 +23,7 @@ from dmqbench.models.conditioning import (
 from dmqbench.models.families.family import GUIDANCE, Calling
 from dmqbench.models.folders import SCHEDULER_CONFIG, ModelError, ModelSource, read_config
 from dmqbench.models.own import Denoiser, OwnCalling, OwnConditioner, blocks_of, copied, lent_denoiser
+from dmqbench.models.planting import plant_
 from dmqbench.models.portions import WHOLE, Portions, in_portions
 from dmqbench.models.sources import LoadedModel, blocks_of_family, dtype_of, load_decoder_network, load_model
 from dmqbench.models.topology import Topology, trace
@@ -60,6 +61,8 @@ class Adapter:
     """How much of a network call is computed at once."""
     blocks: frozenset[str] = frozenset()
     """What is reconstructed as a block beside the blocks of diffusers."""
+    planted: Mapping[str, int] = field(default_factory=dict)
+    """Channels of places that outliers were planted into."""
     dtype: torch.dtype = torch.float32
     """Of the network's weights and activations; what it is given and what it predicts are float32."""
 
@@ -172,9 +175,12 @@ def load_adapter(
         ModelError: the model cannot be loaded, or one of these is needed and not given.
     """
     if (denoiser := lent_denoiser(source)) is not None:
-        return _own_adapter(denoiser, read_config(Path(source.location) / SCHEDULER_CONFIG), device)
+        own = _own_adapter(denoiser, read_config(Path(source.location) / SCHEDULER_CONFIG), device)
+        own.planted = plant_(own.network, source.planted)
+        return own
     model = load_model(source)
     decoder = load_decoder_network(model.folder)
+    planted = plant_(model.network, source.planted)
     return Adapter(
         model.network.to(device),
         sample_shape=model.sample_shape,
@@ -184,6 +190,7 @@ def load_adapter(
         calling=model.family,
         decoder=PixelDecoder() if decoder is None else _latent_decoder(decoder),
         blocks=blocks_of_family(model.network, type(model.family)),
+        planted=planted,
         dtype=dtype_of(source),
     )
 

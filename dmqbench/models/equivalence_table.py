@@ -25,7 +25,8 @@ from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
 from torch import nn
 
 from dmqbench.models.attention import ExplicitAttention, ExplicitJointAttention, form_of
-from dmqbench.models.equivalences import Barrier, Columns, Equivalence, Kind, Rows, owned_alone
+from dmqbench.models.equivalences import Barrier, Columns, Equivalence, Rows, owned_alone
+from dmqbench.models.planted import Kind
 
 _BESIDE_PROJECTIONS = ("group_norm", "spatial_norm", "norm_cross", "residual_connection")
 """What else reads the input of an attention, where it has one."""

@@ -7,16 +7,12 @@ modulations: there 1 + s is what is rescaled, by a bias of its own, and the sum 
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-Kind = Literal["norm", "value", "gate", "group_norm"]
-
-KINDS: tuple[Kind, ...] = ("norm", "value", "gate", "group_norm")
-"""Layer norms, modulated or not; values of attentions; halves of gated units that no activation function is applied to;
-group norms with none behind them."""
+from dmqbench.models.planted import Kind
 
 
 @dataclass(frozen=True)

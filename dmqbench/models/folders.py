@@ -7,10 +7,11 @@ network. Weights are safetensors; pickles are never opened.
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from dmqbench.models.planted import Planted
 from dmqbench.models.precision import FLOAT32
 from dmqbench.store.files import load_json, safe_name
 
@@ -60,6 +61,7 @@ class ModelSource:
         scheduler: the file that states the noise schedule, or a folder that holds it; None: the model's own.
         dtype: of the network's weights and activations, by torch's name.
         size: height and width of images, in pixels; None: as the network's file says.
+        planted: outliers that the network is given when its weights are loaded.
     """
 
     kind: Literal["embedded", "local", "hub", "architecture", "package", "own"]
@@ -70,6 +72,7 @@ class ModelSource:
     scheduler: str | None = None
     dtype: str = FLOAT32
     size: tuple[int, int] | None = None
+    planted: Planted = field(default_factory=Planted)
 
     def __post_init__(self) -> None:
         if self.kind not in (*SHIPPED, "local", "hub", OWN):

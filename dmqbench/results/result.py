@@ -11,6 +11,7 @@ from dmqbench.config.checked_job import plan_name
 from dmqbench.config.names import STAND_IN, UNKNOWN
 from dmqbench.config.schema import model_label
 from dmqbench.eval.measurement import Measurement
+from dmqbench.models.planted import Planted
 from dmqbench.models.precision import FLOAT32
 from dmqbench.results.record import (
     CalibrationPart,
@@ -151,7 +152,8 @@ class Result:
     def model(self) -> str:
         """How the model is called: of folders and repositories of one's own, each by its own name."""
         model = self.settings("model")
-        return model_label(self.model_name, model.get("path"), model.get("dtype", FLOAT32), model.get("size"))
+        planted = Planted.stated(model.get("planted")).text
+        return model_label(self.model_name, model.get("path"), model.get("dtype", FLOAT32), model.get("size"), planted)
 
     @property
     def task(self) -> str | None:

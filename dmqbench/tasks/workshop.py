@@ -124,6 +124,8 @@ class Workshop:
         model, read = self.job.model, self.embeddings
         conditioner = None if read is None else TextConditioner(read.conditions, read.unguided)
         adapter = load_adapter(model.checkpoint, self.job.device_type, conditioner=conditioner)
+        if adapter.planted:
+            self.record.log("planted", dose=model.planted.dose, places=adapter.planted)
         if isinstance(adapter.conditioner, ClassConditioner):
             adapter.conditioner = replace(adapter.conditioner, balanced=self.job.inputs.balanced)
         if self.job.task_kind == "restore":

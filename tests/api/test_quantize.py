@@ -45,6 +45,7 @@ ALLOWED = r"\(allowed: unet or transformer of DiTTransformer2DModel, .*, and a s
         ("rtn", "w4a6", "paper", "step", "method.paper_scope.attention=true"),
         ("q_diffusion", "w3a8", "paper", "shared", "engine=simulate"),
         ("dmq", "w4a6", "common", "step", "method.equivalent_scaling.absorb=true"),
+        ("rtn", "w4a6", "common", "step", "model.planted.dose=8"),
         ("efficient_dm", "w2a4", "common", "step", "engine=simulate"),
         ("rtn", "w4a32", "common", "shared", "engine=simulate"),
         ("rtn", "w8a8", "common", "shared", "bits.weight=32"),

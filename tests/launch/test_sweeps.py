@@ -281,3 +281,11 @@ def test_the_glance_at_two_bits_is_a_part_of_the_claims():
     methods = ("rtn", "q_diffusion", "efficient_dm", "mpq_dm")
     assert found == [("fp", "w32a32"), *((method, "w2a4") for method in methods)]
     assert {one.result for one in planned_jobs("mpq_dm_glance")} < {one.result for one in planned_jobs("mpq_dm_claims")}
+
+
+def test_the_dial_changes_nothing_but_dose_method_and_seed():
+    found = {(job.model.planted.dose, job.method.name, stages(job)[0], job.seed) for job in jobs("outlier_dial")}
+    doses = {dose for dose, *_ in found}
+    assert doses == {1, 2, 4, 8, 16, 32, 64} and len(found) == len(jobs("outlier_dial")) == 7 * 5 * 3
+    assert {job.model.planted.where for job in jobs("outlier_dial") if job.model.planted} == {("value", "group_norm")}
+    assert len({(job.bits, job.budget, job.metrics) for job in jobs("outlier_dial")}) == 1
