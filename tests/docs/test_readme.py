@@ -131,7 +131,7 @@ def check(words: list[str], stand_ins: dict[str, str], monkeypatch, capsys) -> N
         program, *rest = shlex.split(rest[0].removeprefix("$(").removesuffix(")"))
     if program == "dmqbench":
         for name in PACKAGED:
-            if f"model={name}" in rest or f"+sweeps={name}" in rest:
+            if any(word.startswith((f"model={name}", f"+sweeps={name}")) for word in rest):
                 require_package(name)
         shown = {"--cfg", "-sc", "--help"} & set(rest)
         assert jobs_of(filled(rest, stand_ins), monkeypatch) or shown

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 from handmade_findings import FindingsBench
+from packaged_models import require_package
 
 from dmqbench.config.checked_job import Job
 from dmqbench.config.ids import job_ids
@@ -15,6 +16,7 @@ from dmqbench.config.limits import limits_of
 from dmqbench.config.model_facts import weights_hash
 from dmqbench.config.places import CONF, SWEEPS
 from dmqbench.launch.sweeps import Planned, check, sweep_jobs
+from dmqbench.models.packaged.catalogue import PACKAGED
 from dmqbench.results.studies.dose_response import RUNGS, rung_of
 from dmqbench.results.studies.findings import FindingsReader
 from dmqbench.results.studies.precision_ablation import precision_ablation
@@ -32,6 +34,9 @@ def jobs(name: str) -> tuple[Job, ...]:
 
 @cache
 def planned_jobs(name: str) -> tuple[Planned, ...]:
+    for model in PACKAGED:
+        if name.startswith(model):
+            require_package(model)
     return tuple(check(overrides) for overrides in sweep_jobs(name))
 
 
