@@ -25,7 +25,7 @@ from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
 from torch import nn
 
 from dmqbench.models.attention import ExplicitAttention, ExplicitJointAttention, form_of
-from dmqbench.models.equivalences import Barrier, Columns, Equivalence, Rows, owned_alone
+from dmqbench.models.equivalences import Barrier, Columns, Equivalence, Rows, tied
 from dmqbench.models.planted import Kind
 
 _BESIDE_PROJECTIONS = ("group_norm", "spatial_norm", "norm_cross", "residual_connection")
@@ -97,9 +97,9 @@ def found_in(network: nn.Module) -> tuple[list[Equivalence], dict[str, str]]:
             look(found)
             places += found.places
             reasons |= {layer: each.reason for each in found.barriers for layer in each.layers}
-    tied = [place for place in places if not owned_alone(network, place.modules)]
-    reasons |= {part.layer: "parameters are shared with other layers" for place in tied for part in place.readers}
-    return [place for place in places if place not in tied], reasons
+    shared = tied(network, places)
+    reasons |= {part.layer: "parameters are shared with other layers" for place in shared for part in place.readers}
+    return [place for place in places if place not in shared], reasons
 
 
 def _attention(found: _Found) -> None:

@@ -5,7 +5,7 @@ modulations: there 1 + s is what is rescaled, by a bias of its own, and the sum 
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,9 +100,12 @@ def _divided(weight: Tensor, part: slice, factor: Tensor) -> Tensor:
     return changed
 
 
-def owned_alone(network: nn.Module, names: tuple[str, ...]) -> bool:
-    """Whether no other module has the weights and biases of these: what is tied to them would be changed as well."""
+def tied(network: nn.Module, places: Sequence[Equivalence]) -> list[Equivalence]:
+    """Return the places whose weights or biases other modules have too: those would be changed as well."""
     owners = Counter(id(parameter) for module in network.modules() for parameter in module._parameters.values())
-    modules: list[Any] = [network.get_submodule(name) for name in names]
-    own = [tensor for module in modules for tensor in (module.weight, module.bias) if tensor is not None]
-    return all(owners[id(tensor)] == 1 for tensor in own)
+
+    def is_shared(name: str) -> bool:
+        module: Any = network.get_submodule(name)
+        return any(owners[id(own)] > 1 for own in (module.weight, module.bias) if own is not None)
+
+    return [place for place in places if any(map(is_shared, place.modules))]

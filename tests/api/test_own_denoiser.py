@@ -168,6 +168,18 @@ def test_its_network_is_quantized_in_place_and_told_its_timestep(store):
         quantize_(denoiser, "rtn", "w4a6", store=store)
 
 
+def test_outliers_are_planted_where_a_network_is_of_known_blocks(store):
+    unet = smallest_unet(class_entries=None)
+    by_steps = {"scheduler": DDIMScheduler(clip_sample=False), "sample_shape": (1, 8, 8)}
+    denoiser = Denoiser("known", unet, call=lambda net, x, t, _: net(x, t, return_dict=False)[0], **by_steps)
+    before, weight = unet(torch.ones(1, 1, 8, 8), 750).sample, unet.mid_block.attentions[0].group_norm.weight.clone()
+    quantize_(denoiser, "rtn", "w8a8", steps=4, store=store, overrides=(*FEW, "model.planted.dose=32"))
+    assert (unet.mid_block.attentions[0].group_norm.weight / weight).unique().tolist() == [1.0, 32.0]
+    assert 0 < (unet(torch.ones(1, 1, 8, 8), 750).sample - before).abs().max() < 0.2
+    with pytest.raises(ConfigError, match="has no channels that can be rescaled exactly"):
+        quantize_(conv(), "rtn", "w8a8", steps=4, store=store, overrides=(*FEW, "model.planted.dose=32"))
+
+
 def test_a_network_in_bfloat16_is_measured_and_quantized_in_it(store):
     call = lambda network, x, timestep, cond: network(x, (timestep / 1000).to(x))  # noqa: E731
     narrow = conv(made(ConvNet).to(torch.bfloat16), call=call)

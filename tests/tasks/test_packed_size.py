@@ -46,6 +46,7 @@ def mib(bytes: int) -> float:
         ("q_diffusion", "w4a6", ("bits.scope=paper", "bits.ranges=group3"), True),
         ("dmq", "w4a4", ("method.power_of_two_scaling.agreement=0",), False),
         ("dmq_les", "w4a4", (), True),
+        ("dmq_les", "w4a4", ("method.equivalent_scaling.absorb=true",), True),
         ("efficient_dm", "w2a4", ("bits.scope=paper",), True),
         ("mpq_dm", "w2a6", (), None),
         ("mpq_dm", "w2a6", ("bits.scope=paper", "method.plus=true"), True),
