@@ -124,7 +124,7 @@ def figure(found: list[Dial]) -> Figure:
     shared, names = told_apart([dial.said for dial in found])
     seeds = min(dial.seeds for dial in found)
     interval = f"intervals: 95 % of the mean over seeds, {seeds} of each point or more" if seeds > 1 else _ONE
-    notes = (", ".join(filter(None, shared.values())), "in full precision no dose changes anything", interval)
+    notes = (", ".join(filter(None, shared.values())), "in full precision doses change last bits at most", interval)
     panels = tuple(
         Panel(
             tuple(_line(name, points, methods.index(name)) for name, points in dial.curves.items()),
