@@ -73,6 +73,8 @@ def make_job(config: DictConfig) -> Job:
         ModelError: a model whose shape is not configured has no folder to read it from.
     """
     plain = _resolved(config)
+    if plain["calibration"]["bias_correction"]:
+        plain = method_checks.with_bias_correction(plain)
     method = method_checks.checked_method(plain["method"], OmegaConf.to_container(config.method, resolve=False))
     asked = _asked(plain, method)
     for check in CHECKS_AS_ASKED:

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from dmqbench.config.checked_job import (
     ABOUT_STAGE,
     FURTHER_SCOPE,
@@ -31,6 +33,10 @@ WHOSE_PARAMETERS = {
     "interpolate": "activation parameters between those of the two calibrated calls around its timestep",
 }
 """What every sampled call has, by ``calibration.match``."""
+
+
+BIAS_CORRECTION = "bias_correction"
+"""The stage that any method may end with."""
 
 
 def check_ranges(key: str, value: str, allowed: tuple[str, ...]) -> None:
@@ -173,6 +179,24 @@ def checked_method(plain: Mapping[str, Any], unresolved: Any) -> MethodConfig:
         variant=plain.get("variant", ""),
         stages=tuple(_stage(name, plain[name], limits[name]) for name in plain["stages"]),
     )
+
+
+def with_bias_correction(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a resolved configuration whose method ends with the stage of that name, and says so in its variant; as it
+    is where the method calibrates nothing, or has the stage among its own.
+
+    Raises:
+        ConfigError: a setting of the stage is not allowed.
+    """
+    method = plain["method"]
+    if not method["stages"] or BIAS_CORRECTION in method["stages"]:
+        return dict(plain)
+    made = OmegaConf.create({"budget": plain["budget"], BIAS_CORRECTION: stage_values(BIAS_CORRECTION)})
+    resolved: Any = OmegaConf.to_container(made, resolve=True)
+    variant = ", ".join(filter(None, (method.get("variant"), BIAS_CORRECTION.replace("_", " "))))
+    stages = [*method["stages"], BIAS_CORRECTION]
+    changed = {**method, "stages": stages, BIAS_CORRECTION: resolved[BIAS_CORRECTION], "variant": variant}
+    return {**plain, "method": changed}
 
 
 def without_limits(method: Mapping[str, Any]) -> dict[str, Any]:

@@ -232,6 +232,7 @@ class StoreConfig:
 class CalibrationConfig:
     """How the plan that is calibrated on differs from that of sampling; null is as the sampler has it.
 
+    bias_correction: whether the mean error of every layer's outputs is taken back in the end, whatever the method.
     match: what a call does for whose timestep no activation parameters were calibrated: ``refuse`` the job, take
     those of the ``nearest`` calibrated timestep, or ``interpolate`` between the two around it.
     """
@@ -240,11 +241,13 @@ class CalibrationConfig:
     eta: Optional[float] = None
     guidance: Optional[float] = None
     match: str = "refuse"
+    bias_correction: bool = False
 
     @property
     def changes(self) -> dict[str, Any]:
         """The sampler's settings that are others while calibrating."""
-        return {key: value for key, value in asdict(self).items() if key != "match" and value is not None}
+        plan = ("steps", "eta", "guidance")
+        return {key: value for key in plan if (value := getattr(self, key)) is not None}
 
 
 @dataclass(frozen=True)

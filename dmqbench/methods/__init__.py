@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def stages_of(method: str) -> "Mapping[str, StageFactory]":
-    """Return the stages that a method may use, by the names that its YAML lists.
+    """Return the stages that a method may use, by the names that its YAML lists, and those that any may end with.
 
     Raises:
         ConfigError: its module is not there or cannot be imported, or one of its stages is computed by code that ids
@@ -22,13 +22,19 @@ def stages_of(method: str) -> "Mapping[str, StageFactory]":
     require_module(method)
     module = str(method_module(method))
     try:
-        stages: Mapping[str, StageFactory] = import_module(module).STAGES
+        stages: Mapping[str, StageFactory] = {**_shared(), **import_module(module).STAGES}
     except (Exception, SystemExit) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise ConfigError("method", method, problem=f"cannot be used: {module} fails ({reason})") from None
     for name, stage in stages.items():
         _check_origin(method, name, stage.__module__)
     return stages
+
+
+def _shared() -> "Mapping[str, StageFactory]":
+    from dmqbench.stages.bias_correction import BiasCorrection
+
+    return {BiasCorrection.name: BiasCorrection}
 
 
 def _check_origin(method: str, stage: str, module: str) -> None:

@@ -163,7 +163,7 @@ def freeze_layer(layer: QuantLayer) -> FrozenLayer:
         weight_codes=weights.codes,
         weight_zero_point=weights.spread(weights.zero_point).detach().to(torch.int16),
         weight_scale=weights.scale.detach().clone(),
-        bias=layer.bias,
+        bias=layer.quantized_bias(weights.scale.dtype),
         activation=activation,
         equivalent_scale=None if layer.equivalent_scale is None else layer.equivalent_scale.detach(),
         channel_axis=layer.channel_axis,

@@ -1,10 +1,10 @@
 """What quantized layers share. They compute
 
-    y = Q_a(x / s) * Q_w(s ⊙ (W0 + B A)) + bias
+    y = Q_a(x / s) * Q_w(s ⊙ (W0 + B A)) + bias + d
 
-with s the equivalent scale per input channel and B A a low-rank adapter, both optional. W0 is never changed: with
-both switches off the same module is the full-precision teacher. (Where s is absorbed, W0 holds it for good, and what
-writes x was divided by it: ``models.absorption``.)
+with s the equivalent scale per input channel, B A a low-rank adapter and d a shift per output channel, all optional.
+W0 is never changed: with both switches off the same module is the full-precision teacher. (Where s is absorbed, W0
+holds it for good, and what writes x was divided by it: ``models.absorption``.)
 
 W0 and what the layer reads may be in fewer bits than float32, and so is the product then; Q_a, Q_w, s, B and A are in
 float32 always.
@@ -33,6 +33,8 @@ class QuantLayer(nn.Module):
     kind: str
     absorbed_scale: Tensor | None
     """The equivalent scale [C_in] that W0 has been multiplied by for good."""
+    output_shift: Tensor | None
+    """d [C_out], which is added wherever anything is quantized."""
     weight_elsewhere: Callable[[], Tensor] | None
     """While set, ``weight`` has no values, and this brings them: see ``calibration.offloading``."""
 
@@ -54,6 +56,7 @@ class QuantLayer(nn.Module):
         self.adapter_up: nn.Parameter | None = None
         self.register_buffer("fixed_weight", None, persistent=False)
         self.register_buffer("absorbed_scale", None)
+        self.register_buffer("output_shift", None)
         self.weight_quantizer = self._weight_quantizer(plan)
         self.activation_quantizer: ActivationQuantizer | None = None
         if plan.activation_levels is not None:
@@ -182,6 +185,12 @@ class QuantLayer(nn.Module):
             return widened(x)
         return x / along_axis(self.equivalent_scale[None], x.ndim, self.channel_axis)
 
+    def quantized_bias(self, dtype: torch.dtype) -> Tensor | None:
+        """bias + d, which outputs have wherever anything is quantized."""
+        if self.output_shift is None:
+            return self.bias
+        return (self.output_shift if self.bias is None else widened(self.bias) + self.output_shift).to(dtype)
+
     def forward(self, x: Tensor) -> Tensor:
         if not (self.weight_on or self.activation_on):
             return self.apply_weight(x, self.unscaled_weight(), self.bias)
@@ -190,7 +199,8 @@ class QuantLayer(nn.Module):
         given = self.scaled_input(x)
         if self.activation_on and self.activation_quantizer is not None:
             given = self.activation_quantizer(given)
-        return self.apply_weight(given.to(x.dtype), self.effective_weight().to(x.dtype), self.bias)
+        weight = self.effective_weight()
+        return self.apply_weight(given.to(x.dtype), weight.to(x.dtype), self.quantized_bias(x.dtype))
 
     @torch.no_grad()
     def freeze_weight_(self) -> None:

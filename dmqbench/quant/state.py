@@ -15,7 +15,16 @@ from dmqbench.quant.spec import Neighbours, StepGroups
 DERIVED = ("weight", "bias", "fixed_weight", "group_of_channel")
 """Tensors of a layer that are the model's own, or follow from the rest."""
 
-OPTIONAL = ("alpha", "codes", "exponent", "equivalent_scale", "absorbed_scale", "adapter_down", "adapter_up")
+OPTIONAL = (
+    "alpha",
+    "codes",
+    "exponent",
+    "equivalent_scale",
+    "absorbed_scale",
+    "output_shift",
+    "adapter_down",
+    "adapter_up",
+)
 """Tensors that a quantizer or layer may be without."""
 
 Shape = tuple[int | None, ...]
@@ -53,6 +62,7 @@ def _expected_shapes(name: str, module: nn.Module, network: nn.Module) -> dict[s
         return {
             "equivalent_scale": (channels,),
             "absorbed_scale": (channels,),
+            "output_shift": (rows,),
             "adapter_down": (None, module.weight[0].numel()),
             "adapter_up": (rows, None),
         }

@@ -287,7 +287,8 @@ def calibration_text(calibration: Mapping[str, Any]) -> str:
 
     Of calls at other timesteps than the calibrated ones it is said how they are matched, unless by the nearest.
     """
-    changes = {key: value for key, value in calibration.items() if key != "match" and value is not None}
+    apart = ("match", "bias_correction")  # one is said below, the other by the variant of the method
+    changes = {key: value for key, value in calibration.items() if key not in apart and value is not None}
     if "steps" in changes and calibration.get("match") == "interpolate":
         changes["match"] = "interpolate"
     return ", ".join(f"calibration.{key}={value}" for key, value in changes.items())

@@ -17,6 +17,7 @@ from dmqbench.quant.layer import QuantLayer
 from dmqbench.quant.layers import quant_layers, weight_layers
 from dmqbench.quant.power_of_two import CHUNK_ELEMENTS
 from dmqbench.quant.state import activation_quantizers
+from dmqbench.stages.bias_correction import BiasCorrection
 from dmqbench.stages.footprints_of_scales import equivalent_scaling
 from dmqbench.stages.footprints_of_training import low_rank_tuning, trajectory_reconstruction
 from dmqbench.stages.footprints_of_units import activation_reconstruction, weight_reconstruction
@@ -107,11 +108,25 @@ def outlier_allocation(bench: ShapeBench, settings: Any) -> int:
     return bench.network_bytes + max(call, bench.saved_bytes)
 
 
+def bias_correction(bench: ShapeBench, settings: Any) -> int:
+    """Each layer computes its output again, and the difference in twice the precision, channel by channel."""
+
+    def look(_: str, layer: QuantLayer, args: tuple[Tensor, ...], output: Tensor) -> Any:
+        exact = widened(layer.apply_weight(args[0], layer.weight, layer.bias))
+        error = (widened(output) - exact).double()
+        return (exact, error, error.square())[0].to(output.dtype)
+
+    call = bench.hooked_call(bench.batch_of(settings), look, True, True)
+    BiasCorrection.outline_(bench.network, settings)
+    return bench.network_bytes + max(call, bench.saved_bytes)
+
+
 FOOTPRINTS: Mapping[str, Footprint] = {
     function.__name__: function
     for function in (
         *(weight_range, weight_reconstruction, activation_range, activation_reconstruction, activation_ema),
         *(equivalent_scaling, power_of_two_scaling, outlier_allocation, low_rank_tuning, trajectory_reconstruction),
+        bias_correction,
     )
 }
 """By the name of the stage; those of other packages are not known."""
