@@ -147,7 +147,8 @@ def _recorded(job: Job, plain: Mapping[str, Any]) -> dict[str, Any]:
         left_out.add("inputs")
     resolved = {
         **plain,
-        **{group: asdict(getattr(job, group)) for group in (*schema.GROUPS, "calibration")},
+        **{group: asdict(getattr(job, group)) for group in schema.GROUPS},
+        "calibration": job.calibration.facts,
         "model": job.model.facts,
         "sampler": job.sampler.facts,
         "bits": job.bits.facts,

@@ -249,6 +249,11 @@ class CalibrationConfig:
         plan = ("steps", "eta", "guidance")
         return {key: value for key in plan if (value := getattr(self, key)) is not None}
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What results keep: as it was before there was a correction, where there is none."""
+        return {key: value for key, value in asdict(self).items() if key != "bias_correction" or value}
+
 
 @dataclass(frozen=True)
 class JobConfig:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 import textwrap
 from pathlib import Path
 
@@ -24,7 +25,9 @@ def shown(language: str) -> str:
     return textwrap.dedent(block)
 
 
-def test_a_method_of_ones_own(tmp_path, monkeypatch):
+def test_a_method_of_ones_own(tmp_path, monkeypatch, request):
+    # Or the name would be known to tests that come later in this process.
+    request.addfinalizer(lambda: sys.modules.pop("dmqbench.methods.mine", None))
     (tmp_path / "conf" / "method").mkdir(parents=True)
     (tmp_path / "conf" / "method" / "mine.yaml").write_text(shown("yaml"))
     (tmp_path / "mine.py").write_text(shown("python"))
