@@ -114,9 +114,10 @@ def compose(overrides: Sequence[str]) -> DictConfig:
     for key, value in values:
         refuse_resolvers(value, key)
     if of_method:
-        given = _settings(config)
+        given, named = _settings(config), config.method.variant
         set_values(config, of_method, chosen.names)
-        config.method.variant = config.method.variant or variant_text(given, _settings(config))
+        if config.method.variant == named:  # which a command line may set too, and then it is left so
+            config.method.variant = ", ".join(filter(None, (named, variant_text(given, _settings(config)))))
     return config
 
 

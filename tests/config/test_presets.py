@@ -90,6 +90,7 @@ def test_a_variant_is_named_by_what_sets_it_apart(overrides, text):
 def test_the_named_variant_leaves_out_the_votes_and_shares_every_stage_with_dmq():
     job = job_of("method=dmq_les")
     assert (job.method.name, job.method.variant) == ("dmq", "LES")
+    assert job_of("method=dmq_les", "method.equivalent_scaling.absorb=true").method.variant == "LES, absorb=true"
     ours, published = stage_ids("method=dmq_les"), stage_ids("method=dmq")
     assert ours == {name: id for name, id in published.items() if name != "power_of_two_scaling"}
 
