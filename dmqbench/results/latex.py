@@ -69,20 +69,20 @@ def _body(lines: Sequence[Line]) -> Iterable[str]:
     for line in lines:
         if line.section:
             yield r"    \addlinespace"
-        yield f"    {_row([_cell(cell, line.faint) for cell in line.cells])}"
+        yield f"    {_row([_cell(cell, line.floor) for cell in line.cells])}"
 
 
 def _row(cells: Sequence[str]) -> str:
     return " & ".join(cells) + r" \\"
 
 
-def _cell(cell: Cell, faint: bool) -> str:
+def _cell(cell: Cell, floor: bool) -> str:
     text = _numbers(cell.text)
     if not text:
         return ""
     if cell.best:
         return rf"\textbf{{{text}}}"
-    return rf"\textit{{{text}}}" if faint else text
+    return rf"\textit{{{text}}}" if floor else text
 
 
 def _numbers(text: str) -> str:

@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from statistics import fmean
 
+from dmqbench.results.best import Best
 from dmqbench.results.cells import bits_text, number_text, size_text, spread_text, word_text
 from dmqbench.results.over_seeds import over_seeds
 from dmqbench.results.result import printable
@@ -19,14 +20,14 @@ NOTES = (
 )
 
 
-def seed_sheet(table: Table, compact: bool = False) -> Sheet | None:
-    """Return one line per method and settings that has several seeds; None where none has."""
+def seed_sheet(table: Table, compact: bool = False, best: Best | None = None) -> Sheet | None:
+    """Return one line per method and settings that has several seeds, None where none has; ``best`` spares asking."""
     groups = seed_groups(table.rows)
     if not groups:
         return None
     extra = [name for name in varying(table) if name != "seed"]
     words = ("method", "bits", *extra, "seeds")
-    best = {metric: _best(groups, metric) for metric in table.metrics}
+    best = best_over_seeds(table) if best is None else best
     lines = []
     for number, group in enumerate(groups):
         first = group.rows[0]
@@ -34,11 +35,11 @@ def seed_sheet(table: Table, compact: bool = False) -> Sheet | None:
         cells += [str(len(group.rows)), size_text(first.size_mib, compact)]
         values = [Cell(spread_text(group.spread(name), compact), number in best[name]) for name in table.metrics]
         section = number > 0 and first.bits != groups[number - 1].rows[0].bits
-        lines.append(Line((*map(Cell, cells), *values), section, kind="mean"))
+        lines.append(Line((*map(Cell, cells), *values), section))
     floors = [calibration_floor(groups, metric) for metric in table.metrics]
     texts = ["–" if floor is None else number_text(floor, 2) for floor in floors]
     blanks = [""] * len(words)
-    lines.append(Line(tuple(map(Cell, ("calibration floor", *blanks, *texts))), True, "floor"))
+    lines.append(Line(tuple(map(Cell, ("calibration floor", *blanks, *texts))), section=True, floor=True))
     return Sheet(
         title=f"{title_of(table)} · over seeds",
         columns=(*words, "MiB", *table.metrics),
@@ -60,6 +61,12 @@ def calibration_floor(groups: Sequence[SeedGroup], metric: str) -> float | None:
         squares += sum((value - mean) ** 2 for value in values)
         freedom += len(values) - 1
     return math.sqrt(squares / freedom) if freedom else None
+
+
+def best_over_seeds(table: Table) -> Best:
+    """Return, per metric, the places among the groups of seeds that are best of their bits, as far as seeds tell."""
+    groups = seed_groups(table.rows)
+    return {metric: _best(groups, metric) for metric in table.metrics}
 
 
 def _best(groups: Sequence[SeedGroup], metric: str) -> frozenset[int]:

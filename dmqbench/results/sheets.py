@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from dmqbench.eval.measurement import Floor
 from dmqbench.results.best import Best, best_of
@@ -23,17 +23,13 @@ class Cell(NamedTuple):
 class Line(NamedTuple):
     """One row of cells; ``section`` says that a new group of bits begins.
 
-    ``kind``: "job" of one result, the ``row``; "mean" over seeds; "floor", what a metric reads without quantization.
+    ``floor``: it is what a metric reads where no method differs; others are of a result, the ``row``, or of several.
     """
 
     cells: tuple[Cell, ...]
     section: bool = False
-    kind: Literal["job", "mean", "floor"] = "job"
+    floor: bool = False
     row: Result | None = None
-
-    @property
-    def faint(self) -> bool:
-        return self.kind == "floor"
 
 
 @dataclass(frozen=True)
@@ -157,4 +153,4 @@ def _floor_lines(table: Table, words: int, compact: bool) -> Iterable[Line]:
         values = (Cell(floor_text(by_metric.get(metric), compact)) for metric in table.metrics)
         blanks = (Cell("") for _ in range(words))
         cells = (Cell(label), *list(blanks)[1:], Cell(""), *values, Cell(""))
-        yield Line(cells, number == 0, "floor")
+        yield Line(cells, number == 0, floor=True)

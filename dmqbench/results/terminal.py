@@ -9,7 +9,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from dmqbench.results.best import best_of
-from dmqbench.results.seed_sheet import seed_sheet
+from dmqbench.results.seed_sheet import best_over_seeds, seed_sheet
 from dmqbench.results.sheets import Cell, Sheet, sheet_of
 from dmqbench.results.tables import Table
 
@@ -25,7 +25,8 @@ def fitted(table: Table, console: Console) -> tuple[Sheet, RichTable]:
 
 def fitted_seeds(table: Table, console: Console) -> tuple[Sheet, RichTable] | None:
     """Return the fullest sheet over seeds that the console holds; None where no method has several."""
-    full, compact = (seed_sheet(table, short) for short in (False, True))
+    best = best_over_seeds(table)
+    full, compact = (seed_sheet(table, short, best) for short in (False, True))
     if full is None or compact is None:
         return None
     return _fullest(full, compact, ("MiB", *reversed(table.metrics[1:])), console)
@@ -56,7 +57,7 @@ def rich_table(sheet: Sheet, dense: bool = False) -> RichTable:
         pad_edge=False,
         show_edge=not dense,
     )
-    name_width = max([_NAME_WIDTH, *(len(line.cells[0].text) for line in sheet.lines if not line.faint)])
+    name_width = max([_NAME_WIDTH, *(len(line.cells[0].text) for line in sheet.lines if not line.floor)])
     for number, heading in enumerate(sheet.headings):
         drawn.add_column(
             Text(heading.replace("_", "_\n").replace(" ↑", "↑").replace(" ↓", "↓")),
@@ -67,7 +68,7 @@ def rich_table(sheet: Sheet, dense: bool = False) -> RichTable:
     for line in sheet.lines:
         if line.section:
             drawn.add_section()
-        drawn.add_row(*(_styled(cell) for cell in line.cells), style="dim" if line.faint else None)
+        drawn.add_row(*(_styled(cell) for cell in line.cells), style="dim" if line.floor else None)
     return drawn
 
 

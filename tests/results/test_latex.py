@@ -18,7 +18,7 @@ COMMANDS = re.compile(r"\\(?:[A-Za-z]+|[^A-Za-z])")
 def sheet(name: str, note: str = "n: 256") -> Sheet:
     lines = (
         Line((Cell(name), Cell("33.05±0.10", best=True), Cell("4.1e-5±2e-6"))),
-        Line((Cell("floor"), Cell("72.1"), Cell("")), section=True, kind="floor"),
+        Line((Cell("floor"), Cell("72.1"), Cell("")), section=True, floor=True),
     )
     return Sheet(f"table of {name}", (name, "psnr", "mse"), 1, lines, (note, "quantization is simulated"))
 

@@ -83,10 +83,6 @@ class Section:
     figures: Json = field(default_factory=dict)
 
     @property
-    def jobs(self) -> list[Row]:
-        return [row for row in self.rows if row.job]
-
-    @property
     def has_odd_plots(self) -> bool:
         """Whether one plot of the table stands alone in its row."""
         return bool(self.figures["trajectories"]) == bool(self.figures["proxies"])
@@ -184,8 +180,8 @@ class _Content:
         return Section(
             sheet=sheet,
             metrics=table.metrics,
-            rows=tuple(row for row in rows if row.line.kind != "floor"),
-            floors=tuple(row for row in rows if row.line.kind == "floor"),
+            rows=tuple(row for row in rows if not row.line.floor),
+            floors=tuple(row for row in rows if row.line.floor),
             why=why_apart(siblings) if siblings[0] is table else None,
             against=printable(baseline or ""),
             differences=_differences(contrasts(table, baseline)) if baseline else (),

@@ -108,18 +108,15 @@ function sortValue(row, column) {
 /** Order rows by a column; what has no value comes last in both directions. */
 function sortTable(table, column, descending) {
   const body = table.tBodies[0];
-  const rows = [...body.rows].filter((row) => row.dataset.job);
-  const keyed = rows.map((row) => ({ row, key: sortValue(row, column) }));
+  const keyed = [...body.rows].map((row) => ({ row, key: sortValue(row, column) }));
   keyed.sort((a, b) => {
     if (a.key === null || b.key === null) return (a.key === null) - (b.key === null);
     const order = typeof a.key === "number" && typeof b.key === "number"
       ? a.key - b.key || 0 : String(a.key).localeCompare(String(b.key));
     return (Number.isNaN(order) ? 0 : order) * (descending ? -1 : 1);
   });
-  const means = [...body.rows].filter((row) => !row.dataset.job);
-  for (const row of [...body.rows]) row.classList.remove("group");
-  body.append(...keyed.map(({ row }) => row), ...means);
-  if (means.length) means[0].classList.add("group");
+  for (const { row } of keyed) row.classList.remove("group");
+  body.append(...keyed.map(({ row }) => row));
 }
 
 function setUpSorting(table) {
@@ -137,7 +134,6 @@ function setUpSorting(table) {
 function setUpFilter(section) {
   const [find, method, bits, count] = ["find", "method", "bits", "count"].map((name) => section.querySelector("." + name));
   const rows = [...section.querySelectorAll("table.results tbody tr")];
-  const jobs = rows.filter((row) => row.dataset.job);
   function apply() {
     const words = find.value.toLowerCase().split(/\s+/).filter(Boolean);
     let shown = 0;
@@ -145,11 +141,11 @@ function setUpFilter(section) {
       const text = row.textContent.toLowerCase();
       const isKept = words.every((word) => text.includes(word)) &&
         (!method.value || row.dataset.method === method.value) && (!bits.value || row.dataset.bits === bits.value);
-      row.hidden = row.dataset.job ? !isKept : Boolean(words.length || method.value || bits.value);
-      shown += row.dataset.job && isKept ? 1 : 0;
+      row.hidden = !isKept;
+      shown += isKept ? 1 : 0;
     }
-    const rowsWord = jobs.length === 1 ? "row" : "rows";
-    count.textContent = `${shown === jobs.length ? shown : `${shown} of ${jobs.length}`} ${rowsWord}`;
+    const rowsWord = rows.length === 1 ? "row" : "rows";
+    count.textContent = `${shown === rows.length ? shown : `${shown} of ${rows.length}`} ${rowsWord}`;
   }
   for (const control of [find, method, bits]) control.addEventListener("input", apply);
   apply();
@@ -196,7 +192,7 @@ document.addEventListener("keydown", (event) => {
   const cell = event.target.closest("table.results tbody tr > *");
   const step = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] }[event.key];
   if (!cell || !step) return;
-  const rows = [...cell.closest("tbody").rows].filter((row) => !row.hidden && row.dataset.job);
+  const rows = [...cell.closest("tbody").rows].filter((row) => !row.hidden);
   const row = rows[rows.indexOf(cell.parentElement) + step[0]];
   const next = row && row.children[cell.cellIndex + step[1]];
   if (!next) return;
