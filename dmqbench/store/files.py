@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 TEMPORARY_PREFIX = ".tmp-"
+_LEFT_BEHIND = ".tmp*"
+"""What killed writers leave: files of this project, and those that safetensors writes first, which end otherwise."""
 MAX_JSON_BYTES = 256 * 2**20
 
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+=,@-]{0,99}")
@@ -155,7 +157,7 @@ sha256_once = once_per_state(sha256_file)
 
 def sweep_temporary(folder: Path) -> None:
     """Remove what killed writers left in ``folder`` and its subfolders; the caller excludes live writers."""
-    for pattern in (f"{TEMPORARY_PREFIX}*", f"*/{TEMPORARY_PREFIX}*"):
+    for pattern in (_LEFT_BEHIND, f"*/{_LEFT_BEHIND}"):
         for leftover in folder.glob(pattern):
             leftover.unlink(missing_ok=True)
 

@@ -108,7 +108,7 @@ def test_the_second_time_it_answers_from_the_store(store, shared, monkeypatch):
     assert torch.equal(draw(quantized(store)), draw(shared))
     with pytest.raises(AssertionError, match="computed again"):
         quantized(store, pipeline(seed=1))
-    assert not list((store / ".work").glob(".tmp-*"))
+    assert not list((store / ".work").glob(".tmp*"))
 
 
 def test_the_same_model_from_another_place_is_the_same(store, shared, tmp_path, monkeypatch):
@@ -273,7 +273,7 @@ def test_wrong_names_are_one_line_and_the_pipeline_is_untouched(tmp_path, option
         quantized(tmp_path, pipe, **options)
     assert "\n" not in str(refused.value)
     assert torch.equal(draw(pipe), draw(pipeline()))
-    assert not list(tmp_path.rglob(".tmp-*"))
+    assert not list(tmp_path.rglob(".tmp*"))
 
 
 def without_unet():

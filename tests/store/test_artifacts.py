@@ -194,9 +194,10 @@ def test_a_reader_never_mistakes_a_replacement_for_damage(tmp_path, between_move
     assert [artifact.manifest for artifact in seen] == [after.manifest] and aside(tmp_path) == []
 
 
-def test_leftovers_of_killed_writers_are_swept_under_the_lock(tmp_path):
+@pytest.mark.parametrize("left", [".tmp-1-abcd", ".tmphGQ73b"], ids=["ours", "safetensors'"])
+def test_leftovers_of_killed_writers_are_swept_under_the_lock(tmp_path, left):
     here = Store(tmp_path)
-    leftover = here.work(ID) / ".tmp-1-abcd"
+    leftover = here.work(ID) / left
     leftover.touch()
     (here.work(ID) / "last.ckpt").touch()
     with here.lock("quantized", ID, part="chunk-3"):
@@ -204,9 +205,9 @@ def test_leftovers_of_killed_writers_are_swept_under_the_lock(tmp_path):
     with here.lock("quantized", ID):
         assert not leftover.exists() and (here.work(ID) / "last.ckpt").exists()
     here.append_file("samples", ID, "chunk-0", lambda path: path.write_bytes(b"x"))
-    (tmp_path / "samples" / ID / ".tmp-1-abcd").touch()
+    (tmp_path / "samples" / ID / left).touch()
     here.append_file("samples", ID, "chunk-1", lambda path: path.write_bytes(b"x"))
-    assert not (tmp_path / "samples" / ID / ".tmp-1-abcd").exists()
+    assert not (tmp_path / "samples" / ID / left).exists()
     publish(here)
     here.work(ID).joinpath("stale.ckpt").touch()
     with here.lock("quantized", ID):
